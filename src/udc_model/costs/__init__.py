@@ -1,0 +1,1 @@
+"""The cost matrix, losses that know it, calibration, and the decision rules."""

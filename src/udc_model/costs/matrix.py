@@ -1,0 +1,76 @@
+"""The cost matrix ``C[y, k]``: the price of deciding class k where the truth is class y."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from udc_model.errors import UdcError
+from udc_model.params import CostParams
+
+
+def cost_matrix(params: CostParams, classes: list[str]) -> NDArray[np.float64]:
+    """Build the (K, K) cost matrix, rows true and columns predicted, in the order of ``classes``.
+
+    Raises
+    ------
+    UdcError
+        A class that the data lacks, a row or cell that is missing, or an order that does not fit; all are named.
+    """
+    _check_names(params, classes)
+    n = len(classes)
+    if params.matrix is not None:
+        costs = np.array([[params.matrix[true][predicted] for predicted in classes] for true in classes])
+    elif params.preset == "absolute_difference":
+        values = _ordinal_values(params, classes)
+        costs = params.default * np.abs(values[:, None] - values[None, :]) ** params.power
+    else:
+        costs = params.default * (1.0 - np.eye(n))
+    index = {name: k for k, name in enumerate(classes)}
+    for entry in params.entries:
+        costs[index[entry.true], index[entry.predicted]] = entry.cost
+    return costs
+
+
+def _check_names(params: CostParams, classes: list[str]) -> None:
+    known = set(classes)
+    problems = []
+    for i, entry in enumerate(params.entries):
+        for key, name in (("true", entry.true), ("predicted", entry.predicted)):
+            if name not in known:
+                problems.append(f"costs.entries.{i}.{key}: the data has no class {name!r}")
+    if params.matrix is not None:
+        problems += _key_problems("costs.matrix", set(params.matrix), known)
+        for true, row in params.matrix.items():
+            problems += _key_problems(f"costs.matrix.{true}", set(row), known)
+    if params.order is not None:
+        problems += _key_problems("costs.order", set(params.order), known)
+        if len(params.order) != len(set(params.order)):
+            problems.append("costs.order: names a class twice")
+    if problems:
+        raise UdcError("\n".join([*problems, f"the classes of the data are: {', '.join(classes)}"]))
+
+
+def _key_problems(where: str, given: set[str], known: set[str]) -> list[str]:
+    problems = [f"{where}: the data has no class {name!r}" for name in sorted(given - known)]
+    return problems + [f"{where}: the class {name!r} is missing" for name in sorted(known - given)]
+
+
+def _ordinal_values(params: CostParams, classes: list[str]) -> NDArray[np.float64]:
+    """The place of each class on the ordinal scale: its rank in ``costs.order``, or the number that it is named."""
+    if params.order is not None:
+        return np.array([params.order.index(name) for name in classes], dtype=float)
+    try:
+        return np.array([float(name) for name in classes])
+    except ValueError:
+        raise UdcError(
+            "costs.preset: absolute_difference needs class names that are numbers, or their order in costs.order; "
+            f"the classes are {', '.join(classes)}"
+        ) from None
+
+
+def is_uniform(costs: NDArray[np.float64]) -> bool:
+    """Whether all mistakes have one price and correct decisions none, so that costs change no decision."""
+    n = len(costs)
+    off = costs[~np.eye(n, dtype=bool)]
+    return bool((np.diag(costs) == 0).all() and (off == off[0]).all())

@@ -1,0 +1,1 @@
+"""From raw images to checked, split and packed arrays."""

@@ -1,0 +1,134 @@
+"""Open and check every image, on all cores, and write what passes into one scratch file of stored squares."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from udc_model.data.decode import BadImageError, decode_rgb
+from udc_model.data.sources import ImageSource, Rejection, listed
+from udc_model.data.transforms import Preprocessing
+from udc_model.errors import UdcError
+
+_CHUNK = 32  # images a task: small enough for a smooth progress bar, large enough to hide the cost of a task
+_POOL_FROM = 256  # fewer images than this are done before worker processes have started
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One image that passed: its size as decoded (pixels) and the SHA-256 of its decoded RGB pixels."""
+
+    width: int
+    height: int
+    sha256: str
+
+
+Outcome = Checked | Rejection
+
+
+def check_images(
+    source: ImageSource, preprocessing: Preprocessing, max_pixels: int, scratch: Path, processes: int | None = None
+) -> list[Outcome]:
+    """Decode every image of the source once; write row i of ``scratch`` for each record i that passes.
+
+    ``scratch`` becomes len(records) x stored_size x stored_size x 3 bytes; rows of rejected images stay zero.
+    """
+    side = preprocessing.stored_size
+    with scratch.open("wb") as handle:
+        handle.truncate(len(source.records) * side * side * 3)
+    paths = [record.path for record in source.records]
+    task = _Task(source.root, preprocessing, max_pixels, scratch)
+    chunks = [(start, paths[start : start + _CHUNK]) for start in range(0, len(paths), _CHUNK)]
+    outcomes: list[Outcome] = []
+    with tqdm(total=len(paths), desc="checking images", unit="img", disable=None) as bar:
+        for part in _run(task, chunks, source.pixels, processes):
+            outcomes.extend(part)
+            bar.update(len(part))
+    return outcomes
+
+
+def report_rejections(rejected: list[Rejection], on_bad_image: str, n_images: int) -> None:
+    """Raise one error that lists all bad images, unless ``on_bad_image`` is ``skip`` and some image is left.
+
+    Raises
+    ------
+    UdcError
+    """
+    if not rejected or (on_bad_image == "skip" and len(rejected) < n_images):
+        return
+    lines = listed([f"{item.path}: {item.reason}" for item in rejected], "\n  ")
+    raise UdcError(
+        f"{len(rejected)} of {n_images} image(s) cannot be used:\n  {lines}\n"
+        "Mend or remove them, or set data.on_bad_image: skip to leave them out (listed in rejected.csv)."
+    )
+
+
+@dataclass(frozen=True)
+class _Task:
+    root: Path
+    preprocessing: Preprocessing
+    max_pixels: int
+    scratch: Path
+
+    def check(self, start: int, paths: list[str]) -> list[Outcome]:
+        """Check the files of one chunk, whose first row is ``start``."""
+        images = ((path, self._decode(path)) for path in paths)
+        return self.store(start, images)
+
+    def _decode(self, path: str) -> Image.Image | BadImageError:
+        try:
+            return decode_rgb(self.root / path, self.max_pixels)
+        except BadImageError as error:
+            return error
+        except MemoryError:
+            return BadImageError("does not fit into memory; lower data.max_pixels")
+
+    def store(self, start: int, images: Iterator[tuple[str, Image.Image | BadImageError]]) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        row_bytes = self.preprocessing.stored_size**2 * 3
+        with self.scratch.open("r+b") as handle:
+            for row, (path, image) in enumerate(images, start):
+                if isinstance(image, BadImageError):
+                    outcomes.append(Rejection(path, str(image)))
+                    continue
+                handle.seek(row * row_bytes)
+                handle.write(self.preprocessing.to_stored(image).tobytes())
+                digest = hashlib.sha256(b"%d x %d:" % image.size + image.tobytes()).hexdigest()
+                outcomes.append(Checked(*image.size, digest))
+        return outcomes
+
+
+def _run(
+    task: _Task, chunks: list[tuple[int, list[str]]], pixels: NDArray[np.uint8] | None, processes: int | None
+) -> Iterator[list[Outcome]]:
+    processes = processes or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if pixels is not None:
+        for start, paths in chunks:
+            images = (Image.fromarray(pixels[start + k]).convert("RGB") for k in range(len(paths)))
+            yield task.store(start, zip(paths, images, strict=True))
+    elif processes == 1 or sum(len(paths) for _, paths in chunks) < _POOL_FROM:
+        for start, paths in chunks:
+            yield task.check(start, paths)
+    else:
+        # "spawn": forking a process that has threads (a progress bar's, a library's) can deadlock.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, mp_context=context) as pool:
+            try:
+                starts, paths_of = zip(*chunks, strict=True)
+                yield from pool.map(task.check, starts, paths_of)
+            except BrokenProcessPool:
+                raise UdcError(
+                    "a process that checks images was killed, most likely for want of memory; "
+                    "lower data.max_pixels, or close other programs"
+                ) from None

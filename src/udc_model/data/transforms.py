@@ -1,0 +1,153 @@
+"""The one road from a decoded image to the network's input, shared by prepare, evaluate, predict and serving."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from udc_model.errors import UdcError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RESAMPLE = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_SQUASH_FROM = 384  # ConvNeXt's evaluation: from this size on no crop (Liu et al. 2022, appendix; transformers likewise)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Deterministic image preprocessing in two steps: to the stored square (once), then to the input tensor.
+
+    Parameters
+    ----------
+    size : side of the network's input, pixels.
+    resize : ``crop`` scales the short side to ``int(size / crop_pct)`` and crops the centre (from 384 px on it
+        squashes, as ConvNeXt's published evaluation does); ``squash`` scales both sides to ``size``.
+    crop_pct : share of the scaled image's side that the centre crop keeps, in (0, 1].
+    resample : ``bilinear``, ``bicubic`` or ``lanczos``.
+    mean, std : per channel (R, G, B), of pixel values in [0, 1].
+    """
+
+    size: int
+    resize: str = "crop"
+    crop_pct: float = 1.0
+    resample: str = "bicubic"
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    @property
+    def crops(self) -> bool:
+        """Whether the centre is cropped; otherwise the whole image is squashed to the square."""
+        return self.resize == "crop" and self.size < _SQUASH_FROM
+
+    @property
+    def stored_size(self) -> int:
+        """Side of the square that `prepare` stores, pixels; at least ``size``."""
+        return int(self.size / self.crop_pct) if self.crops else self.size
+
+    def to_stored(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Resize an RGB image to the stored square, (stored_size, stored_size, 3) uint8."""
+        resample = RESAMPLE[self.resample]
+        side = self.stored_size
+        if not self.crops:
+            return np.asarray(image.resize((side, side), resample))
+        width, height = image.size
+        if width <= height:
+            scaled = (side, int(side * height / width))
+        else:
+            scaled = (int(side * width / height), side)
+        image = image.resize(scaled, resample)
+        # Offsets chosen so that the stored square's centre crop is exactly the scaled image's centre crop.
+        left, top = ((extent - self.size) // 2 - (side - self.size) // 2 for extent in scaled)
+        return np.asarray(image.crop((left, top, left + side, top + side)))
+
+    def to_input(self, stored: Tensor) -> Tensor:
+        """Centre-crop and normalise stored squares: (N, stored, stored, 3) uint8 to (N, 3, size, size) float32."""
+        margin = (self.stored_size - self.size) // 2
+        cropped = stored[:, margin : margin + self.size, margin : margin + self.size]
+        return self.normalise(cropped.permute(0, 3, 1, 2).float() / 255)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Subtract the mean and divide by the standard deviation: (N, 3, H, W) with values in [0, 1]."""
+        mean = images.new_tensor(self.mean).view(1, -1, 1, 1)
+        std = images.new_tensor(self.std).view(1, -1, 1, 1)
+        return (images - mean) / std
+
+    def save(self, folder: Path) -> None:
+        """Write ``preprocessor_config.json`` in Hugging Face's format."""
+        text = json.dumps(self.to_config(), indent=2, sort_keys=True) + "\n"
+        (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
+
+    def to_config(self) -> dict[str, Any]:
+        """The contents of a Hugging Face ``preprocessor_config.json`` that does the same to an image."""
+        common = {
+            "do_resize": True,
+            "do_rescale": True,
+            "do_normalize": True,
+            "rescale_factor": 1 / 255,
+            "resample": int(RESAMPLE[self.resample]),
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+        }
+        if self.crops or self.resize == "crop":
+            return common | {
+                "image_processor_type": "ConvNextImageProcessor",
+                "size": {"shortest_edge": self.size},
+                "crop_pct": self.crop_pct,
+            }
+        return common | {"image_processor_type": "ViTImageProcessor", "size": {"height": self.size, "width": self.size}}
+
+    @classmethod
+    def load(cls, folder: Path) -> Preprocessing:
+        """Read ``preprocessor_config.json``.
+
+        Raises
+        ------
+        UdcError
+            The file is missing, no JSON, or describes a preprocessing that this class cannot do.
+        """
+        path = folder / "preprocessor_config.json"
+        try:
+            return cls.from_config(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise UdcError(f"{path}: no such file; {folder} is not a whole model folder") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UdcError(f"{path}: not a preprocessing that this project knows: {error!r}") from None
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Preprocessing:
+        """The inverse of :meth:`to_config`."""
+        size = config["size"]
+        if "shortest_edge" in size:
+            shape: dict[str, Any] = {"size": size["shortest_edge"], "resize": "crop"}
+            shape["crop_pct"] = config.get("crop_pct") or 1.0
+        elif size["height"] == size["width"]:
+            shape = {"size": size["height"], "resize": "squash"}
+        else:
+            raise ValueError(f"size {size} is no square")
+        names = {int(value): name for name, value in RESAMPLE.items()}
+        return cls(
+            resample=names[config["resample"]],
+            mean=tuple(config["image_mean"]),
+            std=tuple(config["image_std"]),
+            **shape,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Preprocessing:
+        """The inverse of :meth:`to_dict`."""
+        return cls(**fields | {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])})

@@ -1,0 +1,62 @@
+"""ResNet and ConvNeXt with the keys, numbers and folder format of Hugging Face's, and no dependency on it."""
+
+from udc_model.models.base import (
+    BaseModelOutputWithNoAttention,
+    BaseModelOutputWithPoolingAndNoAttention,
+    CustomConfig,
+    CustomPreTrainedModel,
+    ImageClassifierOutputWithNoAttention,
+    ModelOutput,
+)
+from udc_model.models.convnext import (
+    ConvNextConfig,
+    ConvNextEmbeddings,
+    ConvNextEncoder,
+    ConvNextForImageClassification,
+    ConvNextLayer,
+    ConvNextLayerNorm,
+    ConvNextModel,
+    ConvNextStage,
+)
+from udc_model.models.factory import build_model, load_model
+from udc_model.models.resnet import (
+    ResNetBasicLayer,
+    ResNetBottleNeckLayer,
+    ResNetConfig,
+    ResNetConvLayer,
+    ResNetEmbeddings,
+    ResNetEncoder,
+    ResNetForImageClassification,
+    ResNetModel,
+    ResNetShortCut,
+    ResNetStage,
+)
+
+__all__ = [
+    "BaseModelOutputWithNoAttention",
+    "BaseModelOutputWithPoolingAndNoAttention",
+    "ConvNextConfig",
+    "ConvNextEmbeddings",
+    "ConvNextEncoder",
+    "ConvNextForImageClassification",
+    "ConvNextLayer",
+    "ConvNextLayerNorm",
+    "ConvNextModel",
+    "ConvNextStage",
+    "CustomConfig",
+    "CustomPreTrainedModel",
+    "ImageClassifierOutputWithNoAttention",
+    "ModelOutput",
+    "ResNetBasicLayer",
+    "ResNetBottleNeckLayer",
+    "ResNetConfig",
+    "ResNetConvLayer",
+    "ResNetEmbeddings",
+    "ResNetEncoder",
+    "ResNetForImageClassification",
+    "ResNetModel",
+    "ResNetShortCut",
+    "ResNetStage",
+    "build_model",
+    "load_model",
+]

@@ -1,0 +1,273 @@
+"""What both architectures share: configuration, outputs, the classification loss, saving and loading.
+
+Class names, attributes and file formats are those of Hugging Face transformers, so that folders and code can be
+exchanged with it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from udc_model.errors import UdcError
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,  # the exact form with erf, which published weights expect
+    "gelu_new": partial(nn.GELU, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(nn.GELU, approximate="tanh"),
+    "hardswish": nn.Hardswish,
+    "leaky_relu": nn.LeakyReLU,
+    "linear": nn.Identity,
+    "mish": nn.Mish,
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "selu": nn.SELU,
+    "sigmoid": nn.Sigmoid,
+    "silu": nn.SiLU,
+    "swish": nn.SiLU,
+    "tanh": nn.Tanh,
+}
+
+
+class QuickGELU(nn.Module):
+    """``x * sigmoid(1.702 x)`` (Hendrycks and Gimpel 2016)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply elementwise."""
+        return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS["quick_gelu"] = QuickGELU
+
+
+def activation(name: str) -> nn.Module:
+    """A new activation module by its transformers name.
+
+    Raises
+    ------
+    ValueError
+        No activation has that name.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(f"hidden_act: {name!r} is none of {', '.join(sorted(ACTIVATIONS))}")
+    return ACTIVATIONS[name]()
+
+
+class CustomConfig:
+    """Base of the configurations: plain attributes, written to and read from ``config.json``.
+
+    Parameters
+    ----------
+    num_labels : number of classes; labels are then named ``LABEL_0`` and so on.
+    id2label : class names by index; overrides ``num_labels``.
+    problem_type : ``single_label_classification``, ``multi_label_classification``, ``regression``, or None to choose
+        from the labels as transformers does.
+    """
+
+    model_type: ClassVar[str] = ""
+    architecture: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        num_labels: int = 2,
+        id2label: dict[int, str] | None = None,
+        problem_type: str | None = None,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+        **extra: Any,
+    ) -> None:
+        names = id2label if id2label is not None else {i: f"LABEL_{i}" for i in range(num_labels)}
+        self.id2label = {int(i): str(name) for i, name in names.items()}
+        self.problem_type = problem_type
+        self.output_hidden_states = output_hidden_states
+        self.return_dict = return_dict
+        self.extra = extra  # keys of a foreign config.json that mean nothing here, kept for the way back
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes."""
+        return len(self.id2label)
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """Class indices by name."""
+        return {name: i for i, name in self.id2label.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as JSON values, as transformers writes them."""
+        own = {key: value for key, value in vars(self).items() if key not in ("extra", "id2label")}
+        return self.extra | own | {
+            "architectures": [self.architecture],
+            "model_type": self.model_type,
+            "id2label": {str(i): name for i, name in sorted(self.id2label.items())},
+            "label2id": self.label2id,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any]) -> Self:
+        """The inverse of :meth:`to_dict`."""
+        settings = {key: value for key, value in settings.items() if key not in _DERIVED}
+        return cls(**settings)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json``."""
+        text = json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        (Path(folder) / "config.json").write_text(text, encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Read ``config.json``; :class:`UdcError` if it is missing, damaged or of another architecture."""
+        settings = read_config(Path(folder))
+        if settings.get("model_type") != cls.model_type:
+            raise UdcError(f"{folder}/config.json: is of a {settings.get('model_type')}, not of a {cls.model_type}")
+        try:
+            return cls.from_dict(settings)
+        except (TypeError, ValueError) as error:
+            raise UdcError(f"{folder}/config.json: {error}") from None
+
+
+_DERIVED = ("architectures", "model_type", "label2id", "num_labels")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The parsed ``config.json`` of a model folder; :class:`UdcError` if there is none or it is damaged."""
+    path = folder / "config.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UdcError(f"{path}: no such file; {folder} is not a whole model folder") from None
+    except (OSError, ValueError) as error:
+        raise UdcError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(settings, dict):
+        raise UdcError(f"{path}: must hold a JSON object")
+    return settings
+
+
+class ModelOutput(OrderedDict[str, Any]):
+    """A dataclass that is also an ordered mapping and a tuple of its fields, those that are None left out."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
+            value = getattr(self, field.name)
+            if value is not None:
+                super().__setitem__(field.name, value)
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The fields that are not None, in order."""
+        return tuple(self.values())
+
+
+@dataclass
+class BaseModelOutputWithNoAttention(ModelOutput):
+    """``last_hidden_state`` (N, C, H, W); ``hidden_states``: the embeddings and each stage's output."""
+
+    last_hidden_state: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class BaseModelOutputWithPoolingAndNoAttention(ModelOutput):
+    """As `BaseModelOutputWithNoAttention`, with ``pooler_output``: the mean over H and W."""
+
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class ImageClassifierOutputWithNoAttention(ModelOutput):
+    """``loss`` (scalar, if labels were given), ``logits`` (N, num_labels), ``hidden_states``."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class CustomPreTrainedModel(nn.Module):
+    """Base of the models: initialisation, and folders in Hugging Face's format without any pickle."""
+
+    config_class: ClassVar[type[CustomConfig]] = CustomConfig
+
+    def __init__(self, config: CustomConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def post_init(self) -> None:
+        """Initialise all weights; the last line of each whole model's constructor."""
+        self.apply(self._init_weights)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        raise NotImplementedError
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors``; equal weights give equal bytes."""
+        self.config.save_pretrained(folder)
+        state = {key: value.contiguous() for key, value in self.state_dict().items()}
+        save_file(state, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Read a folder that :meth:`save_pretrained`, or transformers' method of the same name, wrote.
+
+        Raises
+        ------
+        UdcError
+            A file is missing or damaged, or the weights do not belong to the configuration.
+        """
+        folder = Path(folder)
+        model = cls(cls.config_class.from_pretrained(folder))
+        path = folder / "model.safetensors"
+        try:
+            model.load_state_dict(load_file(path))
+        except FileNotFoundError:
+            raise UdcError(f"{path}: no such file; {folder} is not a whole model folder") from None
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise UdcError(f"{path}: cannot be loaded: {error}") from None
+        return model.eval()
+
+    def set_loss(self, loss_fn: Loss) -> None:
+        """Replace the built-in loss: ``loss_fn(logits (N, K), labels (N,))`` gives a scalar."""
+        self._loss_fn = loss_fn
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss that ``forward(labels=…)`` returns; `classification_loss` unless :meth:`set_loss` said otherwise."""
+        if getattr(self, "_loss_fn", None) is not None:
+            return self._loss_fn(logits, labels)
+        return classification_loss(logits, labels, self.config)
+
+
+def classification_loss(logits: Tensor, labels: Tensor, config: CustomConfig) -> Tensor:
+    """Cross entropy, binary cross entropy or squared error, by ``config.problem_type``.
+
+    Where that is None it is chosen as transformers does, except that one label or float labels never turn a
+    classifier into a regression silently: that is a ValueError.
+    """
+    problem = config.problem_type
+    if problem is None:
+        if config.num_labels < 2 or labels.dtype not in (torch.long, torch.int):
+            raise ValueError(
+                f"{config.num_labels} label(s) of type {labels.dtype}: set config.problem_type to 'regression', "
+                "'multi_label_classification' or 'single_label_classification'"
+            )
+        problem = "single_label_classification"
+    if problem == "regression":
+        return F.mse_loss(logits.squeeze(), labels.squeeze())
+    if problem == "multi_label_classification":
+        return F.binary_cross_entropy_with_logits(logits, labels)
+    return F.cross_entropy(logits.view(-1, config.num_labels), labels.view(-1))

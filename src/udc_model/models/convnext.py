@@ -1,0 +1,253 @@
+"""ConvNeXt (Liu et al. 2022, "A ConvNet for the 2020s", https://arxiv.org/abs/2201.03545)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from udc_model.models.base import (
+    BaseModelOutputWithNoAttention,
+    BaseModelOutputWithPoolingAndNoAttention,
+    CustomConfig,
+    CustomPreTrainedModel,
+    ImageClassifierOutputWithNoAttention,
+    activation,
+)
+
+
+class ConvNextConfig(CustomConfig):
+    """Settings of a ConvNeXt; the defaults are ConvNeXt-tiny. Names as in transformers' ``ConvNextConfig``."""
+
+    model_type: ClassVar[str] = "convnext"
+    architecture: ClassVar[str] = "ConvNextForImageClassification"
+
+    def __init__(
+        self,
+        num_channels: int = 3,
+        patch_size: int = 4,
+        num_stages: int = 4,
+        hidden_sizes: Sequence[int] = (96, 192, 384, 768),
+        depths: Sequence[int] = (3, 3, 9, 3),
+        hidden_act: str = "gelu",
+        initializer_range: float = 0.02,
+        layer_norm_eps: float = 1e-12,
+        layer_scale_init_value: float = 1e-6,
+        drop_path_rate: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not num_stages == len(hidden_sizes) == len(depths):
+            raise ValueError(f"num_stages {num_stages}, hidden_sizes {hidden_sizes} and depths {depths} do not agree")
+        self.num_channels = num_channels
+        self.patch_size = patch_size
+        self.num_stages = num_stages
+        self.hidden_sizes = list(hidden_sizes)
+        self.depths = list(depths)
+        self.hidden_act = hidden_act
+        self.initializer_range = initializer_range
+        self.layer_norm_eps = layer_norm_eps
+        self.layer_scale_init_value = layer_scale_init_value
+        self.drop_path_rate = drop_path_rate
+
+
+class ConvNextLayerNorm(nn.LayerNorm):
+    """LayerNorm over the channels of ``channels_last`` (N, H, W, C) or ``channels_first`` (N, C, H, W) input."""
+
+    def __init__(self, normalized_shape: int, eps: float = 1e-6, data_format: str = "channels_last") -> None:
+        super().__init__(normalized_shape, eps=eps)
+        if data_format not in ("channels_last", "channels_first"):
+            raise ValueError(f"data_format: {data_format!r} is neither 'channels_last' nor 'channels_first'")
+        self.data_format = data_format
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise; the shape stays."""
+        if self.data_format == "channels_last":
+            return super().forward(input)
+        # In channels_last memory both permutations are views.
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ConvNextDropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): in training, zero a sample's residual branch with probability ``p``."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop whole samples of (N, …) and scale the others by 1 / (1 - p)."""
+        if self.p == 0.0 or not self.training:
+            return x
+        keep = 1.0 - self.p
+        mask = torch.rand(x.shape[0], *[1] * (x.dim() - 1), device=x.device) < keep
+        return x * mask.to(x.dtype) / keep
+
+    def extra_repr(self) -> str:
+        """Show the probability."""
+        return f"p={self.p:g}"
+
+
+class ConvNextEmbeddings(nn.Module):
+    """The "patchify" stem: a convolution with kernel and stride of ``patch_size``, then LayerNorm."""
+
+    def __init__(self, config: ConvNextConfig) -> None:
+        super().__init__()
+        size = config.hidden_sizes[0]
+        self.num_channels = config.num_channels
+        self.patch_embeddings = nn.Conv2d(config.num_channels, size, config.patch_size, config.patch_size)
+        self.layernorm = ConvNextLayerNorm(size, eps=1e-6, data_format="channels_first")
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(N, num_channels, H, W) to (N, hidden_sizes[0], H / patch_size, W / patch_size)."""
+        if pixel_values.shape[1] != self.num_channels:
+            raise ValueError(f"got {pixel_values.shape[1]} channels, the model has num_channels = {self.num_channels}")
+        return cast(Tensor, self.layernorm(self.patch_embeddings(pixel_values)))
+
+
+class ConvNextLayer(nn.Module):
+    """The block of the paper's figure 4: 7x7 depthwise, LayerNorm, 1x1 to 4C, GELU, 1x1 to C, layer scale, residual.
+
+    Of the two equivalent layouts the one with ``nn.Linear`` on (N, H, W, C) is used, as in the original: it is
+    faster, and in channels_last memory the permutations cost nothing.
+    """
+
+    def __init__(self, config: ConvNextConfig, dim: int, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(dim, dim, kernel_size=7, padding=3, groups=dim)
+        self.layernorm = ConvNextLayerNorm(dim, eps=1e-6)
+        self.pwconv1 = nn.Linear(dim, 4 * dim)
+        self.act = activation(config.hidden_act)
+        self.pwconv2 = nn.Linear(4 * dim, dim)
+        scale = config.layer_scale_init_value
+        self.layer_scale_parameter = nn.Parameter(torch.full((dim,), scale)) if scale > 0 else None
+        self.drop_path = ConvNextDropPath(drop_path)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C, H, W) to the same."""
+        x = self.dwconv(features)
+        x = x.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
+        x = self.layernorm(x)
+        x = self.pwconv1(x)
+        x = self.act(x)
+        x = self.pwconv2(x)
+        if self.layer_scale_parameter is not None:
+            x = self.layer_scale_parameter * x
+        x = x.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+        return features + cast(Tensor, self.drop_path(x))
+
+
+class ConvNextStage(nn.Module):
+    """Downsampling (LayerNorm, 2x2 convolution with stride 2) where the shape changes, then ``depth`` blocks."""
+
+    def __init__(
+        self, config: ConvNextConfig, in_channels: int, out_channels: int, stride: int, drop_paths: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.downsampling_layer = nn.Sequential()
+        if in_channels != out_channels or stride > 1:
+            self.downsampling_layer = nn.Sequential(
+                ConvNextLayerNorm(in_channels, eps=1e-6, data_format="channels_first"),
+                nn.Conv2d(in_channels, out_channels, kernel_size=2, stride=stride),
+            )
+        self.layers = nn.Sequential(*[ConvNextLayer(config, out_channels, rate) for rate in drop_paths])
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
+        return cast(Tensor, self.layers(self.downsampling_layer(features)))
+
+
+class ConvNextEncoder(nn.Module):
+    """The stages; drop path rates rise linearly over all blocks from 0 to ``drop_path_rate``."""
+
+    def __init__(self, config: ConvNextConfig) -> None:
+        super().__init__()
+        rates = torch.linspace(0, config.drop_path_rate, sum(config.depths)).split(config.depths)
+        sizes = [config.hidden_sizes[0], *config.hidden_sizes]
+        self.stages = nn.ModuleList(
+            ConvNextStage(config, sizes[i], sizes[i + 1], stride=1 if i == 0 else 2, drop_paths=rates[i].tolist())
+            for i in range(config.num_stages)
+        )
+
+    def forward(
+        self, features: Tensor, output_hidden_states: bool = False, return_dict: bool = True
+    ) -> BaseModelOutputWithNoAttention | tuple[Any, ...]:
+        """Run all stages, keeping the input and each stage's output if asked to."""
+        hidden_states = [features]
+        for stage in self.stages:
+            features = stage(features)
+            hidden_states.append(features)
+        output = BaseModelOutputWithNoAttention(features, tuple(hidden_states) if output_hidden_states else None)
+        return output if return_dict else output.to_tuple()
+
+
+class ConvNextPreTrainedModel(CustomPreTrainedModel):
+    """Initialisation of ConvNeXt: normal weights of ``initializer_range``, zero biases, unit norms."""
+
+    config_class = ConvNextConfig
+    config: ConvNextConfig
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, ConvNextLayer) and module.layer_scale_parameter is not None:
+            nn.init.constant_(module.layer_scale_parameter, self.config.layer_scale_init_value)
+
+
+class ConvNextModel(ConvNextPreTrainedModel):
+    """Stem, stages, mean over H and W, final LayerNorm."""
+
+    def __init__(self, config: ConvNextConfig) -> None:
+        super().__init__(config)
+        self.embeddings = ConvNextEmbeddings(config)
+        self.encoder = ConvNextEncoder(config)
+        self.layernorm = nn.LayerNorm(config.hidden_sizes[-1], eps=config.layer_norm_eps)
+        self.post_init()
+
+    def forward(
+        self, pixel_values: Tensor, output_hidden_states: bool | None = None, return_dict: bool | None = None
+    ) -> BaseModelOutputWithPoolingAndNoAttention | tuple[Any, ...]:
+        """(N, num_channels, H, W) to features (N, C, H', W') and the pooled vector (N, C)."""
+        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        encoded = self.encoder(self.embeddings(pixel_values), output_hidden_states=keep)
+        features = encoded.last_hidden_state
+        pooled = self.layernorm(features.mean([-2, -1]))
+        output = BaseModelOutputWithPoolingAndNoAttention(features, pooled, encoded.hidden_states)
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+
+class ConvNextForImageClassification(ConvNextPreTrainedModel):
+    """`ConvNextModel` with a linear head."""
+
+    def __init__(self, config: ConvNextConfig) -> None:
+        super().__init__(config)
+        self.convnext = ConvNextModel(config)
+        self.classifier = nn.Linear(config.hidden_sizes[-1], config.num_labels)
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ImageClassifierOutputWithNoAttention | tuple[Any, ...]:
+        """(N, num_channels, H, W), and labels (N,) for a loss, to logits (N, num_labels)."""
+        encoded = self.convnext(pixel_values, output_hidden_states, return_dict=True)
+        logits = self.classifier(encoded.pooler_output)
+        loss = None if labels is None else self.loss(logits, labels)
+        output = ImageClassifierOutputWithNoAttention(loss, logits, encoded.hidden_states)
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def stages(self) -> list[list[nn.Module]]:
+        """Modules by depth, the stem with the first stage; what ``num_frozen_stages`` counts."""
+        own = [[stage] for stage in self.convnext.encoder.stages]
+        own[0].insert(0, self.convnext.embeddings)
+        return own

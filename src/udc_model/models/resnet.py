@@ -1,0 +1,258 @@
+"""ResNet (He et al. 2015, "Deep Residual Learning for Image Recognition", https://arxiv.org/abs/1512.03385).
+
+The stride of a bottleneck sits in its 3x3 convolution ("v1.5"), unless ``downsample_in_bottleneck``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
+
+from torch import Tensor, nn
+
+from udc_model.models.base import (
+    BaseModelOutputWithNoAttention,
+    BaseModelOutputWithPoolingAndNoAttention,
+    CustomConfig,
+    CustomPreTrainedModel,
+    ImageClassifierOutputWithNoAttention,
+    activation,
+)
+
+
+class ResNetConfig(CustomConfig):
+    """Settings of a ResNet; the defaults are ResNet-50. Names as in transformers' ``ResNetConfig``."""
+
+    model_type: ClassVar[str] = "resnet"
+    architecture: ClassVar[str] = "ResNetForImageClassification"
+
+    def __init__(
+        self,
+        num_channels: int = 3,
+        embedding_size: int = 64,
+        hidden_sizes: Sequence[int] = (256, 512, 1024, 2048),
+        depths: Sequence[int] = (3, 4, 6, 3),
+        layer_type: str = "bottleneck",
+        hidden_act: str = "relu",
+        downsample_in_first_stage: bool = False,
+        downsample_in_bottleneck: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if len(hidden_sizes) != len(depths):
+            raise ValueError(f"hidden_sizes {hidden_sizes} and depths {depths} do not agree")
+        if layer_type not in ("basic", "bottleneck"):
+            raise ValueError(f"layer_type: {layer_type!r} is neither 'basic' nor 'bottleneck'")
+        self.num_channels = num_channels
+        self.embedding_size = embedding_size
+        self.hidden_sizes = list(hidden_sizes)
+        self.depths = list(depths)
+        self.layer_type = layer_type
+        self.hidden_act = hidden_act
+        self.downsample_in_first_stage = downsample_in_first_stage
+        self.downsample_in_bottleneck = downsample_in_bottleneck
+
+
+class ResNetConvLayer(nn.Module):
+    """Convolution without bias, BatchNorm, activation (None for none)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, act: str | None = "relu"
+    ) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
+        self.normalization = nn.BatchNorm2d(out_channels)
+        self.activation = activation(act) if act is not None else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
+        return cast(Tensor, self.activation(self.normalization(self.convolution(x))))
+
+
+class ResNetEmbeddings(nn.Module):
+    """The stem: 7x7 convolution with stride 2, then 3x3 max pooling with stride 2."""
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__()
+        self.num_channels = config.num_channels
+        self.embedder = ResNetConvLayer(config.num_channels, config.embedding_size, 7, 2, config.hidden_act)
+        self.pooler = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """(N, num_channels, H, W) to (N, embedding_size, H / 4, W / 4)."""
+        if pixel_values.shape[1] != self.num_channels:
+            raise ValueError(f"got {pixel_values.shape[1]} channels, the model has num_channels = {self.num_channels}")
+        return cast(Tensor, self.pooler(self.embedder(pixel_values)))
+
+
+class ResNetShortCut(nn.Module):
+    """1x1 convolution and BatchNorm that bring the residual to the block's output shape (the paper's option B)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 2) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
+        self.normalization = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
+        return cast(Tensor, self.normalization(self.convolution(x)))
+
+
+class _ResidualLayer(nn.Module):
+    """``act(layer(x) + shortcut(x))``; the shortcut is the identity where the shape stays."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, layers: list[nn.Module], act: str) -> None:
+        super().__init__()
+        changes = in_channels != out_channels or stride != 1
+        self.shortcut = ResNetShortCut(in_channels, out_channels, stride) if changes else nn.Identity()
+        self.layer = nn.Sequential(*layers)
+        self.activation = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
+        return cast(Tensor, self.activation(self.layer(x) + self.shortcut(x)))
+
+
+class ResNetBasicLayer(_ResidualLayer):
+    """Two 3x3 convolutions (the paper's figure 5, left)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, act: str = "relu") -> None:
+        layers: list[nn.Module] = [
+            ResNetConvLayer(in_channels, out_channels, stride=stride, act=act),
+            ResNetConvLayer(out_channels, out_channels, act=None),
+        ]
+        super().__init__(in_channels, out_channels, stride, layers, act)
+
+
+class ResNetBottleNeckLayer(_ResidualLayer):
+    """1x1 to C / 4, 3x3, 1x1 back to C (the paper's figure 5, right)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        act: str = "relu",
+        downsample_in_bottleneck: bool = False,
+    ) -> None:
+        reduced = out_channels // 4
+        first, second = (stride, 1) if downsample_in_bottleneck else (1, stride)
+        layers: list[nn.Module] = [
+            ResNetConvLayer(in_channels, reduced, kernel_size=1, stride=first, act=act),
+            ResNetConvLayer(reduced, reduced, stride=second, act=act),
+            ResNetConvLayer(reduced, out_channels, kernel_size=1, act=None),
+        ]
+        super().__init__(in_channels, out_channels, stride, layers, act)
+
+
+class ResNetStage(nn.Module):
+    """``depth`` blocks, of which the first changes the shape."""
+
+    def __init__(self, config: ResNetConfig, in_channels: int, out_channels: int, stride: int, depth: int) -> None:
+        super().__init__()
+
+        def block(channels: int, stride: int) -> nn.Module:
+            if config.layer_type == "basic":
+                return ResNetBasicLayer(channels, out_channels, stride, config.hidden_act)
+            in_bottleneck = config.downsample_in_bottleneck
+            return ResNetBottleNeckLayer(channels, out_channels, stride, config.hidden_act, in_bottleneck)
+
+        self.layers = nn.Sequential(block(in_channels, stride), *[block(out_channels, 1) for _ in range(depth - 1)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
+        return cast(Tensor, self.layers(x))
+
+
+class ResNetEncoder(nn.Module):
+    """The stages; each but the first (by default) halves H and W."""
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__()
+        sizes = [config.embedding_size, *config.hidden_sizes]
+        first = 2 if config.downsample_in_first_stage else 1
+        self.stages = nn.ModuleList(
+            ResNetStage(config, sizes[i], sizes[i + 1], first if i == 0 else 2, depth)
+            for i, depth in enumerate(config.depths)
+        )
+
+    def forward(
+        self, x: Tensor, output_hidden_states: bool = False, return_dict: bool = True
+    ) -> BaseModelOutputWithNoAttention | tuple[Any, ...]:
+        """Run all stages, keeping the input and each stage's output if asked to."""
+        hidden_states = [x]
+        for stage in self.stages:
+            x = stage(x)
+            hidden_states.append(x)
+        output = BaseModelOutputWithNoAttention(x, tuple(hidden_states) if output_hidden_states else None)
+        return output if return_dict else output.to_tuple()
+
+
+class ResNetPreTrainedModel(CustomPreTrainedModel):
+    """Initialisation of ResNet: He et al.'s normal for convolutions (fan out), torch's own for the head."""
+
+    config_class = ResNetConfig
+    config: ResNetConfig
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            bound = 1 / math.sqrt(module.in_features)
+            nn.init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+class ResNetModel(ResNetPreTrainedModel):
+    """Stem, stages, mean over H and W."""
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__(config)
+        self.embedder = ResNetEmbeddings(config)
+        self.encoder = ResNetEncoder(config)
+        self.pooler = nn.AdaptiveAvgPool2d((1, 1))
+        self.post_init()
+
+    def forward(
+        self, pixel_values: Tensor, output_hidden_states: bool | None = None, return_dict: bool | None = None
+    ) -> BaseModelOutputWithPoolingAndNoAttention | tuple[Any, ...]:
+        """(N, num_channels, H, W) to features (N, C, H', W') and their mean (N, C, 1, 1)."""
+        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        encoded = self.encoder(self.embedder(pixel_values), output_hidden_states=keep)
+        features = encoded.last_hidden_state
+        output = BaseModelOutputWithPoolingAndNoAttention(features, self.pooler(features), encoded.hidden_states)
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+
+class ResNetForImageClassification(ResNetPreTrainedModel):
+    """`ResNetModel` with a linear head."""
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__(config)
+        self.resnet = ResNetModel(config)
+        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(config.hidden_sizes[-1], config.num_labels))
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ImageClassifierOutputWithNoAttention | tuple[Any, ...]:
+        """(N, num_channels, H, W), and labels (N,) for a loss, to logits (N, num_labels)."""
+        encoded = self.resnet(pixel_values, output_hidden_states, return_dict=True)
+        logits = self.classifier(encoded.pooler_output)
+        loss = None if labels is None else self.loss(logits, labels)
+        output = ImageClassifierOutputWithNoAttention(loss, logits, encoded.hidden_states)
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def stages(self) -> list[list[nn.Module]]:
+        """Modules by depth, the stem with the first stage; what ``num_frozen_stages`` counts."""
+        own = [[stage] for stage in self.resnet.encoder.stages]
+        own[0].insert(0, self.resnet.embedder)
+        return own

@@ -1,0 +1,344 @@
+"""Every parameter of the project, typed and validated, and the one reader of ``params.yaml``.
+
+Each section of ``params.yaml`` is one class here; field names are the YAML keys. An unknown key, a wrong type or an
+impossible value raises :class:`~udc_model.errors.UdcError` with the parameter's full name and what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from udc_model.errors import UdcError
+
+SPLITS = ("train", "validation", "calibration", "test")
+
+Activation = Literal[
+    "gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "hardswish", "leaky_relu", "linear", "mish", "relu", "relu6",
+    "selu", "sigmoid", "silu", "swish", "tanh",
+]  # fmt: skip
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: no unknown keys, no silent conversion of types, no changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class SplitShares(Section):
+    """Share of the images (or groups) that goes to each split; the four add up to 1."""
+
+    train: Annotated[float, Field(gt=0, lt=1)] = 0.6
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    calibration: Share = 0.1
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.15
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> SplitShares:
+        total = self.train + self.validation + self.calibration + self.test
+        if not math.isclose(total, 1.0, abs_tol=1e-6):
+            raise ValueError(f"the shares add up to {total:g}; they must add up to 1")
+        return self
+
+
+class CsvFile(Section):
+    """One CSV file of the ``csv`` source; ``split`` puts all its rows that name no split of their own there."""
+
+    file: str
+    split: Literal["train", "validation", "calibration", "test"] | None = None
+
+
+class DataParams(Section):
+    """Where the images are and how they are checked, resized and split. Read by ``prepare`` alone."""
+
+    source: Literal["digits", "folder", "csv"] = "digits"
+    path: str = "data/raw"
+    csv_files: list[str | CsvFile] = Field(default=["labels.csv"], min_length=1)
+    label_column: str = "label"
+    classes: list[str] | None = Field(default=None, min_length=2)
+    group: str | None = None
+    image_size: Annotated[int, Field(ge=8, le=2048)] = 32
+    resize: Literal["crop", "squash"] = "crop"
+    crop_pct: Annotated[float, Field(gt=0.1, le=1)] = 1.0
+    resample: Literal["bilinear", "bicubic", "lanczos"] = "bicubic"
+    on_bad_image: Literal["error", "skip"] = "error"
+    max_pixels: Positive = 100_000_000
+    splits: SplitShares = SplitShares()
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, names: list[str] | None) -> list[str] | None:
+        if names is not None and len(set(names)) != len(names):
+            raise ValueError(f"class names must be distinct, got {names}")
+        return names
+
+
+class ResNetParams(Section):
+    """Architecture of a ResNet (He et al. 2015), named as in Hugging Face's ``ResNetConfig``."""
+
+    num_channels: Positive = 3
+    embedding_size: Positive = 64
+    hidden_sizes: list[Positive] = Field(default=[256, 512, 1024, 2048], min_length=1)
+    depths: list[Positive] = Field(default=[3, 4, 6, 3], min_length=1)
+    layer_type: Literal["basic", "bottleneck"] = "bottleneck"
+    hidden_act: Activation = "relu"
+    downsample_in_first_stage: bool = False
+    downsample_in_bottleneck: bool = False
+
+    @model_validator(mode="after")
+    def _same_length(self) -> ResNetParams:
+        _check_lengths(depths=len(self.depths), hidden_sizes=len(self.hidden_sizes))
+        if self.layer_type == "bottleneck" and any(size % 4 for size in self.hidden_sizes):
+            raise ValueError(f"hidden_sizes {self.hidden_sizes}: a bottleneck needs multiples of 4")
+        return self
+
+
+class ConvNextParams(Section):
+    """Architecture of a ConvNeXt (Liu et al. 2022), named as in Hugging Face's ``ConvNextConfig``."""
+
+    num_channels: Positive = 3
+    patch_size: Positive = 4
+    num_stages: Positive = 4
+    hidden_sizes: list[Positive] = Field(default=[96, 192, 384, 768], min_length=1)
+    depths: list[Positive] = Field(default=[3, 3, 9, 3], min_length=1)
+    hidden_act: Activation = "gelu"
+    layer_norm_eps: Annotated[float, Field(gt=0)] = 1e-12
+    layer_scale_init_value: Annotated[float, Field(ge=0)] = 1e-6
+    drop_path_rate: Share = 0.0
+
+    @model_validator(mode="after")
+    def _same_length(self) -> ConvNextParams:
+        _check_lengths(num_stages=self.num_stages, depths=len(self.depths), hidden_sizes=len(self.hidden_sizes))
+        return self
+
+
+def _check_lengths(**lengths: int) -> None:
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        raise ValueError(f"must describe the same number of stages, got {told}")
+
+
+class ModelParams(Section):
+    """Which network is trained; both architectures stand side by side, ``model_type`` chooses."""
+
+    model_type: Literal["resnet", "convnext"] = "resnet"
+    num_labels: Annotated[int, Field(ge=2)] | None = None
+    weights: str | None = None
+    resnet: ResNetParams = ResNetParams()
+    convnext: ConvNextParams = ConvNextParams()
+
+    @property
+    def architecture(self) -> ResNetParams | ConvNextParams:
+        """The block that ``model_type`` chooses."""
+        return self.resnet if self.model_type == "resnet" else self.convnext
+
+
+COST_SENSITIVE_LOSSES = frozenset(
+    {
+        "expected_cost",
+        "cost_regularized",
+        "cost_weighted",
+        "legacy_logit_adjustment",
+        "legacy_logit_adjustment_regularized",
+        "legacy_cost_matrix_cross_entropy",
+    }
+)
+
+
+class LossParams(Section):
+    """The training loss.
+
+    ``reads`` is the section of ``params.yaml`` that DVC watches for the loss: ``costs`` for a loss that is computed
+    from the cost matrix (a new price then trains again), ``loss`` for the others (a new price re-runs ``evaluate``
+    alone).
+    """
+
+    name: Literal[
+        "cross_entropy",
+        "seesaw",
+        "expected_cost",
+        "cost_regularized",
+        "cost_weighted",
+        "legacy_logit_adjustment",
+        "legacy_logit_adjustment_regularized",
+        "legacy_cost_matrix_cross_entropy",
+    ] = "cross_entropy"
+    reads: Literal["loss", "costs"] = "loss"
+    label_smoothing: Share = 0.0
+    class_weights: Literal["balanced"] | None = None
+    cost_lambda: Annotated[float, Field(ge=0)] = 10.0
+    warmup_epochs: Annotated[int, Field(ge=0)] = 5
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LossParams:
+        needed = "costs" if self.name in COST_SENSITIVE_LOSSES else "loss"
+        if self.reads != needed:
+            what = "is computed from" if needed == "costs" else "does not look at"
+            raise ValueError(
+                f"the loss {self.name} {what} the cost matrix, so loss.reads must be '{needed}' "
+                f"(dvc exp run -S loss.name={self.name} -S loss.reads={needed})"
+            )
+        if self.name != "cross_entropy" and (self.label_smoothing or self.class_weights):
+            raise ValueError(f"label_smoothing and class_weights belong to cross_entropy, not to {self.name}")
+        return self
+
+
+class TrainParams(Section):
+    """Optimisation. Read by ``train`` alone."""
+
+    epochs: Positive = 20
+    batch_size: Positive = 64
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: Share = 0.1
+    clip_grad_norm: Annotated[float, Field(gt=0)] | None = None
+    num_frozen_stages: Annotated[int, Field(ge=0)] = 0
+    augment: Literal["none", "light", "standard"] = "none"
+    horizontal_flip: bool = False
+    monitor: Literal["log_loss", "accuracy", "balanced_accuracy", "macro_f1"] = "log_loss"
+    early_stopping_patience: Positive | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+
+class CostEntry(Section):
+    """The price of deciding ``predicted`` where the truth is ``true``."""
+
+    true: str
+    predicted: str
+    cost: float
+
+
+class CostParams(Section):
+    """The cost matrix by class name: rows are the true class, columns the predicted one.
+
+    Built in this order: ``preset`` (or ``matrix``, a full table ``{true: {predicted: cost}}``), then ``entries``
+    on top. ``default`` is the price of a mistake under the preset ``uniform``.
+    """
+
+    preset: Literal["uniform", "absolute_difference"] = "uniform"
+    default: Annotated[float, Field(ge=0)] = 1.0
+    power: Annotated[float, Field(gt=0)] = 1.0
+    order: list[str] | None = None
+    entries: list[CostEntry] = []
+    matrix: dict[str, dict[str, float]] | None = None
+
+
+class EvaluateParams(Section):
+    """How logits become decisions, and how they are judged. Read by ``evaluate`` alone."""
+
+    calibration: Literal["temperature", "none"] = "temperature"
+    decision: Literal["min_expected_cost", "argmax"] = "min_expected_cost"
+    ece_bins: Annotated[int, Field(ge=2, le=100)] = 15
+    batch_size: Positive = 256
+
+
+class Params(Section):
+    """All of ``params.yaml``."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
+    data: DataParams = DataParams()
+    model: ModelParams = ModelParams()
+    loss: LossParams = LossParams()
+    train: TrainParams = TrainParams()
+    costs: CostParams = CostParams()
+    evaluate: EvaluateParams = EvaluateParams()
+
+    @model_validator(mode="after")
+    def _calibration_has_data(self) -> Params:
+        if self.evaluate.calibration != "none" and not self.data.splits.calibration and self.data.source != "csv":
+            raise ValueError(
+                f"evaluate.calibration: {self.evaluate.calibration} needs images to calibrate on, "
+                "but data.splits.calibration is 0; raise it or set evaluate.calibration: none"
+            )
+        return self
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and validate a ``params.yaml``.
+
+    Raises
+    ------
+    UdcError
+        The file is missing or no YAML, or a parameter is unknown or not allowed; all such are named in one message.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml12Loader)  # noqa: S506 (a SafeLoader)
+    except FileNotFoundError:
+        raise UdcError(f"{path}: no such file; run from the project's root, or copy params.yaml there") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UdcError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UdcError(f"{path}: not valid YAML: {error}") from None
+    return validate_params(raw if raw is not None else {}, str(path))
+
+
+def validate_params(raw: Any, origin: str) -> Params:
+    """Validate the parsed contents of a parameter file; ``origin`` names it in error messages."""
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        lines = "\n".join(f"  {_explain(item)}" for item in error.errors())
+        raise UdcError(f"{origin} is not valid:\n{lines}") from None
+
+
+def _explain(item: Any) -> str:
+    """One validation error as ``full.name: what is wrong (got …)``."""
+    keys = [str(key) for key in item["loc"]]
+    name = ".".join(keys) or "parameters"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        allowed = _fields_at(keys[:-1])
+        close = difflib.get_close_matches(keys[-1], allowed, n=1)
+        hint = f"; did you mean {'.'.join([*keys[:-1], close[0]])}?" if close else ""
+        return f"{name}: no such parameter{hint} Allowed here: {', '.join(allowed)}"
+    if item["type"] in ("value_error", "missing"):
+        return f"{name}: {message}"
+    return f"{name}: {message}, got {item['input']!r}"
+
+
+def _fields_at(keys: list[str]) -> list[str]:
+    """The names of the parameters in the section that ``keys`` leads to."""
+    section: Any = Params
+    for key in keys:
+        found = section.model_fields.get(key) if hasattr(section, "model_fields") else None
+        if found is None:
+            break
+        section = found.annotation
+    return sorted(getattr(section, "model_fields", {}))
+
+
+class _Yaml12Loader(yaml.SafeLoader):
+    """A SafeLoader that reads numbers as YAML 1.2 (and so DVC) does, and refuses a key given twice.
+
+    PyYAML follows YAML 1.1, where ``1e-05``, which is how DVC writes small numbers into params.yaml, is a string.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Yaml12Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)$"),
+    list("-+.0123456789"),
+)

@@ -1,0 +1,194 @@
+"""Stage ``prepare``: raw images to checked, split and packed arrays."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from udc_model.data.audit import Checked, check_images, report_rejections
+from udc_model.data.packed import write_packed
+from udc_model.data.sources import ImageRecord, ImageSource, Rejection, listed, open_source
+from udc_model.data.splits import assign_splits, connected_components
+from udc_model.data.transforms import Preprocessing
+from udc_model.errors import UdcError
+from udc_model.params import SPLITS, DataParams, Params, load_params
+from udc_model.stages.files import Workspace, exit_status, whole_folder
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(params: Params, workspace: Workspace) -> dict[str, Any]:
+    """Check, split and pack the images; returns the contents of ``dataset.json``.
+
+    Raises
+    ------
+    UdcError
+        The source, an image, or a class with too few images, named so that it can be mended.
+    """
+    data = params.data
+    with whole_folder(workspace.prepared) as folder:
+        source = open_source(data)
+        if source.ignored:
+            logger.warning("ignored %d file(s) without an image's ending: %s",
+                           len(source.ignored), listed(source.ignored[:10]))  # fmt: skip
+        check_classes(params, source.classes)
+        preprocessing = Preprocessing(data.image_size, data.resize, data.crop_pct, data.resample)
+        scratch = folder / "scratch"
+        outcomes = check_images(source, preprocessing, data.max_pixels, scratch)
+        usable = _usable(source, outcomes)
+        rejected = sorted(source.rejected + [o for o in outcomes if isinstance(o, Rejection)], key=lambda r: r.path)
+        report_rejections(rejected, data.on_bad_image, len(usable) + len(rejected))
+        splits, duplicates = _split(usable, source.classes, data, params.seed)
+        _write_rejected(folder / "rejected.csv", rejected)
+        info = write_packed(
+            folder,
+            scratch,
+            [{**image.manifest_row(), "split": SPLITS[k]} for image, k in zip(usable, splits, strict=True)],
+            preprocessing,
+            {
+                "source": data.source,
+                "classes": source.classes,
+                "rejected": len(rejected),
+                "ignored": source.ignored,
+                **duplicates,
+            },
+        )
+        scratch.unlink()
+    _log_summary(info)
+    return info
+
+
+@dataclass(frozen=True)
+class _Usable:
+    record: ImageRecord
+    checked: Checked
+    scratch_row: int
+
+    def manifest_row(self) -> dict[str, Any]:
+        return {
+            "path": self.record.path,
+            "label": self.record.label,
+            "group": self.record.group or "",
+            "width": self.checked.width,
+            "height": self.checked.height,
+            "sha256": self.checked.sha256,
+            "scratch_row": self.scratch_row,
+        }
+
+
+def check_classes(params: Params, classes: list[str]) -> None:
+    """Hold what the parameters say of classes against the classes of the data, before any hour is spent.
+
+    Raises
+    ------
+    UdcError
+    """
+    from udc_model.costs.matrix import cost_matrix
+
+    wanted = params.model.num_labels
+    if wanted is not None and wanted != len(classes):
+        raise UdcError(f"model.num_labels: is {wanted}, but the data has {len(classes)} classes: {listed(classes)}")
+    cost_matrix(params.costs, classes)
+
+
+def _usable(source: ImageSource, outcomes: list[Checked | Rejection]) -> list[_Usable]:
+    pairs = enumerate(zip(source.records, outcomes, strict=True))
+    return [_Usable(record, outcome, i) for i, (record, outcome) in pairs if isinstance(outcome, Checked)]
+
+
+def _split(
+    usable: list[_Usable], classes: list[str], data: DataParams, seed: int
+) -> tuple[list[int], dict[str, Any]]:
+    """Assign splits; returns them with what ``dataset.json`` says about duplicates."""
+    groups = [image.record.group for image in usable]
+    hashes = [image.checked.sha256 for image in usable]
+    fixed = [image.record.split for image in usable]
+    _refuse_cut_groups(groups, fixed)
+    components = connected_components(len(usable), [groups, hashes])
+    labels = np.array([classes.index(image.record.label) for image in usable], dtype=np.intp)
+    splits = assign_splits(labels, components, fixed, data.splits, seed)
+    _refuse_missing_classes(labels, splits, classes, groups, data)
+    moved = sum(name is not None and SPLITS[k] != name for name, k in zip(fixed, splits, strict=True))
+    return [int(k) for k in splits], _duplicates(usable, moved)
+
+
+def _refuse_cut_groups(groups: list[str | None], fixed: list[str | None]) -> None:
+    given: dict[str, set[str]] = defaultdict(set)
+    for group, split in zip(groups, fixed, strict=True):
+        if group is not None and split is not None:
+            given[group].add(split)
+    cut = sorted(f"{group} ({', '.join(sorted(names))})" for group, names in given.items() if len(names) > 1)
+    if cut:
+        raise UdcError(f"the column split puts {len(cut)} group(s) into more than one split: {listed(cut)}")
+
+
+def _refuse_missing_classes(
+    labels: np.ndarray[Any, Any],
+    splits: np.ndarray[Any, Any],
+    classes: list[str],
+    groups: list[str | None],
+    data: DataParams,
+) -> None:
+    """Every class must be in every split that is in use: elsewhere it could be neither learnt nor judged."""
+    needed = [k for k, name in enumerate(SPLITS) if getattr(data.splits, name) > 0 or (splits == k).any()]
+    problems = []
+    for index, name in enumerate(classes):
+        own = labels == index
+        missing = [SPLITS[k] for k in needed if not (own & (splits == k)).any()]
+        if missing:
+            kinds = {group for group, mine in zip(groups, own, strict=True) if mine and group is not None}
+            grouped = f" in {len(kinds)} group(s)" if kinds else ""
+            problems.append(f"{name}: {own.sum()} image(s){grouped}, none for {', '.join(missing)}")
+    if problems:
+        raise UdcError(
+            f"too few images for {len(needed)} splits (at least one image, or group, of every class in each):\n  "
+            + listed(problems, "\n  ")
+            + "\nAdd images, remove the class, or change data.splits."
+        )
+
+
+def _duplicates(usable: list[_Usable], moved: int) -> dict[str, Any]:
+    same: dict[str, list[ImageRecord]] = defaultdict(list)
+    for image in usable:
+        same[image.checked.sha256].append(image.record)
+    sets = [records for records in same.values() if len(records) > 1]
+    conflicting = [records for records in sets if len({record.label for record in records}) > 1]
+    if sets:
+        logger.warning("%d images are copies of others, pixel for pixel; copies stay in one split (%d moved)",
+                       sum(len(records) - 1 for records in sets), moved)  # fmt: skip
+    if conflicting:
+        lines = [" = ".join(f"{r.path} ({r.label})" for r in records) for records in conflicting]
+        logger.warning("identical images with different labels:\n  %s", listed(lines, "\n  "))
+    return {
+        "duplicates": {"copies": sum(len(records) - 1 for records in sets), "moved": moved},
+        "conflicting_labels": [[[record.path, record.label] for record in records] for records in conflicting],
+    }
+
+
+def _write_rejected(path: Path, rejected: list[Rejection]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(["path", "reason"])
+        writer.writerows([item.path, item.reason] for item in rejected)
+
+
+def _log_summary(info: dict[str, Any]) -> None:
+    sizes = ", ".join(f"{name} {sum(info['counts'][name].values()):,}" for name in SPLITS)
+    logger.info("prepared %s images of %d classes: %s%s", f"{info['images']:,}", len(info["classes"]), sizes,
+                f"; {info['rejected']} rejected" if info["rejected"] else "")  # fmt: skip
+
+
+def main() -> None:
+    """Run the stage in the current folder."""
+    prepare(load_params(), Workspace())
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

@@ -1,0 +1,153 @@
+"""Stage ``train``: packed splits to a trained model and its record, in an MLflow run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import torch
+import yaml
+
+from udc_model.costs.losses import TrainingLoss
+from udc_model.costs.matrix import cost_matrix
+from udc_model.data.packed import PackedDataset
+from udc_model.errors import UdcError
+from udc_model.evaluation.plots import plot_training_curves
+from udc_model.models import build_model
+from udc_model.params import Params, load_params
+from udc_model.stages.files import Workspace, exit_status, whole_folder
+from udc_model.stages.prepare import check_classes
+from udc_model.tracking.run import MODEL_SHA256, log_dataset, log_params, training_run
+from udc_model.training.hardware import pick_hardware
+from udc_model.training.loop import Metrics, TrainingResult, train_model
+
+logger = logging.getLogger(__name__)
+
+
+def train(params: Params, workspace: Workspace) -> TrainingResult:
+    """Train the model that ``params`` describe; writes ``model/`` and ``training/``.
+
+    Raises
+    ------
+    UdcError
+        The prepared data is missing or does not fit the parameters, or the training cannot go on.
+    """
+    dataset = PackedDataset.open(workspace.prepared)
+    check_classes(params, dataset.classes)
+    check_channels(params)
+    hardware = pick_hardware(params.train)
+    splits = {name: dataset.split(name) for name in ("train", "validation")}
+    model = build_model(params.model, dataset.classes, params.seed)
+    counts = [dataset.info["counts"]["train"][name] for name in dataset.classes]
+    costs = torch.from_numpy(cost_matrix(params.costs, dataset.classes))
+
+    with (
+        whole_folder(workspace.model) as model_folder,
+        whole_folder(workspace.training) as training_folder,
+        training_run(hardware.describe()) as run,
+    ):
+        log_params(training_params(params))
+        mlflow.log_text(yaml.safe_dump(params.model_dump(), sort_keys=False, allow_unicode=True), "params.yaml")
+        log_dataset(**dataset_input(params, dataset), context="training")
+        result = train_model(
+            model,
+            splits["train"],
+            splits["validation"],
+            dataset.preprocessing,
+            TrainingLoss(params.loss, costs, counts),
+            params.train,
+            params.seed,
+            hardware,
+            on_epoch=_log_epoch,
+        )
+        model.load_state_dict(result.best_state)
+        model.save_pretrained(model_folder)
+        dataset.preprocessing.save(model_folder)
+        record = training_record(params, dataset, result, hardware.describe())
+        write_training(training_folder, result, record)
+        mlflow.log_metrics({f"train/{name}": value for name, value in record["final_metrics"].items()})
+        mlflow.log_artifacts(str(model_folder), "model")
+        mlflow.log_artifacts(str(training_folder), "training")
+        mlflow.set_tag(MODEL_SHA256, sha256_of(model_folder / "model.safetensors"))
+    logger.info("trained %s: best epoch %d of %d; MLflow run %s (%s)", params.model.model_type, result.best_epoch,
+                len(result.curves), run.info.run_name, run.info.run_id)  # fmt: skip
+    return result
+
+
+def check_channels(params: Params) -> None:
+    """:class:`UdcError` unless the model takes the three channels that ``prepare`` stores."""
+    channels = params.model.architecture.num_channels
+    if channels != 3:
+        raise UdcError(f"model.{params.model.model_type}.num_channels: is {channels}; prepared images have 3 (RGB)")
+
+
+def _log_epoch(epoch: int, metrics: Metrics, images_per_second: float) -> None:
+    named = {f"epoch/{name}": value for name, value in metrics.items()}
+    mlflow.log_metrics(named | {"epoch/images_per_second": images_per_second}, step=epoch)
+    logger.info("epoch %d: training loss %.4f, validation log loss %.4f, accuracy %.4f (%s images/s)", epoch,
+                metrics["train_loss"], metrics["validation_log_loss"], metrics["validation_accuracy"],
+                f"{images_per_second:,.0f}")  # fmt: skip
+
+
+def training_params(params: Params) -> dict[str, Any]:
+    """The parameters that determine the training; of the two architectures the one in use."""
+    model = params.model.model_dump(exclude={"resnet", "convnext"})
+    model[params.model.model_type] = params.model.architecture.model_dump()
+    return {
+        "seed": params.seed,
+        "data": params.data.model_dump(),
+        "model": model,
+        "loss": params.loss.model_dump(),
+        "train": params.train.model_dump(),
+    }
+
+
+def dataset_input(params: Params, dataset: PackedDataset) -> dict[str, Any]:
+    """Name, digest and source of the data set, as `log_dataset` takes them."""
+    name = "digits" if params.data.source == "digits" else Path(params.data.path).resolve().name
+    source = {"source": params.data.source, "path": params.data.path}
+    return {"name": name, "digest": dataset.info["digest"], "source": source}
+
+
+def training_record(
+    params: Params, dataset: PackedDataset, result: TrainingResult, hardware: dict[str, str]
+) -> dict[str, Any]:
+    """What ``evaluate`` needs to know about a training that may have happened elsewhere or long ago."""
+    final = result.curves[result.best_epoch - 1]
+    return {
+        "params": training_params(params),
+        "data": dataset_input(params, dataset),
+        "hardware": hardware,
+        "best_epoch": result.best_epoch,
+        "final_metrics": {"best_epoch": result.best_epoch, "epochs": len(result.curves)}
+        | {name: value for name, value in final.items() if name not in ("epoch", "learning_rate")},
+    }
+
+
+def write_training(folder: Path, result: TrainingResult, record: dict[str, Any]) -> None:
+    """Write ``curves.csv``, ``curves.png`` and ``record.json``."""
+    curves = pd.DataFrame(result.curves)
+    curves.to_csv(folder / "curves.csv", index=False, lineterminator="\n")
+    plot_training_curves(folder / "curves.png", curves, result.best_epoch)
+    (folder / "record.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def main() -> None:
+    """Run the stage in the current folder."""
+    train(load_params(), Workspace())
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

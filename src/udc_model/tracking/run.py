@@ -1,0 +1,184 @@
+"""One experiment, one MLflow run: ``train`` opens it, ``evaluate`` goes on in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from udc_model.tracking.store import open_store
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+MODEL_SHA256 = "udc.model_sha256"
+EVALUATED = "udc.evaluated"
+EXPERIMENT_NAME = "dvc.exp_name"
+TRAINED_BY = "udc.trained_by"
+_LONGEST_PARAM = 500  # characters; a longer value is found in the artifact params.yaml
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def log_params(values: Mapping[str, Any]) -> None:
+    """Log nested parameters under dotted names; lists as JSON."""
+    import mlflow
+
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in flatten(values).items()}
+    mlflow.log_params({
+        key: text if len(text) <= _LONGEST_PARAM else f"{len(text)} characters; see params.yaml"
+        for key, text in texts.items()
+    })  # fmt: skip
+
+
+@contextmanager
+def training_run(tags: Mapping[str, str]) -> Iterator[Run]:
+    """Open a new run (or the one that ``mlflow run`` opened for this process) named as the DVC experiment.
+
+    It ends as FINISHED, as FAILED on an error, and as KILLED on Ctrl-C or SIGTERM.
+    """
+    with _active(None, tags) as run:
+        yield run
+
+
+@contextmanager
+def evaluation_run(model_sha256: str, tags: Mapping[str, str]) -> Iterator[tuple[Run, bool]]:
+    """Go on in the run that trained this model, or open a new one; gives the run and whether it is new.
+
+    It is new if no run of this DVC experiment trained the model (``train`` came from DVC's cache), or if that run has
+    an evaluation already: a run is never overwritten. A new run names the run that trained.
+    """
+    import mlflow
+
+    experiment_id = open_store()
+    found = mlflow.search_runs(
+        [experiment_id, *_outer_experiment()],
+        filter_string=f"tags.`{MODEL_SHA256}` = '{model_sha256}'",
+        order_by=["attributes.start_time DESC"],
+        output_format="list",
+    )
+    trained = [run for run in found if TRAINED_BY not in run.data.tags]
+    open_runs = [
+        run
+        for run in trained
+        if EVALUATED not in run.data.tags and run.data.tags.get(EXPERIMENT_NAME) == os.environ.get("DVC_EXP_NAME")
+    ]
+    if open_runs:
+        with _active(open_runs[0].info.run_id, {}) as run:
+            yield run, False
+    else:
+        origin = {TRAINED_BY: trained[0].info.run_id} if trained else {}
+        with _active(None, {**tags, **origin, MODEL_SHA256: model_sha256}) as run:
+            yield run, True
+
+
+def _outer_experiment() -> list[str]:
+    """The experiment of the run that ``mlflow run`` opened, where that is another than ours."""
+    import mlflow
+
+    outer = os.environ.get("MLFLOW_RUN_ID")
+    return [mlflow.get_run(outer).info.experiment_id] if outer else []
+
+
+@contextmanager
+def _active(run_id: str | None, tags: Mapping[str, str]) -> Iterator[Run]:
+    import mlflow
+
+    experiment_id = open_store()
+    outer = os.environ.pop("MLFLOW_RUN_ID", None)
+    if outer is not None and run_id is None and EVALUATED not in mlflow.get_run(outer).data.tags:
+        run_id = outer
+    if run_id is not None:
+        run = mlflow.start_run(run_id=run_id)
+    else:
+        run = mlflow.start_run(experiment_id=experiment_id, run_name=os.environ.get("DVC_EXP_NAME"))
+    status = "FAILED"
+    try:
+        mlflow.set_tags({**provenance(), **tags} if tags else {})
+        yield run
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        mlflow.end_run(status)
+
+
+def provenance() -> dict[str, str]:
+    """Tags that say where a run comes from: commit, DVC experiment, package versions."""
+    tags = {f"udc.version.{name}": version(name) for name in ("torch", "torchvision", "dvc", "mlflow", "numpy")}
+    if name := os.environ.get("DVC_EXP_NAME"):
+        tags[EXPERIMENT_NAME] = name
+    if baseline := os.environ.get("DVC_EXP_BASELINE_REV"):
+        tags["dvc.baseline"] = baseline
+    commit = _git("rev-parse", "HEAD")
+    if commit:
+        tags["mlflow.source.git.commit"] = commit
+        tags["udc.git_dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
+    return tags
+
+
+def _git(*arguments: str) -> str:
+    """The output of a git command in the current folder, empty where that is no repository."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
+
+
+def log_dataset(name: str, digest: str, source: Mapping[str, str], context: str) -> None:
+    """Record a data set, by name and digest, as an input of the active run."""
+    import mlflow
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.meta_dataset import MetaDataset
+
+    dataset = MetaDataset(CodeDatasetSource(dict(source)), name=name, digest=digest[:32])
+    mlflow.log_input(dataset, context=context)
+
+
+def log_classifier(folder: Path, package: Path, requirements: tuple[str, ...]) -> str:
+    """Log a folder that ``udc_model.serving`` can load as an MLflow model; returns its address (``models:/…``).
+
+    Parameters
+    ----------
+    package : folder of this project's package, whose code goes with the model, so that it loads anywhere.
+    requirements : distributions that the model needs, pinned to the versions installed here.
+    """
+    import mlflow
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import AnyType, ColSpec, DataType, Map, Schema
+
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(AnyType(), "image")]),
+        outputs=Schema([
+            ColSpec(DataType.string, "class"),
+            ColSpec(DataType.double, "expected_cost"),
+            ColSpec(Map(DataType.double), "probabilities"),
+        ]),
+    )  # fmt: skip
+    logged = mlflow.pyfunc.log_model(
+        name="classifier",
+        loader_module="udc_model.serving",
+        data_path=str(folder),
+        code_paths=[str(package)],
+        signature=signature,
+        input_example=pd.DataFrame({"image": [[[0, 64, 128], [192, 255, 32]]]}),
+        pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in requirements],
+    )
+    return str(logged.model_uri)

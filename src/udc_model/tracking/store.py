@@ -1,0 +1,77 @@
+"""Where runs are recorded: ``MLFLOW_TRACKING_URI``, or SQLite at the root of the repository."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from pathlib import Path
+
+from filelock import FileLock
+
+from udc_model.errors import UdcError
+
+# Set before mlflow is imported. Nothing is sent home, and creating a data base is not told line by line.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+# The requirements of logged models are given, so MLflow needs neither pip nor uv to guess them.
+os.environ.setdefault("MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK", "true")
+os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
+
+EXPERIMENT = "udc-model"
+
+
+def repository_root() -> Path:
+    """The main repository: ``DVC_ROOT`` (queued experiments run in temporary copies), or the nearest with ``.dvc``."""
+    if root := os.environ.get("DVC_ROOT"):
+        return Path(root).resolve()
+    here = Path.cwd().resolve()
+    return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
+
+
+def tracking_uri() -> str:
+    """The address of the store, credentials and all; see :func:`without_credentials` before you show it."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{repository_root() / 'mlflow.db'}"
+
+
+def without_credentials(uri: str) -> str:
+    """The address with any ``user:password@`` left out, for messages."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def open_store() -> str:
+    """Point MLflow at the store and return the id of the experiment, both created if they do not exist yet.
+
+    A SQLite store is initialised under a file lock, for processes that meet an empty file at once break it. Its
+    experiment gets an absolute place for artifacts, for MLflow would bind it to the folder it happens to run in,
+    which may be a temporary one.
+
+    Raises
+    ------
+    UdcError
+        The store cannot be reached or written.
+    """
+    uri = tracking_uri()
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    # Alembic tells every step of creating a data base at level INFO.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        mlflow.set_tracking_uri(uri)
+        if not uri.startswith("sqlite:///"):
+            return str(mlflow.set_experiment(name).experiment_id)
+        folder = Path(uri.removeprefix("sqlite:///")).resolve().parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "mlflow.db.lock"):
+            client = mlflow.MlflowClient()
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                location = (folder / "mlartifacts" / name).as_uri()
+                client.create_experiment(name, artifact_location=location)
+        return str(mlflow.set_experiment(name).experiment_id)
+    except (MlflowException, OSError) as error:
+        raise UdcError(f"the MLflow store {without_credentials(uri)} cannot be used: "
+                       f"{without_credentials(str(error))}") from error  # fmt: skip

@@ -1,0 +1,73 @@
+"""Which device, precision and memory format a training runs on."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from udc_model.errors import UdcError
+from udc_model.params import TrainParams
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The device and precision that were picked; ``precision`` is ``fp32``, ``bf16`` or ``fp16``."""
+
+    device: torch.device
+    precision: str
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Context in which the forward pass runs in the reduced precision."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=_DTYPES[self.precision])
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """channels_last where convolutions gain by it (CPU and CUDA), else the default."""
+        return torch.channels_last if self.device.type in ("cpu", "cuda") else torch.contiguous_format
+
+    def describe(self) -> dict[str, str]:
+        """Device and precision for the run's record."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return {"device": name, "precision": self.precision}
+
+
+def pick_hardware(params: TrainParams) -> Hardware:
+    """The hardware that ``train.device`` and ``train.precision`` ask for, ``auto`` resolved.
+
+    Raises
+    ------
+    UdcError
+        The machine does not have it.
+    """
+    device = torch.device(_pick_device(params.device))
+    if params.precision == "auto":
+        return Hardware(device, "bf16" if _has_fast_bf16(device) else "fp32")
+    if params.precision == "fp16" and device.type == "cpu":
+        raise UdcError("train.precision: fp16 needs a GPU (its small range needs a loss scaler); on a CPU use bf16")
+    return Hardware(device, params.precision)
+
+
+def _pick_device(wanted: str) -> str:
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        return next(name for name, there in available.items() if there)
+    if not available[wanted]:
+        there = ", ".join(name for name, is_there in available.items() if is_there)
+        raise UdcError(f"train.device: {wanted} is not available on this machine (there is {there}); use auto")
+    return wanted
+
+
+def _has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 products run in hardware; emulated ones are slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        features = torch.cpu.get_capabilities()
+        return bool(features.get("avx512_bf16") or features.get("amx_bf16") or features.get("bf16"))
+    return False
