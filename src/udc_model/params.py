@@ -224,8 +224,9 @@ class CostEntry(Section):
 class CostParams(Section):
     """The cost matrix by class name: rows are the true class, columns the predicted one.
 
-    Built in this order: ``preset`` (or ``matrix``, a full table ``{true: {predicted: cost}}``), then ``entries``
-    on top. ``default`` is the price of a mistake under the preset ``uniform``.
+    Built in this order: ``preset`` (or ``matrix``, a full table ``{true: {predicted: cost}}``, or rows of numbers in
+    the sorted order of the class names), then ``entries`` on top. ``default`` is the price of a mistake, of a unit of
+    distance under ``absolute_difference``.
     """
 
     preset: Literal["uniform", "absolute_difference"] = "uniform"
@@ -233,7 +234,7 @@ class CostParams(Section):
     power: Annotated[float, Field(gt=0)] = 1.0
     order: list[str] | None = None
     entries: list[CostEntry] = []
-    matrix: dict[str, dict[str, float]] | None = None
+    matrix: dict[str, dict[str, float]] | list[list[float]] | None = None
 
 
 class EvaluateParams(Section):
@@ -276,7 +277,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     """
     path = Path(path)
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml12Loader)  # noqa: S506 (a SafeLoader)
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml12Loader)
     except FileNotFoundError:
         raise UdcError(f"{path}: no such file; run from the project's root, or copy params.yaml there") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -332,7 +333,9 @@ class _Yaml12Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -342,3 +345,32 @@ _Yaml12Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)$"),
     list("-+.0123456789"),
 )
+
+
+def full_name(name: str) -> str:
+    """The full name of a parameter given by its last part, if only one has it: ``epochs`` is ``train.epochs``.
+
+    Raises
+    ------
+    UdcError
+        No parameter, or more than one, is called that.
+    """
+    known = _names(Params)
+    if name in known:
+        return name
+    found = [full for full in known if full.endswith(f".{name}")]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UdcError(f"{name}: could be any of {', '.join(found)}; give the full name")
+    close = difflib.get_close_matches(name, [*known, *(full.rpartition(".")[2] for full in known)], n=1)
+    raise UdcError(f"{name}: no such parameter" + (f"; did you mean {close[0]}?" if close else ""))
+
+
+def _names(section: type[BaseModel], prefix: str = "") -> list[str]:
+    names = []
+    for key, field in section.model_fields.items():
+        names.append(prefix + key)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += _names(field.annotation, f"{prefix}{key}.")
+    return names

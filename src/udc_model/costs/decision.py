@@ -24,9 +24,9 @@ def decide(probabilities: Floats, costs: Floats, rule: str) -> NDArray[np.intp]:
         probable class. Ties go to the first class.
     """
     if rule == "argmax":
-        return np.argmax(probabilities, axis=1)
+        return np.asarray(np.argmax(probabilities, axis=1))
     if rule == "min_expected_cost":
-        return np.argmin(expected_costs(probabilities, costs), axis=1)
+        return np.asarray(np.argmin(expected_costs(probabilities, costs), axis=1))
     raise ValueError(f"no decision rule is called {rule!r}")
 
 

@@ -19,8 +19,10 @@ def cost_matrix(params: CostParams, classes: list[str]) -> NDArray[np.float64]:
     """
     _check_names(params, classes)
     n = len(classes)
-    if params.matrix is not None:
+    if isinstance(params.matrix, dict):
         costs = np.array([[params.matrix[true][predicted] for predicted in classes] for true in classes])
+    elif params.matrix is not None:
+        costs = np.array(params.matrix)
     elif params.preset == "absolute_difference":
         values = _ordinal_values(params, classes)
         costs = params.default * np.abs(values[:, None] - values[None, :]) ** params.power
@@ -29,6 +31,8 @@ def cost_matrix(params: CostParams, classes: list[str]) -> NDArray[np.float64]:
     index = {name: k for k, name in enumerate(classes)}
     for entry in params.entries:
         costs[index[entry.true], index[entry.predicted]] = entry.cost
+    if (costs == costs[:, :1]).all():
+        raise UdcError("costs: every decision costs the same whatever the truth, so there is nothing to decide")
     return costs
 
 
@@ -39,7 +43,10 @@ def _check_names(params: CostParams, classes: list[str]) -> None:
         for key, name in (("true", entry.true), ("predicted", entry.predicted)):
             if name not in known:
                 problems.append(f"costs.entries.{i}.{key}: the data has no class {name!r}")
-    if params.matrix is not None:
+    if isinstance(params.matrix, list) and [len(row) for row in params.matrix] != [len(classes)] * len(classes):
+        shape = " + ".join(str(len(row)) for row in params.matrix)
+        problems.append(f"costs.matrix: needs {len(classes)} rows of {len(classes)} numbers, has rows of {shape}")
+    if isinstance(params.matrix, dict):
         problems += _key_problems("costs.matrix", set(params.matrix), known)
         for true, row in params.matrix.items():
             problems += _key_problems(f"costs.matrix.{true}", set(row), known)
@@ -67,10 +74,3 @@ def _ordinal_values(params: CostParams, classes: list[str]) -> NDArray[np.float6
             "costs.preset: absolute_difference needs class names that are numbers, or their order in costs.order; "
             f"the classes are {', '.join(classes)}"
         ) from None
-
-
-def is_uniform(costs: NDArray[np.float64]) -> bool:
-    """Whether all mistakes have one price and correct decisions none, so that costs change no decision."""
-    n = len(costs)
-    off = costs[~np.eye(n, dtype=bool)]
-    return bool((np.diag(costs) == 0).all() and (off == off[0]).all())

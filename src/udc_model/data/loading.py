@@ -70,9 +70,7 @@ def gather(split: PackedSplit, indices: NDArray[np.intp]) -> Tensor:
     return torch.from_numpy(split.images[indices])
 
 
-def training_input(
-    stored: Tensor, draws: Tensor, augmentation: Augmentation, preprocessing: Preprocessing
-) -> Tensor:
+def training_input(stored: Tensor, draws: Tensor, augmentation: Augmentation, preprocessing: Preprocessing) -> Tensor:
     """Stored squares (N, S, S, 3) uint8 to augmented, normalised input (N, 3, size, size) float32."""
     if not augmentation.active:
         return preprocessing.to_input(stored)
@@ -80,9 +78,7 @@ def training_input(
     return preprocessing.normalise(augmentation(images, draws, preprocessing.size))
 
 
-def evaluation_batches(
-    images: NDArray[np.uint8], preprocessing: Preprocessing, batch_size: int
-) -> Iterator[Tensor]:
+def evaluation_batches(images: NDArray[np.uint8], preprocessing: Preprocessing, batch_size: int) -> Iterator[Tensor]:
     """Normalised inputs (n, 3, size, size) of stored squares, in order, nothing drawn."""
     for start in range(0, len(images), batch_size):
         yield preprocessing.to_input(torch.from_numpy(np.array(images[start : start + batch_size])))

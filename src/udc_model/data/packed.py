@@ -125,7 +125,7 @@ def write_packed(
 
     mean, std = statistics.mean_and_std()
     preprocessing = Preprocessing.from_dict(preprocessing.to_dict() | {"mean": mean, "std": std})
-    counts = {name: {label: 0 for label in info["classes"]} for name in SPLITS}
+    counts = {name: dict.fromkeys(info["classes"], 0) for name in SPLITS}
     for row in lines:
         counts[row["split"]][row["label"]] += 1
     info = {

@@ -66,7 +66,9 @@ def open_source(params: DataParams) -> ImageSource:
         raise UdcError(f"data.path: {root} is no folder; put your images there or set data.path")
     source = _folder(root, params) if params.source == "folder" else _csv(root, params)
     if len(source.classes) < 2:
-        raise UdcError(f"{root}: found {len(source.classes)} class ({', '.join(source.classes)}); at least 2 are needed")
+        raise UdcError(
+            f"{root}: found {len(source.classes)} class ({', '.join(source.classes)}); at least 2 are needed"
+        )
     return source
 
 
@@ -255,5 +257,6 @@ def _group_pattern(pattern: str | None) -> Callable[[str], str | None]:
 
 
 def listed(items: list[str], separator: str = ", ") -> str:
+    """Join items for a message; the rest of a long list is counted."""
     more = f"{separator}… and {len(items) - _SHOWN:,} more" if len(items) > _SHOWN else ""
     return separator.join(items[:_SHOWN]) + more

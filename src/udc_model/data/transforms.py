@@ -21,7 +21,7 @@ RESAMPLE = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-_SQUASH_FROM = 384  # ConvNeXt's evaluation: from this size on no crop (Liu et al. 2022, appendix; transformers likewise)
+_SQUASH_FROM = 384  # from this size on ConvNeXt's evaluation does not crop; transformers likewise
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,9 @@ class Preprocessing:
         if not self.crops:
             return np.asarray(image.resize((side, side), resample))
         width, height = image.size
-        if width <= height:
-            scaled = (side, int(side * height / width))
-        else:
-            scaled = (int(side * width / height), side)
-        image = image.resize(scaled, resample)
+        short = min(width, height)
+        scaled = [side if extent == short else int(side * extent / short) for extent in (width, height)]
+        image = image.resize((scaled[0], scaled[1]), resample)
         # Offsets chosen so that the stored square's centre crop is exactly the scaled image's centre crop.
         left, top = ((extent - self.size) // 2 - (side - self.size) // 2 for extent in scaled)
         return np.asarray(image.crop((left, top, left + side, top + side)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, ClassVar, cast
 
 import torch
@@ -164,11 +165,13 @@ class ConvNextEncoder(nn.Module):
 
     def __init__(self, config: ConvNextConfig) -> None:
         super().__init__()
-        rates = torch.linspace(0, config.drop_path_rate, sum(config.depths)).split(config.depths)
+        rates = iter(torch.linspace(0, config.drop_path_rate, sum(config.depths)).tolist())
         sizes = [config.hidden_sizes[0], *config.hidden_sizes]
         self.stages = nn.ModuleList(
-            ConvNextStage(config, sizes[i], sizes[i + 1], stride=1 if i == 0 else 2, drop_paths=rates[i].tolist())
-            for i in range(config.num_stages)
+            ConvNextStage(
+                config, sizes[i], sizes[i + 1], stride=1 if i == 0 else 2, drop_paths=list(islice(rates, depth))
+            )
+            for i, depth in enumerate(config.depths)
         )
 
     def forward(

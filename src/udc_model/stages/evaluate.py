@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -29,9 +28,19 @@ from udc_model.params import Params, load_params
 from udc_model.serving import DECISION_FILE, MODEL_FOLDER
 from udc_model.stages.files import Workspace, exit_status, whole_folder, write_whole
 from udc_model.stages.train import sha256_of
-from udc_model.tracking.run import EVALUATED, evaluation_run, log_classifier, log_dataset, log_params
+from udc_model.tracking.run import (
+    EVALUATED,
+    evaluation_run,
+    log_classifier,
+    log_dataset,
+    log_folder,
+    log_metrics,
+    log_params,
+    log_text,
+    mark,
+)
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("udc_model.stages.evaluate")  # __name__ is __main__ when DVC runs the stage
 
 SCORED = ("test", "validation")
 # What loading and running the served model imports.
@@ -55,20 +64,23 @@ def evaluate(params: Params, workspace: Workspace) -> Metrics:
         raise UdcError(f"{workspace.model} was trained on other data than {workspace.prepared}; run train again")
     rule = fit_rule(params, dataset, classifier)
 
-    workspace.metrics.unlink(missing_ok=True)  # an older run's, should this one fail
     with (
         whole_folder(workspace.evaluation) as folder,
         evaluation_run(sha256_of(workspace.model / "model.safetensors"), record["hardware"]) as (run, is_new),
     ):
         if is_new:
             _carry_over(record, dataset)
-        log_params({"costs": params.costs.model_dump(), "evaluate": params.evaluate.model_dump()})
         (folder / DECISION_FILE).write_text(rule.to_json(), encoding="utf-8")
         metrics = {name: score(params, dataset, classifier, rule, name, folder) for name in SCORED}
-        write_whole(workspace.metrics, json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(metrics, indent=2, ensure_ascii=False) + "\n"
+        log_params({"costs": params.costs.model_dump(), "evaluate": params.evaluate.model_dump()})
         log_dataset(**record["data"], context="evaluation")
-        _log_results(metrics, folder, workspace)
-        mlflow.set_tag(EVALUATED, "true")
+        log_metrics({f"{split}/{name}": value for split, own in metrics.items() for name, value in own.items()})
+        log_text(text, "metrics.json")
+        log_folder(folder, "evaluation")
+        _log_model(folder, workspace)
+        mark(EVALUATED, "true")
+    write_whole(workspace.metrics, text)
     test = metrics["test"]
     logger.info("test: accuracy %.4f, mean cost %.4f (argmax: %.4f, %.4f); MLflow run %s", test["accuracy"],
                 test["mean_cost"], test["argmax_accuracy"], test["argmax_mean_cost"], run.info.run_id)  # fmt: skip
@@ -119,9 +131,7 @@ def score(
     plot_roc(own / "roc.png", split.labels, decisions.probabilities, rule.classes)
     plot_precision_recall(own / "precision_recall.png", split.labels, decisions.probabilities, rule.classes)
     costs = np.array(rule.costs)
-    return split_metrics(
-        split.labels, decisions.decided, decisions.probabilities, costs, params.evaluate.ece_bins
-    )  # fmt: skip
+    return split_metrics(split.labels, decisions.decided, decisions.probabilities, costs, params.evaluate.ece_bins)
 
 
 def _write_curves(split: PackedSplit, probabilities: NDArray[np.float64], folder: Path) -> None:
@@ -149,15 +159,12 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
 def _carry_over(record: dict[str, Any], dataset: PackedDataset) -> None:
     """Give a new run what the run that trained already has: parameters, final metrics, the training data."""
     log_params(record["params"])
-    mlflow.log_metrics({f"train/{name}": value for name, value in record["final_metrics"].items()})
+    log_metrics({f"train/{name}": value for name, value in record["final_metrics"].items()})
     log_dataset(**record["data"], context="training")
 
 
-def _log_results(metrics: Metrics, folder: Path, workspace: Workspace) -> None:
-    named = {f"{split}/{name}": value for split, own in metrics.items() for name, value in own.items()}
-    mlflow.log_metrics({name: value for name, value in named.items() if value is not None})
-    mlflow.log_dict(dict(metrics), "metrics.json")
-    mlflow.log_artifacts(str(folder), "evaluation")
+def _log_model(folder: Path, workspace: Workspace) -> None:
+    """Log weights and decision rule together, as a model that MLflow can load and serve."""
     with tempfile.TemporaryDirectory() as scratch:
         bundle = Path(scratch) / "classifier"
         shutil.copytree(workspace.model, bundle / MODEL_FOLDER)

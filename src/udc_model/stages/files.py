@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from udc_model.errors import UdcError
 
@@ -52,23 +55,21 @@ class Workspace:
 def whole_folder(target: Path) -> Iterator[Path]:
     """Give a scratch folder beside ``target`` that takes its place when the block ends without an error.
 
-    A reader therefore finds either the finished folder or none; what an earlier run left at ``target`` goes first.
+    A reader finds either a finished folder or none; an error leaves what stood there before.
     """
     scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove(target)
         for leftover in target.parent.glob(f".{target.name}.*.partial"):
             _remove(leftover)  # of a process that was killed
         scratch.mkdir()
         yield scratch
+        _remove(target)
         scratch.rename(target)
     except OSError as error:
-        _remove(scratch)
         raise UdcError(f"{target}: cannot be written: {error}") from error
-    except BaseException:
+    finally:
         _remove(scratch)
-        raise
 
 
 def write_whole(target: Path, text: str) -> None:
@@ -92,9 +93,9 @@ def _remove(path: Path) -> None:
 
 def exit_status(main: Callable[[], None]) -> int:
     """Run a program's main function; turn errors meant for people into one message on stderr and a status."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for name in ("mlflow", "alembic", "matplotlib", "PIL", "git"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("udc_model").setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         main()
     except UdcError as error:
@@ -104,3 +105,8 @@ def exit_status(main: Callable[[], None]) -> int:
         logger.error("error: interrupted")
         return 130
     return 0
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    """Treat SIGTERM as Ctrl-C, so that clean-up runs and the MLflow run ends as KILLED."""
+    raise KeyboardInterrupt

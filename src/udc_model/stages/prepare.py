@@ -21,7 +21,7 @@ from udc_model.errors import UdcError
 from udc_model.params import SPLITS, DataParams, Params, load_params
 from udc_model.stages.files import Workspace, exit_status, whole_folder
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("udc_model.stages.prepare")  # __name__ is __main__ when DVC runs the stage
 
 
 def prepare(params: Params, workspace: Workspace) -> dict[str, Any]:
@@ -103,9 +103,7 @@ def _usable(source: ImageSource, outcomes: list[Checked | Rejection]) -> list[_U
     return [_Usable(record, outcome, i) for i, (record, outcome) in pairs if isinstance(outcome, Checked)]
 
 
-def _split(
-    usable: list[_Usable], classes: list[str], data: DataParams, seed: int
-) -> tuple[list[int], dict[str, Any]]:
+def _split(usable: list[_Usable], classes: list[str], data: DataParams, seed: int) -> tuple[list[int], dict[str, Any]]:
     """Assign splits; returns them with what ``dataset.json`` says about duplicates."""
     groups = [image.record.group for image in usable]
     hashes = [image.checked.sha256 for image in usable]

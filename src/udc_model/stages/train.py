@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pandas as pd
 import torch
 import yaml
@@ -23,11 +22,20 @@ from udc_model.models import build_model
 from udc_model.params import Params, load_params
 from udc_model.stages.files import Workspace, exit_status, whole_folder
 from udc_model.stages.prepare import check_classes
-from udc_model.tracking.run import MODEL_SHA256, log_dataset, log_params, training_run
+from udc_model.tracking.run import (
+    MODEL_SHA256,
+    log_dataset,
+    log_folder,
+    log_metrics,
+    log_params,
+    log_text,
+    mark,
+    training_run,
+)
 from udc_model.training.hardware import pick_hardware
 from udc_model.training.loop import Metrics, TrainingResult, train_model
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("udc_model.stages.train")  # __name__ is __main__ when DVC runs the stage
 
 
 def train(params: Params, workspace: Workspace) -> TrainingResult:
@@ -53,7 +61,7 @@ def train(params: Params, workspace: Workspace) -> TrainingResult:
         training_run(hardware.describe()) as run,
     ):
         log_params(training_params(params))
-        mlflow.log_text(yaml.safe_dump(params.model_dump(), sort_keys=False, allow_unicode=True), "params.yaml")
+        log_text(yaml.safe_dump(params.model_dump(), sort_keys=False, allow_unicode=True), "params.yaml")
         log_dataset(**dataset_input(params, dataset), context="training")
         result = train_model(
             model,
@@ -71,10 +79,10 @@ def train(params: Params, workspace: Workspace) -> TrainingResult:
         dataset.preprocessing.save(model_folder)
         record = training_record(params, dataset, result, hardware.describe())
         write_training(training_folder, result, record)
-        mlflow.log_metrics({f"train/{name}": value for name, value in record["final_metrics"].items()})
-        mlflow.log_artifacts(str(model_folder), "model")
-        mlflow.log_artifacts(str(training_folder), "training")
-        mlflow.set_tag(MODEL_SHA256, sha256_of(model_folder / "model.safetensors"))
+        log_metrics({f"train/{name}": value for name, value in record["final_metrics"].items()})
+        log_folder(model_folder, "model")
+        log_folder(training_folder, "training")
+        mark(MODEL_SHA256, sha256_of(model_folder / "model.safetensors"))
     logger.info("trained %s: best epoch %d of %d; MLflow run %s (%s)", params.model.model_type, result.best_epoch,
                 len(result.curves), run.info.run_name, run.info.run_id)  # fmt: skip
     return result
@@ -89,7 +97,7 @@ def check_channels(params: Params) -> None:
 
 def _log_epoch(epoch: int, metrics: Metrics, images_per_second: float) -> None:
     named = {f"epoch/{name}": value for name, value in metrics.items()}
-    mlflow.log_metrics(named | {"epoch/images_per_second": images_per_second}, step=epoch)
+    log_metrics(named | {"epoch/images_per_second": images_per_second}, step=epoch)
     logger.info("epoch %d: training loss %.4f, validation log loss %.4f, accuracy %.4f (%s images/s)", epoch,
                 metrics["train_loss"], metrics["validation_log_loss"], metrics["validation_accuracy"],
                 f"{images_per_second:,.0f}")  # fmt: skip

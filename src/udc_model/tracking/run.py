@@ -75,7 +75,9 @@ def evaluation_run(model_sha256: str, tags: Mapping[str, str]) -> Iterator[tuple
     open_runs = [
         run
         for run in trained
-        if EVALUATED not in run.data.tags and run.data.tags.get(EXPERIMENT_NAME) == os.environ.get("DVC_EXP_NAME")
+        if EVALUATED not in run.data.tags
+        and "evaluate.decision" not in run.data.params  # an evaluation that failed while it was logged
+        and run.data.tags.get(EXPERIMENT_NAME) == os.environ.get("DVC_EXP_NAME")
     ]
     if open_runs:
         with _active(open_runs[0].info.run_id, {}) as run:
@@ -141,13 +143,41 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
+def log_metrics(values: Mapping[str, float | None], step: int | None = None) -> None:
+    """Log metrics of the active run in one request; those that are None are left out."""
+    import mlflow
+
+    mlflow.log_metrics({name: value for name, value in values.items() if value is not None}, step=step)
+
+
+def log_folder(folder: Path, name: str) -> None:
+    """Log all files of a folder as artifacts of the active run, under ``name``."""
+    import mlflow
+
+    mlflow.log_artifacts(str(folder), name)
+
+
+def log_text(text: str, name: str) -> None:
+    """Log a text as the artifact ``name`` of the active run."""
+    import mlflow
+
+    mlflow.log_text(text, name)
+
+
+def mark(tag: str, value: str) -> None:
+    """Set a tag of the active run."""
+    import mlflow
+
+    mlflow.set_tag(tag, value)
+
+
 def log_dataset(name: str, digest: str, source: Mapping[str, str], context: str) -> None:
     """Record a data set, by name and digest, as an input of the active run."""
     import mlflow
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
 
-    dataset = MetaDataset(CodeDatasetSource(dict(source)), name=name, digest=digest[:32])
+    dataset = MetaDataset(CodeDatasetSource(dict(source)), name=name, digest=digest[:32])  # type: ignore[abstract]
     mlflow.log_input(dataset, context=context)
 
 
@@ -164,8 +194,9 @@ def log_classifier(folder: Path, package: Path, requirements: tuple[str, ...]) -
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, DataType, Map, Schema
 
+    any_type = AnyType()  # type: ignore[no-untyped-call]
     signature = ModelSignature(
-        inputs=Schema([ColSpec(AnyType(), "image")]),
+        inputs=Schema([ColSpec(any_type, "image")]),
         outputs=Schema([
             ColSpec(DataType.string, "class"),
             ColSpec(DataType.double, "expected_cost"),

@@ -66,7 +66,7 @@ def _pick_device(wanted: str) -> str:
 def _has_fast_bf16(device: torch.device) -> bool:
     """Whether bf16 products run in hardware; emulated ones are slower than fp32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         features = torch.cpu.get_capabilities()
         return bool(features.get("avx512_bf16") or features.get("amx_bf16") or features.get("bf16"))

@@ -63,7 +63,7 @@ def train_model(
     """
     torch.use_deterministic_algorithms(True)
     device, augmentation = hardware.device, Augmentation(params.augment, params.horizontal_flip)
-    model.to(device, memory_format=hardware.memory_format)
+    model.to(device).to(memory_format=hardware.memory_format)
     frozen = freeze_stages(model, params.num_frozen_stages)
     optimizer = build_optimizer(model, params)
     steps_per_epoch = len(epoch_batches(len(train), params.batch_size, seed, 0))
@@ -91,7 +91,7 @@ def train_model(
                 raise UdcError(f"the loss is {loss.item()} in epoch {epoch + 1}, step {step + 1}; "
                                f"lower train.learning_rate or set train.clip_grad_norm. Images: {names}")  # fmt: skip
             optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             if params.clip_grad_norm is not None:
                 scaler.unscale_(optimizer)
                 torch.nn.utils.clip_grad_norm_(model.parameters(), params.clip_grad_norm)
@@ -104,7 +104,11 @@ def train_model(
 
         images_per_second = len(train) / (time.perf_counter() - started)
         scores = validation_scores(model, validation, preprocessing, params.batch_size, hardware)
-        metrics = {"train_loss": total_loss / len(train), **scores, "learning_rate": schedule.get_last_lr()[0]}
+        metrics: Metrics = {
+            "train_loss": total_loss / len(train),
+            **scores,
+            "learning_rate": float(schedule.get_last_lr()[0]),
+        }
         result.curves.append({"epoch": epoch + 1, **metrics})
         on_epoch(epoch + 1, metrics, images_per_second)
 

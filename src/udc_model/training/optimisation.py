@@ -51,7 +51,8 @@ def build_optimizer(model: nn.Module, params: TrainParams) -> torch.optim.Optimi
     """AdamW (Loshchilov and Hutter 2019), or SGD with Nesterov momentum."""
     groups = parameter_groups(model, params.weight_decay)
     if params.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=params.learning_rate)
+        # Fused: one kernel for all parameters, several times faster than a Python loop over small tensors.
+        return torch.optim.AdamW(groups, lr=params.learning_rate, fused=True)
     return torch.optim.SGD(groups, lr=params.learning_rate, momentum=params.momentum, nesterov=params.momentum > 0)
 
 

@@ -1,0 +1,71 @@
+"""Published architectures by name, and two small ones for small images and CPUs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from udc_model.errors import UdcError
+
+
+@dataclass(frozen=True)
+class Preset:
+    """An architecture: ``settings`` of its block in ``params.yaml``, input size (pixels) and centre-crop share."""
+
+    model_type: str
+    settings: dict[str, Any]
+    image_size: int = 224
+    crop_pct: float = 0.875
+
+
+def _resnet(layer_type: str, depths: list[int]) -> Preset:
+    hidden_sizes = [64, 128, 256, 512] if layer_type == "basic" else [256, 512, 1024, 2048]
+    return Preset("resnet", {"layer_type": layer_type, "depths": depths, "hidden_sizes": hidden_sizes})
+
+
+def _convnext(depths: list[int], hidden_sizes: list[int]) -> Preset:
+    return Preset("convnext", {"depths": depths, "hidden_sizes": hidden_sizes})
+
+
+PRESETS = {
+    "resnet-18": _resnet("basic", [2, 2, 2, 2]),
+    "resnet-34": _resnet("basic", [3, 4, 6, 3]),
+    "resnet-50": _resnet("bottleneck", [3, 4, 6, 3]),
+    "resnet-101": _resnet("bottleneck", [3, 4, 23, 3]),
+    "resnet-152": _resnet("bottleneck", [3, 8, 36, 3]),
+    "convnext-tiny": _convnext([3, 3, 9, 3], [96, 192, 384, 768]),
+    "convnext-small": _convnext([3, 3, 27, 3], [96, 192, 384, 768]),
+    "convnext-base": _convnext([3, 3, 27, 3], [128, 256, 512, 1024]),
+    "convnext-large": _convnext([3, 3, 27, 3], [192, 384, 768, 1536]),
+    "convnext-xlarge": _convnext([3, 3, 27, 3], [256, 512, 1024, 2048]),
+    "resnet-mini": Preset(
+        "resnet",
+        {"layer_type": "basic", "embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 1, 1]},
+        image_size=32,
+        crop_pct=1.0,
+    ),
+    "convnext-mini": Preset(
+        "convnext",
+        {"num_stages": 3, "hidden_sizes": [32, 64, 128], "depths": [2, 2, 2]},
+        image_size=32,
+        crop_pct=1.0,
+    ),
+}  # fmt: skip
+
+
+def find_preset(name: str) -> Preset:
+    """The preset of a name such as ``resnet-50``, ``microsoft/resnet-50`` or ``facebook/convnext-tiny-384-22k-1k``.
+
+    The owner and everything after the size are left out, but a number of pixels among it sets the input size.
+
+    Raises
+    ------
+    UdcError
+        No preset has that name.
+    """
+    parts = name.rsplit("/", 1)[-1].split("-")
+    preset = PRESETS.get("-".join(parts[:2]))
+    if preset is None:
+        raise UdcError(f"no architecture is called {name!r}; there are: {', '.join(PRESETS)}")
+    sizes = [int(part) for part in parts[2:] if part.isdigit() and int(part) >= 32]
+    return Preset(preset.model_type, preset.settings, sizes[0], preset.crop_pct) if sizes else preset
