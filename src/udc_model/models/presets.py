@@ -40,7 +40,7 @@ PRESETS = {
     "convnext-xlarge": _convnext([3, 3, 27, 3], [256, 512, 1024, 2048]),
     "resnet-mini": Preset(
         "resnet",
-        {"layer_type": "basic", "embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 1, 1]},
+        {"layer_type": "basic", "embedding_size": 32, "hidden_sizes": [32, 64, 128], "depths": [1, 1, 1]},
         image_size=32,
         crop_pct=1.0,
     ),

@@ -115,7 +115,7 @@ def fit_rule(params: Params, dataset: PackedDataset, classifier: TrainedClassifi
 def score(
     params: Params, dataset: PackedDataset, classifier: TrainedClassifier, rule: DecisionRule, name: str, folder: Path
 ) -> dict[str, float | None]:
-    """Score one split: returns its metrics, writes its tables and pictures into ``folder/name``."""
+    """Score one split: returns its metrics, writes its tables and pictures into ``folder/name`` (curves are drawn for the test)."""
     split = dataset.split(name)
     logits = classifier.logits_of_stored(split.images, params.evaluate.batch_size)
     decisions = rule.apply(logits)
@@ -128,8 +128,9 @@ def score(
     write_csv(per_class_table(split.labels, decisions.decided, rule.classes), own / "per_class.csv")
     _write_curves(split, decisions.probabilities, own)
     _write_confusion(split, decisions.decided, rule.classes, name, own)
-    plot_roc(own / "roc.png", split.labels, decisions.probabilities, rule.classes)
-    plot_precision_recall(own / "precision_recall.png", split.labels, decisions.probabilities, rule.classes)
+    if name == "test":
+        plot_roc(own / "roc.png", split.labels, decisions.probabilities, rule.classes)
+        plot_precision_recall(own / "precision_recall.png", split.labels, decisions.probabilities, rule.classes)
     costs = np.array(rule.costs)
     return split_metrics(split.labels, decisions.decided, decisions.probabilities, costs, params.evaluate.ece_bins)
 
