@@ -100,7 +100,11 @@ class ResNetShortCut(nn.Module):
 
 
 class _ResidualLayer(nn.Module):
-    """``act(layer(x) + shortcut(x))``; the shortcut is the identity where the shape stays."""
+    """``act(layer(x) + shortcut(x))``; the shortcut is the identity where the shape stays.
+
+    ``hidden_act`` acts in the stem and after the sum; between a block's convolutions it is always ReLU, as in
+    transformers.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, layers: list[nn.Module], act: str) -> None:
         super().__init__()
@@ -119,7 +123,7 @@ class ResNetBasicLayer(_ResidualLayer):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, act: str = "relu") -> None:
         layers: list[nn.Module] = [
-            ResNetConvLayer(in_channels, out_channels, stride=stride, act=act),
+            ResNetConvLayer(in_channels, out_channels, stride=stride),
             ResNetConvLayer(out_channels, out_channels, act=None),
         ]
         super().__init__(in_channels, out_channels, stride, layers, act)
@@ -139,8 +143,8 @@ class ResNetBottleNeckLayer(_ResidualLayer):
         reduced = out_channels // 4
         first, second = (stride, 1) if downsample_in_bottleneck else (1, stride)
         layers: list[nn.Module] = [
-            ResNetConvLayer(in_channels, reduced, kernel_size=1, stride=first, act=act),
-            ResNetConvLayer(reduced, reduced, stride=second, act=act),
+            ResNetConvLayer(in_channels, reduced, kernel_size=1, stride=first),
+            ResNetConvLayer(reduced, reduced, stride=second),
             ResNetConvLayer(reduced, out_channels, kernel_size=1, act=None),
         ]
         super().__init__(in_channels, out_channels, stride, layers, act)

@@ -115,7 +115,7 @@ def fit_rule(params: Params, dataset: PackedDataset, classifier: TrainedClassifi
 def score(
     params: Params, dataset: PackedDataset, classifier: TrainedClassifier, rule: DecisionRule, name: str, folder: Path
 ) -> dict[str, float | None]:
-    """Score one split: returns its metrics, writes its tables and pictures into ``folder/name`` (curves are drawn for the test)."""
+    """Score one split: returns its metrics, writes its tables and pictures into ``folder/name``."""
     split = dataset.split(name)
     logits = classifier.logits_of_stored(split.images, params.evaluate.batch_size)
     decisions = rule.apply(logits)

@@ -19,6 +19,7 @@ from udc_model.data.packed import PackedDataset
 from udc_model.errors import UdcError
 from udc_model.evaluation.plots import plot_training_curves
 from udc_model.models import build_model
+from udc_model.models.checkpoints import load_weights
 from udc_model.params import Params, load_params
 from udc_model.stages.files import Workspace, exit_status, whole_folder
 from udc_model.stages.prepare import check_classes
@@ -52,6 +53,9 @@ def train(params: Params, workspace: Workspace) -> TrainingResult:
     hardware = pick_hardware(params.train)
     splits = {name: dataset.split(name) for name in ("train", "validation")}
     model = build_model(params.model, dataset.classes, params.seed)
+    weights = None if params.model.weights is None else load_weights(model, params.model.weights)
+    if weights is not None:
+        logger.info("%s", weights.summary())
     counts = [dataset.info["counts"]["train"][name] for name in dataset.classes]
     costs = torch.from_numpy(cost_matrix(params.costs, dataset.classes))
 
@@ -79,6 +83,8 @@ def train(params: Params, workspace: Workspace) -> TrainingResult:
         dataset.preprocessing.save(model_folder)
         record = training_record(params, dataset, result, hardware.describe())
         write_training(training_folder, result, record)
+        if weights is not None:
+            (training_folder / "weights.json").write_text(weights.to_json(), encoding="utf-8")
         log_metrics({f"train/{name}": value for name, value in record["final_metrics"].items()})
         log_folder(model_folder, "model")
         log_folder(training_folder, "training")

@@ -1,0 +1,32 @@
+"""What all tests share: nothing is sent home, no test sees the machine's own MLflow or DVC settings."""
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ["DVC_NO_ANALYTICS"] = "true"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["HF_HUB_OFFLINE"] = "1"
+for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME"):
+    os.environ.pop(name, None)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def shapes_folder(tmp_path, rng) -> Iterator:
+    """A folder source: three classes of 20 noisy pictures with a bright square, disc-less but separable."""
+    root = tmp_path / "shapes"
+    for k, label in enumerate(("bar", "dot", "stripe")):
+        (root / label).mkdir(parents=True)
+        for i in range(20):
+            pixels = rng.integers(0, 60, (24, 24, 3), dtype=np.uint8)
+            pixels[4 + 5 * k : 9 + 5 * k, 4:20] += 150
+            Image.fromarray(pixels).save(root / label / f"g{i % 10}_{i:02d}.png")
+    return root

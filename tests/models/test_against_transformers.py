@@ -1,0 +1,130 @@
+"""Our models against transformers' with shared random weights: logits, hidden states, loss, gradients."""
+
+import pytest
+import torch
+import transformers
+
+from udc_model.models import (
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
+from udc_model.models.presets import PRESETS
+
+CONVNEXT = {
+    "mini": PRESETS["convnext-mini"].settings,
+    "tiny": {},
+    "three stages, patch 2": {"num_stages": 3, "hidden_sizes": [8, 16, 24], "depths": [1, 2, 1], "patch_size": 2},
+    "no layer scale, one channel": {
+        "num_stages": 2, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_scale_init_value": 0.0, "num_channels": 1,
+    },
+    "relu, same sizes": {"num_stages": 2, "hidden_sizes": [8, 8], "depths": [2, 1], "hidden_act": "relu"},
+}  # fmt: skip
+RESNET = {
+    "mini": PRESETS["resnet-mini"].settings,
+    "18": PRESETS["resnet-18"].settings,
+    "50": PRESETS["resnet-50"].settings,
+    "basic, both flags": {
+        "layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [2, 1],
+        "downsample_in_first_stage": True, "downsample_in_bottleneck": True,
+    },
+    "bottleneck, both flags": {
+        "embedding_size": 8, "hidden_sizes": [16, 32, 64], "depths": [1, 2, 1], "hidden_act": "gelu",
+        "downsample_in_first_stage": True, "downsample_in_bottleneck": True, "num_channels": 1,
+    },
+}  # fmt: skip
+PAIRS = {
+    "convnext": (ConvNextConfig, ConvNextForImageClassification, transformers.ConvNextConfig,
+                 transformers.ConvNextForImageClassification),
+    "resnet": (ResNetConfig, ResNetForImageClassification, transformers.ResNetConfig,
+               transformers.ResNetForImageClassification),
+}  # fmt: skip
+CASES = [("convnext", name, s) for name, s in CONVNEXT.items()] + [("resnet", name, s) for name, s in RESNET.items()]
+
+
+def _pair(kind, settings):
+    config, model, their_config, their_model = PAIRS[kind]
+    theirs = their_model(their_config(num_labels=5, **settings)).train()
+    ours = model(config(num_labels=5, **settings)).train()
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.normal_(std=0.1)
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+@pytest.mark.parametrize(("kind", "name", "settings"), CASES, ids=lambda x: x if isinstance(x, str) else "")
+def test_equal_to_transformers(kind, name, settings):
+    torch.manual_seed(0)
+    ours, theirs = _pair(kind, settings)
+    images = torch.randn(4, settings.get("num_channels", 3), 64, 64)
+    labels = torch.tensor([0, 1, 4, 2])
+    mine = ours(images, labels=labels, output_hidden_states=True)
+    reference = theirs(pixel_values=images, labels=labels, output_hidden_states=True)
+    torch.testing.assert_close(mine.logits, reference.logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mine.loss, reference.loss, rtol=1e-5, atol=1e-5)
+    assert len(mine.hidden_states) == len(reference.hidden_states)
+    for own, other in zip(mine.hidden_states, reference.hidden_states, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-4)
+    mine.loss.backward()
+    reference.loss.backward()
+    others = dict(theirs.named_parameters())
+    for key, parameter in ours.named_parameters():
+        error = (parameter.grad - others[key].grad).norm() / others[key].grad.norm().clamp(min=1e-6)
+        assert error < 1e-4, f"{key}: {error}"
+
+
+@pytest.mark.parametrize("kind", ["convnext", "resnet"])
+def test_initialisation_has_transformers_statistics(kind):
+    config, model, their_config, their_model = PAIRS[kind]
+    settings = {"convnext": CONVNEXT["mini"], "resnet": RESNET["mini"]}[kind]
+    stds: list[dict[str, list[torch.Tensor]]] = [{}, {}]
+    for seed in range(5):
+        torch.manual_seed(seed)
+        for found, build in zip(stds, (lambda: model(config(**settings)), lambda: their_model(their_config(**settings))),
+                                strict=True):  # fmt: skip
+            for key, value in build().state_dict().items():
+                if value.is_floating_point():
+                    found.setdefault(key, []).append(value.flatten())
+    assert stds[0].keys() == stds[1].keys()
+    for key in stds[0]:
+        ours, theirs = (torch.cat(found[key]) for found in stds)
+        # tolerance: four standard errors of a standard deviation
+        assert abs(ours.std() - theirs.std()) <= 4 * theirs.std() * (2 * len(theirs)) ** -0.5 + 1e-7, key
+        assert abs(ours.mean() - theirs.mean()) <= 6 * theirs.std() * len(theirs) ** -0.5 + 1e-7, key
+
+
+@pytest.mark.parametrize("kind", ["convnext", "resnet"])
+def test_folders_load_both_ways(kind, tmp_path):
+    torch.manual_seed(0)
+    config, model, their_config, their_model = PAIRS[kind]
+    settings = {"convnext": CONVNEXT["mini"], "resnet": RESNET["mini"]}[kind]
+    names = {0: "bar", 1: "dot", 2: "stripe"}
+    images = torch.randn(2, 3, 32, 32)
+
+    ours = model(config(id2label=names, **settings)).eval()
+    (tmp_path / "ours").mkdir()
+    ours.save_pretrained(tmp_path / "ours")
+    there = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "ours").eval()
+    torch.testing.assert_close(ours(images).logits, there(images).logits, rtol=1e-5, atol=1e-5)
+    assert there.config.id2label == names
+    assert there.config.label2id == {"bar": 0, "dot": 1, "stripe": 2}
+
+    theirs = their_model(their_config(id2label=names, label2id={v: k for k, v in names.items()}, **settings)).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    here = model.from_pretrained(tmp_path / "theirs")
+    torch.testing.assert_close(here(images).logits, theirs(images).logits, rtol=1e-5, atol=1e-5)
+    assert here.config.id2label == names
+
+
+@pytest.mark.parametrize("kind", ["convnext", "resnet"])
+def test_save_load_save_gives_the_same_bytes(kind, tmp_path):
+    config, model, _, _ = PAIRS[kind]
+    settings = {"convnext": CONVNEXT["mini"], "resnet": RESNET["mini"]}[kind]
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    model(config(num_labels=3, **settings)).save_pretrained(tmp_path / "first")
+    model.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    for file in ("config.json", "model.safetensors"):
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()

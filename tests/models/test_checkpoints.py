@@ -1,0 +1,154 @@
+"""Weights of every layout load with equal logits; everything left out is named; pickles that run code are refused."""
+
+import pickle
+
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+from udc_model.errors import UdcError
+from udc_model.models import (
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
+from udc_model.models.checkpoints import load_weights
+from udc_model.models.presets import PRESETS
+
+IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def _resnet(name="resnet-18", num_labels=1000):
+    return ResNetForImageClassification(ResNetConfig(num_labels=num_labels, **PRESETS[name].settings)).eval()
+
+
+def _convnext(num_labels=1000):
+    return ConvNextForImageClassification(ConvNextConfig(num_labels=num_labels)).eval()
+
+
+def _randomised(model):
+    """Random norms and statistics too, so that a mixed-up key shows."""
+    generator = torch.Generator().manual_seed(1)
+    for key, value in model.state_dict().items():
+        if value.is_floating_point():
+            noise = torch.rand(value.shape, generator=generator)
+            value.copy_((noise - 0.5) * 0.1 if value.ndim > 1 else noise + 0.5)
+    return model.eval()
+
+
+PEERS = {
+    "torchvision resnet18": (lambda: torchvision.models.resnet18(), lambda: _resnet("resnet-18")),
+    "torchvision resnet50": (lambda: torchvision.models.resnet50(), lambda: _resnet("resnet-50")),
+    "torchvision convnext_tiny": (lambda: torchvision.models.convnext_tiny(), _convnext),
+    "timm resnet18": (lambda: timm.create_model("resnet18"), lambda: _resnet("resnet-18")),
+    "timm convnext_tiny": (lambda: timm.create_model("convnext_tiny"), _convnext),
+}
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_state_dicts_of_peers_give_equal_logits(peer, tmp_path):
+    theirs, ours = (build() for build in PEERS[peer])
+    _randomised(theirs)
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    report = load_weights(ours, tmp_path / "weights.pth")
+    assert not report.missing
+    assert not report.skipped
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(IMAGES).logits, theirs(IMAGES), rtol=1e-4, atol=1e-4)
+
+
+def test_facebookresearch_file(tmp_path):
+    """Keys by the map of facebookresearch/ConvNeXt's models/convnext.py."""
+    source = _randomised(_convnext(num_labels=7))
+    renamed = {}
+    for key, value in source.state_dict().items():
+        for old, new in (
+            ("convnext.embeddings.patch_embeddings", "downsample_layers.0.0"),
+            ("convnext.embeddings.layernorm", "downsample_layers.0.1"),
+            ("convnext.encoder.stages", "stages"), (".layers.", "."), ("layer_scale_parameter", "gamma"),
+            (".layernorm.", ".norm."), ("convnext.norm", "norm"), ("classifier", "head"),
+        ):  # fmt: skip
+            key = key.replace(old, new)
+        parts = key.split(".")
+        if "downsampling_layer" in parts:
+            key = f"downsample_layers.{parts[1]}.{parts[3]}.{parts[4]}"
+        renamed[key] = value
+    torch.save({"model": renamed}, tmp_path / "convnext_tiny.pth")
+    model = _convnext(num_labels=7)
+    report = load_weights(model, tmp_path / "convnext_tiny.pth")
+    assert (report.layout, report.missing, report.skipped) == ("facebookresearch", [], {})
+    with torch.inference_mode():
+        torch.testing.assert_close(model(IMAGES).logits, source(IMAGES).logits)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod."])
+def test_prefixes_of_wrappers(prefix, tmp_path):
+    source = _randomised(_resnet(num_labels=3))
+    state = {prefix + key: value for key, value in source.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "last.ckpt")
+    report = load_weights(_resnet(num_labels=3), tmp_path / "last.ckpt")
+    assert not report.missing
+    assert not report.skipped
+
+
+def test_head_of_other_classes_is_named_and_left_out(tmp_path):
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
+    report = load_weights(_resnet(num_labels=3), tmp_path / "resnet18.pth")
+    assert report.skipped == dict.fromkeys(
+        ("fc.weight", "fc.bias"), "head for 1000 classes, the model has 3"
+    )  # fmt: skip
+    assert report.missing == ["classifier.1.bias", "classifier.1.weight"]
+
+
+def test_sharded_folder(tmp_path):
+    source = _randomised(_resnet(num_labels=3))
+    items = list(source.state_dict().items())
+    shards = {"a.safetensors": dict(items[:40]), "b.safetensors": dict(items[40:])}
+    for name, part in shards.items():
+        save_file(part, tmp_path / name)
+    weight_map = {key: name for name, part in shards.items() for key in part}
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(__import__("json").dumps({"weight_map": weight_map}))
+    model = _resnet(num_labels=3)
+    assert not load_weights(model, tmp_path).missing
+    index.write_text(__import__("json").dumps({"weight_map": {"x": "../a.safetensors"}}))
+    with pytest.raises(UdcError, match="outside its folder"):
+        load_weights(model, tmp_path)
+
+
+def test_weights_of_another_architecture_are_an_error(tmp_path):
+    torch.save(torchvision.models.convnext_tiny().state_dict(), tmp_path / "convnext.pth")
+    with pytest.raises(UdcError, match=r"nothing in .* fits the resnet"):
+        load_weights(_resnet(), tmp_path / "convnext.pth")
+
+
+class _Bomb:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return open, (str(self.target), "w")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_that_runs_code_is_refused(legacy, tmp_path):
+    victim = tmp_path / "victim"
+    torch.save(
+        {"model": _Bomb(victim)}, tmp_path / "evil.bin", _use_new_zipfile_serialization=not legacy
+    )  # fmt: skip
+    with pytest.raises(UdcError, match="could run code"):
+        load_weights(_resnet(), tmp_path / "evil.bin")
+    assert not victim.exists()
+    # the file is a working trap: unpickled without the guard it does run
+    pickle.loads(pickle.dumps(_Bomb(victim)))  # noqa: S301
+    assert victim.exists()
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.pth", b"hello"), ("b.safetensors", b"hello"), ("c.bin", b"")])
+def test_damaged_files(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UdcError, match=name):
+        load_weights(_resnet(), tmp_path / name)
