@@ -27,10 +27,15 @@ def negative_log_likelihood(logits: Floats, targets: NDArray[np.integer], temper
 
 
 def fit_temperature(logits: Floats, targets: NDArray[np.integer]) -> float:
-    """The temperature of least negative log likelihood; 1 if none improves on it or no finite one is best.
+    """The temperature of least negative log likelihood, in [1/400, 400]; 1 if none improves on it.
 
-    The negative log likelihood is convex in 1/T and so has one minimum over log T, where the search runs.
+    The negative log likelihood is convex in 1/T and so has one minimum over log T, where the search runs. Where every
+    sample is classified right it falls for ever as T goes to 0: then no temperature is best, and 1 is kept.
     """
+    wrong = logits.argmax(axis=1) != targets
+    if not wrong.any():
+        logger.info("all %d calibration images are classified right, so no temperature is best; 1 is kept", len(targets))
+        return 1.0
     found = minimize_scalar(
         lambda log_t: negative_log_likelihood(logits, targets, float(np.exp(log_t))),
         bounds=(-_LOG_T_BOUND, _LOG_T_BOUND),
@@ -40,8 +45,6 @@ def fit_temperature(logits: Floats, targets: NDArray[np.integer]) -> float:
     if not found.fun < negative_log_likelihood(logits, targets):
         return 1.0
     if abs(found.x) > _LOG_T_BOUND - 0.01:
-        # Every calibration image is classified right (or the logits are pure noise): the likelihood has no maximum.
-        logger.warning("no temperature fits the calibration split best (it would leave the range %.2g to %.2g); "
-                       "temperature 1 is kept", np.exp(-_LOG_T_BOUND), np.exp(_LOG_T_BOUND))  # fmt: skip
-        return 1.0
+        logger.warning("the temperature that fits best, %.3g, is at the bound of the search: the logits say next to "
+                       "nothing about the class", np.exp(found.x))  # fmt: skip
     return float(np.exp(found.x))

@@ -1,0 +1,276 @@
+"""Stage prepare on real files: what comes out, and one clear error for everything that can be wrong with images."""
+
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from udc_model.data.packed import PackedDataset
+from udc_model.errors import UdcError
+from udc_model.params import SPLITS, CostParams, CsvFile, DataParams, ModelParams, Params
+from udc_model.stages.files import Workspace, exit_status, whole_folder
+from udc_model.stages.prepare import prepare
+
+
+def _params(root, **data):
+    return Params(data=DataParams(**{"source": "folder", "path": str(root), "image_size": 16} | data))
+
+
+def _prepare(tmp_path, params):
+    workspace = Workspace(tmp_path / "out")
+    prepare(params, workspace)
+    return PackedDataset.open(workspace.prepared)
+
+
+def _write_csv(path, rows, header=("image_path", "label")):
+    with path.open("w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def test_folder(tmp_path, shapes_folder):
+    dataset = _prepare(tmp_path, _params(shapes_folder))
+    assert dataset.classes == ["bar", "dot", "stripe"]
+    assert len(list(dataset.folder.iterdir())) == 7  # a few files, not one a picture
+    assert sum(len(dataset.split(name)) for name in SPLITS) == 60
+    train = dataset.split("train")
+    pixels = train.images.reshape(-1, 3) / 255
+    assert dataset.preprocessing.mean == pytest.approx(pixels.mean(axis=0))
+    assert dataset.preprocessing.std == pytest.approx(pixels.std(axis=0))
+    for name in SPLITS:
+        split = dataset.split(name)
+        for image, label, path in zip(split.images, split.labels, split.paths, strict=True):
+            assert path.startswith(dataset.classes[label] + "/")
+            original = Image.open(shapes_folder / path)
+            assert (dataset.preprocessing.to_stored(original) == image).all()
+    assert isinstance(train.images, np.memmap)
+
+
+def test_groups_stay_together(tmp_path, shapes_folder):
+    dataset = _prepare(tmp_path, _params(shapes_folder, group=r"^(g\d+)_"))
+    assert dataset.manifest.groupby("group")["split"].nunique().max() == 1
+    assert dataset.manifest["group"].nunique() == 10
+
+
+def test_same_digest_in_another_place_and_with_processes(tmp_path, shapes_folder, monkeypatch):
+    import shutil
+
+    from udc_model.data import audit
+
+    first = _prepare(tmp_path / "a", _params(shapes_folder))
+    shutil.copytree(shapes_folder, tmp_path / "moved")
+    monkeypatch.setattr(audit, "_POOL_FROM", 1)
+    second = _prepare(tmp_path / "b", _params(tmp_path / "moved"))
+    assert first.info["digest"] == second.info["digest"]
+    for name in ("manifest.csv", "dataset.json", "train.npy"):
+        assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
+
+
+def test_csv_with_split_and_group(tmp_path, shapes_folder):
+    rows = []
+    for i, path in enumerate(sorted(shapes_folder.rglob("*.png"))):
+        relative = path.relative_to(shapes_folder).as_posix()
+        rows.append([relative, path.parent.name, "test" if i % 5 == 0 else "", f"group{i}"])
+    _write_csv(shapes_folder / "labels.csv", rows, ("image_path", "label", "split", "group"))
+    dataset = _prepare(tmp_path, _params(shapes_folder, source="csv"))
+    given = {row[0] for row in rows if row[2] == "test"}
+    assert set(dataset.split("test").paths) == given
+    assert len(dataset.split("train")) + len(dataset.split("validation")) + len(dataset.split("calibration")) == 48
+    assert dataset.split("train").groups[0].startswith("group")
+
+
+def test_csv_files_with_a_split_each(tmp_path, shapes_folder):
+    paths = [p.relative_to(shapes_folder).as_posix() for p in sorted(shapes_folder.rglob("*.png"))]
+    _write_csv(shapes_folder / "a.csv", [[p, p.split("/")[0]] for i, p in enumerate(paths) if i % 4])
+    _write_csv(shapes_folder / "b.csv", [[p, p.split("/")[0]] for i, p in enumerate(paths) if not i % 4])
+    params = _params(shapes_folder, source="csv", csv_files=["a.csv", CsvFile(file="b.csv", split="test")])
+    assert set(_prepare(tmp_path, params).split("test").paths) == set(paths[::4])
+
+
+def test_copies_stay_in_one_split_and_contradictions_are_listed(tmp_path, shapes_folder, caplog):
+    for i in range(10):
+        (shapes_folder / "bar" / f"copy{i}.png").write_bytes((shapes_folder / "bar" / f"g{i}_{i:02d}.png").read_bytes())
+    (shapes_folder / "dot" / "liar.png").write_bytes((shapes_folder / "bar" / "g0_00.png").read_bytes())
+    dataset = _prepare(tmp_path, _params(shapes_folder))
+    assert dataset.manifest.groupby("sha256")["split"].nunique().max() == 1
+    assert dataset.info["duplicates"] == {"copies": 11, "moved": 0}
+    assert dataset.info["conflicting_labels"] == [
+        [["bar/copy0.png", "bar"], ["bar/g0_00.png", "bar"], ["dot/liar.png", "dot"]]
+    ]
+    assert "identical images with different labels" in caplog.text
+
+
+def test_copies_across_given_splits_are_moved_and_counted(tmp_path, shapes_folder):
+    paths = [p.relative_to(shapes_folder).as_posix() for p in sorted(shapes_folder.rglob("*.png"))]
+    (shapes_folder / "bar" / "copy.png").write_bytes((shapes_folder / paths[1]).read_bytes())
+    rows = [[p, p.split("/")[0], SPLITS[i % 4]] for i, p in enumerate(paths)]
+    rows[1][2], rows = "train", [*rows, ["bar/copy.png", "bar", "test"]]
+    _write_csv(shapes_folder / "labels.csv", rows, ("image_path", "label", "split"))
+    dataset = _prepare(tmp_path, _params(shapes_folder, source="csv"))
+    assert "bar/copy.png" in dataset.split("train").paths
+    assert dataset.info["duplicates"] == {"copies": 1, "moved": 1}
+
+
+def _spoil(root):
+    """The bad files of the acceptance list; returns a word of each one's reason."""
+    good = (root / "bar" / "g0_00.png").read_bytes()
+    (root / "bar" / "empty.jpg").write_bytes(b"")
+    (root / "dot" / "text.png").write_text("I am no picture")
+    (root / "dot" / "short.png").write_bytes(good[: len(good) // 2])
+    Image.MAX_IMAGE_PIXELS, limit = None, Image.MAX_IMAGE_PIXELS
+    Image.new("1", (50_000, 50_000)).save(root / "stripe" / "bomb.png")
+    Image.MAX_IMAGE_PIXELS = limit
+    return {
+        "bar/empty.jpg": "empty",
+        "dot/text.png": "not an image",
+        "dot/short.png": "damaged",
+        "stripe/bomb.png": "more than data.max_pixels",
+    }
+
+
+def test_all_bad_images_are_in_one_error(tmp_path, shapes_folder):
+    reasons = _spoil(shapes_folder)
+    with pytest.raises(UdcError, match=r"4 of 64 image\(s\) cannot be used") as error:
+        _prepare(tmp_path, _params(shapes_folder))
+    for path, reason in reasons.items():
+        assert any(path in line and reason in line for line in str(error.value).splitlines()), path
+    assert not (tmp_path / "out" / "data" / "prepared").exists()
+    assert not list((tmp_path / "out" / "data").iterdir())
+
+
+def test_bad_images_can_be_skipped(tmp_path, shapes_folder):
+    reasons = _spoil(shapes_folder)
+    dataset = _prepare(tmp_path, _params(shapes_folder, on_bad_image="skip"))
+    with (dataset.folder / "rejected.csv").open() as handle:
+        rejected = {row["path"]: row["reason"] for row in csv.DictReader(handle)}
+    assert rejected.keys() == reasons.keys()
+    assert dataset.info["rejected"] == 4
+    assert not set(dataset.manifest["path"]) & set(reasons)
+
+
+def _one_image_class(root):
+    (root / "lonely").mkdir()
+    (root / "bar" / "g0_00.png").rename(root / "lonely" / "a.png")
+    return {}, r"lonely: 1 image\(s\), none for validation, calibration, test"
+
+
+def _empty_class(root):
+    (root / "void").mkdir()
+    return {}, "no images in the class folder void"
+
+
+def _empty_folder(root):
+    import shutil
+
+    for folder in list(root.iterdir()):
+        shutil.rmtree(folder)
+    return {}, "has no class folders"
+
+
+def _leaving_path(root):
+    _write_csv(root / "labels.csv", [["../secret.png", "a"], ["/etc/passwd", "b"], ["bar/none.png", "b"]])
+    return {"source": "csv"}, r"leaves the data folder"
+
+
+def _missing_column(root):
+    _write_csv(root / "labels.csv", [["bar/a.png", "a"]], ("path", "label"))
+    return {"source": "csv"}, r"labels\.csv: has no column image_path; it has path, label"
+
+
+def _unknown_label(root):
+    paths = [p.relative_to(root).as_posix() for p in sorted(root.rglob("*.png"))]
+    _write_csv(root / "a.csv", [[p, p.split("/")[0]] for p in paths[:-1]])
+    _write_csv(root / "b.csv", [[paths[-1], "strpie"]])
+    return {"source": "csv", "csv_files": ["a.csv", "b.csv"]}, r"b\.csv:2: the label 'strpie' is not among the classes"
+
+
+def _missing_csv(root):
+    return {"source": "csv"}, r"labels\.csv: no such file"
+
+
+def _csv_outside(root):
+    return {"source": "csv", "csv_files": ["../labels.csv"]}, "leaves the data folder"
+
+
+def _cut_group(root):
+    paths = [p.relative_to(root).as_posix() for p in sorted(root.rglob("*.png"))]
+    rows = [[p, p.split("/")[0], SPLITS[i % 4], "g"] for i, p in enumerate(paths)]
+    _write_csv(root / "labels.csv", rows, ("image_path", "label", "split", "group"))
+    return {"source": "csv"}, r"puts 1 group\(s\) into more than one split: g "
+
+
+def _unmatched_group(root):
+    return {"group": r"^(x\d+)_"}, r"60 image\(s\) belong to no group"
+
+
+def _pattern_without_parentheses(root):
+    return {"group": r"^g\d+"}, r"data\.group: .* must be a CSV's column, or a pattern with"
+
+
+def _one_colour(root):
+    for i, path in enumerate(sorted(root.rglob("*.png"))):
+        Image.new("RGB", (8 + i, 8), (9, 9, 9)).save(path)
+    return {}, "nothing to learn from"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [_one_image_class, _empty_class, _empty_folder, _leaving_path, _missing_column, _unknown_label, _missing_csv,
+     _csv_outside, _cut_group, _unmatched_group, _pattern_without_parentheses, _one_colour],
+)  # fmt: skip
+def test_bad_sources_stop_with_one_clear_error(spoil, tmp_path, shapes_folder):
+    changes, message = spoil(shapes_folder)
+    with pytest.raises(UdcError, match=message):
+        _prepare(tmp_path, _params(shapes_folder, **changes))
+    assert not (tmp_path / "out" / "data" / "prepared").exists()
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(UdcError, match=r"data\.path: .* is no folder"):
+        _prepare(tmp_path, _params(tmp_path / "nowhere"))
+
+
+def test_what_the_parameters_say_of_classes_is_checked_before_any_image_is(tmp_path, shapes_folder):
+    params = _params(shapes_folder)
+    for changed, message in (
+        (params.model_copy(update={"model": ModelParams(num_labels=2)}), r"model\.num_labels: is 2, .* 3 classes"),
+        (params.model_copy(update={"costs": CostParams(order=["bar"])}), r"costs\.order: the class 'dot' is missing"),
+    ):
+        with pytest.raises(UdcError, match=message):
+            _prepare(tmp_path, changed)
+
+
+def test_an_error_leaves_the_older_folder_and_no_scratch(tmp_path):
+    target = tmp_path / "model"
+    with whole_folder(target) as folder:
+        (folder / "a").write_text("old")
+    (tmp_path / ".model.1.partial").mkdir()  # of a process that was killed
+    with pytest.raises(RuntimeError), whole_folder(target) as folder:
+        (folder / "a").write_text("new")
+        raise RuntimeError
+    assert (target / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_exit_status_prints_no_traceback(capsys, caplog):
+    def fails():
+        raise UdcError("model.weights: none")
+
+    assert exit_status(fails) == 1
+    assert "error: model.weights: none" in caplog.text
+    assert "Traceback" not in caplog.text + capsys.readouterr().err
+    assert exit_status(lambda: None) == 0
+
+
+def test_damaged_prepared_folder(tmp_path, shapes_folder):
+    dataset = _prepare(tmp_path, _params(shapes_folder))
+    with pytest.raises(UdcError, match="run prepare first"):
+        PackedDataset.open(tmp_path)
+    (dataset.folder / "train.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(UdcError, match="train.npy: cannot be read"):
+        dataset.split("train")
+    (dataset.folder / "dataset.json").write_text("{")
+    with pytest.raises(UdcError, match="is damaged"):
+        PackedDataset.open(dataset.folder)

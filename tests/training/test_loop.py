@@ -1,0 +1,173 @@
+"""The loop: same bits for same arguments, best epoch kept, frozen stages rest, errors name the images."""
+
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from udc_model.costs.losses import TrainingLoss
+from udc_model.data.loading import compute_logits
+from udc_model.data.packed import PackedSplit
+from udc_model.data.transforms import Preprocessing
+from udc_model.errors import UdcError
+from udc_model.models import build_model
+from udc_model.params import ConvNextParams, LossParams, ModelParams, ResNetParams, TrainParams
+from udc_model.training.hardware import pick_hardware
+from udc_model.training.loop import train_model
+from udc_model.training.optimisation import build_optimizer, freeze_stages, learning_rate_factor, parameter_groups
+
+CLASSES = ["a", "b"]
+PREPROCESSING = Preprocessing(16)
+MODELS = {
+    "resnet": ModelParams(resnet=ResNetParams(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")),
+    "convnext": ModelParams(
+        model_type="convnext",
+        convnext=ConvNextParams(
+            patch_size=2, num_stages=2, hidden_sizes=[8, 16], depths=[1, 1], layer_scale_init_value=0.1, drop_path_rate=0.2
+        ),
+    ),
+}
+
+
+def _split(n, seed):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 2
+    images = rng.integers(0, 100, (n, 16, 16, 3), dtype=np.uint8)
+    images[labels == 1, 4:12, 4:12] += 120
+    return PackedSplit(images, labels, [f"{i}.png" for i in range(n)], [""] * n)
+
+
+def _train(kind="resnet", seed=1, train=None, **options):
+    params = TrainParams(**{"epochs": 3, "batch_size": 16, "augment": "standard", "horizontal_flip": True} | options)
+    model = build_model(MODELS[kind], CLASSES, seed)
+    loss = TrainingLoss(LossParams(), torch.ones(2, 2), [1, 1])
+    data = train or _split(50, 0)
+    result = train_model(model, data, _split(30, 9), PREPROCESSING, loss, params, seed, pick_hardware(params))
+    return model, result
+
+
+@pytest.mark.parametrize("kind", ["resnet", "convnext"])
+def test_same_arguments_same_bits(kind):
+    _, one = _train(kind)
+    torch.manual_seed(123)
+    np.random.seed(5)  # noqa: NPY002 (global generators must not matter)
+    _, two = _train(kind)
+    assert one.curves == two.curves
+    assert all(torch.equal(one.best_state[key], two.best_state[key]) for key in one.best_state)
+    _, other = _train(kind, seed=2)
+    assert one.curves != other.curves
+
+
+def test_the_kept_weights_are_those_of_the_best_epoch():
+    model, result = _train(epochs=6, learning_rate=0.05)
+    losses = [row["validation_log_loss"] for row in result.curves]
+    assert result.best_epoch == int(np.argmin(losses)) + 1
+    model.load_state_dict(result.best_state)
+    split = _split(30, 9)
+    logits = compute_logits(lambda x: model.eval()(x).logits, split.images, PREPROCESSING, 7)
+    again = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(split.labels))
+    assert again.item() == pytest.approx(min(losses), rel=1e-4, abs=1e-6)
+
+
+def test_it_learns():
+    _, result = _train(epochs=8, augment="none", learning_rate=3e-3)
+    assert result.curves[-1]["validation_accuracy"] > 0.9
+
+
+def test_early_stopping():
+    _, result = _train(epochs=40, early_stopping_patience=2, learning_rate=1e-9, monitor="accuracy")
+    assert len(result.curves) < 40
+    assert len(result.curves) >= result.best_epoch + 2
+
+
+def test_frozen_stages_do_not_move():
+    before = build_model(MODELS["resnet"], CLASSES, 1).state_dict()
+    model, _ = _train(num_frozen_stages=1)
+    for key, value in model.state_dict().items():
+        frozen = key.startswith(("resnet.embedder", "resnet.encoder.stages.0"))
+        if value.is_floating_point() and (frozen or "stages.1" in key):
+            assert torch.equal(before[key], value) == frozen, key
+
+
+def test_too_many_frozen_stages():
+    with pytest.raises(UdcError, match=r"train\.num_frozen_stages: is 3, but the model has 2 stages"):
+        freeze_stages(build_model(MODELS["resnet"], CLASSES, 1), 3)
+
+
+def test_a_loss_that_is_not_finite_names_the_images():
+    with pytest.raises(UdcError, match=r"the loss is (nan|inf) in epoch \d, step \d.*Images: .*\.png"):
+        _train(optimizer="sgd", learning_rate=1e30, epochs=5)
+
+
+def test_a_single_training_image_is_enough():
+    _train("convnext", train=_split(1, 0))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_schedules_are_transformers(schedule):
+    params = TrainParams(schedule=schedule, warmup_ratio=0.1, learning_rate=1.0)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = transformers.get_scheduler(schedule, optimizer, num_warmup_steps=10, num_training_steps=100)
+    for step in range(100):
+        assert learning_rate_factor(step, 100, params) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        theirs.step()
+
+
+def test_no_decay_for_vectors():
+    model = build_model(MODELS["convnext"], CLASSES, 1)
+    decayed, bare = parameter_groups(model, 0.05)
+    assert decayed["weight_decay"] == 0.05
+    assert bare["weight_decay"] == 0
+    names = {id(p): key for key, p in model.named_parameters()}
+    assert {names[id(p)].rsplit(".", 1)[-1] for p in bare["params"]} == {"weight", "bias", "layer_scale_parameter"}
+    assert all(p.ndim == 1 for p in bare["params"])
+    assert all(p.ndim > 1 for p in decayed["params"])
+    assert len(decayed["params"]) + len(bare["params"]) == len(list(model.parameters()))
+
+
+def test_optimizers():
+    model = build_model(MODELS["resnet"], CLASSES, 1)
+    assert isinstance(build_optimizer(model, TrainParams()), torch.optim.AdamW)
+    sgd = build_optimizer(model, TrainParams(optimizer="sgd"))
+    assert sgd.defaults["nesterov"]
+    assert sgd.defaults["momentum"] == 0.9
+
+
+def test_hardware_that_is_not_there():
+    assert pick_hardware(TrainParams(device="cpu", precision="bf16")).precision == "bf16"
+    with pytest.raises(UdcError, match=r"train\.precision: fp16 needs a GPU"):
+        pick_hardware(TrainParams(device="cpu", precision="fp16"))
+    if not torch.cuda.is_available():
+        with pytest.raises(UdcError, match=r"train\.device: cuda is not available"):
+            pick_hardware(TrainParams(device="cuda"))
+
+
+def test_bf16_trains():
+    _, result = _train(precision="bf16", device="cpu")
+    assert result.best_epoch
+
+
+def test_drop_path_keeps_the_expectation_and_rests_in_eval():
+    from udc_model.models.convnext import ConvNextDropPath
+
+    torch.manual_seed(0)
+    drop = ConvNextDropPath(0.3).train()
+    x = torch.ones(20_000, 1)
+    assert drop(x).mean().item() == pytest.approx(1.0, abs=0.02)
+    assert drop(x).unique().tolist() == pytest.approx([0.0, 1 / 0.7])
+    assert torch.equal(drop.eval()(x), x)
+
+
+def test_drop_path_rates_rise_linearly():
+    model = build_model(
+        ModelParams(
+            model_type="convnext",
+            convnext=ConvNextParams(num_stages=2, hidden_sizes=[8, 16], depths=[2, 3], drop_path_rate=0.4),
+        ),
+        CLASSES,
+        1,
+    )
+    rates = [layer.drop_path.p for stage in model.convnext.encoder.stages for layer in stage.layers]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
