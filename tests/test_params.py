@@ -36,14 +36,19 @@ def test_the_shipped_file_is_valid_and_names_every_parameter():
         ("train: {epochs: 0}", r"train\.epochs: .*greater than 0"),
         ("train: {learning_rate: .nan}", r"train\.learning_rate: .*finite"),
         ("model: {model_type: vit}", r"model\.model_type: .*'resnet' or 'convnext', got 'vit'"),
-        ("model: {resnet: {depths: [1, 1]}}", r"model\.resnet: .*same number of stages, got depths: 2, hidden_sizes: 4"),
+        (
+            "model: {resnet: {depths: [1, 1]}}",
+            r"model\.resnet: .*same number of stages, got depths: 2, hidden_sizes: 4",
+        ),
         ("model: {convnext: {num_stages: 3}}", r"model\.convnext: .*num_stages: 3, depths: 4"),
         ("data: {splits: {train: 0.9}}", r"data\.splits: the shares add up to 1\.3; they must add up to 1"),
         ("data: {splits: {calibration: 0.0, train: 0.7}}", r"evaluate\.calibration: temperature needs images"),
         ("loss: {name: expected_cost}", r"loss: .*loss\.reads must be 'costs'"),
         ("loss: {reads: costs}", r"loss: .*loss\.reads must be 'loss'"),
         ("loss: {name: seesaw, label_smoothing: 0.1}", r"loss: label_smoothing and class_weights belong to"),
-        ("costs: {entries: [{true: a, predicted: b}]}", r"costs\.entries\.0\.cost: Field required"),
+        ("costs: {entries: [{true: a, predicted: b, cost: 1.0}]}", r"the key true is not read as a text"),
+        ("costs: {matrix: {1: {1: 0.0}}}", r"the key 1 is not read as a text here; put it in quotes: '1'"),
+        ("costs: {entries: [{'true': a, predicted: b}]}", r"costs\.entries\.0\.cost: Field required"),
         ("seed: 1\nseed: 2", r"the key 'seed' stands twice"),
         ("seed: [1", r"not valid YAML"),
         ("- 1", r"parameters: "),
@@ -72,7 +77,12 @@ def test_missing_file():
 
 @pytest.mark.parametrize(
     ("short", "full"),
-    [("model_type", "model.model_type"), ("epochs", "train.epochs"), ("train.epochs", "train.epochs"), ("seed", "seed")],
+    [
+        ("model_type", "model.model_type"),
+        ("epochs", "train.epochs"),
+        ("train.epochs", "train.epochs"),
+        ("seed", "seed"),
+    ],
 )
 def test_short_names(short, full):
     assert full_name(short) == full

@@ -49,9 +49,11 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="parameters to read")
     summary = verbs.add_parser("summary", help="what was trained here, how good it is, and where everything lies")
     summary.set_defaults(function=_summary)
-    run = verbs.add_parser("run", help="run the DVC pipeline with changed parameters, as an experiment")
+    run = verbs.add_parser(
+        "run", help="run the DVC pipeline with changed parameters, as an experiment", allow_abbrev=False
+    )
     run.set_defaults(function=_run)
-    run.add_argument("stage", nargs="?", choices=("prepare", "train", "evaluate"), help="last stage to run")
+    run.add_argument("--stage", choices=("prepare", "train", "evaluate"), help="last stage to run (default: all)")
     run.epilog = "Any parameter can be given, e.g. --model_type convnext --train.epochs 3."
     predict = verbs.add_parser("predict", help="decide images with the trained model")
     predict.set_defaults(function=_predict)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from udc_model.errors import UdcError
 
@@ -31,7 +31,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class Section(BaseModel):
     """Base of all sections: no unknown keys, no silent conversion of types, no changes after validation."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, validate_by_name=True)
 
 
 class SplitShares(Section):
@@ -214,9 +214,13 @@ class TrainParams(Section):
 
 
 class CostEntry(Section):
-    """The price of deciding ``predicted`` where the truth is ``true``."""
+    """The price of deciding ``predicted`` where the truth is ``true``.
 
-    true: str
+    YAML reads a bare ``true`` as a boolean, in keys too, so it must be quoted: ``{'true': a, predicted: b, cost: 10}``.
+    On a command line of DVC, where a key cannot be quoted, ``actual`` stands for it.
+    """
+
+    true: str = Field(validation_alias=AliasChoices("true", "actual"))
     predicted: str
     cost: float
 
@@ -323,7 +327,7 @@ def _fields_at(keys: list[str]) -> list[str]:
 
 
 class _Yaml12Loader(yaml.SafeLoader):
-    """A SafeLoader that reads numbers as YAML 1.2 (and so DVC) does, and refuses a key given twice.
+    """A SafeLoader that reads numbers as YAML 1.2 (and so DVC) does, and refuses keys given twice or not texts.
 
     PyYAML follows YAML 1.1, where ``1e-05``, which is how DVC writes small numbers into params.yaml, is a string.
     """
@@ -332,6 +336,9 @@ class _Yaml12Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                problem = f"the key {key_node.value} is not read as a text here; put it in quotes: '{key_node.value}'"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} stands twice", key_node.start_mark

@@ -36,9 +36,15 @@ def test_numbers_order_numerically_not_as_texts():
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        (CostParams(entries=[CostEntry(true="x", predicted="a", cost=1.0)]), r"costs\.entries\.0\.true: .* no class 'x'"),
+        (
+            CostParams(entries=[CostEntry(true="x", predicted="a", cost=1.0)]),
+            r"costs\.entries\.0\.true: .* no class 'x'",
+        ),
         (CostParams(matrix={"a": {"a": 0.0, "b": 1.0}}), r"costs\.matrix: the class 'b' is missing"),
-        (CostParams(matrix={"a": {"a": 0.0}, "b": {"a": 0.0, "b": 1.0}}), r"costs\.matrix\.a: the class 'b' is missing"),
+        (
+            CostParams(matrix={"a": {"a": 0.0}, "b": {"a": 0.0, "b": 1.0}}),
+            r"costs\.matrix\.a: the class 'b' is missing",
+        ),
         (CostParams(matrix=[[0.0, 1.0, 2.0]]), r"needs 2 rows of 2 numbers, has rows of 3"),
         (CostParams(matrix=[[0.0, 0.0], [0.0, 0.0]]), r"nothing to decide"),
         (CostParams(preset="absolute_difference"), r"class names that are numbers, or their order in costs\.order"),

@@ -1,5 +1,6 @@
 """Every kind of picture becomes correct RGB; every kind of damage gets its reason."""
 
+import contextlib
 import struct
 import zlib
 
@@ -123,7 +124,5 @@ def test_random_damage_never_escapes(tmp_path, rng):
             damaged = whole.copy()
             where = rng.integers(0, len(whole), 8)
             damaged[where] = rng.integers(0, 256, 8)
-            try:
+            with contextlib.suppress(BadImageError):
                 decode_rgb(damaged.tobytes(), LIMIT)
-            except BadImageError:
-                pass

@@ -67,7 +67,9 @@ def test_curves_run_from_corner_to_corner(scored):
 
 def test_predictions_table(rng):
     logits = rng.normal(size=(2, 2)).astype(np.float32)
-    table = predictions_table(["x", "y"], ["", "g"], np.array([0, 1]), np.array([1, 1]), np.zeros(2), logits, ["a", "b"])
+    table = predictions_table(
+        ["x", "y"], ["", "g"], np.array([0, 1]), np.array([1, 1]), np.zeros(2), logits, ["a", "b"]
+    )
     assert table.columns.tolist() == ["path", "group", "true", "predicted", "expected_cost", "logit_a", "logit_b"]
     assert table["predicted"].tolist() == ["b", "b"]
 

@@ -82,9 +82,8 @@ def test_initialisation_has_transformers_statistics(kind):
     stds: list[dict[str, list[torch.Tensor]]] = [{}, {}]
     for seed in range(5):
         torch.manual_seed(seed)
-        for found, build in zip(stds, (lambda: model(config(**settings)), lambda: their_model(their_config(**settings))),
-                                strict=True):  # fmt: skip
-            for key, value in build().state_dict().items():
+        for found, built in zip(stds, (model(config(**settings)), their_model(their_config(**settings))), strict=True):
+            for key, value in built.state_dict().items():
                 if value.is_floating_point():
                     found.setdefault(key, []).append(value.flatten())
     assert stds[0].keys() == stds[1].keys()

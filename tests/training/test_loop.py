@@ -1,6 +1,5 @@
 """The loop: same bits for same arguments, best epoch kept, frozen stages rest, errors name the images."""
 
-
 import numpy as np
 import pytest
 import torch
@@ -20,11 +19,18 @@ from udc_model.training.optimisation import build_optimizer, freeze_stages, lear
 CLASSES = ["a", "b"]
 PREPROCESSING = Preprocessing(16)
 MODELS = {
-    "resnet": ModelParams(resnet=ResNetParams(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")),
+    "resnet": ModelParams(
+        resnet=ResNetParams(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    ),
     "convnext": ModelParams(
         model_type="convnext",
         convnext=ConvNextParams(
-            patch_size=2, num_stages=2, hidden_sizes=[8, 16], depths=[1, 1], layer_scale_init_value=0.1, drop_path_rate=0.2
+            patch_size=2,
+            num_stages=2,
+            hidden_sizes=[8, 16],
+            depths=[1, 1],
+            layer_scale_init_value=0.1,
+            drop_path_rate=0.2,
         ),
     ),
 }

@@ -34,7 +34,7 @@ def fit_temperature(logits: Floats, targets: NDArray[np.integer]) -> float:
     """
     wrong = logits.argmax(axis=1) != targets
     if not wrong.any():
-        logger.info("all %d calibration images are classified right, so no temperature is best; 1 is kept", len(targets))
+        logger.info("all %d calibration images are classified right: no temperature is best, 1 is kept", len(targets))
         return 1.0
     found = minimize_scalar(
         lambda log_t: negative_log_likelihood(logits, targets, float(np.exp(log_t))),

@@ -6,10 +6,14 @@ import logging
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
 from udc_model.errors import UdcError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 # Set before mlflow is imported. Nothing is sent home, and creating a data base is not told line by line.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -61,17 +65,28 @@ def open_store() -> str:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         mlflow.set_tracking_uri(uri)
+        client = mlflow.MlflowClient()
         if not uri.startswith("sqlite:///"):
-            return str(mlflow.set_experiment(name).experiment_id)
+            return _experiment(client, name, None)
         folder = Path(uri.removeprefix("sqlite:///")).resolve().parent
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "mlflow.db.lock"):
-            client = mlflow.MlflowClient()
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                location = (folder / "mlartifacts" / name).as_uri()
-                client.create_experiment(name, artifact_location=location)
-        return str(mlflow.set_experiment(name).experiment_id)
+            return _experiment(client, name, (folder / "mlartifacts" / name).as_uri())
     except (MlflowException, OSError) as error:
         raise UdcError(f"the MLflow store {without_credentials(uri)} cannot be used: "
                        f"{without_credentials(str(error))}") from error  # fmt: skip
+
+
+def _experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:
+    """The id of the experiment, which is created if there is none; another process may be doing the same."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=artifact_location))
+        except MlflowException:
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return str(found.experiment_id)

@@ -1,0 +1,90 @@
+"""A project as a user has it: the repository's files in a folder of their own, under git, driven by real commands."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Project:
+    """A copy of the repository, and the commands of its environment."""
+
+    root: Path
+
+    def run(self, *command, check=True, **env):
+        """Run a command in the project; returns the finished process with its output as text."""
+        done = subprocess.run(command, cwd=self.root, env=self.env(**env), capture_output=True, text=True)
+        if check and done.returncode:
+            raise AssertionError(f"{command} failed\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def env(self, **changes):
+        """The environment of an activated .venv."""
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        # mlflow.set_tracking_uri() in this process leaves its address in the environment
+        foreign = ("PYTHONPATH", "VIRTUAL_ENV", "MLFLOW_TRACKING_URI")
+        inherited = {key: value for key, value in os.environ.items() if key not in foreign}
+        return inherited | {"PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true", "DVC_NO_ANALYTICS": "true"} | changes
+
+    def set_params(self, **sections):
+        """Change values in params.yaml, section by section."""
+        path = self.root / "params.yaml"
+        params = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for section, values in sections.items():
+            params[section] |= values
+        path.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+
+    def client(self):
+        """An MLflow client of the project's default store."""
+        import mlflow
+
+        mlflow.set_tracking_uri(f"sqlite:///{self.root / 'mlflow.db'}")
+        return mlflow.MlflowClient(f"sqlite:///{self.root / 'mlflow.db'}")
+
+    def runs(self):
+        """All recorded runs, the oldest first."""
+        client = self.client()
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        return list(client.search_runs(experiments, order_by=["attributes.start_time ASC"]))
+
+
+def _copy_project(target, **sections):
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    for name in filter(None, listed.split("\0")):
+        if name in ("dvc.lock", "metrics.json") or not (ROOT / name).is_file():
+            continue
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target / name)
+    project = Project(target)
+    project.set_params(**sections)
+    project.run("git", "init", "-q")
+    project.run("git", "config", "user.name", "Test")
+    project.run("git", "config", "user.email", "test@example.org")
+    project.run("git", "add", "-A")
+    project.run("git", "commit", "-qm", "start")
+    return project
+
+
+@pytest.fixture(scope="session")
+def new_project(tmp_path_factory):
+    """A function that makes a fresh project, with changed sections of params.yaml."""
+    return lambda **sections: _copy_project(tmp_path_factory.mktemp("project"), **sections)
+
+
+@pytest.fixture(scope="session")
+def demo(new_project):
+    """A project with the default parameters after `dvc repro`; tests may add experiments to it, nothing else."""
+    project = new_project()
+    project.repro = project.run("dvc", "repro")
+    return project

@@ -1,0 +1,202 @@
+"""The default run, from `dvc repro` to the served model."""
+
+import base64
+import hashlib
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.pipeline
+
+
+def _metrics(project):
+    return json.loads((project.root / "metrics.json").read_text(encoding="utf-8"))
+
+
+def test_accuracy_and_outputs(demo):
+    metrics = _metrics(demo)
+    assert metrics["test"]["accuracy"] >= 0.97
+    assert metrics["test"]["mean_cost"] <= metrics["test"]["argmax_mean_cost"] * 1.2 + 0.05
+    assert set(metrics) == {"test", "validation"}
+    names = {p.relative_to(demo.root).as_posix() for f in ("model", "training", "evaluation")
+             for p in (demo.root / f).rglob("*") if p.is_file()}  # fmt: skip
+    assert names >= {
+        "model/model.safetensors", "model/config.json", "model/preprocessor_config.json",
+        "training/curves.csv", "training/curves.png", "evaluation/decision.json",
+        "evaluation/test/predictions.csv", "evaluation/test/confusion_matrix.png", "evaluation/test/roc.png",
+        "evaluation/test/precision_recall.png", "evaluation/test/per_class.csv",
+    }  # fmt: skip
+    predictions = pd.read_csv(demo.root / "evaluation/test/predictions.csv", dtype={"true": str, "predicted": str})
+    assert (predictions["true"] == predictions["predicted"]).mean() == metrics["test"]["accuracy"]
+
+
+def test_nothing_is_printed_that_is_not_meant(demo):
+    output = demo.repro.stdout + demo.repro.stderr
+    assert not any(word in output for word in ("Warning", "WARNING", "Traceback", "alembic", "INFO"))
+
+
+def test_a_second_repro_says_that_nothing_changed(demo):
+    assert "Data and pipelines are up to date" in demo.run("dvc", "repro").stdout
+
+
+def test_git_sees_only_what_is_meant_for_it(demo):
+    status = demo.run("git", "status", "--porcelain").stdout.split()
+    assert set(status) <= {"??", "A", "dvc.lock", "metrics.json"}
+
+
+def test_one_run_holds_everything(demo):
+    run = demo.runs()[0]
+    client = demo.client()
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model.model_type"] == "resnet"
+    assert run.data.params["train.learning_rate"] == "0.003"
+    assert run.data.params["costs.preset"] == "absolute_difference"
+    assert "model.convnext.depths" not in run.data.params
+    assert run.data.metrics["test/accuracy"] == _metrics(demo)["test"]["accuracy"]
+    epochs = client.get_metric_history(run.info.run_id, "epoch/validation_log_loss")
+    assert [point.step for point in epochs] == list(range(1, 16))
+    commit = demo.run("git", "rev-parse", "HEAD").stdout.strip()
+    assert run.data.tags["mlflow.source.git.commit"] == commit
+    digest = json.loads((demo.root / "data/prepared/dataset.json").read_text())["digest"]
+    assert {i.dataset.digest for i in run.inputs.dataset_inputs} == {digest[:32]}
+    artifacts = {item.path for item in client.list_artifacts(run.info.run_id, "evaluation/test")}
+    assert {"evaluation/test/confusion_matrix.png", "evaluation/test/confusion_matrix.json"} <= artifacts
+    assert {item.path for item in client.list_artifacts(run.info.run_id)} >= {"model", "training", "params.yaml"}
+
+
+def test_no_pickle_is_written(demo):
+    for path in demo.root.rglob("*"):
+        if path.is_file() and ".git" not in path.parts and "cache" not in path.parts:
+            assert path.suffix not in (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib"), path
+
+
+def test_summary_and_help(demo):
+    told = demo.run("udc", "summary").stdout
+    assert "resnet, best epoch" in told
+    assert f"{_metrics(demo)['test']['accuracy']:.4f}" in told
+    done = demo.run("python", "-X", "importtime", "-m", "udc_model.cli", "--help")
+    assert not any(f"| {name}\n" in done.stderr for name in ("torch", "mlflow", "sklearn", "matplotlib", "pandas"))
+
+
+def test_predict_files_folders_and_forms(demo, tmp_path):
+    table = demo.run("udc", "predict", "data/samples").stdout.splitlines()
+    assert len(table) == 11
+    right = sum(line.split()[1] == str(digit) for digit, line in enumerate(table[1:]))
+    assert right >= 9  # one of the ten, a nine, is hard to read
+    rows = json.loads(demo.run("udc", "predict", "--json", "data/samples/7.png").stdout)
+    assert rows[0]["class"] == "7"
+    assert sum(rows[0]["probabilities"].values()) == pytest.approx(1)
+    header = demo.run("udc", "predict", "--csv", "data/samples").stdout.splitlines()[0]
+    assert header == "path,class,expected_cost," + ",".join(f"p_{d}" for d in range(10))
+    (tmp_path / "bad.png").write_text("no picture")
+    done = demo.run("udc", "predict", str(tmp_path / "bad.png"), "data/samples/3.png", check=False)
+    assert done.returncode == 1
+    assert "data/samples/3.png" in done.stdout  # what could be decided is told all the same
+    assert "bad.png: not an image" in done.stderr
+
+
+def test_predict_agrees_with_the_predictions_table(demo, tmp_path):
+    from sklearn.datasets import load_digits
+
+    table = pd.read_csv(demo.root / "evaluation/test/predictions.csv", dtype={"predicted": str}).set_index("path")
+    pixels = np.round(load_digits().images * (255 / 16)).astype(np.uint8)
+    for path in table.index:
+        Image.fromarray(pixels[int(path[7:11])]).save(tmp_path / path.rpartition("/")[2])
+    rows = json.loads(demo.run("udc", "predict", "--json", str(tmp_path)).stdout)
+    assert len(rows) == len(table)
+    for row in rows:
+        expected = table.loc[f"digits/{row['path'].rpartition('/')[2]}"]
+        assert row["class"] == expected["predicted"]
+        assert row["expected_cost"] == pytest.approx(expected["expected_cost"], abs=1e-5)
+
+
+def _logged_model(project):
+    import mlflow
+
+    client = project.client()
+    run = project.runs()[0]
+    found = client.search_logged_models([run.info.experiment_id], filter_string=f"source_run_id = '{run.info.run_id}'")
+    assert len(found) == 1
+    return mlflow, found[0].model_uri
+
+
+def test_pyfunc_takes_arrays_and_base64(demo):
+    mlflow, uri = _logged_model(demo)
+    model = mlflow.pyfunc.load_model(uri)
+    assert model.metadata.signature is not None
+    raw = (demo.root / "data/samples/4.png").read_bytes()
+    pixels = np.asarray(Image.open(io.BytesIO(raw))).tolist()
+    out = model.predict(pd.DataFrame({"image": [base64.b64encode(raw).decode(), pixels]}))
+    assert out["class"].tolist() == ["4", "4"]
+    assert out["expected_cost"][0] == pytest.approx(out["expected_cost"][1])
+    assert out["probabilities"][0]["4"] > 0.5
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_for(url, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise AssertionError(f"the server ended with status {process.returncode}")
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.2)  # between two polls; the deadline decides
+    raise AssertionError(f"{url} did not answer in {seconds} s")
+
+
+def test_served_model_answers_like_predict(demo):
+    _, uri = _logged_model(demo)
+    port = _free_port()
+    command = ["mlflow", "models", "serve", "--env-manager", "local", "-m", uri, "-h", "127.0.0.1", "-p", str(port)]
+    env = demo.env(MLFLOW_TRACKING_URI=f"sqlite:///{demo.root / 'mlflow.db'}")
+    server = subprocess.Popen(command, cwd=demo.root, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                              start_new_session=True)  # fmt: skip
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/ping", server)
+        files = sorted((demo.root / "data/samples").glob("*.png"))
+        records = [{"image": base64.b64encode(path.read_bytes()).decode()} for path in files]
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations",
+            data=json.dumps({"dataframe_records": records}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            served = json.load(response)["predictions"]
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    predicted = json.loads(demo.run("udc", "predict", "--json", "data/samples").stdout)
+    assert [row["class"] for row in served] == [row["class"] for row in predicted]
+    for one, other in zip(served, predicted, strict=True):
+        assert one["expected_cost"] == pytest.approx(other["expected_cost"], abs=1e-6)
+
+
+def test_one_file_way_in_gives_the_same_kind_of_result(demo):
+    done = demo.run("python", "train.py", "--config", "config/convnext_example.json")
+    assert "results: results/convnext_example" in done.stderr
+    folder = demo.root / "results/convnext_example"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["test"]["accuracy"] >= 0.97
+    assert json.loads((folder / "model/config.json").read_text())["model_type"] == "convnext"
+    weights = (demo.root / "model/model.safetensors").read_bytes()
+    assert hashlib.sha256(weights).hexdigest() == demo.runs()[0].data.tags["udc.model_sha256"]  # untouched
+    done = demo.run("udc", "predict", "--json", "--root", "results/convnext_example", "data/samples/1.png")
+    assert json.loads(done.stdout)[0]["class"] == "1"

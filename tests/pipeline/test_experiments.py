@@ -1,0 +1,162 @@
+"""Experiments: what re-runs after which change, what DVC and MLflow show of it, and the same bits everywhere."""
+
+import csv
+import hashlib
+import io
+import json
+
+import pytest
+
+pytestmark = pytest.mark.pipeline
+
+SHORT = {"train": {"epochs": 2}}
+
+
+@pytest.fixture(scope="module")
+def short(new_project):
+    """A project after a short `dvc repro`, committed."""
+    project = new_project(**SHORT)
+    project.run("dvc", "repro", "-q")
+    project.run("git", "add", "dvc.lock", "metrics.json")
+    project.run("git", "commit", "-qm", "first result")
+    return project
+
+
+def _stages_run(done):
+    return [name for name in ("prepare", "train", "evaluate") if f"Running stage '{name}'" in done.stdout]
+
+
+def test_convnext_by_one_parameter(demo):
+    done = demo.run("dvc", "exp", "run", "--name", "convnext", "-S", "model.model_type=convnext")
+    assert _stages_run(done) == ["train", "evaluate"]
+    assert json.loads((demo.root / "metrics.json").read_text())["test"]["accuracy"] >= 0.97
+    run = demo.runs()[-1]
+    assert run.info.run_name == run.data.tags["dvc.exp_name"] == "convnext"
+    assert run.data.params["model.model_type"] == "convnext"
+    assert run.info.status == "FINISHED"
+    assert "test/accuracy" in run.data.metrics
+
+
+def test_a_change_of_train_reruns_no_prepare_and_is_shown(short):
+    before = {run.info.run_id for run in short.runs()}
+    done = short.run("dvc", "exp", "run", "--name", "slow", "-S", "train.learning_rate=0.0001")
+    assert _stages_run(done) == ["train", "evaluate"]
+    new = [run for run in short.runs() if run.info.run_id not in before]
+    assert [run.data.params["train.learning_rate"] for run in new] == ["0.0001"]
+    shown = list(csv.DictReader(io.StringIO(short.run("dvc", "exp", "show", "--csv").stdout)))
+    row = next(row for row in shown if row["Experiment"] == "slow")
+    assert row["train.learning_rate"] == "0.0001"
+    assert float(row["test.accuracy"]) == pytest.approx(new[0].data.metrics["test/accuracy"], abs=1e-4)
+    params = json.loads(short.run("dvc", "params", "diff", "--json").stdout)
+    change = params["params.yaml"]
+    assert list(change) == ["train.learning_rate"]
+    assert (change["train.learning_rate"]["old"], change["train.learning_rate"]["new"]) == (0.003, 0.0001)
+    metrics = json.loads(short.run("dvc", "metrics", "diff", "--json").stdout)
+    assert metrics["metrics.json"]["test.accuracy"]["diff"] < 0
+    short.run("dvc", "plots", "diff", "HEAD", "slow", "-o", "plots")
+    html = (short.root / "plots/index.html").read_text(encoding="utf-8")
+    for title in ("Loss by epoch", "Confusion matrix, test", "ROC, test", "Precision-recall, test"):
+        assert title in html
+    assert "slow" in html
+
+
+def test_a_change_of_evaluate_reruns_no_train_and_opens_a_run_of_its_own(short):
+    before = {run.info.run_id: run for run in short.runs()}
+    done = short.run("dvc", "exp", "run", "--name", "argmax", "-S", "evaluate.decision=argmax")
+    assert _stages_run(done)[-1:] == ["evaluate"]
+    assert "prepare" not in _stages_run(done)
+    new = [run for run in short.runs() if run.info.run_id not in before]
+    assert len(new) == 1
+    run = new[0]
+    assert run.info.run_name == "argmax"
+    assert run.data.params["evaluate.decision"] == "argmax"
+    assert run.data.params["train.epochs"] == "2"
+    assert "train/train_loss" in run.data.metrics
+    assert run.data.tags["udc.trained_by"] in before
+    for run_id, old in before.items():
+        again = next(run for run in short.runs() if run.info.run_id == run_id)
+        assert again.data.to_dictionary() == old.data.to_dictionary()
+        assert again.info.end_time == old.info.end_time
+
+
+def _would_run(project):
+    return _stages_run(project.run("dvc", "repro", "--dry"))
+
+
+def test_costs_rerun_train_only_where_the_loss_reads_them(new_project):
+    project = new_project(**SHORT, loss={"name": "cost_regularized", "reads": "costs"})
+    project.run("dvc", "repro", "-q")
+    dear = [{"true": "3", "predicted": "8", "cost": 50.0}]
+    project.set_params(costs={"entries": dear})
+    assert _would_run(project)[0] == "train"
+    project.set_params(loss={"name": "cross_entropy", "reads": "loss"}, costs={"entries": []})
+    project.run("dvc", "repro", "-q")
+    done = project.run("dvc", "exp", "run", "-S", "costs.entries=[{actual: '3', predicted: '8', cost: 50}]")
+    assert _stages_run(done) == ["evaluate"]
+    rule = json.loads((project.root / "evaluation/decision.json").read_text())
+    assert rule["costs"][3][8] == 50
+
+
+def test_loss_and_dvc_must_agree_on_what_is_read(new_project):
+    project = new_project(loss={"name": "expected_cost"})
+    done = project.run("dvc", "repro", check=False)
+    assert done.returncode
+    assert "loss.reads must be 'costs'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("model_type", ["resnet", "convnext"])
+def test_two_clones_give_the_same_bits(model_type, new_project):
+    results = []
+    for _ in range(2):
+        project = new_project(**SHORT, model={"model_type": model_type})
+        project.run("dvc", "repro", "-q")
+        weights = hashlib.sha256((project.root / "model/model.safetensors").read_bytes()).hexdigest()
+        lock = (project.root / "dvc.lock").read_text()
+        results.append((weights, (project.root / "metrics.json").read_text(), lock))
+    assert results[0][0] == results[1][0]
+    assert results[0][1] == results[1][1]
+    assert results[0][2] == results[1][2]  # every output, pictures and tables included
+
+
+def test_mlflow_run_is_one_run(new_project):
+    project = new_project(**SHORT)
+    local = ("mlflow", "run", ".", "--env-manager", "local")
+    project.run(*local, "-P", "model_type=convnext", "-P", "train.epochs=1")
+    runs = project.runs()
+    assert len(runs) == 1
+    run = runs[0]
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model.model_type"] == "convnext"
+    assert run.data.params["train.epochs"] == "1"
+    assert "test/accuracy" in run.data.metrics
+    assert "epoch/train_loss" in run.data.metrics
+    project.run(*local, "-e", "prepare", "-P", "data.image_size=24")
+    assert json.loads((project.root / "data/prepared/dataset.json").read_text())["preprocessing"]["size"] == 24
+
+
+def test_errors_reach_the_user_without_a_traceback(new_project):
+    project = new_project()
+    for flag, message in (
+        (["-S", "+train.lerning_rate=1"], "train.lerning_rate: no such parameter"),
+        (["-S", "model.num_labels=2"], "model.num_labels: is 2, but the data has 10 classes"),
+        (["-S", "data.source=folder", "-S", "data.path=config"], "config: has no class folders"),
+    ):
+        done = project.run("dvc", "exp", "run", *flag, check=False)
+        assert done.returncode
+        assert message in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (project.root / "data/prepared").exists()
+        project.run("git", "checkout", "-q", "params.yaml")  # where dvc exp run leaves its changes
+
+
+def test_a_failed_training_leaves_a_failed_run_and_no_model(new_project):
+    project = new_project(train={"epochs": 2, "optimizer": "sgd", "learning_rate": 1e30})
+    done = project.run("dvc", "repro", check=False)
+    assert done.returncode
+    assert "lower train.learning_rate" in done.stderr
+    assert [run.info.status for run in project.runs()] == ["FAILED"]
+    assert not (project.root / "model").exists()
+    project.set_params(train={"learning_rate": 0.01})
+    project.run("dvc", "repro", "-q")
+    assert [run.info.status for run in project.runs()] == ["FAILED", "FINISHED"]
