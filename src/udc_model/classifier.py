@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from udc_model.costs.decision import decide, expected_costs
 from udc_model.data.loading import compute_logits
 from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
-from udc_model.models.factory import ImageClassifier, load_model
+from udc_model.models.factory import ImageClassifier, best_device, load_model
 
 Floats = NDArray[np.float64]
 
@@ -70,13 +70,13 @@ class TrainedClassifier:
 
     model: ImageClassifier
     preprocessing: Preprocessing
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    device: torch.device
 
     @classmethod
-    def load(cls, folder: Path, device: str = "cpu") -> TrainedClassifier:
-        """Load a model folder; :class:`UdcError` if it is not whole."""
-        chosen = torch.device(device)
-        return cls(load_model(folder).to(chosen), Preprocessing.load(folder), chosen)
+    def load(cls, folder: Path) -> TrainedClassifier:
+        """Load a model folder onto the best device; :class:`UdcError` if the folder is not whole."""
+        device = torch.device(best_device())
+        return cls(load_model(folder).to(device), Preprocessing.load(folder), device)
 
     @property
     def classes(self) -> list[str]:
@@ -84,13 +84,15 @@ class TrainedClassifier:
         names = self.model.config.id2label
         return [names[i] for i in range(len(names))]
 
-    def logits_of_stored(self, stored: NDArray[np.uint8], batch_size: int = 256) -> NDArray[np.float32]:
-        """Logits (N, K) of stored squares (N, S, S, 3) uint8."""
+    def logits_of_stored(
+        self, stored: NDArray[np.uint8], batch_size: int = 256, progress: str | None = None
+    ) -> NDArray[np.float32]:
+        """Logits (N, K) of stored squares (N, S, S, 3) uint8; ``progress`` names a bar on a terminal."""
 
         def forward(images: torch.Tensor) -> torch.Tensor:
             return torch.as_tensor(self.model(images.to(self.device)).logits)
 
-        return compute_logits(forward, stored, self.preprocessing, batch_size)
+        return compute_logits(forward, stored, self.preprocessing, batch_size, progress)
 
     def logits(self, images: Sequence[Image.Image], batch_size: int = 256) -> NDArray[np.float32]:
         """Logits (N, K) of decoded RGB images of any size."""

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import logging
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from udc_model.errors import UdcError
 from udc_model.stages.files import Workspace, exit_status
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 logger = logging.getLogger("udc_model.cli")
 
@@ -61,8 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--root", type=Path, default=Path(), metavar="DIR",
                          help="folder with model/ and evaluation/ (default: here)")  # fmt: skip
     form = predict.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    form.add_argument("--csv", action="store_true", help="print CSV instead of a table")
+    predict.set_defaults(form="table")
+    form.add_argument("--json", dest="form", action="store_const", const="json", help="print JSON instead of a table")
+    form.add_argument("--csv", dest="form", action="store_const", const="csv", help="print CSV instead of a table")
     return parser
 
 
@@ -115,83 +110,13 @@ def _summary(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from udc_model.classifier import DecisionRule, TrainedClassifier, check_same_classes
-    from udc_model.data.decode import BadImageError, decode_rgb
-    from udc_model.params import DataParams
+    from udc_model.prediction import image_files, predict_files, write_predictions
 
-    workspace = Workspace(options.root)
-    classifier = TrainedClassifier.load(workspace.model)
-    rule_path = workspace.evaluation / "decision.json"
-    rule = DecisionRule.load(rule_path)
-    check_same_classes(classifier, rule, str(rule_path))
-    images: list[Image.Image] = []
-    good: list[str] = []
-    bad: list[str] = []
-    rows: list[dict[str, Any]] = []
-
-    def decide_batch() -> None:
-        if not images:
-            return
-        decisions = rule.apply(classifier.logits(images))
-        for path, k, cost, p in zip(
-            good, decisions.decided, decisions.expected_cost, decisions.probabilities, strict=True
-        ):
-            probabilities = dict(zip(rule.classes, map(float, p), strict=True))
-            rows.append({"path": path, "class": rule.classes[k], "expected_cost": float(cost),
-                         "probabilities": probabilities})  # fmt: skip
-        images.clear()
-        good.clear()
-
-    for path in _image_files(options.paths):
-        try:
-            images.append(decode_rgb(path, DataParams().max_pixels))
-            good.append(str(path))
-        except BadImageError as error:
-            bad.append(f"{path}: {error}")
-        if len(images) == _PREDICT_BATCH:
-            decide_batch()
-    decide_batch()
-    _write_predictions(rows, "json" if options.json else "csv" if options.csv else "table")
-    if bad:
+    predictions = predict_files(image_files(options.paths), Workspace(options.root))
+    write_predictions(predictions.rows, options.form, sys.stdout)
+    if predictions.bad:
+        bad = predictions.bad
         raise UdcError(f"{len(bad)} image(s) could not be used:\n  " + "\n  ".join(bad))
-
-
-_PREDICT_BATCH = 64
-
-
-def _image_files(paths: Sequence[Path]) -> list[Path]:
-    """The given files, and all images below the given folders, in order."""
-    from udc_model.data.decode import SUFFIXES
-
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in SUFFIXES)
-            if not found:
-                raise UdcError(f"{path}: no images in this folder")
-            files += found
-        else:
-            files.append(path)  # a file that is missing is reported beside those that are damaged
-    return files
-
-
-def _write_predictions(rows: list[dict[str, Any]], form: str) -> None:
-    if form == "json":
-        sys.stdout.write(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
-        return
-    if form == "csv":
-        classes = list(rows[0]["probabilities"]) if rows else []
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(["path", "class", "expected_cost", *[f"p_{name}" for name in classes]])
-        writer.writerows([r["path"], r["class"], r["expected_cost"], *r["probabilities"].values()] for r in rows)
-        return
-    width = max([4, *(len(row["path"]) for row in rows)])
-    names = max([5, *(len(row["class"]) for row in rows)])
-    sys.stdout.write(f"{'path':<{width}}  {'class':<{names}}  probability  expected cost\n")
-    for row in rows:
-        probability = row["probabilities"][row["class"]]
-        sys.stdout.write(f"{row['path']:<{width}}  {row['class']:<{names}}  {probability:>11.4f}  "
-                         f"{row['expected_cost']:>13.4f}\n")  # fmt: skip
 
 
 if __name__ == "__main__":

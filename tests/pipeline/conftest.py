@@ -2,8 +2,14 @@
 
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +39,27 @@ class Project:
         foreign = ("PYTHONPATH", "VIRTUAL_ENV", "MLFLOW_TRACKING_URI")
         inherited = {key: value for key, value in os.environ.items() if key not in foreign}
         return inherited | {"PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true", "DVC_NO_ANALYTICS": "true"} | changes
+
+    @contextmanager
+    def server(self, *command, ready, **env):
+        """Run a server in the project while the block lasts; ``ready`` is an address that answers once it is up."""
+        process = subprocess.Popen(command, cwd=self.root, env=self.env(**env), stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+        try:
+            deadline = time.monotonic() + 120
+            while True:
+                assert process.poll() is None, f"{command} ended with status {process.returncode}"
+                assert time.monotonic() < deadline, f"{ready} does not answer"
+                try:
+                    with urllib.request.urlopen(ready, timeout=5) as response:
+                        answer = response.read().decode()
+                    break
+                except (urllib.error.URLError, ConnectionError, TimeoutError):
+                    time.sleep(0.2)  # between two polls; the deadline decides
+            yield answer
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
     def set_params(self, **sections):
         """Change values in params.yaml, section by section."""
@@ -74,6 +101,13 @@ def _copy_project(target, **sections):
     project.run("git", "add", "-A")
     project.run("git", "commit", "-qm", "start")
     return project
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

@@ -4,17 +4,12 @@ import base64
 import hashlib
 import io
 import json
-import os
-import signal
-import socket
-import subprocess
-import time
-import urllib.error
 import urllib.request
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 
 pytestmark = pytest.mark.pipeline
@@ -48,6 +43,15 @@ def test_nothing_is_printed_that_is_not_meant(demo):
 
 def test_a_second_repro_says_that_nothing_changed(demo):
     assert "Data and pipelines are up to date" in demo.run("dvc", "repro").stdout
+
+
+def test_dependencies_are_sources_alone(demo):
+    """Compiled files among them would make stages re-run in every clone."""
+    lock = yaml.safe_load((demo.root / "dvc.lock").read_text(encoding="utf-8"))
+    for stage in lock["stages"].values():
+        for dep in stage["deps"]:
+            if dep["path"].startswith("src/") and "nfiles" in dep:
+                assert dep["nfiles"] == len(list((demo.root / dep["path"]).glob("*.py")))
 
 
 def test_git_sees_only_what_is_meant_for_it(demo):
@@ -143,46 +147,22 @@ def test_pyfunc_takes_arrays_and_base64(demo):
     assert out["probabilities"][0]["4"] > 0.5
 
 
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _wait_for(url, process, seconds=120):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise AssertionError(f"the server ended with status {process.returncode}")
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.2)  # between two polls; the deadline decides
-    raise AssertionError(f"{url} did not answer in {seconds} s")
-
-
-def test_served_model_answers_like_predict(demo):
+def test_served_model_answers_like_predict(demo, free_port):
     _, uri = _logged_model(demo)
-    port = _free_port()
-    command = ["mlflow", "models", "serve", "--env-manager", "local", "-m", uri, "-h", "127.0.0.1", "-p", str(port)]
-    env = demo.env(MLFLOW_TRACKING_URI=f"sqlite:///{demo.root / 'mlflow.db'}")
-    server = subprocess.Popen(command, cwd=demo.root, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                              start_new_session=True)  # fmt: skip
-    try:
-        _wait_for(f"http://127.0.0.1:{port}/ping", server)
-        files = sorted((demo.root / "data/samples").glob("*.png"))
-        records = [{"image": base64.b64encode(path.read_bytes()).decode()} for path in files]
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/invocations",
-            data=json.dumps({"dataframe_records": records}).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=60) as response:
-            served = json.load(response)["predictions"]
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+    address = f"http://127.0.0.1:{free_port}"
+    command = ("mlflow", "models", "serve", "--env-manager", "local", "-m", uri, "-p", str(free_port))
+    files = sorted((demo.root / "data/samples").glob("*.png"))
+    records = [{"image": base64.b64encode(path.read_bytes()).decode()} for path in files]
+    request = urllib.request.Request(
+        f"{address}/invocations",
+        data=json.dumps({"dataframe_records": records}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with (
+        demo.server(*command, ready=f"{address}/ping"),
+        urllib.request.urlopen(request, timeout=60) as response,
+    ):
+        served = json.load(response)["predictions"]
     predicted = json.loads(demo.run("udc", "predict", "--json", "data/samples").stdout)
     assert [row["class"] for row in served] == [row["class"] for row in predicted]
     for one, other in zip(served, predicted, strict=True):

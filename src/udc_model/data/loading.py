@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
 from udc_model.data.packed import PackedSplit
 from udc_model.data.transforms import Preprocessing
@@ -86,8 +87,19 @@ def evaluation_batches(images: NDArray[np.uint8], preprocessing: Preprocessing, 
 
 @torch.inference_mode()
 def compute_logits(
-    forward: Callable[[Tensor], Tensor], images: NDArray[np.uint8], preprocessing: Preprocessing, batch_size: int
+    forward: Callable[[Tensor], Tensor],
+    images: NDArray[np.uint8],
+    preprocessing: Preprocessing,
+    batch_size: int,
+    progress: str | None = None,
 ) -> NDArray[np.float32]:
-    """Logits (N, K) of stored squares (N, S, S, 3); ``forward`` maps an input batch to logits."""
-    parts = [forward(batch).float().cpu() for batch in evaluation_batches(images, preprocessing, batch_size)]
+    """Logits (N, K) of stored squares (N, S, S, 3); ``forward`` maps an input batch to logits.
+
+    ``progress`` names a bar that is shown on a terminal; None shows none.
+    """
+    parts = []
+    with tqdm(total=len(images), desc=progress, unit="img", disable=None if progress else True, leave=False) as bar:
+        for batch in evaluation_batches(images, preprocessing, batch_size):
+            parts.append(forward(batch).float().cpu())
+            bar.update(len(batch))
     return torch.cat(parts).numpy()

@@ -26,6 +26,13 @@ def build_model(params: ModelParams, classes: list[str], seed: int) -> ImageClas
         return ResNetForImageClassification(ResNetConfig(**settings, id2label=id2label))
 
 
+def best_device() -> str:
+    """``cuda``, ``mps`` or ``cpu``: the first that this machine has."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def load_model(folder: Path) -> ImageClassifier:
     """Load a model folder, in eval mode.
 

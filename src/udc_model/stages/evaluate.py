@@ -117,7 +117,7 @@ def score(
 ) -> dict[str, float | None]:
     """Score one split: returns its metrics, writes its tables and pictures into ``folder/name``."""
     split = dataset.split(name)
-    logits = classifier.logits_of_stored(split.images, params.evaluate.batch_size)
+    logits = classifier.logits_of_stored(split.images, params.evaluate.batch_size, f"scoring {name}")
     decisions = rule.apply(logits)
     own = folder / name
     own.mkdir()

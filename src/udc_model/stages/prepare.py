@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from udc_model.costs.matrix import cost_matrix
 from udc_model.data.audit import Checked, check_images, report_rejections
 from udc_model.data.packed import write_packed
 from udc_model.data.sources import ImageRecord, ImageSource, Rejection, listed, open_source
@@ -90,8 +91,6 @@ def check_classes(params: Params, classes: list[str]) -> None:
     ------
     UdcError
     """
-    from udc_model.costs.matrix import cost_matrix
-
     wanted = params.model.num_labels
     if wanted is not None and wanted != len(classes):
         raise UdcError(f"model.num_labels: is {wanted}, but the data has {len(classes)} classes: {listed(classes)}")

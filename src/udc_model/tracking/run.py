@@ -124,7 +124,8 @@ def provenance() -> dict[str, str]:
     """Tags that say where a run comes from: commit, DVC experiment, package versions."""
     tags = {f"udc.version.{name}": version(name) for name in ("torch", "torchvision", "dvc", "mlflow", "numpy")}
     if name := os.environ.get("DVC_EXP_NAME"):
-        tags[EXPERIMENT_NAME] = name
+        # the run that `mlflow run` opened has a random name so far
+        tags |= {EXPERIMENT_NAME: name, "mlflow.runName": name}
     if baseline := os.environ.get("DVC_EXP_BASELINE_REV"):
         tags["dvc.baseline"] = baseline
     commit = _git("rev-parse", "HEAD")

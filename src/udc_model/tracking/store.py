@@ -65,13 +65,13 @@ def open_store() -> str:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         mlflow.set_tracking_uri(uri)
-        client = mlflow.MlflowClient()
         if not uri.startswith("sqlite:///"):
-            return _experiment(client, name, None)
+            return _experiment(mlflow.MlflowClient(), name, None)
         folder = Path(uri.removeprefix("sqlite:///")).resolve().parent
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "mlflow.db.lock"):
-            return _experiment(client, name, (folder / "mlartifacts" / name).as_uri())
+            # the client's constructor creates the tables
+            return _experiment(mlflow.MlflowClient(), name, (folder / "mlartifacts" / name).as_uri())
     except (MlflowException, OSError) as error:
         raise UdcError(f"the MLflow store {without_credentials(uri)} cannot be used: "
                        f"{without_credentials(str(error))}") from error  # fmt: skip

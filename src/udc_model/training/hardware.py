@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from udc_model.errors import UdcError
+from udc_model.models.factory import best_device
 from udc_model.params import TrainParams
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,7 +57,7 @@ def pick_hardware(params: TrainParams) -> Hardware:
 def _pick_device(wanted: str) -> str:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
-        return next(name for name, there in available.items() if there)
+        return best_device()
     if not available[wanted]:
         there = ", ".join(name for name, is_there in available.items() if is_there)
         raise UdcError(f"train.device: {wanted} is not available on this machine (there is {there}); use auto")

@@ -69,7 +69,7 @@ def train_model(
     steps_per_epoch = len(epoch_batches(len(train), params.batch_size, seed, 0))
     schedule = build_schedule(optimizer, params.epochs * steps_per_epoch, params)
     scaler = torch.amp.GradScaler(device.type, enabled=hardware.precision == "fp16")
-    result, best, patience = TrainingResult(), -math.inf, 0
+    result, best, patience, told = TrainingResult(), -math.inf, 0, ""
 
     for epoch in range(params.epochs):
         train_mode(model, frozen)
@@ -100,7 +100,7 @@ def train_model(
             schedule.step()
             total_loss += loss.item() * len(indices)
             seen = (step + 1) * len(train) / steps_per_epoch
-            bar.set_postfix_str(f"loss {loss.item():.3f}, {seen / (time.perf_counter() - started):,.0f} img/s")
+            bar.set_postfix_str(f"loss {loss.item():.3f}, {told}{seen / (time.perf_counter() - started):,.0f} img/s")
 
         images_per_second = len(train) / (time.perf_counter() - started)
         scores = validation_scores(model, validation, preprocessing, params.batch_size, hardware)
@@ -112,7 +112,9 @@ def train_model(
         result.curves.append({"epoch": epoch + 1, **metrics})
         on_epoch(epoch + 1, metrics, images_per_second)
 
-        score = scores[f"validation_{params.monitor}"] * (-1 if params.monitor == "log_loss" else 1)
+        monitored = scores[f"validation_{params.monitor}"]
+        told = f"validation {params.monitor} {monitored:.4f}, "
+        score = -monitored if params.monitor == "log_loss" else monitored
         if score > best:
             best, patience, result.best_epoch = score, 0, epoch + 1
             result.best_state = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}

@@ -1,0 +1,82 @@
+"""The served model refuses what is no image, with the row's number, and takes every honest form of one."""
+
+import base64
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from udc_model.classifier import DecisionRule
+from udc_model.data.transforms import Preprocessing
+from udc_model.errors import UdcError
+from udc_model.models import build_model
+from udc_model.params import ModelParams, ResNetParams
+from udc_model.serving import ServedClassifier
+
+CLASSES = ["a", "b", "c"]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundle")
+    (folder / "model").mkdir()
+    resnet = ResNetParams(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    build_model(ModelParams(resnet=resnet), CLASSES, 0).save_pretrained(folder / "model")
+    Preprocessing(16).save(folder / "model")
+    rule = DecisionRule(CLASSES, (1 - np.eye(3)).tolist(), temperature=2.0)
+    (folder / "decision.json").write_text(rule.to_json())
+    return ServedClassifier(folder)
+
+
+def _encoded(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def test_every_form_of_one_image_gives_one_answer(served, rng):
+    pixels = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    out = served.predict(pd.DataFrame({"image": [_encoded(pixels), pixels, pixels.tolist()]}))
+    assert out["class"].nunique() == 1
+    assert np.ptp(out["expected_cost"]) < 1e-6
+    assert sum(out["probabilities"][0].values()) == pytest.approx(1)
+    assert out["expected_cost"][0] == pytest.approx(1 - max(out["probabilities"][0].values()))
+
+
+def test_grey_arrays(served, rng):
+    grey = rng.integers(0, 256, (9, 9), dtype=np.uint8)
+    out = served.predict(pd.DataFrame({"image": [grey.tolist(), _encoded(grey)]}))
+    assert np.ptp(out["expected_cost"]) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("not base64!", "image 0: "),
+        (base64.b64encode(b"text").decode(), "image 0: not an image"),
+        ("", "image 0: there are no bytes"),
+        ([[1, 2], [3]], "image 0: "),
+        ([[0.5, 0.5]], "image 0: an array must hold integers"),
+        ([[300, 0]], "image 0: an array must hold integers from 0 to 255"),
+        ([[[1, 2]]], r"image 0: an array must be \(H, W\) or \(H, W, 3\), got shape \(1, 1, 2\)"),
+        ([], "image 0: an array must be"),
+        (7, "image 0: an array must be"),
+    ],
+)
+def test_what_is_no_image_is_refused(served, value, message):
+    with pytest.raises(UdcError, match=message):
+        served.predict(pd.DataFrame({"image": pd.Series([value], dtype=object)}))
+
+
+def test_missing_column(served):
+    with pytest.raises(UdcError, match="needs a column 'image', it has picture"):
+        served.predict(pd.DataFrame({"picture": ["x"]}))
+
+
+def test_rule_of_other_classes_is_refused(served, tmp_path):
+    from udc_model.classifier import check_same_classes
+
+    with pytest.raises(UdcError, match="is for the classes x, y"):
+        check_same_classes(served.classifier, DecisionRule(["x", "y"], [[0.0, 1.0], [1.0, 0.0]]), "decision.json")
