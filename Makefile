@@ -26,7 +26,7 @@ ui: setup ## compare runs in the browser
 	@mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --port $(PORT)
 
 test: setup ## all tests
-	@python -m pytest
+	@python -m pytest -n 2 --dist loadfile
 
 lint: setup ## style, format, types
 	@ruff check .

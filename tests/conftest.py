@@ -10,8 +10,13 @@ from PIL import Image
 os.environ["DVC_NO_ANALYTICS"] = "true"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["HF_HUB_OFFLINE"] = "1"
-for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME"):
-    os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def _settings_of_no_other_run(monkeypatch):
+    """mlflow.set_tracking_uri() leaves its address in the environment for the tests that come after."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture

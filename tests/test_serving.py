@@ -39,7 +39,7 @@ def _encoded(pixels):
 def test_every_form_of_one_image_gives_one_answer(served, rng):
     pixels = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
     out = served.predict(pd.DataFrame({"image": [_encoded(pixels), pixels, pixels.tolist()]}))
-    assert out["class"].nunique() == 1
+    assert len(set(out["class"])) == 1
     assert np.ptp(out["expected_cost"]) < 1e-6
     assert sum(out["probabilities"][0].values()) == pytest.approx(1)
     assert out["expected_cost"][0] == pytest.approx(1 - max(out["probabilities"][0].values()))

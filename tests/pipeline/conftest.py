@@ -38,7 +38,9 @@ class Project:
         # mlflow.set_tracking_uri() in this process leaves its address in the environment
         foreign = ("PYTHONPATH", "VIRTUAL_ENV", "MLFLOW_TRACKING_URI")
         inherited = {key: value for key, value in os.environ.items() if key not in foreign}
-        return inherited | {"PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true", "DVC_NO_ANALYTICS": "true"} | changes
+        # OMP_WAIT_POLICY: several tests share the cores, and spinning threads would take them from each other.
+        settings = {"OMP_WAIT_POLICY": "PASSIVE", "MLFLOW_DISABLE_TELEMETRY": "true", "DVC_NO_ANALYTICS": "true"}
+        return inherited | {"PATH": path} | settings | changes
 
     @contextmanager
     def server(self, *command, ready, **env):
@@ -68,6 +70,11 @@ class Project:
         for section, values in sections.items():
             params[section] |= values
         path.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+
+    def reset(self):
+        """Go back to the last commit, with the outputs that belong to it."""
+        self.run("git", "reset", "-q", "--hard")
+        self.run("dvc", "checkout", "-q")
 
     def client(self):
         """An MLflow client of the project's default store."""

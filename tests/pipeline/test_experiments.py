@@ -9,86 +9,95 @@ import pytest
 
 pytestmark = pytest.mark.pipeline
 
-SHORT = {"train": {"epochs": 2}}
-
-
-@pytest.fixture(scope="module")
-def short(new_project):
-    """A project after a short `dvc repro`, committed."""
-    project = new_project(**SHORT)
-    project.run("dvc", "repro", "-q")
-    project.first = _results(project)
-    project.run("git", "add", "dvc.lock", "metrics.json")
-    project.run("git", "commit", "-qm", "first result")
-    return project
+SHORT = ("-S", "train.epochs=1")
 
 
 def _stages_run(done):
     return [name for name in ("prepare", "train", "evaluate") if f"Running stage '{name}'" in done.stdout]
 
 
-def test_convnext_by_one_parameter(demo):
-    done = demo.run("dvc", "exp", "run", "--name", "convnext", "-S", "model.model_type=convnext")
-    assert _stages_run(done) == ["train", "evaluate"]
-    assert json.loads((demo.root / "metrics.json").read_text())["test"]["accuracy"] >= 0.97
+def _results(project):
+    """The weights' digest, the metrics, and the hashes of every output, pictures and tables included."""
+    weights = hashlib.sha256((project.root / "model/model.safetensors").read_bytes()).hexdigest()
+    return weights, (project.root / "metrics.json").read_text(), (project.root / "dvc.lock").read_text()
+
+
+@pytest.fixture(scope="module")
+def baseline(demo):
+    """The demo project with its first result committed, and that result."""
+    demo.run("git", "add", "dvc.lock", "metrics.json")
+    demo.run("git", "commit", "-qm", "first result")
+    return _results(demo)
+
+
+def test_convnext_by_one_parameter_and_the_same_bits_in_another_clone(demo, baseline, new_project):
+    other = new_project()
+    other.run("dvc", "repro", "-q")
+    assert _results(other) == baseline
+    for project in (demo, other):
+        done = project.run("dvc", "exp", "run", "--name", "convnext", "-S", "model.model_type=convnext")
+        assert _stages_run(done) == ["train", "evaluate"]
+    assert _results(other) == _results(demo)
+    assert json.loads(_results(demo)[1])["test"]["accuracy"] >= 0.97
     run = demo.runs()[-1]
     assert run.info.run_name == run.data.tags["dvc.exp_name"] == "convnext"
     assert run.data.params["model.model_type"] == "convnext"
     assert run.info.status == "FINISHED"
     assert "test/accuracy" in run.data.metrics
+    demo.reset()
 
 
-def test_a_change_of_train_reruns_no_prepare_and_is_shown(short):
-    before = {run.info.run_id for run in short.runs()}
-    done = short.run("dvc", "exp", "run", "--name", "slow", "-S", "train.learning_rate=0.0001")
+def test_a_change_of_train_reruns_no_prepare_and_is_shown(demo, baseline):
+    before = {run.info.run_id for run in demo.runs()}
+    done = demo.run("dvc", "exp", "run", "--name", "slow", *SHORT, "-S", "train.learning_rate=0.0001")
     assert _stages_run(done) == ["train", "evaluate"]
-    new = [run for run in short.runs() if run.info.run_id not in before]
+    new = [run for run in demo.runs() if run.info.run_id not in before]
     assert [run.data.params["train.learning_rate"] for run in new] == ["0.0001"]
-    shown = list(csv.DictReader(io.StringIO(short.run("dvc", "exp", "show", "--csv").stdout)))
+    shown = list(csv.DictReader(io.StringIO(demo.run("dvc", "exp", "show", "--csv").stdout)))
     row = next(row for row in shown if row["Experiment"] == "slow")
     assert row["train.learning_rate"] == "0.0001"
     assert float(row["test.accuracy"]) == pytest.approx(new[0].data.metrics["test/accuracy"], abs=1e-4)
-    params = json.loads(short.run("dvc", "params", "diff", "--json").stdout)
-    change = params["params.yaml"]
-    assert list(change) == ["train.learning_rate"]
+    change = json.loads(demo.run("dvc", "params", "diff", "--json").stdout)["params.yaml"]
+    assert sorted(change) == ["train.epochs", "train.learning_rate"]
     assert (change["train.learning_rate"]["old"], change["train.learning_rate"]["new"]) == (0.003, 0.0001)
-    metrics = json.loads(short.run("dvc", "metrics", "diff", "--json").stdout)
+    metrics = json.loads(demo.run("dvc", "metrics", "diff", "--json").stdout)
     assert metrics["metrics.json"]["test.accuracy"]["diff"] < 0
-    short.run("dvc", "plots", "diff", "HEAD", "slow", "-o", "plots")
-    html = (short.root / "plots/index.html").read_text(encoding="utf-8")
+    demo.run("dvc", "plots", "diff", "HEAD", "slow", "-o", "plots")
+    html = (demo.root / "plots/index.html").read_text(encoding="utf-8")
     for title in ("Loss by epoch", "Confusion matrix, test", "ROC, test", "Precision-recall, test"):
         assert title in html
     assert "slow" in html
+    demo.reset()
 
 
-def test_a_change_of_evaluate_reruns_no_train_and_opens_a_run_of_its_own(short):
-    before = {run.info.run_id: run for run in short.runs()}
-    done = short.run("dvc", "exp", "run", "--name", "argmax", "-S", "evaluate.decision=argmax")
-    assert _stages_run(done)[-1:] == ["evaluate"]
-    assert "prepare" not in _stages_run(done)
-    new = [run for run in short.runs() if run.info.run_id not in before]
+def test_a_change_of_evaluate_reruns_no_train_and_opens_a_run_of_its_own(demo, baseline):
+    before = {run.info.run_id: run for run in demo.runs()}
+    done = demo.run("dvc", "exp", "run", "--name", "argmax", "-S", "evaluate.decision=argmax")
+    assert _stages_run(done) == ["evaluate"]
+    new = [run for run in demo.runs() if run.info.run_id not in before]
     assert len(new) == 1
     run = new[0]
     assert run.info.run_name == "argmax"
     assert run.data.params["evaluate.decision"] == "argmax"
-    assert run.data.params["train.epochs"] == "2"
+    assert run.data.params["train.epochs"] == "15"
     assert "train/train_loss" in run.data.metrics
     assert run.data.tags["udc.trained_by"] in before
     for run_id, old in before.items():
-        again = next(run for run in short.runs() if run.info.run_id == run_id)
+        again = next(run for run in demo.runs() if run.info.run_id == run_id)
         assert again.data.to_dictionary() == old.data.to_dictionary()
         assert again.info.end_time == old.info.end_time
+    demo.reset()
 
 
-def test_costs_rerun_train_only_where_the_loss_reads_them(short):
-    done = short.run("dvc", "exp", "run", "-S", "costs.entries=[{actual: '3', predicted: '8', cost: 50}]")
+def test_costs_rerun_train_only_where_the_loss_reads_them(demo, baseline):
+    done = demo.run("dvc", "exp", "run", "-S", "costs.entries=[{actual: '3', predicted: '8', cost: 50}]")
     assert _stages_run(done) == ["evaluate"]
-    assert json.loads((short.root / "evaluation/decision.json").read_text())["costs"][3][8] == 50
-    done = short.run("dvc", "exp", "run", "-S", "loss.name=cost_weighted", "-S", "loss.reads=costs")
+    assert json.loads((demo.root / "evaluation/decision.json").read_text())["costs"][3][8] == 50
+    done = demo.run("dvc", "exp", "run", *SHORT, "-S", "loss.name=cost_weighted", "-S", "loss.reads=costs")
     assert _stages_run(done) == ["train", "evaluate"]
-    short.set_params(costs={"entries": []})
-    assert _stages_run(short.run("dvc", "repro", "--dry"))[0] == "train"
-    short.run("git", "checkout", "-q", "params.yaml", "dvc.lock", "metrics.json")
+    demo.set_params(costs={"entries": []})
+    assert _stages_run(demo.run("dvc", "repro", "--dry"))[0] == "train"
+    demo.reset()
 
 
 def test_loss_and_dvc_must_agree_on_what_is_read(new_project):
@@ -99,37 +108,20 @@ def test_loss_and_dvc_must_agree_on_what_is_read(new_project):
     assert "Traceback" not in done.stderr
 
 
-def _results(project):
-    """The weights' digest, the metrics, and the hashes of every output, pictures and tables included."""
-    weights = hashlib.sha256((project.root / "model/model.safetensors").read_bytes()).hexdigest()
-    return weights, (project.root / "metrics.json").read_text(), (project.root / "dvc.lock").read_text()
-
-
-def test_two_clones_give_the_same_bits(short, new_project):
-    other = new_project(**SHORT)
-    other.run("dvc", "repro", "-q")
-    assert _results(other) == short.first
-    convnext = ("dvc", "exp", "run", "-q", "-f", "-S", "model.model_type=convnext")
-    short.run("git", "checkout", "-q", "params.yaml")
-    for project in (short, other):
-        project.run(*convnext)
-    assert _results(other) == _results(short)
-    assert _results(other)[0] != short.first[0]
-
-
 def test_mlflow_run_is_one_run(new_project):
-    project = new_project(**SHORT)
-    local = ("mlflow", "run", ".", "--env-manager", "local")
-    project.run(*local, "-P", "model_type=convnext", "-P", "train.epochs=1")
+    project = new_project()
+    command = ("mlflow", "run", ".", "--env-manager", "local", "-P", "model_type=convnext", "-P", "train.epochs=1")
+    project.run(*command)
     runs = project.runs()
     assert len(runs) == 1
     run = runs[0]
     assert run.info.status == "FINISHED"
+    assert run.info.run_name == run.data.tags["dvc.exp_name"]
     assert run.data.params["model.model_type"] == "convnext"
     assert run.data.params["train.epochs"] == "1"
     assert "test/accuracy" in run.data.metrics
     assert "epoch/train_loss" in run.data.metrics
-    project.run(*local, "-e", "prepare", "-P", "data.image_size=24")
+    project.run(*command[:3], "-e", "prepare", *command[3:5], "-P", "data.image_size=24")
     assert json.loads((project.root / "data/prepared/dataset.json").read_text())["preprocessing"]["size"] == 24
 
 

@@ -21,7 +21,7 @@ COMMANDS = [
 ELSEWHERE = {
     "make test": "this suite, which `make test` starts; test_make_test_starts_this_suite",
     "make ui": "test_make_ui_answers",
-    "dvc exp run -S model.model_type=convnext": "test_convnext_by_one_parameter",
+    "dvc exp run -S model.model_type=convnext": "test_convnext_by_one_parameter_and_the_same_bits_in_another_clone",
     "dvc exp show": "test_a_change_of_train_reruns_no_prepare_and_is_shown",
     "dvc params diff": "test_a_change_of_train_reruns_no_prepare_and_is_shown",
     "dvc metrics diff": "test_a_change_of_train_reruns_no_prepare_and_is_shown",

@@ -1,4 +1,4 @@
-"""The store: created once whatever number of processes meet it empty, at the main repository, with nothing secret told."""
+"""The store: created once however many processes meet it empty, at the main repository, nothing secret told."""
 
 import subprocess
 import sys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -61,6 +62,7 @@ def train_model(
     UdcError
         The loss is no longer finite; the message names the epoch and the images of the batch.
     """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it CUDA's products are not deterministic
     torch.use_deterministic_algorithms(True)
     device, augmentation = hardware.device, Augmentation(params.augment, params.horizontal_flip)
     model.to(device).to(memory_format=hardware.memory_format)
