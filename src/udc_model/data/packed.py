@@ -164,21 +164,16 @@ def _stored_rows(scratch: Path, rows: list[int], side: int) -> Iterator[NDArray[
 class ChannelStatistics:
     """Running mean and standard deviation of the three channels of (N, H, W, 3) uint8 images.
 
-    Sums are exact integers, so the result does not depend on the order of the images.
+    Counts are exact, so the result does not depend on the order of the images.
     """
 
     def __init__(self) -> None:
-        self.pixels = 0
-        self.total = np.zeros(3, dtype=np.int64)
-        self.squares = np.zeros(3, dtype=np.int64)
+        self.histogram = np.zeros((3, 256), dtype=np.int64)
 
     def add(self, images: NDArray[np.uint8]) -> None:
         """Add a block of images."""
-        for image in images:
-            values = image.reshape(-1, 3).astype(np.int64)
-            self.pixels += len(values)
-            self.total += values.sum(axis=0)
-            self.squares += (values * values).sum(axis=0)
+        for channel in range(3):
+            self.histogram[channel] += np.bincount(images[..., channel].ravel(), minlength=256)
 
     def mean_and_std(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel, of pixel values scaled to [0, 1].
@@ -188,8 +183,10 @@ class ChannelStatistics:
         UdcError
             A channel has the same value everywhere: there is nothing to learn from.
         """
-        mean = self.total / self.pixels
-        variance = self.squares / self.pixels - mean**2
+        values = np.arange(256)
+        pixels = self.histogram.sum(axis=1)
+        mean = self.histogram @ values / pixels
+        variance = self.histogram @ values**2 / pixels - mean**2
         if (variance <= 0).any():
             raise UdcError("all pixels of the training images have the same value; there is nothing to learn from")
         return [float(x) / 255 for x in mean], [float(x) / 255 for x in np.sqrt(variance)]
