@@ -37,9 +37,7 @@ class Checked:
 Outcome = Checked | Rejection
 
 
-def check_images(
-    source: ImageSource, preprocessing: Preprocessing, max_pixels: int, scratch: Path, processes: int | None = None
-) -> list[Outcome]:
+def check_images(source: ImageSource, preprocessing: Preprocessing, max_pixels: int, scratch: Path) -> list[Outcome]:
     """Decode every image of the source once; write row i of ``scratch`` for each record i that passes.
 
     ``scratch`` becomes len(records) x stored_size x stored_size x 3 bytes; rows of rejected images stay zero.
@@ -52,7 +50,7 @@ def check_images(
     chunks = [(start, paths[start : start + _CHUNK]) for start in range(0, len(paths), _CHUNK)]
     outcomes: list[Outcome] = []
     with tqdm(total=len(paths), desc="checking images", unit="img", disable=None) as bar:
-        for part in _run(task, chunks, source.pixels, processes):
+        for part in _run(task, chunks, source.pixels):
             outcomes.extend(part)
             bar.update(len(part))
     return outcomes
@@ -109,10 +107,8 @@ class _Task:
         return outcomes
 
 
-def _run(
-    task: _Task, chunks: list[tuple[int, list[str]]], pixels: NDArray[np.uint8] | None, processes: int | None
-) -> Iterator[list[Outcome]]:
-    processes = processes or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _run(task: _Task, chunks: list[tuple[int, list[str]]], pixels: NDArray[np.uint8] | None) -> Iterator[list[Outcome]]:
+    processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if pixels is not None:
         for start, paths in chunks:
             images = (Image.fromarray(pixels[start + k]).convert("RGB") for k in range(len(paths)))

@@ -97,7 +97,7 @@ class Preprocessing:
             "image_mean": list(self.mean),
             "image_std": list(self.std),
         }
-        if self.crops or self.resize == "crop":
+        if self.resize == "crop":
             return common | {
                 "image_processor_type": "ConvNextImageProcessor",
                 "size": {"shortest_edge": self.size},
