@@ -17,6 +17,7 @@ from udc_model.models.base import (
     ImageClassifierOutputWithNoAttention,
     activation,
 )
+from udc_model.models.kernels import DepthwiseConv2d, add_scaled, linear_act
 
 
 class ConvNextConfig(CustomConfig):
@@ -78,13 +79,12 @@ class ConvNextDropPath(nn.Module):
         super().__init__()
         self.p = p
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Drop whole samples of (N, …) and scale the others by 1 / (1 - p)."""
+    def forward(self, x: Tensor) -> Tensor | None:
+        """The factor of each sample of (N, …): (N,) of 0 and 1 / (1 - p), or None where nothing is dropped."""
         if self.p == 0.0 or not self.training:
-            return x
+            return None
         keep = 1.0 - self.p
-        mask = torch.rand(x.shape[0], *[1] * (x.dim() - 1), device=x.device) < keep
-        return x * mask.to(x.dtype) / keep
+        return (torch.rand(x.shape[0], device=x.device) < keep).float() / keep
 
     def extra_repr(self) -> str:
         """Show the probability."""
@@ -105,6 +105,8 @@ class ConvNextEmbeddings(nn.Module):
         """(N, num_channels, H, W) to (N, hidden_sizes[0], H / patch_size, W / patch_size)."""
         if pixel_values.shape[1] != self.num_channels:
             raise ValueError(f"got {pixel_values.shape[1]} channels, the model has num_channels = {self.num_channels}")
+        if pixel_values.is_cpu:  # there channels_last is faster, and every following layer keeps it
+            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         return cast(Tensor, self.layernorm(self.patch_embeddings(pixel_values)))
 
 
@@ -117,7 +119,7 @@ class ConvNextLayer(nn.Module):
 
     def __init__(self, config: ConvNextConfig, dim: int, drop_path: float = 0.0) -> None:
         super().__init__()
-        self.dwconv = nn.Conv2d(dim, dim, kernel_size=7, padding=3, groups=dim)
+        self.dwconv = DepthwiseConv2d(dim, kernel_size=7)
         self.layernorm = ConvNextLayerNorm(dim, eps=1e-6)
         self.pwconv1 = nn.Linear(dim, 4 * dim)
         self.act = activation(config.hidden_act)
@@ -131,13 +133,10 @@ class ConvNextLayer(nn.Module):
         x = self.dwconv(features)
         x = x.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
         x = self.layernorm(x)
-        x = self.pwconv1(x)
-        x = self.act(x)
-        x = self.pwconv2(x)
-        if self.layer_scale_parameter is not None:
-            x = self.layer_scale_parameter * x
-        x = x.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
-        return features + cast(Tensor, self.drop_path(x))
+        x = linear_act(x, self.pwconv1, self.act)
+        residual, kept = features.permute(0, 2, 3, 1), self.drop_path(features)
+        x = add_scaled(residual, x, self.pwconv2, self.layer_scale_parameter, kept)
+        return x.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
 
 
 class ConvNextStage(nn.Module):

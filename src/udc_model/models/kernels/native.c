@@ -1,0 +1,126 @@
+/* CPU kernels for what torch does slowly in a ConvNeXt. Plain C with OpenMP: no Python, no torch headers.
+ *
+ * native_body.h holds the arithmetic and is compiled once an instruction set; the widest that the processor has is
+ * chosen at run time, so that the library may be copied to another machine. Arrays are dense with the channels last,
+ * float32, or bfloat16 where bf16 != 0. Sums over many rows or images are taken in a fixed number of parts that are
+ * added up in order: the same bits for any number of threads. Each function returns 0, or 1 if there is no memory.
+ */
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define EXPORT __attribute__((visibility("default")))
+#define MAX_COLUMNS 9 /* columns of a convolution kernel that are summed together, in registers */
+#define GROUPS 8      /* parts of a batch of images */
+#define PARTS 64      /* parts of a batch of rows */
+
+/* Raised whenever an exported function changes; the Python side refuses a library of another version. */
+EXPORT int udc_kernels_version(void) { return 1; }
+
+struct Kernels {
+    int (*depthwise)(const void *, const void *, int, long, long, long, long, int, int, float *, float *);
+    void (*gelu)(const void *, const float *, int, long, long, long, void *);
+    void (*gelu_backward)(const void *, const float *, const void *, int, long, long, long, void *, float *);
+    void (*residual)(const void *, const float *, const float *, const float *, long, const void *, int, int, long,
+                     long, long, float *);
+    void (*residual_backward)(const void *, const float *, const float *, const float *, long, const float *, int, long,
+                              long, long, void *, float *, float *);
+};
+
+#if defined(__x86_64__)
+#define NAME(function) function##_avx512
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
+#define LANES 16
+#include "native_body.h"
+
+#define NAME(function) function##_avx2
+#define TARGET __attribute__((target("avx2,fma")))
+#define LANES 8
+#include "native_body.h"
+#endif
+
+#define NAME(function) function##_plain
+#define TARGET
+#define LANES 4
+#include "native_body.h"
+
+static const struct Kernels *kernels(void) {
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        return &kernels_avx512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &kernels_avx2;
+#endif
+    return &kernels_plain;
+}
+
+/* total[c] = the sum over the parts of partial[part][c]. */
+static void add_parts(const float *partial, long parts, long channels, float *total) {
+    for (long c = 0; c < channels; c++) {
+        total[c] = 0;
+        for (long part = 0; part < parts; part++) total[c] += partial[part * channels + c];
+    }
+}
+
+/* Weight gradient (channels, size, size) and bias gradient (channels), float32, of a depthwise convolution with an odd
+ * kernel size, stride 1 and padding size / 2; x and grad: (n, height, width, channels). */
+EXPORT int udc_depthwise_gradient(const void *x, const void *grad, int bf16, long n, long height, long width,
+                                  long channels, int size, int threads, float *grad_weight, float *grad_bias) {
+    return kernels()->depthwise(x, grad, bf16, n, height, width, channels, size, threads, grad_weight, grad_bias);
+}
+
+/* out = gelu(x + bias); x, out: (rows, channels). */
+EXPORT int udc_bias_gelu(const void *x, const float *bias, int bf16, long rows, long channels, int threads, void *out) {
+    const struct Kernels *k = kernels();
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long part = 0; part < PARTS; part++)
+        k->gelu(x, bias, bf16, rows * part / PARTS, rows * (part + 1) / PARTS, channels, out);
+    return 0;
+}
+
+/* grad_x = grad * gelu'(x + bias), and grad_bias = its sum over the rows. */
+EXPORT int udc_bias_gelu_backward(const void *x, const float *bias, const void *grad, int bf16, long rows,
+                                  long channels, int threads, void *grad_x, float *grad_bias) {
+    const struct Kernels *k = kernels();
+    float *partial = calloc(PARTS * channels, sizeof(float));
+    if (partial == NULL) return 1;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long part = 0; part < PARTS; part++)
+        k->gelu_backward(x, bias, grad, bf16, rows * part / PARTS, rows * (part + 1) / PARTS, channels, grad_x,
+                         partial + part * channels);
+    add_parts(partial, PARTS, channels, grad_bias);
+    free(partial);
+    return 0;
+}
+
+/* out = residual + factor * scale * (x + bias); x: (rows, channels), residual: the same, bfloat16 where residual_bf16;
+ * factor: one number for each rows_per_factor rows, or NULL for 1; out: float32. */
+EXPORT int udc_scaled_residual(const void *x, const float *bias, const float *scale, const float *factor,
+                               long rows_per_factor, const void *residual, int bf16, int residual_bf16, long rows,
+                               long channels, int threads, float *out) {
+    const struct Kernels *k = kernels();
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long part = 0; part < PARTS; part++)
+        k->residual(x, bias, scale, factor, rows_per_factor, residual, bf16, residual_bf16, rows * part / PARTS,
+                    rows * (part + 1) / PARTS, channels, out);
+    return 0;
+}
+
+/* grad_x = grad * factor * scale, with the sums over the rows grad_bias of grad_x, and grad_scale of
+ * grad * factor * (x + bias). */
+EXPORT int udc_scaled_residual_backward(const void *x, const float *bias, const float *scale, const float *factor,
+                                        long rows_per_factor, const float *grad, int bf16, long rows, long channels,
+                                        int threads, void *grad_x, float *grad_bias, float *grad_scale) {
+    const struct Kernels *k = kernels();
+    float *partial = calloc(2 * PARTS * channels, sizeof(float));
+    if (partial == NULL) return 1;
+    float *partial_scale = partial + PARTS * channels;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long part = 0; part < PARTS; part++)
+        k->residual_backward(x, bias, scale, factor, rows_per_factor, grad, bf16, rows * part / PARTS,
+                             rows * (part + 1) / PARTS, channels, grad_x, partial + part * channels,
+                             partial_scale + part * channels);
+    add_parts(partial, PARTS, channels, grad_bias);
+    add_parts(partial_scale, PARTS, channels, grad_scale);
+    free(partial);
+    return 0;
+}

@@ -1,0 +1,265 @@
+/* Included by native.c once an instruction set, which defines NAME, TARGET and LANES (channels a register). */
+#define INLINE static inline __attribute__((always_inline)) TARGET
+#define vec NAME(vec)
+#define half NAME(half)
+#define wide NAME(wide)
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef uint16_t half __attribute__((vector_size(2 * LANES)));
+typedef uint32_t wide __attribute__((vector_size(4 * LANES)));
+
+/* Elements i to i + LANES - 1 of a float32 or bfloat16 array, as float32; only `count` of them exist. */
+INLINE vec NAME(load)(const void *array, long i, int bf16, long count) {
+    vec value = {0};
+    if (bf16) {
+        half bits = {0};
+        if (count >= LANES)
+            memcpy(&bits, (const uint16_t *)array + i, sizeof bits);
+        else
+            memcpy(&bits, (const uint16_t *)array + i, count * sizeof(uint16_t));
+        wide widened = __builtin_convertvector(bits, wide) << 16; /* bfloat16 is the upper half of a float32 */
+        memcpy(&value, &widened, sizeof value);
+    } else if (count >= LANES) {
+        memcpy(&value, (const float *)array + i, sizeof value);
+    } else {
+        memcpy(&value, (const float *)array + i, count * sizeof(float));
+    }
+    return value;
+}
+
+/* The inverse of load; bfloat16 is rounded to nearest, ties to even. */
+INLINE void NAME(store)(vec value, void *array, long i, int bf16, long count) {
+    if (count > LANES) count = LANES;
+    if (bf16) {
+        wide bits;
+        memcpy(&bits, &value, sizeof bits);
+        bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+        const wide nan = (wide)(value != value); /* which rounding could make a number */
+        bits = (nan & 0x7fc0) | (~nan & bits);
+        const half rounded = __builtin_convertvector(bits, half);
+        if (count == LANES)
+            memcpy((uint16_t *)array + i, &rounded, sizeof rounded);
+        else
+            memcpy((uint16_t *)array + i, &rounded, count * sizeof(uint16_t));
+    } else if (count == LANES) {
+        memcpy((float *)array + i, &value, sizeof value);
+    } else {
+        memcpy((float *)array + i, &value, count * sizeof(float));
+    }
+}
+
+INLINE void NAME(add)(vec value, float *array, long i, long count) {
+    NAME(store)(NAME(load)(array, i, 0, count) + value, array, i, 0, count);
+}
+
+/* exp(x) for x <= 0, to 2 units in the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes, expf). */
+INLINE vec NAME(exp)(vec x) {
+    const vec lowest = (vec){0} - 87.0f;
+    const wide kept = (wide)(x > lowest);
+    x = (vec)(((wide)x & kept) | ((wide)lowest & ~kept));
+    const vec shifted = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: rounds to a whole number */
+    const vec n = shifted - 12582912.0f;
+    const vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    vec p = 1.9875691500e-4f * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const wide power = ((wide)shifted - (wide)((vec){0} + 12582912.0f)) << 23;
+    return (vec)((wide)p + power);
+}
+
+/* The normal distribution function at v, to 1e-7 (Abramowitz and Stegun 1964, 7.1.26), and *density, its derivative. */
+INLINE vec NAME(normal)(vec v, vec *density) {
+    const vec z = (vec)((wide)v & 0x7fffffff) * 0.707106781f;
+    const vec t = 1.0f / (1.0f + 0.3275911f * z);
+    const vec e = NAME(exp)(-z * z);
+    vec tail = 1.061405429f * t - 1.453152027f;
+    tail = tail * t + 1.421413741f;
+    tail = tail * t - 0.284496736f;
+    tail = (tail * t + 0.254829592f) * t * e * 0.5f;
+    *density = 0.398942280f * e;
+    const wide negative = (wide)(v < 0.0f);
+    return (vec)(((wide)tail & negative) | ((wide)(1.0f - tail) & ~negative));
+}
+
+/* The row kernels: rows `from` until `until` of what native.c says of the function of like name. Each has its
+ * arithmetic for the channels from c on, of which `count` exist; with count a constant it is without branches. */
+#define ROWS(STEP)                                                                                                     \
+    for (long row = from; row < until; row++) {                                                                        \
+        long c = 0;                                                                                                    \
+        for (; c + LANES <= channels; c += LANES) STEP(LANES);                                                         \
+        if (c < channels) STEP(channels - c);                                                                          \
+    }
+
+INLINE void NAME(gelu_step)(const void *x, const float *bias, int bf16, long i, long c, long count, void *out) {
+    vec density;
+    const vec v = NAME(load)(x, i, bf16, count) + NAME(load)(bias, c, 0, count);
+    NAME(store)(v * NAME(normal)(v, &density), out, i, bf16, count);
+}
+
+TARGET static void NAME(gelu)(const void *x, const float *bias, int bf16, long from, long until, long channels,
+                              void *out) {
+#define STEP(count) NAME(gelu_step)(x, bias, bf16, row * channels + c, c, count, out)
+    ROWS(STEP)
+#undef STEP
+}
+
+INLINE void NAME(gelu_backward_step)(const void *x, const float *bias, const void *grad, int bf16, long i, long c,
+                                     long count, void *grad_x, float *grad_bias) {
+    vec density;
+    const vec v = NAME(load)(x, i, bf16, count) + NAME(load)(bias, c, 0, count);
+    const vec probability = NAME(normal)(v, &density);
+    const vec g = NAME(load)(grad, i, bf16, count) * (probability + v * density);
+    NAME(store)(g, grad_x, i, bf16, count);
+    NAME(add)(g, grad_bias, c, count);
+}
+
+TARGET static void NAME(gelu_backward)(const void *x, const float *bias, const void *grad, int bf16, long from,
+                                       long until, long channels, void *grad_x, float *grad_bias) {
+#define STEP(count) NAME(gelu_backward_step)(x, bias, grad, bf16, row * channels + c, c, count, grad_x, grad_bias)
+    ROWS(STEP)
+#undef STEP
+}
+
+INLINE void NAME(residual_step)(const void *x, const float *bias, const float *scale, float factor, const void *residual,
+                                int bf16, int residual_bf16, long i, long c, long count, float *out) {
+    const vec v = NAME(load)(x, i, bf16, count) + NAME(load)(bias, c, 0, count);
+    const vec kept = NAME(load)(residual, i, residual_bf16, count);
+    NAME(store)(kept + factor * NAME(load)(scale, c, 0, count) * v, out, i, 0, count);
+}
+
+TARGET static void NAME(residual)(const void *x, const float *bias, const float *scale, const float *factor,
+                                  long rows_per_factor, const void *residual, int bf16, int residual_bf16, long from,
+                                  long until, long channels, float *out) {
+#define STEP(count)                                                                                                    \
+    NAME(residual_step)(x, bias, scale, factor == NULL ? 1.0f : factor[row / rows_per_factor], residual, bf16,         \
+                        residual_bf16, row * channels + c, c, count, out)
+    ROWS(STEP)
+#undef STEP
+}
+
+INLINE void NAME(residual_backward_step)(const void *x, const float *bias, const float *scale, float factor,
+                                         const float *grad, int bf16, long i, long c, long count, void *grad_x,
+                                         float *grad_bias, float *grad_scale) {
+    const vec v = NAME(load)(x, i, bf16, count) + NAME(load)(bias, c, 0, count);
+    const vec g = factor * NAME(load)(grad, i, 0, count), scaled = g * NAME(load)(scale, c, 0, count);
+    NAME(store)(scaled, grad_x, i, bf16, count);
+    NAME(add)(scaled, grad_bias, c, count);
+    NAME(add)(g * v, grad_scale, c, count);
+}
+
+TARGET static void NAME(residual_backward)(const void *x, const float *bias, const float *scale, const float *factor,
+                                           long rows_per_factor, const float *grad, int bf16, long from, long until,
+                                           long channels, void *grad_x, float *grad_bias, float *grad_scale) {
+#define STEP(count)                                                                                                    \
+    NAME(residual_backward_step)(x, bias, scale, factor == NULL ? 1.0f : factor[row / rows_per_factor], grad, bf16,    \
+                                 row * channels + c, c, count, grad_x, grad_bias, grad_scale)
+    ROWS(STEP)
+#undef STEP
+}
+#undef ROWS
+
+/* sums[k] += sum over ox of grad[ox] * x[ox + k], for k < columns (a constant, so that all sums stay in registers). */
+INLINE void NAME(columns)(const int columns, const vec *x, const vec *grad, long width, vec *sums) {
+    vec part[MAX_COLUMNS];
+#pragma GCC unroll 9
+    for (int k = 0; k < columns; k++) part[k] = (vec){0};
+    for (long ox = 0; ox < width; ox++) {
+        const vec g = grad[ox];
+#pragma GCC unroll 9
+        for (int k = 0; k < columns; k++) part[k] += g * x[ox + k];
+    }
+#pragma GCC unroll 9
+    for (int k = 0; k < columns; k++) sums[k] += part[k];
+}
+
+INLINE void NAME(row)(int size, const vec *x, const vec *grad, long width, vec *sums) {
+    switch (size) {
+    case 3: NAME(columns)(3, x, grad, width, sums); break;
+    case 5: NAME(columns)(5, x, grad, width, sums); break;
+    case 7: NAME(columns)(7, x, grad, width, sums); break;
+    case 9: NAME(columns)(9, x, grad, width, sums); break;
+    default:
+        for (int k = 0; k < size; k++) NAME(columns)(1, x + k, grad, width, sums + k);
+    }
+}
+
+/* One image, LANES channels: sums[size * size] of products, then the sum of grad.
+ * ring: the last `size` rows of x as float32 with zeros to both sides; line: one row of grad. */
+INLINE void NAME(image)(const void *x, const void *grad, int bf16, long height, long width, long channels, long count,
+                        int size, vec *ring, vec *line, vec *sums) {
+    const int pad = size / 2;
+    const long pitch = width + 2 * pad;
+    for (long y = 0; y < height + pad; y++) {
+        if (y < height)
+            for (long i = 0; i < width; i++)
+                ring[(y % size) * pitch + pad + i] = NAME(load)(x, (y * width + i) * channels, bf16, count);
+        const long oy = y - pad; /* all rows of x that this row of grad meets are in the ring now */
+        if (oy < 0) continue;
+        for (long i = 0; i < width; i++) {
+            line[i] = NAME(load)(grad, (oy * width + i) * channels, bf16, count);
+            sums[size * size] += line[i];
+        }
+        for (int ky = 0; ky < size; ky++) {
+            const long iy = oy + ky - pad;
+            if (iy >= 0 && iy < height) NAME(row)(size, ring + (iy % size) * pitch, line, width, sums + ky * size);
+        }
+    }
+}
+
+TARGET static int NAME(depthwise)(const void *x, const void *grad, int bf16, long n, long height, long width,
+                                  long channels, int size, int threads, float *grad_weight, float *grad_bias) {
+    const long groups = n < GROUPS ? n : GROUPS, blocks = (channels + LANES - 1) / LANES;
+    const long results = (long)size * size + 1, lines = size * (width + size - 1) + width;
+    const long step = height * width * channels, bytes = bf16 ? 2 : 4;
+    vec *partial = aligned_alloc(64, ((groups * blocks * results * sizeof(vec)) + 63) / 64 * 64);
+    int failed = partial == NULL;
+    if (failed) return 1;
+    memset(partial, 0, groups * blocks * results * sizeof(vec));
+
+#pragma omp parallel num_threads(threads) reduction(| : failed)
+    {
+        vec *scratch = aligned_alloc(64, (((results + lines) * sizeof(vec)) + 63) / 64 * 64);
+        failed = scratch == NULL;
+        if (!failed) memset(scratch, 0, (results + lines) * sizeof(vec));
+        /* every thread meets the loop, with memory or without */
+#pragma omp for collapse(2) schedule(static)
+        for (long group = 0; group < groups; group++)
+            for (long block = 0; block < blocks; block++) {
+                if (failed) continue;
+                vec *total = partial + (group * blocks + block) * results;
+                for (long i = group * n / groups; i < (group + 1) * n / groups; i++) {
+                    const long start = (i * step + block * LANES) * bytes;
+                    memset(scratch, 0, results * sizeof(vec));
+                    NAME(image)((const char *)x + start, (const char *)grad + start, bf16, height, width, channels,
+                                channels - block * LANES, size, scratch + results + width, scratch + results, scratch);
+                    for (long k = 0; k < results; k++) total[k] += scratch[k];
+                }
+            }
+        free(scratch);
+    }
+    for (long c = 0; c < channels; c++)
+        for (long k = 0; k < results; k++) {
+            float sum = 0;
+            for (long group = 0; group < groups; group++)
+                sum += partial[(group * blocks + c / LANES) * results + k][c % LANES];
+            if (k < results - 1)
+                grad_weight[c * (results - 1) + k] = sum;
+            else
+                grad_bias[c] = sum;
+        }
+    free(partial);
+    return failed;
+}
+
+static const struct Kernels NAME(kernels) = {NAME(depthwise), NAME(gelu), NAME(gelu_backward), NAME(residual),
+                                             NAME(residual_backward)};
+
+#undef NAME
+#undef TARGET
+#undef LANES
+#undef INLINE
+#undef vec
+#undef half
+#undef wide

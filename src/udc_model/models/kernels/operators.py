@@ -1,0 +1,178 @@
+"""The native kernels as torch operators with gradients and shape rules (``torch.ops.udc``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from udc_model.models.kernels.library import call
+
+
+def _is_bf16(x: Tensor) -> int:
+    return int(x.dtype == torch.bfloat16)
+
+
+def _rows(x: Tensor) -> tuple[int, int]:
+    """Number of rows and channels of (…, channels)."""
+    return x.numel() // max(1, x.shape[-1]), x.shape[-1]
+
+
+@torch.library.custom_op("udc::depthwise_conv2d", mutates_args=(), device_types="cpu")
+def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Depthwise convolution with "same" padding whose weight gradient is native; channels last in memory.
+
+    x: (N, C, H, W) float32 or bfloat16; weight: (C, 1, K, K) with odd K, bias: (C,), float32, as their gradients are.
+    """
+    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    if x.dtype == torch.bfloat16 and not _convolves_bf16():
+        return torch.conv2d(x.float(), weight.float(), bias.float(), 1, weight.shape[-1] // 2, 1, len(weight)).to(x.dtype)
+    return torch.conv2d(x, weight, bias, 1, weight.shape[-1] // 2, 1, len(weight))
+
+
+def _convolves_bf16() -> bool:
+    """Whether oneDNN has bf16 convolutions for this processor; torch's fallback goes channel by channel."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@depthwise_conv2d.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+@torch.library.custom_op("udc::depthwise_conv2d_backward", mutates_args=(), device_types="cpu")
+def depthwise_conv2d_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of :func:`depthwise_conv2d` for x, weight and bias."""
+    grad, x = (each.contiguous(memory_format=torch.channels_last) for each in (grad, x))
+    n, channels, height, width = x.shape
+    size = weight.shape[-1]
+    compute = torch.float32 if x.dtype == torch.bfloat16 and not _convolves_bf16() else x.dtype
+    grad_x = torch.ops.aten.convolution_backward(
+        grad.to(compute), x.to(compute), weight.to(compute), None, [1, 1], [size // 2] * 2, [1, 1], False, [0, 0],
+        channels, [True, False, False],
+    )[0].to(x.dtype)  # fmt: skip
+    grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    grad_bias = weight.new_empty(channels)
+    call("udc_depthwise_gradient", x.data_ptr(), grad.data_ptr(), _is_bf16(x), n, height, width, channels, size,
+         torch.get_num_threads(), grad_weight.data_ptr(), grad_bias.data_ptr())  # fmt: skip
+    return grad_x, grad_weight, grad_bias
+
+
+@depthwise_conv2d_backward.register_fake
+def _(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    return torch.empty_like(x, memory_format=torch.channels_last), grad_weight, weight.new_empty(len(weight))
+
+
+def _save_depthwise(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _depthwise_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    return torch.ops.udc.depthwise_conv2d_backward(grad, *ctx.saved_tensors)  # type: ignore[no-any-return]
+
+
+depthwise_conv2d.register_autograd(_depthwise_gradients, setup_context=_save_depthwise)
+
+
+@torch.library.custom_op("udc::bias_gelu", mutates_args=(), device_types="cpu")
+def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    """``gelu(x + bias)`` with the exact (erf) GELU; x: (…, C) float32 or bfloat16, bias: (C,) float32."""
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    call("udc_bias_gelu", x.data_ptr(), bias.data_ptr(), _is_bf16(x), *_rows(x), torch.get_num_threads(),
+         out.data_ptr())  # fmt: skip
+    return out
+
+
+@bias_gelu.register_fake
+def _(x: Tensor, bias: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("udc::bias_gelu_backward", mutates_args=(), device_types="cpu")
+def bias_gelu_backward(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of :func:`bias_gelu` for x and bias."""
+    grad, x = grad.contiguous(), x.contiguous()
+    grad_x, grad_bias = torch.empty_like(x), torch.empty_like(bias)
+    call("udc_bias_gelu_backward", x.data_ptr(), bias.data_ptr(), grad.data_ptr(), _is_bf16(x), *_rows(x),
+         torch.get_num_threads(), grad_x.data_ptr(), grad_bias.data_ptr())  # fmt: skip
+    return grad_x, grad_bias
+
+
+@bias_gelu_backward.register_fake
+def _(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(bias)
+
+
+def _save_all(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gelu_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    return torch.ops.udc.bias_gelu_backward(grad, *ctx.saved_tensors)  # type: ignore[no-any-return]
+
+
+bias_gelu.register_autograd(_gelu_gradients, setup_context=_save_all)
+
+
+@torch.library.custom_op("udc::scaled_residual", mutates_args=(), device_types="cpu")
+def scaled_residual(x: Tensor, bias: Tensor, scale: Tensor, residual: Tensor, factor: Tensor | None) -> Tensor:
+    """``residual + factor * scale * (x + bias)`` in float32, in one pass.
+
+    x and residual: (N, …, C) float32 or bfloat16; bias, scale: (C,), factor (of each sample, None for 1): (N,), float32.
+    """
+    x, residual = x.contiguous(), residual.contiguous()
+    out = torch.empty_like(residual, dtype=torch.float32)
+    rows, channels = _rows(x)
+    call("udc_scaled_residual", x.data_ptr(), bias.data_ptr(), scale.data_ptr(), _pointer(factor),
+         rows // max(1, len(x)), residual.data_ptr(), _is_bf16(x), _is_bf16(residual), rows, channels,
+         torch.get_num_threads(), out.data_ptr())  # fmt: skip
+    return out
+
+
+def _pointer(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+@scaled_residual.register_fake
+def _(x: Tensor, bias: Tensor, scale: Tensor, residual: Tensor, factor: Tensor | None) -> Tensor:
+    return torch.empty_like(residual, dtype=torch.float32, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("udc::scaled_residual_backward", mutates_args=(), device_types="cpu")
+def scaled_residual_backward(
+    grad: Tensor, x: Tensor, bias: Tensor, scale: Tensor, factor: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of :func:`scaled_residual` for x, bias and scale; that for residual is ``grad`` itself."""
+    grad, x = grad.contiguous(), x.contiguous()
+    grad_x, grad_bias, grad_scale = torch.empty_like(x), torch.empty_like(bias), torch.empty_like(scale)
+    rows, channels = _rows(x)
+    call("udc_scaled_residual_backward", x.data_ptr(), bias.data_ptr(), scale.data_ptr(), _pointer(factor),
+         rows // max(1, len(x)), grad.data_ptr(), _is_bf16(x), rows, channels, torch.get_num_threads(),
+         grad_x.data_ptr(), grad_bias.data_ptr(), grad_scale.data_ptr())  # fmt: skip
+    return grad_x, grad_bias, grad_scale
+
+
+@scaled_residual_backward.register_fake
+def _(
+    grad: Tensor, x: Tensor, bias: Tensor, scale: Tensor, factor: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return grad_x, torch.empty_like(bias), torch.empty_like(scale)
+
+
+def _save_residual(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, bias, scale, residual, factor = inputs
+    ctx.save_for_backward(x, bias, scale, factor)
+    ctx.residual_dtype = residual.dtype
+
+
+def _residual_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = torch.ops.udc.scaled_residual_backward(grad, *ctx.saved_tensors)
+    return *gradients, grad.to(ctx.residual_dtype), None
+
+
+scaled_residual.register_autograd(_residual_gradients, setup_context=_save_residual)
