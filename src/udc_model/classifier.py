@@ -18,7 +18,8 @@ from udc_model.costs.decision import decide, expected_costs
 from udc_model.data.loading import compute_logits
 from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
-from udc_model.models.factory import ImageClassifier, best_device, load_model
+from udc_model.models.factory import best_device, load_model
+from udc_model.models.staged import ImageClassifier
 
 Floats = NDArray[np.float64]
 

@@ -21,8 +21,9 @@ from udc_model.errors import UdcError
 SPLITS = ("train", "validation", "calibration", "test")
 
 Activation = Literal[
-    "gelu", "gelu_new", "gelu_pytorch_tanh", "quick_gelu", "hardswish", "leaky_relu", "linear", "mish", "relu", "relu6",
-    "selu", "sigmoid", "silu", "swish", "tanh",
+    "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh",
+    "hardswish", "laplace", "leaky_relu", "linear", "mish", "prelu", "quick_gelu", "relu", "relu2", "relu6", "selu",
+    "sigmoid", "silu", "swish", "tanh",
 ]  # fmt: skip
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]

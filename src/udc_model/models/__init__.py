@@ -1,13 +1,6 @@
 """ResNet and ConvNeXt with the keys, numbers and folder format of Hugging Face's, and no dependency on it."""
 
-from udc_model.models.base import (
-    BaseModelOutputWithNoAttention,
-    BaseModelOutputWithPoolingAndNoAttention,
-    CustomConfig,
-    CustomPreTrainedModel,
-    ImageClassifierOutputWithNoAttention,
-    ModelOutput,
-)
+from udc_model.models.base import CustomConfig, CustomPreTrainedModel
 from udc_model.models.convnext import (
     ConvNextConfig,
     ConvNextEmbeddings,
@@ -19,6 +12,12 @@ from udc_model.models.convnext import (
     ConvNextStage,
 )
 from udc_model.models.factory import build_model, load_model
+from udc_model.models.outputs import (
+    BaseModelOutputWithNoAttention,
+    BaseModelOutputWithPoolingAndNoAttention,
+    ImageClassifierOutputWithNoAttention,
+    ModelOutput,
+)
 from udc_model.models.resnet import (
     ResNetBasicLayer,
     ResNetBottleNeckLayer,
@@ -31,6 +30,7 @@ from udc_model.models.resnet import (
     ResNetShortCut,
     ResNetStage,
 )
+from udc_model.models.staged import ImageClassifier
 
 __all__ = [
     "BaseModelOutputWithNoAttention",
@@ -45,6 +45,7 @@ __all__ = [
     "ConvNextStage",
     "CustomConfig",
     "CustomPreTrainedModel",
+    "ImageClassifier",
     "ImageClassifierOutputWithNoAttention",
     "ModelOutput",
     "ResNetBasicLayer",

@@ -1,4 +1,4 @@
-"""What both architectures share: configuration, outputs, the classification loss, saving and loading.
+"""What both architectures share: configuration, the classification loss, saving and loading.
 
 Class names, attributes and file formats are those of Hugging Face transformers, so that folders and code can be
 exchanged with it.
@@ -7,10 +7,7 @@ exchanged with it.
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -23,47 +20,6 @@ from torch import Tensor, nn
 from udc_model.errors import UdcError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "gelu": nn.GELU,  # the exact form with erf, which published weights expect
-    "gelu_new": partial(nn.GELU, approximate="tanh"),
-    "gelu_pytorch_tanh": partial(nn.GELU, approximate="tanh"),
-    "hardswish": nn.Hardswish,
-    "leaky_relu": nn.LeakyReLU,
-    "linear": nn.Identity,
-    "mish": nn.Mish,
-    "relu": nn.ReLU,
-    "relu6": nn.ReLU6,
-    "selu": nn.SELU,
-    "sigmoid": nn.Sigmoid,
-    "silu": nn.SiLU,
-    "swish": nn.SiLU,
-    "tanh": nn.Tanh,
-}
-
-
-class QuickGELU(nn.Module):
-    """``x * sigmoid(1.702 x)`` (Hendrycks and Gimpel 2016)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply elementwise."""
-        return x * torch.sigmoid(1.702 * x)
-
-
-ACTIVATIONS["quick_gelu"] = QuickGELU
-
-
-def activation(name: str) -> nn.Module:
-    """A new activation module by its transformers name.
-
-    Raises
-    ------
-    ValueError
-        No activation has that name.
-    """
-    if name not in ACTIVATIONS:
-        raise ValueError(f"hidden_act: {name!r} is none of {', '.join(sorted(ACTIVATIONS))}")
-    return ACTIVATIONS[name]()
 
 
 class CustomConfig:
@@ -154,49 +110,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise UdcError(f"{path}: must hold a JSON object")
     return settings
-
-
-class ModelOutput(OrderedDict[str, Any]):
-    """A dataclass that is also an ordered mapping and a tuple of its fields, those that are None left out."""
-
-    def __post_init__(self) -> None:
-        for field in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
-            value = getattr(self, field.name)
-            if value is not None:
-                super().__setitem__(field.name, value)
-
-    def __getitem__(self, key: str | int | slice) -> Any:
-        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
-
-    def to_tuple(self) -> tuple[Any, ...]:
-        """The fields that are not None, in order."""
-        return tuple(self.values())
-
-
-@dataclass
-class BaseModelOutputWithNoAttention(ModelOutput):
-    """``last_hidden_state`` (N, C, H, W); ``hidden_states``: the embeddings and each stage's output."""
-
-    last_hidden_state: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class BaseModelOutputWithPoolingAndNoAttention(ModelOutput):
-    """As `BaseModelOutputWithNoAttention`, with ``pooler_output``: the mean over H and W."""
-
-    last_hidden_state: Tensor | None = None
-    pooler_output: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class ImageClassifierOutputWithNoAttention(ModelOutput):
-    """``loss`` (scalar, if labels were given), ``logits`` (N, num_labels), ``hidden_states``."""
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
 
 
 class CustomPreTrainedModel(nn.Module):

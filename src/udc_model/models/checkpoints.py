@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from udc_model.errors import UdcError
-from udc_model.models.factory import ImageClassifier
+from udc_model.models.staged import ImageClassifier
 
 State = dict[str, Tensor]
 

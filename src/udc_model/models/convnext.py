@@ -9,15 +9,10 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from udc_model.models.base import (
-    BaseModelOutputWithNoAttention,
-    BaseModelOutputWithPoolingAndNoAttention,
-    CustomConfig,
-    CustomPreTrainedModel,
-    ImageClassifierOutputWithNoAttention,
-    activation,
-)
+from udc_model.models.activations import activation
+from udc_model.models.base import CustomConfig, CustomPreTrainedModel
 from udc_model.models.kernels import DepthwiseConv2d, add_scaled, linear_act
+from udc_model.models.staged import ImageClassifier, StagedEncoder, StagedModel
 
 
 class ConvNextConfig(CustomConfig):
@@ -159,30 +154,18 @@ class ConvNextStage(nn.Module):
         return cast(Tensor, self.layers(self.downsampling_layer(features)))
 
 
-class ConvNextEncoder(nn.Module):
+class ConvNextEncoder(StagedEncoder):
     """The stages; drop path rates rise linearly over all blocks from 0 to ``drop_path_rate``."""
 
     def __init__(self, config: ConvNextConfig) -> None:
-        super().__init__()
         rates = iter(torch.linspace(0, config.drop_path_rate, sum(config.depths)).tolist())
         sizes = [config.hidden_sizes[0], *config.hidden_sizes]
-        self.stages = nn.ModuleList(
-            ConvNextStage(
-                config, sizes[i], sizes[i + 1], stride=1 if i == 0 else 2, drop_paths=list(islice(rates, depth))
-            )
-            for i, depth in enumerate(config.depths)
+        super().__init__(
+            [
+                ConvNextStage(config, sizes[i], sizes[i + 1], 1 if i == 0 else 2, drop_paths=list(islice(rates, depth)))
+                for i, depth in enumerate(config.depths)
+            ]
         )
-
-    def forward(
-        self, features: Tensor, output_hidden_states: bool = False, return_dict: bool = True
-    ) -> BaseModelOutputWithNoAttention | tuple[Any, ...]:
-        """Run all stages, keeping the input and each stage's output if asked to."""
-        hidden_states = [features]
-        for stage in self.stages:
-            features = stage(features)
-            hidden_states.append(features)
-        output = BaseModelOutputWithNoAttention(features, tuple(hidden_states) if output_hidden_states else None)
-        return output if return_dict else output.to_tuple()
 
 
 class ConvNextPreTrainedModel(CustomPreTrainedModel):
@@ -203,7 +186,7 @@ class ConvNextPreTrainedModel(CustomPreTrainedModel):
             nn.init.constant_(module.layer_scale_parameter, self.config.layer_scale_init_value)
 
 
-class ConvNextModel(ConvNextPreTrainedModel):
+class ConvNextModel(ConvNextPreTrainedModel, StagedModel):
     """Stem, stages, mean over H and W, final LayerNorm."""
 
     def __init__(self, config: ConvNextConfig) -> None:
@@ -213,43 +196,22 @@ class ConvNextModel(ConvNextPreTrainedModel):
         self.layernorm = nn.LayerNorm(config.hidden_sizes[-1], eps=config.layer_norm_eps)
         self.post_init()
 
-    def forward(
-        self, pixel_values: Tensor, output_hidden_states: bool | None = None, return_dict: bool | None = None
-    ) -> BaseModelOutputWithPoolingAndNoAttention | tuple[Any, ...]:
-        """(N, num_channels, H, W) to features (N, C, H', W') and the pooled vector (N, C)."""
-        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        encoded = self.encoder(self.embeddings(pixel_values), output_hidden_states=keep)
-        features = encoded.last_hidden_state
-        pooled = self.layernorm(features.mean([-2, -1]))
-        output = BaseModelOutputWithPoolingAndNoAttention(features, pooled, encoded.hidden_states)
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """(N, num_channels, H, W) to (N, hidden_sizes[0], H / patch_size, W / patch_size)."""
+        return cast(Tensor, self.embeddings(pixel_values))
+
+    def pool(self, features: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C)."""
+        return cast(Tensor, self.layernorm(features.mean([-2, -1])))
 
 
-class ConvNextForImageClassification(ConvNextPreTrainedModel):
+class ConvNextForImageClassification(ConvNextPreTrainedModel, ImageClassifier):
     """`ConvNextModel` with a linear head."""
+
+    base_model_prefix = "convnext"
 
     def __init__(self, config: ConvNextConfig) -> None:
         super().__init__(config)
         self.convnext = ConvNextModel(config)
         self.classifier = nn.Linear(config.hidden_sizes[-1], config.num_labels)
         self.post_init()
-
-    def forward(
-        self,
-        pixel_values: Tensor,
-        labels: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> ImageClassifierOutputWithNoAttention | tuple[Any, ...]:
-        """(N, num_channels, H, W), and labels (N,) for a loss, to logits (N, num_labels)."""
-        encoded = self.convnext(pixel_values, output_hidden_states, return_dict=True)
-        logits = self.classifier(encoded.pooler_output)
-        loss = None if labels is None else self.loss(logits, labels)
-        output = ImageClassifierOutputWithNoAttention(loss, logits, encoded.hidden_states)
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
-
-    def stages(self) -> list[list[nn.Module]]:
-        """Modules by depth, the stem with the first stage; what ``num_frozen_stages`` counts."""
-        own = [[stage] for stage in self.convnext.encoder.stages]
-        own[0].insert(0, self.convnext.embeddings)
-        return own

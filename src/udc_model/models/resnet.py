@@ -11,14 +11,9 @@ from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
-from udc_model.models.base import (
-    BaseModelOutputWithNoAttention,
-    BaseModelOutputWithPoolingAndNoAttention,
-    CustomConfig,
-    CustomPreTrainedModel,
-    ImageClassifierOutputWithNoAttention,
-    activation,
-)
+from udc_model.models.activations import activation
+from udc_model.models.base import CustomConfig, CustomPreTrainedModel
+from udc_model.models.staged import ImageClassifier, StagedEncoder, StagedModel
 
 
 class ResNetConfig(CustomConfig):
@@ -169,28 +164,18 @@ class ResNetStage(nn.Module):
         return cast(Tensor, self.layers(x))
 
 
-class ResNetEncoder(nn.Module):
+class ResNetEncoder(StagedEncoder):
     """The stages; each but the first (by default) halves H and W."""
 
     def __init__(self, config: ResNetConfig) -> None:
-        super().__init__()
         sizes = [config.embedding_size, *config.hidden_sizes]
         first = 2 if config.downsample_in_first_stage else 1
-        self.stages = nn.ModuleList(
-            ResNetStage(config, sizes[i], sizes[i + 1], first if i == 0 else 2, depth)
-            for i, depth in enumerate(config.depths)
+        super().__init__(
+            [
+                ResNetStage(config, sizes[i], sizes[i + 1], first if i == 0 else 2, depth)
+                for i, depth in enumerate(config.depths)
+            ]
         )
-
-    def forward(
-        self, x: Tensor, output_hidden_states: bool = False, return_dict: bool = True
-    ) -> BaseModelOutputWithNoAttention | tuple[Any, ...]:
-        """Run all stages, keeping the input and each stage's output if asked to."""
-        hidden_states = [x]
-        for stage in self.stages:
-            x = stage(x)
-            hidden_states.append(x)
-        output = BaseModelOutputWithNoAttention(x, tuple(hidden_states) if output_hidden_states else None)
-        return output if return_dict else output.to_tuple()
 
 
 class ResNetPreTrainedModel(CustomPreTrainedModel):
@@ -211,7 +196,7 @@ class ResNetPreTrainedModel(CustomPreTrainedModel):
             nn.init.zeros_(module.bias)
 
 
-class ResNetModel(ResNetPreTrainedModel):
+class ResNetModel(ResNetPreTrainedModel, StagedModel):
     """Stem, stages, mean over H and W."""
 
     def __init__(self, config: ResNetConfig) -> None:
@@ -221,42 +206,22 @@ class ResNetModel(ResNetPreTrainedModel):
         self.pooler = nn.AdaptiveAvgPool2d((1, 1))
         self.post_init()
 
-    def forward(
-        self, pixel_values: Tensor, output_hidden_states: bool | None = None, return_dict: bool | None = None
-    ) -> BaseModelOutputWithPoolingAndNoAttention | tuple[Any, ...]:
-        """(N, num_channels, H, W) to features (N, C, H', W') and their mean (N, C, 1, 1)."""
-        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        encoded = self.encoder(self.embedder(pixel_values), output_hidden_states=keep)
-        features = encoded.last_hidden_state
-        output = BaseModelOutputWithPoolingAndNoAttention(features, self.pooler(features), encoded.hidden_states)
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+    def embed(self, pixel_values: Tensor) -> Tensor:
+        """(N, num_channels, H, W) to (N, embedding_size, H / 4, W / 4)."""
+        return cast(Tensor, self.embedder(pixel_values))
+
+    def pool(self, features: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, 1, 1)."""
+        return cast(Tensor, self.pooler(features))
 
 
-class ResNetForImageClassification(ResNetPreTrainedModel):
+class ResNetForImageClassification(ResNetPreTrainedModel, ImageClassifier):
     """`ResNetModel` with a linear head."""
+
+    base_model_prefix = "resnet"
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__(config)
         self.resnet = ResNetModel(config)
         self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(config.hidden_sizes[-1], config.num_labels))
         self.post_init()
-
-    def forward(
-        self,
-        pixel_values: Tensor,
-        labels: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> ImageClassifierOutputWithNoAttention | tuple[Any, ...]:
-        """(N, num_channels, H, W), and labels (N,) for a loss, to logits (N, num_labels)."""
-        encoded = self.resnet(pixel_values, output_hidden_states, return_dict=True)
-        logits = self.classifier(encoded.pooler_output)
-        loss = None if labels is None else self.loss(logits, labels)
-        output = ImageClassifierOutputWithNoAttention(loss, logits, encoded.hidden_states)
-        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
-
-    def stages(self) -> list[list[nn.Module]]:
-        """Modules by depth, the stem with the first stage; what ``num_frozen_stages`` counts."""
-        own = [[stage] for stage in self.resnet.encoder.stages]
-        own[0].insert(0, self.resnet.embedder)
-        return own

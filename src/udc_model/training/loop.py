@@ -21,7 +21,7 @@ from udc_model.data.loading import Augmentation, compute_logits, epoch_batches, 
 from udc_model.data.packed import PackedSplit
 from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
-from udc_model.models.factory import ImageClassifier
+from udc_model.models.staged import ImageClassifier
 from udc_model.params import TrainParams
 from udc_model.training.hardware import Hardware
 from udc_model.training.optimisation import build_optimizer, build_schedule, freeze_stages, train_mode

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from udc_model.errors import UdcError
-from udc_model.models.factory import ImageClassifier
+from udc_model.models.staged import ImageClassifier
 from udc_model.params import TrainParams
 
 

@@ -1,7 +1,7 @@
 """The parts of a ConvNeXt block that are faster than torch's on a CPU; everywhere else they are torch's own.
 
-Each function here says in torch's terms what it computes. The native kernel computes the same where a tensor is on the
-CPU in float32 or bfloat16; a graph that is traced, exported or compiled without gradients holds torch's operators alone.
+Each function here says in torch's terms what it computes. A native kernel computes the same where the tensors are on
+the CPU in float32 or bfloat16; a graph that is traced or exported holds torch's own operators alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ def _is_native(activations: tuple[Tensor, ...], parameters: tuple[Tensor, ...]) 
 
 
 def _is_eager() -> bool:
-    return not (torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.jit.is_scripting())
+    return not (torch.compiler.is_compiling() or _is_tracing())
+
+
+def _is_tracing() -> bool:
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -39,7 +43,7 @@ class DepthwiseConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to the same."""
         trains = torch.is_grad_enabled() and self.weight.requires_grad
-        traced = torch.jit.is_tracing() or torch.compiler.is_exporting()
+        traced = _is_tracing() or torch.compiler.is_exporting()
         cast = x.to(torch.get_autocast_dtype("cpu")) if x.is_cpu and torch.is_autocast_enabled("cpu") else x
         if not trains or traced or not _is_native((cast,), (self.weight,)):
             return super().forward(x)
@@ -54,9 +58,7 @@ def linear_act(x: Tensor, linear: nn.Linear, act: nn.Module) -> Tensor:
     return torch.ops.udc.bias_gelu(F.linear(x, linear.weight), linear.bias)  # type: ignore[no-any-return]
 
 
-def add_scaled(
-    residual: Tensor, x: Tensor, linear: nn.Linear, scale: Tensor | None, factor: Tensor | None
-) -> Tensor:
+def add_scaled(residual: Tensor, x: Tensor, linear: nn.Linear, scale: Tensor | None, factor: Tensor | None) -> Tensor:
     """``residual + factor * scale * linear(x)``, after the product in one pass.
 
     residual, x: (N, H, W, C); scale: (C,); factor: (N,), one a sample; None stands for 1.

@@ -25,16 +25,15 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     x: (N, C, H, W) float32 or bfloat16; weight: (C, 1, K, K) with odd K, bias: (C,), float32, as their gradients are.
     """
-    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     x = x.contiguous(memory_format=torch.channels_last)
-    if x.dtype == torch.bfloat16 and not _convolves_bf16():
-        return torch.conv2d(x.float(), weight.float(), bias.float(), 1, weight.shape[-1] // 2, 1, len(weight)).to(x.dtype)
-    return torch.conv2d(x, weight, bias, 1, weight.shape[-1] // 2, 1, len(weight))
+    inputs = (each.to(_compute_dtype(x)) for each in (x, weight, bias))
+    return torch.conv2d(*inputs, 1, weight.shape[-1] // 2, 1, len(weight)).to(x.dtype)
 
 
-def _convolves_bf16() -> bool:
-    """Whether oneDNN has bf16 convolutions for this processor; torch's fallback goes channel by channel."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """float32 for bf16 on a processor without bf16 convolutions: torch's fallback there goes channel by channel."""
+    emulated = x.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.float32 if emulated else x.dtype
 
 
 @depthwise_conv2d.register_fake
@@ -48,9 +47,9 @@ def depthwise_conv2d_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[
     grad, x = (each.contiguous(memory_format=torch.channels_last) for each in (grad, x))
     n, channels, height, width = x.shape
     size = weight.shape[-1]
-    compute = torch.float32 if x.dtype == torch.bfloat16 and not _convolves_bf16() else x.dtype
+    dtype = _compute_dtype(x)
     grad_x = torch.ops.aten.convolution_backward(
-        grad.to(compute), x.to(compute), weight.to(compute), None, [1, 1], [size // 2] * 2, [1, 1], False, [0, 0],
+        grad.to(dtype), x.to(dtype), weight.to(dtype), None, [1, 1], [size // 2] * 2, [1, 1], False, [0, 0],
         channels, [True, False, False],
     )[0].to(x.dtype)  # fmt: skip
     grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
@@ -122,7 +121,7 @@ bias_gelu.register_autograd(_gelu_gradients, setup_context=_save_all)
 def scaled_residual(x: Tensor, bias: Tensor, scale: Tensor, residual: Tensor, factor: Tensor | None) -> Tensor:
     """``residual + factor * scale * (x + bias)`` in float32, in one pass.
 
-    x and residual: (N, …, C) float32 or bfloat16; bias, scale: (C,), factor (of each sample, None for 1): (N,), float32.
+    x, residual: (N, …, C) float32 or bfloat16; bias, scale: (C,), factor (of a sample, None for 1): (N,), float32.
     """
     x, residual = x.contiguous(), residual.contiguous()
     out = torch.empty_like(residual, dtype=torch.float32)
@@ -157,9 +156,7 @@ def scaled_residual_backward(
 
 
 @scaled_residual_backward.register_fake
-def _(
-    grad: Tensor, x: Tensor, bias: Tensor, scale: Tensor, factor: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, x: Tensor, bias: Tensor, scale: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     return grad_x, torch.empty_like(bias), torch.empty_like(scale)
 
