@@ -52,7 +52,7 @@ def test_the_shipped_examples(name):
 def test_model_name_sets_the_size(tmp_path):
     config = {"model_type": "convnext", "model": "facebook/convnext-base-384-22k-1k", "dataset_host": "digits"}
     params = _load(tmp_path, config).params
-    assert params.model.convnext.hidden_sizes == [128, 256, 512, 1024]
+    assert params.model.architecture.hidden_sizes == [128, 256, 512, 1024]
     assert params.data.image_size == 384
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from udc_model.errors import UdcError
-from udc_model.models.presets import find_preset
 from udc_model.params import COST_SENSITIVE_LOSSES, Params, validate_params
+from udc_model.presets import find_preset
 
 logger = logging.getLogger(__name__)
 
@@ -121,10 +121,12 @@ def _map_model(config: dict[str, Any], raw: dict[str, Any]) -> None:
     model_type = _one_of(config, "model_type", {"resnet": "resnet", "convnext": "convnext"}, default="resnet")
     raw["model"]["model_type"] = model_type
     if "model" in config:
-        preset = find_preset(_text(config, "model", ""))
-        if preset.model_type != model_type:
-            raise UdcError(f"model: {config['model']} is a {preset.model_type}, but model_type is {model_type}")
-        raw["model"][model_type] = preset.settings
+        name = _text(config, "model", "")
+        try:
+            preset = find_preset(name)
+        except ValueError as error:
+            raise UdcError(f"model: {error}") from None
+        raw["model"]["preset"] = name
         raw["data"] |= {"image_size": preset.image_size, "crop_pct": preset.crop_pct}
     else:
         raw["data"] |= {"image_size": 224, "crop_pct": 0.875}

@@ -17,6 +17,7 @@ import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from udc_model.errors import UdcError
+from udc_model.presets import find_preset
 
 SPLITS = ("train", "validation", "calibration", "test")
 
@@ -129,18 +130,38 @@ def _check_lengths(**lengths: int) -> None:
 
 
 class ModelParams(Section):
-    """Which network is trained; both architectures stand side by side, ``model_type`` chooses."""
+    """Which network is trained; both architectures stand side by side, ``model_type`` chooses.
+
+    ``preset`` names a published size, which then stands for the sizes in the block of its architecture.
+    """
 
     model_type: Literal["resnet", "convnext"] = "resnet"
+    preset: str | None = None
     num_labels: Annotated[int, Field(ge=2)] | None = None
     weights: str | None = None
+    weights_include: list[str] | None = None
+    weights_exclude: list[str] = []
     resnet: ResNetParams = ResNetParams()
     convnext: ConvNextParams = ConvNextParams()
 
     @property
     def architecture(self) -> ResNetParams | ConvNextParams:
-        """The block that ``model_type`` chooses."""
-        return self.resnet if self.model_type == "resnet" else self.convnext
+        """The block that ``model_type`` chooses, with the sizes of ``preset`` if one is named."""
+        block = self.resnet if self.model_type == "resnet" else self.convnext
+        return block if self.preset is None else block.model_copy(update=find_preset(self.preset).settings)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelParams:
+        if self.preset is not None:
+            model_type = find_preset(self.preset).model_type
+            if model_type != self.model_type:
+                raise ValueError(
+                    f"preset {self.preset} is a {model_type}, but model_type is {self.model_type} "
+                    f"(dvc exp run -S model.model_type={model_type} -S model.preset={self.preset})"
+                )
+        if self.weights is None and (self.weights_include is not None or self.weights_exclude):
+            raise ValueError("weights_include and weights_exclude choose among the weights, but weights is null")
+        return self
 
 
 COST_SENSITIVE_LOSSES = frozenset(
@@ -205,7 +226,9 @@ class TrainParams(Section):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: Share = 0.1
     clip_grad_norm: Annotated[float, Field(gt=0)] | None = None
-    num_frozen_stages: Annotated[int, Field(ge=0)] = 0
+    num_frozen_stages: Annotated[int, Field(ge=0)] | Literal["all"] = 0
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    gradient_checkpointing: bool = False
     augment: Literal["none", "light", "standard"] = "none"
     horizontal_flip: bool = False
     monitor: Literal["log_loss", "accuracy", "balanced_accuracy", "macro_f1"] = "log_loss"

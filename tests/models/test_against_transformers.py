@@ -10,7 +10,7 @@ from udc_model.models import (
     ResNetConfig,
     ResNetForImageClassification,
 )
-from udc_model.models.presets import PRESETS
+from udc_model.presets import PRESETS
 
 CONVNEXT = {
     "mini": PRESETS["convnext-mini"].settings,

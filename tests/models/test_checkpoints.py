@@ -16,7 +16,7 @@ from udc_model.models import (
     ResNetForImageClassification,
 )
 from udc_model.models.checkpoints import load_weights
-from udc_model.models.presets import PRESETS
+from udc_model.presets import PRESETS
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from udc_model.costs.losses import TrainingLoss
 from udc_model.data.loading import compute_logits
@@ -14,7 +13,6 @@ from udc_model.models import build_model
 from udc_model.params import ConvNextParams, LossParams, ModelParams, ResNetParams, TrainParams
 from udc_model.training.hardware import pick_hardware
 from udc_model.training.loop import train_model
-from udc_model.training.optimisation import build_optimizer, freeze_stages, learning_rate_factor, parameter_groups
 
 CLASSES = ["a", "b"]
 PREPROCESSING = Preprocessing(16)
@@ -96,11 +94,6 @@ def test_frozen_stages_do_not_move():
             assert torch.equal(before[key], value) == frozen, key
 
 
-def test_too_many_frozen_stages():
-    with pytest.raises(UdcError, match=r"train\.num_frozen_stages: is 3, but the model has 2 stages"):
-        freeze_stages(build_model(MODELS["resnet"], CLASSES, 1), 3)
-
-
 def test_a_loss_that_is_not_finite_names_the_images():
     with pytest.raises(UdcError, match=r"the loss is (nan|inf) in epoch \d, step \d.*Images: .*\.png"):
         _train(optimizer="sgd", learning_rate=1e30, epochs=5)
@@ -108,37 +101,6 @@ def test_a_loss_that_is_not_finite_names_the_images():
 
 def test_a_single_training_image_is_enough():
     _train("convnext", train=_split(1, 0))
-
-
-@pytest.mark.parametrize("schedule", ["cosine", "linear"])
-def test_schedules_are_transformers(schedule):
-    params = TrainParams(schedule=schedule, warmup_ratio=0.1, learning_rate=1.0)
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    theirs = transformers.get_scheduler(schedule, optimizer, num_warmup_steps=10, num_training_steps=100)
-    for step in range(100):
-        assert learning_rate_factor(step, 100, params) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
-        optimizer.step()
-        theirs.step()
-
-
-def test_no_decay_for_vectors():
-    model = build_model(MODELS["convnext"], CLASSES, 1)
-    decayed, bare = parameter_groups(model, 0.05)
-    assert decayed["weight_decay"] == 0.05
-    assert bare["weight_decay"] == 0
-    names = {id(p): key for key, p in model.named_parameters()}
-    assert {names[id(p)].rsplit(".", 1)[-1] for p in bare["params"]} == {"weight", "bias", "layer_scale_parameter"}
-    assert all(p.ndim == 1 for p in bare["params"])
-    assert all(p.ndim > 1 for p in decayed["params"])
-    assert len(decayed["params"]) + len(bare["params"]) == len(list(model.parameters()))
-
-
-def test_optimizers():
-    model = build_model(MODELS["resnet"], CLASSES, 1)
-    assert isinstance(build_optimizer(model, TrainParams()), torch.optim.AdamW)
-    sgd = build_optimizer(model, TrainParams(optimizer="sgd"))
-    assert sgd.defaults["nesterov"]
-    assert sgd.defaults["momentum"] == 0.9
 
 
 def test_hardware_that_is_not_there():
@@ -153,27 +115,3 @@ def test_hardware_that_is_not_there():
 def test_bf16_trains():
     _, result = _train(precision="bf16", device="cpu")
     assert result.best_epoch
-
-
-def test_drop_path_keeps_the_expectation_and_rests_in_eval():
-    from udc_model.models.convnext import ConvNextDropPath
-
-    torch.manual_seed(0)
-    drop = ConvNextDropPath(0.3).train()
-    x = torch.ones(20_000, 1)
-    assert drop(x).mean().item() == pytest.approx(1.0, abs=0.02)
-    assert drop(x).unique().tolist() == pytest.approx([0.0, 1 / 0.7])
-    assert torch.equal(drop.eval()(x), x)
-
-
-def test_drop_path_rates_rise_linearly():
-    model = build_model(
-        ModelParams(
-            model_type="convnext",
-            convnext=ConvNextParams(num_stages=2, hidden_sizes=[8, 16], depths=[2, 3], drop_path_rate=0.4),
-        ),
-        CLASSES,
-        1,
-    )
-    rates = [layer.drop_path.p for stage in model.convnext.encoder.stages for layer in stage.layers]
-    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class StagedEncoder(nn.Module):
         hidden_states = [features]
         for stage in self.stages:
             if self.gradient_checkpointing and self.training:
-                features = checkpoint(stage, features, use_reentrant=False, context_fn=lambda s=stage: _contexts(s))
+                features = checkpoint(stage, features, use_reentrant=False, context_fn=partial(_contexts, stage))
             else:
                 features = stage(features)
             hidden_states.append(features)

@@ -66,6 +66,7 @@ def train_model(
     torch.use_deterministic_algorithms(True)
     device, augmentation = hardware.device, Augmentation(params.augment, params.horizontal_flip)
     model.to(device).to(memory_format=hardware.memory_format)
+    model.gradient_checkpointing_enable(params.gradient_checkpointing)
     frozen = freeze_stages(model, params.num_frozen_stages)
     optimizer = build_optimizer(model, params)
     steps_per_epoch = len(epoch_batches(len(train), params.batch_size, seed, 0))
@@ -109,7 +110,7 @@ def train_model(
         metrics: Metrics = {
             "train_loss": total_loss / len(train),
             **scores,
-            "learning_rate": float(schedule.get_last_lr()[0]),
+            "learning_rate": float(schedule.get_last_lr()[-1]),  # the head's, the largest
         }
         result.curves.append({"epoch": epoch + 1, **metrics})
         on_epoch(epoch + 1, metrics, images_per_second)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,8 +14,12 @@ from udc_model.models.staged import ImageClassifier
 from udc_model.params import TrainParams
 
 
-def freeze_stages(model: ImageClassifier, n: int) -> list[nn.Module]:
-    """Stop the gradients of the first n stages, the stem with the first; returns the frozen modules.
+def freeze_stages(model: ImageClassifier, n: int | Literal["all"]) -> list[nn.Module]:
+    """Stop the gradients of the first n stages, the stem with the first, or of all but the head.
+
+    Returns
+    -------
+    The frozen modules, which `train_mode` keeps in eval mode.
 
     Raises
     ------
@@ -23,9 +27,12 @@ def freeze_stages(model: ImageClassifier, n: int) -> list[nn.Module]:
         The model has fewer stages.
     """
     stages = model.stages()
-    if n > len(stages):
+    if n == "all":
+        frozen: list[nn.Module] = [model.base_model]
+    elif n > len(stages):
         raise UdcError(f"train.num_frozen_stages: is {n}, but the model has {len(stages)} stages")
-    frozen = [module for stage in stages[:n] for module in stage]
+    else:
+        frozen = [module for stage in stages[:n] for module in stage]
     for module in frozen:
         module.requires_grad_(False)
     return frozen
@@ -38,18 +45,30 @@ def train_mode(model: nn.Module, frozen: list[nn.Module]) -> None:
         module.eval()
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: weight decay for matrices and kernels, none for norms, biases and layer scales (1-D)."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def parameter_groups(model: ImageClassifier, params: TrainParams) -> list[dict[str, Any]]:
+    """Groups by weight decay and learning rate, the head's last.
+
+    Weight decay is for matrices and kernels, not for norms, biases and layer scales (1-D). The head learns with
+    ``learning_rate``, each layer before it with ``layer_decay`` times the rate of the next (Clark et al. 2020, as in
+    BEiT and ConvNeXt). Layers are blocks; the embedding is the first, the head with the norm before it the last.
+    """
+    layers: list[list[nn.Module]] = model.layers() if params.layer_decay < 1 else [[model]]
+    groups: list[dict[str, Any]] = []
+    for depth, modules in enumerate(layers):
+        trained = [p for module in modules for p in module.parameters() if p.requires_grad]
+        rate = params.learning_rate * params.layer_decay ** (len(layers) - 1 - depth)
+        for decay, members in (
+            (params.weight_decay, [p for p in trained if p.ndim > 1]),
+            (0.0, [p for p in trained if p.ndim <= 1]),
+        ):
+            if members:
+                groups.append({"params": members, "weight_decay": decay, "lr": rate})
+    return groups
 
 
-def build_optimizer(model: nn.Module, params: TrainParams) -> torch.optim.Optimizer:
+def build_optimizer(model: ImageClassifier, params: TrainParams) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019), or SGD with Nesterov momentum."""
-    groups = parameter_groups(model, params.weight_decay)
+    groups = parameter_groups(model, params)
     if params.optimizer == "adamw":
         # Fused: one kernel for all parameters, several times faster than a Python loop over small tensors.
         return torch.optim.AdamW(groups, lr=params.learning_rate, fused=True)

@@ -25,9 +25,9 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     x: (N, C, H, W) float32 or bfloat16; weight: (C, 1, K, K) with odd K, bias: (C,), float32, as their gradients are.
     """
-    x = x.contiguous(memory_format=torch.channels_last)
-    inputs = (each.to(_compute_dtype(x)) for each in (x, weight, bias))
-    return torch.conv2d(*inputs, 1, weight.shape[-1] // 2, 1, len(weight)).to(x.dtype)
+    dtype, x = _compute_dtype(x), x.contiguous(memory_format=torch.channels_last)
+    weight, bias = (each.to(x.dtype).to(dtype) for each in (weight, bias))
+    return torch.conv2d(x.to(dtype), weight, bias, 1, weight.shape[-1] // 2, 1, len(weight)).to(x.dtype)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
@@ -49,7 +49,7 @@ def depthwise_conv2d_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[
     size = weight.shape[-1]
     dtype = _compute_dtype(x)
     grad_x = torch.ops.aten.convolution_backward(
-        grad.to(dtype), x.to(dtype), weight.to(dtype), None, [1, 1], [size // 2] * 2, [1, 1], False, [0, 0],
+        grad.to(dtype), x.to(dtype), weight.to(x.dtype).to(dtype), None, [1, 1], [size // 2] * 2, [1, 1], False, [0, 0],
         channels, [True, False, False],
     )[0].to(x.dtype)  # fmt: skip
     grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from udc_model.errors import UdcError
-
 
 @dataclass(frozen=True)
 class Preset:
@@ -20,11 +18,13 @@ class Preset:
 
 def _resnet(layer_type: str, depths: list[int]) -> Preset:
     hidden_sizes = [64, 128, 256, 512] if layer_type == "basic" else [256, 512, 1024, 2048]
-    return Preset("resnet", {"layer_type": layer_type, "depths": depths, "hidden_sizes": hidden_sizes})
+    settings = {"layer_type": layer_type, "embedding_size": 64, "depths": depths, "hidden_sizes": hidden_sizes}
+    return Preset("resnet", settings)
 
 
 def _convnext(depths: list[int], hidden_sizes: list[int]) -> Preset:
-    return Preset("convnext", {"depths": depths, "hidden_sizes": hidden_sizes})
+    settings = {"num_stages": 4, "patch_size": 4, "depths": depths, "hidden_sizes": hidden_sizes}
+    return Preset("convnext", settings)
 
 
 PRESETS = {
@@ -46,7 +46,7 @@ PRESETS = {
     ),
     "convnext-mini": Preset(
         "convnext",
-        {"num_stages": 3, "hidden_sizes": [32, 64, 128], "depths": [2, 2, 2]},
+        {"num_stages": 3, "patch_size": 4, "hidden_sizes": [32, 64, 128], "depths": [2, 2, 2]},
         image_size=32,
         crop_pct=1.0,
     ),
@@ -60,12 +60,12 @@ def find_preset(name: str) -> Preset:
 
     Raises
     ------
-    UdcError
+    ValueError
         No preset has that name.
     """
     parts = name.rsplit("/", 1)[-1].split("-")
     preset = PRESETS.get("-".join(parts[:2]))
     if preset is None:
-        raise UdcError(f"no architecture is called {name!r}; there are: {', '.join(PRESETS)}")
+        raise ValueError(f"no architecture is called {name!r}; there are: {', '.join(PRESETS)}")
     sizes = [int(part) for part in parts[2:] if part.isdigit() and int(part) >= 32]
     return Preset(preset.model_type, preset.settings, sizes[0], preset.crop_pct) if sizes else preset

@@ -1,0 +1,173 @@
+"""Parameter groups, frozen stages, schedules, drop path: against timm and transformers where they have them."""
+
+import pytest
+import timm
+import torch
+import transformers
+from timm.optim import param_groups_layer_decay
+
+from udc_model.errors import UdcError
+from udc_model.models import (
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    build_model,
+)
+from udc_model.models.checkpoints import to_our_layout
+from udc_model.models.convnext import ConvNextDropPath
+from udc_model.params import ConvNextParams, ModelParams, ResNetParams, TrainParams
+from udc_model.presets import PRESETS
+from udc_model.training.optimisation import (
+    build_optimizer,
+    freeze_stages,
+    learning_rate_factor,
+    parameter_groups,
+    train_mode,
+)
+
+CLASSES = ["a", "b"]
+MODELS = {
+    "resnet": ModelParams(
+        resnet=ResNetParams(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    ),
+    "convnext": ModelParams(
+        model_type="convnext",
+        convnext=ConvNextParams(patch_size=2, num_stages=2, hidden_sizes=[8, 16], depths=[1, 2], drop_path_rate=0.3),
+    ),
+}
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_schedules_are_transformers(schedule):
+    params = TrainParams(schedule=schedule, warmup_ratio=0.1, learning_rate=1.0)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = transformers.get_scheduler(schedule, optimizer, num_warmup_steps=10, num_training_steps=100)
+    for step in range(100):
+        assert learning_rate_factor(step, 100, params) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        theirs.step()
+
+
+def test_no_decay_for_vectors():
+    model = build_model(MODELS["convnext"], CLASSES, 1)
+    decayed, bare = parameter_groups(model, TrainParams(weight_decay=0.05))
+    assert decayed["weight_decay"] == 0.05
+    assert bare["weight_decay"] == 0
+    names = {id(p): key for key, p in model.named_parameters()}
+    assert {names[id(p)].rsplit(".", 1)[-1] for p in bare["params"]} == {"weight", "bias", "layer_scale_parameter"}
+    assert all(p.ndim == 1 for p in bare["params"])
+    assert all(p.ndim > 1 for p in decayed["params"])
+    assert len(decayed["params"]) + len(bare["params"]) == len(list(model.parameters()))
+
+
+def test_optimizers():
+    model = build_model(MODELS["resnet"], CLASSES, 1)
+    assert isinstance(build_optimizer(model, TrainParams()), torch.optim.AdamW)
+    sgd = build_optimizer(model, TrainParams(optimizer="sgd"))
+    assert sgd.defaults["nesterov"]
+    assert sgd.defaults["momentum"] == 0.9
+
+
+def test_too_many_frozen_stages():
+    with pytest.raises(UdcError, match=r"train\.num_frozen_stages: is 3, but the model has 2 stages"):
+        freeze_stages(build_model(MODELS["resnet"], CLASSES, 1), 3)
+
+
+def test_drop_path_keeps_the_expectation_and_rests_in_eval():
+    torch.manual_seed(0)
+    drop = ConvNextDropPath(0.3).train()
+    factors = drop(torch.ones(20_000, 1))
+    assert factors.mean().item() == pytest.approx(1.0, abs=0.02)
+    assert factors.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
+    assert drop.eval()(torch.ones(3, 1)) is None
+
+
+def test_drop_path_rates_rise_linearly():
+    model = build_model(
+        ModelParams(
+            model_type="convnext",
+            convnext=ConvNextParams(num_stages=2, hidden_sizes=[8, 16], depths=[2, 3], drop_path_rate=0.4),
+        ),
+        CLASSES,
+        1,
+    )
+    rates = [layer.drop_path.p for stage in model.convnext.encoder.stages for layer in stage.layers]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+
+
+def test_layer_decay_is_timms():
+    """Rate and weight decay of each parameter of a ResNet-18 as timm's groups have them."""
+    theirs = timm.create_model("resnet18", num_classes=1000)
+    ours = ResNetForImageClassification(ResNetConfig(num_labels=1000, **PRESETS["resnet-18"].settings))
+    _, renamed = to_our_layout(theirs.state_dict(), "resnet")
+    names = {id(parameter): renamed[key][0] for key, parameter in theirs.named_parameters()}
+    expected = {
+        names[id(parameter)]: (group["lr_scale"], group["weight_decay"])
+        for group in param_groups_layer_decay(theirs, weight_decay=0.05, layer_decay=0.8)
+        for parameter in group["params"]
+    }
+    own_names = {id(parameter): key for key, parameter in ours.named_parameters()}
+    found = {
+        own_names[id(parameter)]: (group["lr"], group["weight_decay"])
+        for group in parameter_groups(ours, TrainParams(learning_rate=1.0, weight_decay=0.05, layer_decay=0.8))
+        for parameter in group["params"]
+    }
+    assert found.keys() == expected.keys()
+    for key, values in found.items():
+        assert values == pytest.approx(expected[key]), key
+
+
+def test_layer_decay_of_a_convnext():
+    model = ConvNextForImageClassification(
+        ConvNextConfig(num_stages=2, hidden_sizes=[8, 16], depths=[2, 1], num_labels=2)
+    )
+    names = {id(parameter): key for key, parameter in model.named_parameters()}
+    rates = {
+        names[id(parameter)]: group["lr"]
+        for group in parameter_groups(model, TrainParams(learning_rate=1.0, layer_decay=0.5))
+        for parameter in group["params"]
+    }
+    assert len(rates) == len(names)
+    for key, rate in {
+        "convnext.embeddings.layernorm.weight": 0.5**4,
+        "convnext.encoder.stages.0.layers.0.dwconv.weight": 0.5**3,
+        "convnext.encoder.stages.0.layers.1.layer_scale_parameter": 0.5**2,
+        "convnext.encoder.stages.1.downsampling_layer.1.weight": 0.5,
+        "convnext.encoder.stages.1.layers.0.pwconv2.bias": 0.5,
+        "convnext.layernorm.weight": 1.0,
+        "classifier.weight": 1.0,
+    }.items():
+        assert rates[key] == rate, key
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_head_only_training(kind):
+    model = build_model(MODELS[kind], CLASSES, 1)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    train_mode(model, freeze_stages(model, "all"))
+    optimizer = build_optimizer(model, TrainParams(learning_rate=0.1, layer_decay=0.5))
+    loss = model(torch.randn(4, 3, 16, 16), labels=torch.tensor([0, 1, 1, 0])).loss
+    loss.backward()
+    optimizer.step()
+    moved = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert moved == {key for key in before if key.startswith("classifier.")}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_gradient_checkpointing_changes_no_bit(kind):
+    """Neither the gradients nor BatchNorm's statistics, which a plain second pass would count twice."""
+    found = []
+    images, labels = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(3)), torch.tensor([0, 1, 1, 0])
+    for enabled in (False, True):
+        model = build_model(MODELS[kind], CLASSES, 1).train()
+        model.gradient_checkpointing_enable(enabled)
+        torch.manual_seed(5)  # drop path
+        calls = []
+        model.base_model.encoder.stages[0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        model(images, labels=labels).loss.backward()
+        assert len(calls) == 1 + enabled
+        found.append({key: p.grad for key, p in model.named_parameters()} | model.state_dict())
+        assert all(m.track_running_stats for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    for key, value in found[0].items():
+        assert torch.equal(value, found[1][key]), key
