@@ -52,14 +52,16 @@ def _contexts(stage: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
 
 @contextmanager
 def _resting_statistics(stage: nn.Module) -> Iterator[None]:
-    norms = [m for m in stage.modules() if isinstance(m, nn.BatchNorm2d) and m.training and m.track_running_stats]
+    norms = [m for m in stage.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
 
 
 class StagedModel(CustomPreTrainedModel):
