@@ -132,7 +132,8 @@ def _check_lengths(**lengths: int) -> None:
 class ModelParams(Section):
     """Which network is trained; both architectures stand side by side, ``model_type`` chooses.
 
-    ``preset`` names a published size, which then stands for the sizes in the block of its architecture.
+    ``preset`` names a published size, which then stands for the sizes in the block of its architecture. Where it is
+    null, ``weights`` with a published name (``microsoft/resnet-50``) sets the size.
     """
 
     model_type: Literal["resnet", "convnext"] = "resnet"
@@ -146,19 +147,23 @@ class ModelParams(Section):
 
     @property
     def architecture(self) -> ResNetParams | ConvNextParams:
-        """The block that ``model_type`` chooses, with the sizes of ``preset`` if one is named."""
+        """The block that ``model_type`` chooses, with the sizes that ``preset`` or ``weights`` name."""
         block = self.resnet if self.model_type == "resnet" else self.convnext
-        return block if self.preset is None else block.model_copy(update=find_preset(self.preset).settings)
+        name = self._size_name()
+        return block if name is None else block.model_copy(update=find_preset(name).settings)
+
+    def _size_name(self) -> str | None:
+        published = self.weights is not None and self.weights.startswith(("microsoft/resnet-", "facebook/convnext-"))
+        return self.weights if self.preset is None and published else self.preset
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelParams:
-        if self.preset is not None:
-            model_type = find_preset(self.preset).model_type
-            if model_type != self.model_type:
-                raise ValueError(
-                    f"preset {self.preset} is a {model_type}, but model_type is {self.model_type} "
-                    f"(dvc exp run -S model.model_type={model_type} -S model.preset={self.preset})"
-                )
+        name = self._size_name()
+        if name is not None and (model_type := find_preset(name).model_type) != self.model_type:
+            raise ValueError(
+                f"{name} is a {model_type}, but model_type is {self.model_type}; "
+                f"add -S model.model_type={model_type}, or set it in the file"
+            )
         if self.weights is None and (self.weights_include is not None or self.weights_exclude):
             raise ValueError("weights_include and weights_exclude choose among the weights, but weights is null")
         return self

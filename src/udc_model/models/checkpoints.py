@@ -9,8 +9,9 @@ import hashlib
 import json
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,9 @@ class WeightsReport:
         return "; ".join(parts)
 
 
-def load_weights(model: ImageClassifier, path: str | Path) -> WeightsReport:
+def load_weights(
+    model: ImageClassifier, path: str | Path, include: Sequence[str] | None = None, exclude: Sequence[str] = ()
+) -> WeightsReport:
     """Load a checkpoint into a model, as far as names and shapes fit.
 
     A head for another number of classes is left out.
@@ -63,6 +66,8 @@ def load_weights(model: ImageClassifier, path: str | Path) -> WeightsReport:
     path : a Hugging Face folder (safetensors, sharded safetensors or ``.bin``), or a ``.safetensors``, ``.bin``,
         ``.pth``, ``.pt`` or ``.ckpt`` file of Hugging Face, torchvision, timm or facebookresearch/ConvNeXt, possibly
         wrapped by Lightning, DistributedDataParallel or torch.compile.
+    include, exclude : patterns (``*``, ``?``, ``[…]``) on the model's own names: only what fits one of ``include``
+        (None: all) and none of ``exclude`` is loaded.
 
     Raises
     ------
@@ -81,12 +86,18 @@ def load_weights(model: ImageClassifier, path: str | Path) -> WeightsReport:
     for original, (key, tensor) in renamed.items():
         if key is None or key not in own:
             report.skipped[original] = "the model has no such weight"
+        elif include is not None and not any(fnmatchcase(key, pattern) for pattern in include):
+            report.skipped[original] = f"{key} fits no pattern of model.weights_include"
+        elif any(fnmatchcase(key, pattern) for pattern in exclude):
+            report.skipped[original] = f"{key} is excluded by model.weights_exclude"
         elif tensor.shape != own[key].shape:
             report.skipped[original] = _mismatch(key, tensor, own[key])
         else:
             fitting[key] = tensor
     report.loaded = sorted(fitting)
     report.missing = sorted(key for key in own if key not in fitting and not key.endswith("num_batches_tracked"))
+    if not fitting and any("model.weights_" in reason for reason in report.skipped.values()):
+        raise UdcError(f"model.weights: the patterns weights_include and weights_exclude leave nothing of {path}")
     if not any(key.endswith("weight") and not key.startswith("classifier") for key in fitting):
         raise UdcError(
             f"model.weights: nothing in {path} fits the {model.config.model_type}; its keys are like "

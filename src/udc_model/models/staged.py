@@ -53,7 +53,7 @@ def _contexts(stage: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
 @contextmanager
 def _resting_statistics(stage: nn.Module) -> Iterator[None]:
     norms = [m for m in stage.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    before = [(norm.momentum, cast(Tensor, norm.num_batches_tracked).clone()) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
     try:
@@ -61,7 +61,7 @@ def _resting_statistics(stage: nn.Module) -> Iterator[None]:
     finally:
         for norm, (momentum, count) in zip(norms, before, strict=True):
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
+            cast(Tensor, norm.num_batches_tracked).copy_(count)
 
 
 class StagedModel(CustomPreTrainedModel):

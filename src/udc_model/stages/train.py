@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ import yaml
 from udc_model.costs.losses import TrainingLoss
 from udc_model.costs.matrix import cost_matrix
 from udc_model.data.packed import PackedDataset
+from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
 from udc_model.evaluation.plots import plot_training_curves
 from udc_model.models import build_model
-from udc_model.models.checkpoints import load_weights
-from udc_model.params import Params, load_params
+from udc_model.models.checkpoints import WeightsReport, load_weights
+from udc_model.models.pretrained import find_weights
+from udc_model.models.staged import ImageClassifier
+from udc_model.params import ModelParams, Params, load_params
 from udc_model.stages.files import Workspace, exit_status, whole_folder
 from udc_model.stages.prepare import check_classes
 from udc_model.tracking.run import (
@@ -53,9 +57,7 @@ def train(params: Params, workspace: Workspace) -> TrainingResult:
     hardware = pick_hardware(params.train)
     splits = {name: dataset.split(name) for name in ("train", "validation")}
     model = build_model(params.model, dataset.classes, params.seed)
-    weights = None if params.model.weights is None else load_weights(model, params.model.weights)
-    if weights is not None:
-        logger.info("%s", weights.summary())
+    weights, preprocessing = start_from_weights(model, params.model, dataset.preprocessing)
     counts = [dataset.info["counts"]["train"][name] for name in dataset.classes]
     costs = torch.from_numpy(cost_matrix(params.costs, dataset.classes))
 
@@ -71,7 +73,7 @@ def train(params: Params, workspace: Workspace) -> TrainingResult:
             model,
             splits["train"],
             splits["validation"],
-            dataset.preprocessing,
+            preprocessing,
             TrainingLoss(params.loss, costs, counts),
             params.train,
             params.seed,
@@ -80,7 +82,7 @@ def train(params: Params, workspace: Workspace) -> TrainingResult:
         )
         model.load_state_dict(result.best_state)
         model.save_pretrained(model_folder)
-        dataset.preprocessing.save(model_folder)
+        preprocessing.save(model_folder)
         record = training_record(params, dataset, result, hardware.describe())
         write_training(training_folder, result, record)
         if weights is not None:
@@ -92,6 +94,28 @@ def train(params: Params, workspace: Workspace) -> TrainingResult:
     logger.info("trained %s: best epoch %d of %d; MLflow run %s (%s)", params.model.model_type, result.best_epoch,
                 len(result.curves), run.info.run_name, run.info.run_id)  # fmt: skip
     return result
+
+
+def start_from_weights(
+    model: ImageClassifier, params: ModelParams, preprocessing: Preprocessing
+) -> tuple[WeightsReport | None, Preprocessing]:
+    """Load ``model.weights``, if there are any.
+
+    Returns
+    -------
+    The report, and the preprocessing with the mean and standard deviation of the images that the weights know.
+    """
+    if params.weights is None:
+        return None, preprocessing
+    source = find_weights(params.weights, params.model_type, params.architecture.model_dump())
+    report = load_weights(model, source.path, params.weights_include, params.weights_exclude)
+    logger.info("%s", report.summary())
+    if source.image_size not in (None, preprocessing.size):
+        logger.warning("the weights were trained on images of %d px, the data is prepared with data.image_size: %d",
+                       source.image_size, preprocessing.size)  # fmt: skip
+    if source.mean is not None and source.std is not None:
+        preprocessing = replace(preprocessing, mean=source.mean, std=source.std)
+    return report, preprocessing
 
 
 def check_channels(params: Params) -> None:

@@ -1,0 +1,143 @@
+"""Published weights by name: torchvision's for ImageNet, and Hugging Face's from its cache or hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+
+from udc_model.errors import UdcError
+from udc_model.presets import PRESETS
+
+logger = logging.getLogger(__name__)
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
+_HUB_FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """Where weights lie, and the images that they were trained on: side in pixels, mean and standard deviation of the
+    channels (R, G, B) in [0, 1]; None where the source does not tell.
+    """
+
+    path: Path
+    image_size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+def find_weights(weights: str, model_type: str, architecture: dict[str, object]) -> WeightsSource:
+    """Find what ``model.weights`` names, downloading it if need be.
+
+    Parameters
+    ----------
+    weights : a path, ``imagenet``, or a name on the Hugging Face hub such as ``microsoft/resnet-50``.
+    model_type, architecture : the network; ``imagenet`` takes the weights of its size.
+
+    Raises
+    ------
+    UdcError
+        There are no such weights, or they are not on this machine and cannot be downloaded; the message says what to
+        fetch from where, and where to put it.
+    """
+    path = Path(weights).expanduser()
+    if weights == "imagenet":
+        return _torchvision(model_type, architecture)
+    if path.exists() or path.suffix in _FILES or not _HUB_NAME.fullmatch(weights):
+        return _folder(path)
+    return _folder(_in_hub_cache(weights) or _from_hub(weights))
+
+
+def _torchvision(model_type: str, architecture: dict[str, object]) -> WeightsSource:
+    from torchvision.models import get_model_weights, list_models
+
+    size = next((name for name, preset in PRESETS.items() if preset.model_type == model_type
+                 and all(architecture[key] == value for key, value in preset.settings.items())), "")  # fmt: skip
+    name = size.replace("resnet-", "resnet").replace("-", "_")
+    if name not in list_models():
+        raise UdcError(
+            f"model.weights: torchvision has no ImageNet weights for a {size or model_type + ' of this size'}; "
+            "set model.preset to a resnet-18, 34, 50, 101 or 152, or a convnext-tiny, small, base or large"
+        )
+    url = str(get_model_weights(name).DEFAULT.url)
+    return WeightsSource(_download(url), get_model_weights(name).DEFAULT.transforms().crop_size[0],
+                         IMAGENET_MEAN, IMAGENET_STD)  # fmt: skip
+
+
+def _download(url: str) -> Path:
+    """The file of a URL in torch's cache; its name holds the first digits of its SHA-256, which are checked."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    prefix = path.stem.rsplit("-", 1)[-1]
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        logger.info("downloading %s to %s", url, path)
+        try:
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=False)
+        except (URLError, OSError, RuntimeError) as error:
+            raise UdcError(
+                f"model.weights: {url} cannot be downloaded ({error}). Fetch it on another machine and put it at {path}"
+            ) from None
+        return path
+    with path.open("rb") as handle:
+        found = hashlib.file_digest(handle, "sha256").hexdigest()
+    if not found.startswith(prefix):
+        raise UdcError(f"model.weights: {path} is damaged (its SHA-256 starts with {found[:8]}, not {prefix}); "
+                       f"remove it, or download {url} again")  # fmt: skip
+    return path
+
+
+def _in_hub_cache(name: str) -> Path | None:
+    """The newest snapshot of a repository in Hugging Face's cache on this machine, if there is one."""
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
+    repository = cache / f"models--{name.replace('/', '--')}"
+    try:
+        revision = (repository / "refs" / "main").read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    snapshot = repository / "snapshots" / revision
+    return snapshot if snapshot.is_dir() else None
+
+
+def _from_hub(name: str) -> Path:
+    by_hand = (
+        "download its config.json, preprocessor_config.json and model.safetensors from "
+        f"https://huggingface.co/{name} into a folder, and name that folder"
+    )
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UdcError(
+            f"model.weights: {name} is neither a path nor in Hugging Face's cache. Install the extra "
+            f"(pip install 'udc-model[hub]') to download it, or {by_hand}"
+        ) from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except Exception as error:  # the hub's client raises errors of several libraries
+        what = f"{type(error).__name__}: {error}"
+        raise UdcError(f"model.weights: {name} cannot be downloaded ({what}); {by_hand}") from None
+
+
+def _folder(path: Path) -> WeightsSource:
+    """A path, with what its ``preprocessor_config.json`` says, if it has one."""
+    config_path = path / "preprocessor_config.json"
+    if not config_path.is_file():
+        return WeightsSource(path)
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+        size = config["size"]
+        side = (size["shortest_edge"] if "shortest_edge" in size else size["height"]) if isinstance(size, dict) else size
+        mean, std = (tuple(float(x) for x in config[key]) for key in ("image_mean", "image_std"))
+        return WeightsSource(path, int(side), mean, std)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UdcError(f"model.weights: {config_path}: cannot be read: {error!r}") from None

@@ -1,0 +1,182 @@
+"""Published weights by name: found in the caches, refused when damaged, and told how to get when they are not there."""
+
+import hashlib
+import json
+import sys
+import types
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+
+from udc_model.data.transforms import Preprocessing
+from udc_model.errors import UdcError
+from udc_model.models import build_model
+from udc_model.models.pretrained import find_weights
+from udc_model.params import ModelParams
+from udc_model.presets import PRESETS
+from udc_model.stages.train import start_from_weights
+
+RESNET_18 = ModelParams(preset="resnet-18", weights="imagenet")
+PREPROCESSING = Preprocessing(32)
+
+
+@pytest.fixture
+def torch_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    return tmp_path / "hub" / "checkpoints"
+
+
+@pytest.fixture
+def hub_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    return tmp_path / "hub"
+
+
+def _put_resnet18(folder, monkeypatch):
+    """A randomly initialised resnet18 where torchvision would keep its ImageNet weights, under its own hash."""
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18().state_dict(), folder / "weights.pth")
+    digest = hashlib.sha256((folder / "weights.pth").read_bytes()).hexdigest()
+    path = folder / f"resnet18-{digest[:8]}.pth"
+    (folder / "weights.pth").rename(path)
+    weights = types.SimpleNamespace(
+        url=f"https://example.org/models/{path.name}",
+        transforms=torchvision.models.ResNet18_Weights.DEFAULT.transforms,
+    )
+    monkeypatch.setattr("torchvision.models.get_model_weights", lambda name: types.SimpleNamespace(DEFAULT=weights))
+    return path
+
+
+def test_imagenet_weights_from_torchs_cache(torch_home, monkeypatch):
+    path = _put_resnet18(torch_home, monkeypatch)
+    model = build_model(RESNET_18, ["a", "b", "c"], 1)
+    report, preprocessing = start_from_weights(model, RESNET_18, PREPROCESSING)
+    assert report.missing == ["classifier.1.bias", "classifier.1.weight"]
+    assert report.path == str(path)
+    assert preprocessing.mean == (0.485, 0.456, 0.406)
+    assert preprocessing.std == (0.229, 0.224, 0.225)
+    assert preprocessing.size == 32
+
+
+def test_a_damaged_file_in_the_cache_is_named(torch_home, monkeypatch):
+    path = _put_resnet18(torch_home, monkeypatch)
+    with path.open("ab") as handle:
+        handle.write(b"x")
+    with pytest.raises(UdcError, match=rf"{path.name} is damaged"):
+        find_weights("imagenet", "resnet", RESNET_18.architecture.model_dump())
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if "mini" not in name and "xlarge" not in name])
+def test_offline_it_says_what_to_fetch_and_where_to_put_it(preset, torch_home, monkeypatch):
+    def offline(*_, **__):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    params = ModelParams(model_type=PRESETS[preset].model_type, preset=preset, weights="imagenet")
+    name = preset.replace("resnet-", "resnet").replace("-", "_")
+    with pytest.raises(UdcError) as error:
+        find_weights("imagenet", params.model_type, params.architecture.model_dump())
+    url = torchvision.models.get_model_weights(name).DEFAULT.url
+    assert f"{url} cannot be downloaded" in str(error.value)
+    assert f"put it at {torch_home / url.rsplit('/', 1)[-1]}" in str(error.value)
+
+
+@pytest.mark.parametrize("preset", ["resnet-mini", "convnext-mini", "convnext-xlarge"])
+def test_sizes_without_published_weights(preset):
+    params = ModelParams(model_type=PRESETS[preset].model_type, preset=preset, weights="imagenet")
+    with pytest.raises(UdcError, match=f"no ImageNet weights for a {preset}"):
+        find_weights("imagenet", params.model_type, params.architecture.model_dump())
+
+
+def _put_in_hub_cache(hub, name):
+    """A repository in the layout of Hugging Face's cache."""
+    params = ModelParams(model_type="convnext", preset="convnext-mini")
+    repository = hub / f"models--{name.replace('/', '--')}"
+    snapshot = repository / "snapshots" / "abc123"
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc123")
+    build_model(params, ["x", "y"], 7).save_pretrained(snapshot)
+    Preprocessing(64, crop_pct=0.875, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)).save(snapshot)
+    return snapshot
+
+
+def test_a_name_from_the_hub_cache(hub_home, caplog):
+    snapshot = _put_in_hub_cache(hub_home, "someone/convnext-beetles")
+    params = ModelParams(model_type="convnext", preset="convnext-mini", weights="someone/convnext-beetles")
+    report, preprocessing = start_from_weights(build_model(params, ["x", "y"], 1), params, PREPROCESSING)
+    assert (report.path, report.missing, report.skipped) == (str(snapshot), [], {})
+    assert (preprocessing.mean, preprocessing.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert "trained on images of 64 px" in caplog.text
+
+
+def test_published_names_set_the_size():
+    assert ModelParams(weights="microsoft/resnet-18").architecture.hidden_sizes == [64, 128, 256, 512]
+    convnext = ModelParams(model_type="convnext", weights="facebook/convnext-base-224-22k")
+    assert convnext.architecture.hidden_sizes == [128, 256, 512, 1024]
+    assert convnext.architecture.depths == [3, 3, 27, 3]
+    with pytest.raises(ValueError, match="is a convnext, but model_type is resnet"):
+        ModelParams(weights="facebook/convnext-tiny-224")
+    with pytest.raises(ValueError, match="no architecture is called"):
+        ModelParams(preset="resnet-51")
+
+
+def test_a_name_that_is_nowhere_without_the_extra(hub_home, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UdcError, match=r"udc-model\[hub\].*https://huggingface.co/microsoft/resnet-50"):
+        find_weights("microsoft/resnet-50", "resnet", {})
+
+
+def test_the_extra_downloads(hub_home, tmp_path, monkeypatch):
+    folder = tmp_path / "download"
+    folder.mkdir()
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"size": 224, "image_mean": [0.5] * 3, "image_std": [1] * 3})
+    )
+    asked = []
+    hub = types.SimpleNamespace(snapshot_download=lambda name, **kwargs: asked.append((name, kwargs)) or str(folder))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    source = find_weights("microsoft/resnet-50", "resnet", {})
+    assert (source.path, source.image_size, source.std) == (folder, 224, (1.0, 1.0, 1.0))
+    assert asked[0][0] == "microsoft/resnet-50"
+    assert "*.safetensors" in asked[0][1]["allow_patterns"]
+
+    def offline(name, **_):
+        raise ConnectionError("no network")
+
+    hub.snapshot_download = offline
+    with pytest.raises(UdcError, match=r"cannot be downloaded \(ConnectionError: no network"):
+        find_weights("microsoft/resnet-50", "resnet", {})
+
+
+def test_a_path_that_is_not_there_is_never_looked_up_on_the_hub(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    params = ModelParams(preset="resnet-mini", weights="weights/resnet.pth")
+    with pytest.raises(UdcError, match=r"weights/resnet.pth: no such file"):
+        start_from_weights(build_model(params, ["a", "b"], 1), params, PREPROCESSING)
+
+
+def test_include_and_exclude(tmp_path):
+    params = ModelParams(preset="resnet-mini", weights=str(tmp_path))
+    build_model(params, ["a", "b"], 7).save_pretrained(tmp_path)
+
+    def load(**patterns):
+        model = build_model(params, ["a", "b"], 1)
+        return start_from_weights(model, params.model_copy(update=patterns), PREPROCESSING)[0]
+
+    report = load(weights_include=["resnet.embedder.*", "resnet.encoder.stages.0.*"], weights_exclude=["*.layer.1.*"])
+    assert report.loaded
+    assert all(key.startswith(("resnet.embedder", "resnet.encoder.stages.0")) for key in report.loaded)
+    assert not any(".layer.1." in key for key in report.loaded)
+    assert "resnet.encoder.stages.0.layers.0.layer.1.convolution.weight" in report.missing
+    assert "fits no pattern of model.weights_include" in report.skipped["classifier.1.weight"]
+    excluded = report.skipped["resnet.encoder.stages.0.layers.0.layer.1.convolution.weight"]
+    assert "excluded by model.weights_exclude" in excluded
+    with pytest.raises(UdcError, match="leave nothing"):
+        load(weights_include=["nothing.*"])
+    with pytest.raises(ValueError, match="but weights is null"):
+        ModelParams(weights_exclude=["classifier.*"])
