@@ -54,6 +54,10 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image files, or folders of them")
     predict.add_argument("--root", type=Path, default=Path(), metavar="DIR",
                          help="folder with model/ and evaluation/ (default: here)")  # fmt: skip
+    export = verbs.add_parser("export", help="write the trained model as ONNX")
+    export.set_defaults(function=_export)
+    export.add_argument("file", type=Path, metavar="FILE", help="the file to write, as model.onnx")
+    export.add_argument("--root", type=Path, default=Path(), metavar="DIR", help="folder with model/ (default: here)")
     form = predict.add_mutually_exclusive_group()
     predict.set_defaults(form="table")
     form.add_argument("--json", dest="form", action="store_const", const="json", help="print JSON instead of a table")
@@ -117,6 +121,19 @@ def _predict(options: argparse.Namespace) -> None:
     if predictions.bad:
         bad = predictions.bad
         raise UdcError(f"{len(bad)} image(s) could not be used:\n  " + "\n  ".join(bad))
+
+
+def _export(options: argparse.Namespace) -> None:
+    import json
+
+    from udc_model.data.transforms import Preprocessing
+    from udc_model.models import load_model
+    from udc_model.models.onnx_export import export_onnx
+
+    folder = Workspace(options.root).model
+    preprocessing = Preprocessing.load(folder)
+    export_onnx(load_model(folder), options.file, preprocessing.size,
+                {"preprocessing": json.dumps(preprocessing.to_config())})  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -136,8 +136,9 @@ def _folder(path: Path) -> WeightsSource:
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
         size = config["size"]
-        side = (size["shortest_edge"] if "shortest_edge" in size else size["height"]) if isinstance(size, dict) else size
+        if isinstance(size, dict):
+            size = size["shortest_edge"] if "shortest_edge" in size else size["height"]
         mean, std = (tuple(float(x) for x in config[key]) for key in ("image_mean", "image_std"))
-        return WeightsSource(path, int(side), mean, std)
+        return WeightsSource(path, int(size), mean, std)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UdcError(f"model.weights: {config_path}: cannot be read: {error!r}") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -9,8 +11,10 @@ import torch
 
 from udc_model.errors import UdcError
 from udc_model.models.factory import best_device
+from udc_model.models.kernels import load_library
 from udc_model.params import TrainParams
 
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of malloc.h
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -33,9 +37,31 @@ class Hardware:
         return torch.channels_last if self.device.type in ("cpu", "cuda") else torch.contiguous_format
 
     def describe(self) -> dict[str, str]:
-        """Device and precision for the run's record."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        return {"device": name, "precision": self.precision}
+        """Device, precision and, on a CPU, whether the native kernels are in use: what the bits depend on."""
+        if self.device.type != "cpu":
+            name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+            return {"device": name, "precision": self.precision}
+        return {
+            "device": "cpu",
+            "precision": self.precision,
+            "kernels": "torch" if load_library() is None else "native",
+        }
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next step instead of handing it back to the system; elsewhere do nothing.
+
+    Activations are larger than malloc's limit for mapped blocks, so that each step would map, clear and unmap all of
+    them again, page by page. Measured on a ConvNeXt-tiny step: a tenth of the time.
+    """
+    if sys.platform != "linux":
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # another C library
+        return
+    for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28)):
+        mallopt(option, value)
 
 
 def pick_hardware(params: TrainParams) -> Hardware:

@@ -19,7 +19,12 @@ __all__ = ["DepthwiseConv2d", "add_scaled", "linear_act", "load_library"]
 def _is_native(activations: tuple[Tensor, ...], parameters: tuple[Tensor, ...]) -> bool:
     """Whether a kernel serves: float32 or bfloat16 activations and float32 parameters on the CPU."""
     fits = all(x.is_cpu and x.dtype in (torch.float32, torch.bfloat16) for x in activations)
-    return fits and all(p.is_cpu and p.dtype == torch.float32 for p in parameters) and load_library() is not None
+    return fits and all(p.is_cpu and p.dtype == torch.float32 for p in parameters) and _has_library()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_library() -> bool:
+    return load_library() is not None
 
 
 def _is_eager() -> bool:

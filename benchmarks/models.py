@@ -1,0 +1,215 @@
+"""Our models beside those of transformers, torchvision and timm: training step, inference, peak memory.
+
+    make bench                                  all cases (half an hour on two cores)
+    python benchmarks/models.py --only convnext-tiny/train
+
+Every library runs in a process of its own, and one step of each is taken in turn, so that whatever else the machine
+does meets all of them alike. "ours/best" is our speed over that of the fastest other library in the same round: the
+median over the rounds, with the lowest and the highest. In the cases of equal precision and memory format all
+processes use the same setting of the allocator; "defaults" is each library as it comes: ours as `udc train` runs it,
+transformers in fp32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+LIBRARIES = ("ours", "transformers", "torchvision", "timm")
+CLASSES, SIDE = 1000, 224
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement: ``mode`` is train or infer; precision ``auto`` is what each library does by itself."""
+
+    model: str
+    mode: str
+    precision: str
+    channels_last: bool
+    batch: int
+    libraries: tuple[str, ...] = LIBRARIES
+
+    @property
+    def name(self) -> str:
+        """How the table calls it, and what ``--only`` looks at."""
+        if self.precision == "auto":
+            return f"{self.model}/{self.mode}/defaults"
+        return f"{self.model}/{self.mode}/{self.precision}{'+channels_last' if self.channels_last else ''}/{self.batch}"
+
+
+def cases(batch: int, bf16_batch: int) -> list[Case]:
+    """All cases; bf16 has a batch size of its own, for processors that emulate it."""
+    found = []
+    for model in ("convnext-tiny", "resnet-50"):
+        found += [
+            Case(model, "train", "bf16", True, bf16_batch),
+            Case(model, "train", "fp32", False, batch),
+            Case(model, "train", "fp32", True, batch),
+            Case(model, "train", "auto", False, batch, ("ours", "transformers")),
+            Case(model, "infer", "fp32", False, 1),
+            Case(model, "infer", "fp32", False, 32),
+            Case(model, "infer", "fp32", True, 32),
+        ]
+    return found
+
+
+def build(library: str, model: str):  # a module of any library
+    """The model with random weights; drop path off everywhere."""
+    if library == "ours":
+        from udc_model.models import build_model
+        from udc_model.params import ModelParams
+
+        params = ModelParams(model_type=model.split("-")[0], preset=model)
+        return build_model(params, [str(i) for i in range(CLASSES)], seed=1)
+    if library == "transformers":
+        import transformers
+
+        kind = "ConvNext" if model.startswith("convnext") else "ResNet"
+        config = getattr(transformers, f"{kind}Config")(num_labels=CLASSES)
+        return getattr(transformers, f"{kind}ForImageClassification")(config)
+    name = {"convnext-tiny": "convnext_tiny", "resnet-50": "resnet50"}[model]
+    if library == "timm":
+        import timm
+
+        return timm.create_model(name, num_classes=CLASSES)
+    import torchvision
+
+    return getattr(torchvision.models, name)(**({"stochastic_depth_prob": 0.0} if model == "convnext-tiny" else {}))
+
+
+def prepare_step(library: str, case: Case) -> Callable[[], None]:
+    """One step of a library on fixed random images."""
+    import torch
+
+    from udc_model.params import TrainParams
+    from udc_model.training.hardware import keep_freed_memory, pick_hardware
+
+    torch.manual_seed(0)
+    precision, channels_last = case.precision, case.channels_last
+    if precision == "auto":
+        hardware = pick_hardware(TrainParams(device="cpu"))
+        precision = hardware.precision if library == "ours" else "fp32"
+        channels_last = library == "ours" and hardware.memory_format == torch.channels_last
+    if case.precision != "auto" or library == "ours":
+        keep_freed_memory()
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = build(library, case.model).to(memory_format=layout)
+    images = torch.randn(case.batch, 3, SIDE, SIDE).contiguous(memory_format=layout)
+    labels = torch.randint(0, CLASSES, (case.batch,))
+
+    def logits():
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            output = model(images)
+        return getattr(output, "logits", output)
+
+    if case.mode == "infer":
+        model.eval()
+
+        def infer() -> None:
+            with torch.inference_mode():
+                logits()
+
+        return infer
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def train() -> None:
+        loss = torch.nn.functional.cross_entropy(logits().float(), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return train
+
+
+def serve(library: str, case: Case, steps: int) -> None:
+    """A worker: after each line on stdin, time ``steps`` steps; at the end tell the peak memory in MB."""
+    step = prepare_step(library, case)
+    for _ in range(3):
+        step()
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        for _ in range(steps):
+            step()
+        sys.stdout.write(f"{(time.perf_counter() - started) / steps}\n")
+        sys.stdout.flush()
+    sys.stdout.write(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}\n")
+
+
+def measure(case: Case, rounds: int) -> None:
+    """Run one case and print its lines of the table."""
+    steps = 1 if case.mode == "train" else max(1, 32 // case.batch)
+    workers = {}
+    for library in case.libraries:
+        command = [sys.executable, __file__, "--worker", library, json.dumps(asdict(case)), str(steps)]
+        worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                  text=True)  # fmt: skip
+        workers[library] = worker
+        if worker.stdout.readline().strip() != "ready":
+            raise SystemExit(f"{library} failed; run it alone: {' '.join(command)}")
+    speeds: dict[str, list[float]] = {library: [] for library in workers}
+    for round_number in range(rounds):
+        order = list(workers)
+        for library in order[round_number % len(order) :] + order[: round_number % len(order)]:
+            workers[library].stdin.write("step\n")
+            workers[library].stdin.flush()
+            speeds[library].append(case.batch / float(workers[library].stdout.readline()))
+    memory = {}
+    for library, worker in workers.items():
+        worker.stdin.close()
+        memory[library] = float(worker.stdout.readline())
+        worker.wait()
+    best = [max(speeds[library][i] for library in workers if library != "ours") for i in range(rounds)]
+    for library in workers:
+        line = f"{case.name:42}{library:14}{statistics.median(speeds[library]):9.2f}{memory[library]:9.0f}"
+        if library == "ours":
+            ratios = [own / other for own, other in zip(speeds["ours"], best, strict=True)]
+            line += f"{statistics.median(ratios):9.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Measure all cases, or those whose name holds ``--only``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=16, help="images a training step")
+    parser.add_argument("--only", default="", help="part of a case's name, e.g. convnext-tiny/train")
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        library, case, steps = options.worker
+        serve(library, Case(**json.loads(case)), int(steps))
+        return
+    import torch
+
+    from udc_model.models.kernels import load_library
+    from udc_model.params import TrainParams
+    from udc_model.training.hardware import pick_hardware
+
+    fast_bf16 = pick_hardware(TrainParams(device="cpu")).precision == "bf16"
+    kernels = "native kernels" if load_library() else "no native kernels"
+    processor = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                      if line.startswith("model name")), platform.processor())  # fmt: skip
+    sys.stdout.write(f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}, {kernels}, bf16 "
+                     f"{'in hardware' if fast_bf16 else 'emulated'}; {SIDE} px, {options.rounds} rounds\n\n")  # fmt: skip
+    sys.stdout.write(f"{'case':42}{'library':14}{'images/s':>9}{'peak MB':>9}{'ours/best':>12}\n")
+    for case in cases(options.batch, options.batch if fast_bf16 else 1):
+        if options.only in case.name:
+            measure(case, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
