@@ -7,7 +7,7 @@ export PYTHONPATH := src
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: setup demo ui test lint clean
+.PHONY: setup demo ui test lint bench clean
 
 setup: .venv/.ready ## create .venv with the locked versions
 
@@ -32,6 +32,9 @@ lint: setup ## style, format, types
 	@ruff check .
 	@ruff format --check .
 	@mypy
+
+bench: setup ## measure the models beside transformers, torchvision and timm
+	@python benchmarks/models.py
 
 clean: ## remove what the pipeline made, but no recorded run
 	@rm -rf data/prepared model training evaluation metrics.json

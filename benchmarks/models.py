@@ -203,8 +203,9 @@ def main() -> None:
     kernels = "native kernels" if load_library() else "no native kernels"
     processor = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                       if line.startswith("model name")), platform.processor())  # fmt: skip
-    sys.stdout.write(f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}, {kernels}, bf16 "
-                     f"{'in hardware' if fast_bf16 else 'emulated'}; {SIDE} px, {options.rounds} rounds\n\n")  # fmt: skip
+    bf16 = "in hardware" if fast_bf16 else "emulated"
+    sys.stdout.write(f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}, {kernels}, "
+                     f"bf16 {bf16}; {SIDE} px, {options.rounds} rounds\n\n")  # fmt: skip
     sys.stdout.write(f"{'case':42}{'library':14}{'images/s':>9}{'peak MB':>9}{'ours/best':>12}\n")
     for case in cases(options.batch, options.batch if fast_bf16 else 1):
         if options.only in case.name:

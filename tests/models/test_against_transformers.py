@@ -12,19 +12,14 @@ from udc_model.models import (
 )
 from udc_model.presets import PRESETS
 
-CONVNEXT = {
-    "mini": PRESETS["convnext-mini"].settings,
-    "tiny": {},
+CONVNEXT = {name: preset.settings for name, preset in PRESETS.items() if preset.model_type == "convnext"} | {
     "three stages, patch 2": {"num_stages": 3, "hidden_sizes": [8, 16, 24], "depths": [1, 2, 1], "patch_size": 2},
     "no layer scale, one channel": {
         "num_stages": 2, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_scale_init_value": 0.0, "num_channels": 1,
     },
     "relu, same sizes": {"num_stages": 2, "hidden_sizes": [8, 8], "depths": [2, 1], "hidden_act": "relu"},
 }  # fmt: skip
-RESNET = {
-    "mini": PRESETS["resnet-mini"].settings,
-    "18": PRESETS["resnet-18"].settings,
-    "50": PRESETS["resnet-50"].settings,
+RESNET = {name: preset.settings for name, preset in PRESETS.items() if preset.model_type == "resnet"} | {
     "basic, both flags": {
         "layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [2, 1],
         "downsample_in_first_stage": True, "downsample_in_bottleneck": True,
@@ -78,7 +73,7 @@ def test_equal_to_transformers(kind, name, settings):
 @pytest.mark.parametrize("kind", ["convnext", "resnet"])
 def test_initialisation_has_transformers_statistics(kind):
     config, model, their_config, their_model = PAIRS[kind]
-    settings = {"convnext": CONVNEXT["mini"], "resnet": RESNET["mini"]}[kind]
+    settings = PRESETS[f"{kind}-mini"].settings
     stds: list[dict[str, list[torch.Tensor]]] = [{}, {}]
     for seed in range(5):
         torch.manual_seed(seed)
@@ -98,7 +93,7 @@ def test_initialisation_has_transformers_statistics(kind):
 def test_folders_load_both_ways(kind, tmp_path):
     torch.manual_seed(0)
     config, model, their_config, their_model = PAIRS[kind]
-    settings = {"convnext": CONVNEXT["mini"], "resnet": RESNET["mini"]}[kind]
+    settings = PRESETS[f"{kind}-mini"].settings
     names = {0: "bar", 1: "dot", 2: "stripe"}
     images = torch.randn(2, 3, 32, 32)
 
@@ -120,7 +115,7 @@ def test_folders_load_both_ways(kind, tmp_path):
 @pytest.mark.parametrize("kind", ["convnext", "resnet"])
 def test_save_load_save_gives_the_same_bytes(kind, tmp_path):
     config, model, _, _ = PAIRS[kind]
-    settings = {"convnext": CONVNEXT["mini"], "resnet": RESNET["mini"]}[kind]
+    settings = PRESETS[f"{kind}-mini"].settings
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
     model(config(num_labels=3, **settings)).save_pretrained(tmp_path / "first")

@@ -37,7 +37,7 @@ from udc_model.tracking.run import (
     mark,
     training_run,
 )
-from udc_model.training.hardware import pick_hardware
+from udc_model.training.hardware import keep_freed_memory, pick_hardware
 from udc_model.training.loop import Metrics, TrainingResult, train_model
 
 logger = logging.getLogger("udc_model.stages.train")  # __name__ is __main__ when DVC runs the stage
@@ -55,6 +55,7 @@ def train(params: Params, workspace: Workspace) -> TrainingResult:
     check_classes(params, dataset.classes)
     check_channels(params)
     hardware = pick_hardware(params.train)
+    keep_freed_memory()
     splits = {name: dataset.split(name) for name in ("train", "validation")}
     model = build_model(params.model, dataset.classes, params.seed)
     weights, preprocessing = start_from_weights(model, params.model, dataset.preprocessing)
