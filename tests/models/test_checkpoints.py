@@ -56,6 +56,8 @@ def test_state_dicts_of_peers_give_equal_logits(peer, tmp_path):
     report = load_weights(ours, tmp_path / "weights.pth")
     assert not report.missing
     assert not report.skipped
+    assert set(report.converted) == set(theirs.state_dict())
+    assert set(report.converted.values()) == set(ours.state_dict()) == set(report.loaded)
     with torch.inference_mode():
         torch.testing.assert_close(ours(IMAGES).logits, theirs(IMAGES), rtol=1e-4, atol=1e-4)
 

@@ -28,15 +28,16 @@ State = dict[str, Tensor]
 
 @dataclass
 class WeightsReport:
-    """What became of a checkpoint: keys of the model that were ``loaded``, ``skipped`` keys of the checkpoint with the
-    reason, ``missing`` keys of the model that keep their random start; ``layout`` the checkpoint was in, and the
-    ``sha256`` of its file(s).
+    """What became of a checkpoint: keys of the model that were ``loaded``, those of the checkpoint that were
+    ``converted`` to them (by their own name), ``skipped`` keys of the checkpoint with the reason, ``missing`` keys of the
+    model that keep their random start; ``layout`` the checkpoint was in, and the ``sha256`` of its file(s).
     """
 
     path: str
     sha256: str
     layout: str
     loaded: list[str] = field(default_factory=list)
+    converted: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
 
@@ -94,6 +95,8 @@ def load_weights(
             report.skipped[original] = _mismatch(key, tensor, own[key])
         else:
             fitting[key] = tensor
+            if key != original:
+                report.converted[original] = key
     report.loaded = sorted(fitting)
     report.missing = sorted(key for key in own if key not in fitting and not key.endswith("num_batches_tracked"))
     if not fitting and any("model.weights_" in reason for reason in report.skipped.values()):
