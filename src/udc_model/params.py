@@ -191,6 +191,10 @@ class LossParams(Section):
 
     name: Literal[
         "cross_entropy",
+        "focal",
+        "class_balanced",
+        "ldam",
+        "logit_adjusted",
         "seesaw",
         "expected_cost",
         "cost_regularized",
@@ -202,6 +206,11 @@ class LossParams(Section):
     reads: Literal["loss", "costs"] = "loss"
     label_smoothing: Share = 0.0
     class_weights: Literal["balanced"] | None = None
+    focal_gamma: Annotated[float, Field(ge=0)] = 2.0
+    class_balanced_beta: Share = 0.999
+    ldam_max_margin: Annotated[float, Field(ge=0)] = 0.5
+    ldam_scale: Annotated[float, Field(gt=0)] = 1.0
+    logit_adjusted_tau: Annotated[float, Field(ge=0)] = 1.0
     cost_lambda: Annotated[float, Field(ge=0)] = 10.0
     warmup_epochs: Annotated[int, Field(ge=0)] = 5
 

@@ -4,21 +4,23 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.ops import sigmoid_focal_loss
 
 from udc_model.costs import losses
 from udc_model.params import LossParams
 
 COSTS = torch.tensor([[0.0, 1.0, 2.0], [10.0, 0.0, 1.0], [3.0, 4.0, 0.0]])
+BLIND = ["cross_entropy", "focal", "class_balanced", "ldam", "logit_adjusted", "seesaw"]
 ALL = [
-    "cross_entropy", "seesaw", "expected_cost", "cost_regularized", "cost_weighted", "legacy_logit_adjustment",
+    *BLIND, "expected_cost", "cost_regularized", "cost_weighted", "legacy_logit_adjustment",
     "legacy_logit_adjustment_regularized", "legacy_cost_matrix_cross_entropy",
 ]  # fmt: skip
 
 
 def _loss(name, costs=COSTS, **options):
-    reads = "loss" if name in ("cross_entropy", "seesaw") else "costs"
+    reads = "loss" if name in BLIND else "costs"
     loss = losses.TrainingLoss(LossParams(name=name, reads=reads, **options), costs, [5] * len(costs))
-    loss.start_epoch(100)
+    loss.start_epoch(99, 100)
     return loss
 
 
@@ -38,6 +40,72 @@ def test_cross_entropy_is_torchs():
     loss = losses.TrainingLoss(LossParams(label_smoothing=0.1, class_weights="balanced"), COSTS, [10, 20, 30])
     weight = torch.tensor([60 / 30, 60 / 60, 60 / 90])  # scikit-learn's n / (K * n_k)
     assert loss(logits, targets) == F.cross_entropy(logits, targets, weight, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_gradients_in_double_precision(name, monkeypatch):
+    """Against finite differences; ``float()`` is made to keep doubles, for the losses compute in float32."""
+    monkeypatch.setattr(torch.Tensor, "float", lambda self: self)
+    loss = _loss(name, COSTS.double())
+    loss.counts = torch.tensor([5.0, 50.0, 500.0], dtype=torch.float64)
+    logits = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    targets = torch.tensor([0, 1, 2, 2, 1, 0])
+    if name == "seesaw":  # its factors are held constant by design, so only the frozen form has this gradient
+        loss.seesaw.q, loss.seesaw.counts = 0.0, loss.counts * 1e15
+    assert torch.autograd.gradcheck(lambda z: loss(z, targets), (logits,))
+
+
+def test_focal_is_torchvisions_for_two_classes():
+    margins = torch.linspace(-8, 8, 33)
+    logits = torch.stack([torch.zeros_like(margins), margins], dim=1)
+    for gamma in (0.0, 0.5, 2.0, 5.0):
+        for y in (0, 1):
+            targets = torch.full((33,), y)
+            expected = sigmoid_focal_loss(margins, targets.float(), alpha=-1, gamma=gamma, reduction="mean")
+            torch.testing.assert_close(losses.focal(logits, targets, gamma), expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(losses.focal(logits, targets, 0.0), F.cross_entropy(logits, targets))
+
+
+def test_class_balanced_weights_by_hand():
+    """Cui 2019: E_n = (1 - beta^n) / (1 - beta), weights 1 / E_n scaled to a sum of K."""
+    effective = [1.0, 1 + 0.9, 1 + 0.9 + 0.81]  # geometric sums for n = 1, 2, 3
+    raw = np.array([1 / e for e in effective])
+    found = losses.class_balanced_weights(torch.tensor([1.0, 2.0, 3.0]), 0.9)
+    np.testing.assert_allclose(found.numpy(), raw / raw.sum() * 3, rtol=1e-6)
+    torch.testing.assert_close(losses.class_balanced_weights(torch.tensor([7.0, 70.0]), 0.0), torch.ones(2))
+    near_one = losses.class_balanced_weights(torch.tensor([10.0, 40.0]), 1 - 1e-9)
+    torch.testing.assert_close(near_one[0] / near_one[1], torch.tensor(4.0), rtol=1e-4, atol=0)
+
+
+def test_ldam_by_hand():
+    margins = losses.ldam_margins(torch.tensor([16.0, 81.0, 10_000.0]), 0.5)
+    np.testing.assert_allclose(margins.numpy(), [0.5, 0.5 * 2 / 3, 0.5 * 2 / 10], rtol=1e-6)
+    logits = torch.tensor([[1.0, 2.0, 0.5]])
+    lowered = np.array([1.0, 2.0 - 1 / 3, 0.5]) * 3
+    expected = np.log(np.exp(lowered - lowered.max()).sum()) + lowered.max() - lowered[1]
+    assert losses.ldam(logits, torch.tensor([1]), margins, 3.0).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_ldam_reweights_in_the_last_fifth():
+    loss = losses.TrainingLoss(LossParams(name="ldam", class_balanced_beta=0.9), COSTS, [2, 20, 200])
+    logits, targets = torch.randn(9, 3), torch.tensor([0, 1, 2] * 3)
+    values = []
+    for epoch in range(10):
+        loss.start_epoch(epoch, 10)
+        values.append(loss(logits, targets).item())
+    assert len(set(values[:8])) == len(set(values[8:])) == 1
+    assert values[0] != values[-1]
+
+
+def test_logit_adjusted_by_menons_equation():
+    logits, targets = torch.tensor([[0.3, -0.2], [1.0, 0.1]]), torch.tensor([0, 1])
+    prior = np.array([0.75, 0.25])
+    total = 0.0
+    for z, y in zip(logits.numpy().astype(float), (0, 1), strict=True):
+        other = 1 - y
+        total += np.log(1 + (prior[other] / prior[y]) ** 0.5 * np.exp(z[other] - z[y]))
+    found = losses.logit_adjusted(logits, targets, torch.tensor([30.0, 10.0]), 0.5)
+    assert found.item() == pytest.approx(total / 2, rel=1e-5)
 
 
 def test_expected_cost_by_hand():
@@ -93,7 +161,7 @@ def test_lambda_warms_up():
     )
     weights = []
     for epoch in range(4):
-        loss.start_epoch(epoch)
+        loss.start_epoch(epoch, 4)
         weights.append(loss.cost_weight)
     assert weights == [2.0, 4.0, 6.0, 6.0]
 
@@ -102,6 +170,10 @@ def test_lambda_warms_up():
     ("name", "options", "threshold"),
     [
         ("cross_entropy", {}, 0.50),
+        ("focal", {}, 0.50),
+        ("class_balanced", {}, 0.50),
+        ("ldam", {}, 0.50),
+        ("logit_adjusted", {}, 0.50),
         ("cost_weighted", {}, 1 / 11),
         ("cost_regularized", {"cost_lambda": 0.1}, 0.49),
         ("cost_regularized", {"cost_lambda": 10.0}, 0.20),

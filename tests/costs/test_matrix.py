@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from udc_model.costs.matrix import cost_matrix
+from udc_model.costs.matrix import cost_matrix, lint_costs
 from udc_model.errors import UdcError
 from udc_model.params import CostEntry, CostParams
 
@@ -54,3 +54,43 @@ def test_numbers_order_numerically_not_as_texts():
 def test_mistakes_are_named(params, message):
     with pytest.raises(UdcError, match=message):
         cost_matrix(params, AB)
+
+
+def test_a_sensible_matrix_has_no_findings():
+    classes = ["a", "b", "c"]
+    for params in (CostParams(), CostParams(preset="absolute_difference", order=classes)):
+        assert lint_costs(cost_matrix(params, classes), classes) == []
+
+
+@pytest.mark.parametrize(
+    ("costs", "expected"),
+    [
+        ([[0, 5, 1], [0, 0, 0], [2, 1, 0]], ["no mistake on a b costs anything", "deciding b is never the cheapest"]),
+        (
+            [[0, 5], [0, 0]],
+            ["calling every image a costs nothing", "no mistake on a b costs anything", "deciding b is never"],
+        ),
+        # b is dearer than c whatever the truth
+        ([[0, 3, 2], [1, 1, 0], [4, 3, 0]], ["deciding b is never the cheapest"]),
+        # no single decision is better than b everywhere, but a and c by turns are
+        ([[0, 3, 4], [2, 2.5, 2], [4, 3, 0]], ["deciding b is never the cheapest"]),
+    ],
+)
+def test_findings_name_the_class(costs, expected):
+    found = lint_costs(np.array(costs, dtype=float), ["a", "b", "c"][: len(costs)])
+    assert len(found) == len(expected)
+    for finding, start in zip(sorted(found), sorted(f"costs: {each}" for each in expected), strict=True):
+        assert finding.startswith(start)
+
+
+def test_never_cheapest_agrees_with_trying_posteriors():
+    rng = np.random.default_rng(0)
+    posteriors = rng.dirichlet(np.ones(3) * 0.5, size=20_000)
+    for _ in range(40):
+        costs = rng.integers(0, 8, (3, 3)) + 1.0
+        tried = set(np.argmin(posteriors @ costs, axis=1).tolist())
+        findings = " ".join(lint_costs(costs, list("abc")))
+        told = {k for k, name in enumerate("abc") if f"deciding {name} " not in findings}
+        assert tried <= told
+        # a decision that is cheapest in a sliver may be missed by the draws, not the other way round
+        assert len(told - tried) <= 1

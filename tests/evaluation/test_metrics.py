@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from udc_model.evaluation.metrics import expected_calibration_error, one_vs_rest_auc, per_class_table, split_metrics
 from udc_model.evaluation.plots import plot_confusion_matrix, plot_precision_recall, plot_roc
@@ -19,6 +19,20 @@ def scored(rng):
 def test_auc_is_scikit_learns(scored):
     targets, p = scored
     assert one_vs_rest_auc(targets, p) == pytest.approx(roc_auc_score(targets, p, multi_class="ovr", average="macro"))
+
+
+def test_probability_scores_by_their_definitions(scored):
+    targets, p = scored
+    found = split_metrics(targets, p.argmax(axis=1), p, 1.0 - np.eye(3), 15)
+    assert found["brier_score"] == pytest.approx(((p - np.eye(3)[targets]) ** 2).sum(axis=1).mean())
+    assert found["average_precision"] == pytest.approx(average_precision_score(np.eye(3)[targets], p, average="macro"))
+    agreement = found["accuracy"]
+    shares = np.bincount(targets, minlength=3) / 300, np.bincount(p.argmax(axis=1), minlength=3) / 300
+    chance = float(shares[0] @ shares[1])
+    assert found["cohen_kappa"] == pytest.approx((agreement - chance) / (1 - chance))
+    perfect = split_metrics(targets, targets, np.eye(3)[targets], 1.0 - np.eye(3), 15)
+    assert perfect["matthews_correlation"] == perfect["cohen_kappa"] == 1
+    assert perfect["brier_score"] == 0
 
 
 def test_calibration_error_by_hand():

@@ -1,20 +1,62 @@
 """Training losses: functions of logits (N, K) and targets (N,), in float32 inside, mean over the batch.
 
-Which of them leads to the decision of least cost by argmax for *any* cost matrix? Only ``expected_cost``. The others
-estimate probabilities (cross entropy, seesaw) or bend them (the rest); the default is therefore cross entropy, followed
-by calibration and the minimum-risk decision (`udc_model.costs.decision`), which is consistent and survives a change of
-prices without training.
+Which of them leads to the decision of least cost by argmax for *any* cost matrix? Only ``expected_cost``. Cross entropy
+and focal loss rank the classes by probability; ``class_balanced``, ``ldam``, ``logit_adjusted`` and ``seesaw`` know how
+frequent the classes are, not what a mistake costs; the rest bend the probabilities by the prices. The default is
+therefore cross entropy, followed by calibration and the minimum-risk decision (`udc_model.costs.decision`), which is
+consistent and survives a change of prices without training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from udc_model.params import COST_SENSITIVE_LOSSES, LossParams
+from udc_model.params import LossParams
+
+
+def focal(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
+    """``-(1 - p_y)^gamma log p_y`` (Lin et al. 2017, equation 4) of the softmax; gamma = 0 is cross entropy."""
+    log_p = logits.float().log_softmax(dim=1)
+    is_target = F.one_hot(targets, logits.shape[1]).bool()
+    # log(1 - p_y), from the other classes: exact where p_y rounds to 1
+    log_rest = log_p.masked_fill(is_target, -torch.inf).logsumexp(dim=1)
+    return -((gamma * log_rest).exp() * log_p[is_target]).mean()
+
+
+def class_balanced_weights(counts: Tensor, beta: float) -> Tensor:
+    """``(1 - beta) / (1 - beta^n)`` for each class, scaled to a sum of K (Cui et al. 2019, equation 2).
+
+    beta = 0 weights all classes alike, beta towards 1 by inverse frequency.
+    """
+    weights = (1 - beta) / (1 - beta ** counts.double())
+    return (weights / weights.sum() * len(counts)).float()
+
+
+def ldam_margins(counts: Tensor, max_margin: float) -> Tensor:
+    """Margins proportional to ``n^(-1/4)``, the rarest class's ``max_margin`` (Cao et al. 2019, equation 11)."""
+    margins = counts.double() ** -0.25
+    return (margins / margins.max() * max_margin).float()
+
+
+def ldam(logits: Tensor, targets: Tensor, margins: Tensor, scale: float, weight: Tensor | None = None) -> Tensor:
+    """Cross entropy of ``scale`` times logits whose target is lowered by its class's margin (Cao et al. 2019, eq. 13).
+
+    ``weight`` is for the last epochs: the paper's deferred re-weighting.
+    """
+    lowered = logits.float() - F.one_hot(targets, logits.shape[1]) * margins[targets, None]
+    return F.cross_entropy(scale * lowered, targets, weight)
+
+
+def logit_adjusted(logits: Tensor, targets: Tensor, counts: Tensor, tau: float) -> Tensor:
+    """Cross entropy of logits plus ``tau`` times the log class frequency (Menon et al. 2021, equation 10).
+
+    The logits alone then rank by balanced error.
+    """
+    return F.cross_entropy(logits.float() + tau * (counts / counts.sum()).log(), targets)
 
 
 def expected_cost(logits: Tensor, targets: Tensor, costs: Tensor) -> Tensor:
@@ -99,45 +141,56 @@ class TrainingLoss:
     ----------
     params : the section ``loss``.
     costs : (K, K) cost matrix, rows true; only cost-sensitive losses look at it.
-    class_counts : training images of each class, for ``class_weights: balanced``.
+    class_counts : training images of each class, at least 1, for the losses that know how frequent classes are.
     """
 
     def __init__(self, params: LossParams, costs: Tensor, class_counts: Sequence[int]) -> None:
         self.params = params
         self.costs = costs.float()
-        counts = torch.tensor(class_counts, dtype=torch.float32)
-        balanced = params.class_weights == "balanced"
-        self.class_weights = counts.sum() / (len(counts) * counts) if balanced else None
+        self.counts = torch.tensor(class_counts, dtype=torch.float32)
         self.seesaw = SeesawLoss(len(class_counts))
         self.cost_weight = 0.0
+        self.reweights = False
 
-    def start_epoch(self, epoch: int) -> None:
-        """Raise the weight of the cost term linearly to ``cost_lambda`` over ``warmup_epochs`` (``epoch`` from 0)."""
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Set what changes with the ``epoch`` (from 0) of ``epochs``.
+
+        The weight of the cost term rises linearly to ``cost_lambda`` over ``warmup_epochs``; ``ldam`` re-weights the
+        classes in the last fifth.
+        """
         share = min(1.0, (epoch + 1) / (self.params.warmup_epochs + 1))
         self.cost_weight = self.params.cost_lambda * share
+        self.reweights = epoch >= 0.8 * epochs
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of a batch, a float32 scalar."""
-        name = self.params.name
-        if name == "cross_entropy":
-            weight = None if self.class_weights is None else self.class_weights.to(logits.device)
-            return F.cross_entropy(logits.float(), targets, weight, label_smoothing=self.params.label_smoothing)
-        if name == "seesaw":
-            return self.seesaw(logits, targets)
-        costs = self.costs.to(logits.device)
-        if name in _WEIGHTED:
-            return _WEIGHTED[name](logits, targets, costs, self.cost_weight)
-        return _PRICED[name](logits, targets, costs)
-
-
-_PRICED: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "expected_cost": expected_cost,
-    "cost_weighted": cost_weighted,
-    "legacy_logit_adjustment": legacy_logit_adjustment,
-    "legacy_cost_matrix_cross_entropy": legacy_cost_matrix_cross_entropy,
-}
-_WEIGHTED: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
-    "cost_regularized": cost_regularized,
-    "legacy_logit_adjustment_regularized": legacy_logit_adjustment_regularized,
-}
-assert {*_PRICED, *_WEIGHTED} == COST_SENSITIVE_LOSSES
+        params, costs, counts = self.params, self.costs.to(logits.device), self.counts.to(logits.device)
+        match params.name:
+            case "cross_entropy":
+                weight = counts.sum() / (len(counts) * counts) if params.class_weights == "balanced" else None
+                return F.cross_entropy(logits.float(), targets, weight, label_smoothing=params.label_smoothing)
+            case "focal":
+                return focal(logits, targets, params.focal_gamma)
+            case "class_balanced":
+                weight = class_balanced_weights(counts, params.class_balanced_beta)
+                return F.cross_entropy(logits.float(), targets, weight)
+            case "ldam":
+                weight = class_balanced_weights(counts, params.class_balanced_beta) if self.reweights else None
+                margins = ldam_margins(counts, params.ldam_max_margin)
+                return ldam(logits, targets, margins, params.ldam_scale, weight)
+            case "logit_adjusted":
+                return logit_adjusted(logits, targets, counts, params.logit_adjusted_tau)
+            case "seesaw":
+                return self.seesaw(logits, targets)
+            case "expected_cost":
+                return expected_cost(logits, targets, costs)
+            case "cost_regularized":
+                return cost_regularized(logits, targets, costs, self.cost_weight)
+            case "cost_weighted":
+                return cost_weighted(logits, targets, costs)
+            case "legacy_logit_adjustment":
+                return legacy_logit_adjustment(logits, targets, costs)
+            case "legacy_logit_adjustment_regularized":
+                return legacy_logit_adjustment_regularized(logits, targets, costs, self.cost_weight)
+            case "legacy_cost_matrix_cross_entropy":
+                return legacy_cost_matrix_cross_entropy(logits, targets, costs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linprog
 
 from udc_model.errors import UdcError
 from udc_model.params import CostParams
@@ -74,3 +75,35 @@ def _ordinal_values(params: CostParams, classes: list[str]) -> NDArray[np.float6
             "costs.preset: absolute_difference needs class names that are numbers, or their order in costs.order; "
             f"the classes are {', '.join(classes)}"
         ) from None
+
+
+def lint_costs(costs: NDArray[np.float64], classes: list[str]) -> list[str]:
+    """What in a (K, K) cost matrix is allowed but hardly meant, one sentence each, with what follows from it."""
+    found = []
+    for k, name in enumerate(classes):
+        others = np.delete(costs[k], k)
+        if (others == 0).all():
+            found.append(f"costs: no mistake on a {name} costs anything, so its images count for nothing")
+        if (costs[:, k] <= 0).all():
+            found.append(f"costs: calling every image {name} costs nothing, so that is what the cheapest rule will do")
+        elif not _is_ever_cheapest(costs, k):
+            found.append(f"costs: deciding {name} is never the cheapest, however sure the model is; no image will be")
+    return found
+
+
+def _is_ever_cheapest(costs: NDArray[np.float64], decision: int) -> bool:
+    """Whether any posterior makes a decision strictly cheaper than all others: a linear programme.
+
+    Maximise t over posteriors p with ``p C[:, other] - p C[:, decision] >= t`` for every other decision.
+    """
+    k = len(costs)
+    gains = costs[:, [decision]] - np.delete(costs, decision, axis=1)  # (K, D - 1), to be below -t for p
+    best = linprog(
+        c=np.append(np.zeros(k), -1.0),
+        A_ub=np.column_stack([gains.T, np.ones(gains.shape[1])]),
+        b_ub=np.zeros(gains.shape[1]),
+        A_eq=np.append(np.ones(k), 0.0)[None, :],
+        b_eq=[1.0],
+        bounds=[(0, None)] * k + [(None, None)],
+    )
+    return bool(-best.fun > 1e-9 * np.abs(costs).max())

@@ -9,9 +9,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics import (
     accuracy_score,
+    average_precision_score,
     balanced_accuracy_score,
+    brier_score_loss,
+    cohen_kappa_score,
     f1_score,
     log_loss,
+    matthews_corrcoef,
     precision_recall_fscore_support,
     roc_auc_score,
 )
@@ -37,7 +41,8 @@ def split_metrics(
     -------
     ``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``mean_cost`` and ``normalised_cost`` (None where a constant
     answer is free) of the decisions; ``argmax_accuracy`` and ``argmax_mean_cost`` of the most probable class, for
-    comparison; ``log_loss`` (nats), ``roc_auc`` (one against rest, mean over classes) and
+    comparison; ``cohen_kappa`` and ``matthews_correlation`` of the decisions; ``log_loss`` (nats), ``brier_score`` (0
+    to 2), ``roc_auc`` and ``average_precision`` (one against rest, mean over classes) and
     ``expected_calibration_error`` of the probabilities.
     """
     labels = np.arange(len(costs))
@@ -50,8 +55,12 @@ def split_metrics(
         "normalised_cost": normalised_cost(targets, decided, costs),
         "argmax_accuracy": float(accuracy_score(targets, argmax)),
         "argmax_mean_cost": mean_cost(targets, argmax, costs),
+        "cohen_kappa": float(cohen_kappa_score(targets, decided, labels=labels)),
+        "matthews_correlation": float(matthews_corrcoef(targets, decided)),
         "log_loss": float(log_loss(targets, probabilities, labels=labels)),
+        "brier_score": float(brier_score_loss(targets, probabilities, labels=labels, scale_by_half=False)),
         "roc_auc": one_vs_rest_auc(targets, probabilities),
+        "average_precision": one_vs_rest_average_precision(targets, probabilities),
         "expected_calibration_error": expected_calibration_error(targets, probabilities, ece_bins),
     }
 
@@ -59,6 +68,12 @@ def split_metrics(
 def one_vs_rest_auc(targets: Indices, probabilities: Floats) -> float:
     """Area under the ROC curve of each class against the rest, mean over classes."""
     areas = [roc_auc_score(targets == k, probabilities[:, k]) for k in range(probabilities.shape[1])]
+    return float(np.mean(areas))
+
+
+def one_vs_rest_average_precision(targets: Indices, probabilities: Floats) -> float:
+    """Area under the precision-recall curve of each class against the rest, mean over classes."""
+    areas = [average_precision_score(targets == k, probabilities[:, k]) for k in range(probabilities.shape[1])]
     return float(np.mean(areas))
 
 

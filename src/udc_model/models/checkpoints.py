@@ -29,8 +29,8 @@ State = dict[str, Tensor]
 @dataclass
 class WeightsReport:
     """What became of a checkpoint: keys of the model that were ``loaded``, those of the checkpoint that were
-    ``converted`` to them (by their own name), ``skipped`` keys of the checkpoint with the reason, ``missing`` keys of the
-    model that keep their random start; ``layout`` the checkpoint was in, and the ``sha256`` of its file(s).
+    ``converted`` to them (by their own name), ``skipped`` keys of the checkpoint with the reason, ``missing`` keys of
+    the model that keep their random start; ``layout`` the checkpoint was in, and the ``sha256`` of its file(s).
     """
 
     path: str

@@ -18,7 +18,7 @@ from sklearn.metrics import confusion_matrix
 import udc_model
 from udc_model.classifier import DecisionRule, TrainedClassifier, check_same_classes
 from udc_model.costs.calibration import fit_temperature
-from udc_model.costs.matrix import cost_matrix
+from udc_model.costs.matrix import cost_matrix, lint_costs
 from udc_model.data.packed import PackedDataset, PackedSplit
 from udc_model.errors import UdcError
 from udc_model.evaluation.metrics import per_class_table, split_metrics
@@ -107,6 +107,8 @@ def fit_rule(params: Params, dataset: PackedDataset, classifier: TrainedClassifi
         logits = classifier.logits_of_stored(split.images, params.evaluate.batch_size)
         temperature = fit_temperature(logits.astype(np.float64), split.labels)
     costs = cost_matrix(params.costs, dataset.classes)
+    for finding in lint_costs(costs, dataset.classes):
+        logger.warning("%s", finding)
     rule = DecisionRule(dataset.classes, costs.tolist(), params.evaluate.decision, temperature)
     check_same_classes(classifier, rule, "the prepared data")
     return rule

@@ -76,7 +76,7 @@ def train_model(
 
     for epoch in range(params.epochs):
         train_mode(model, frozen)
-        loss_fn.start_epoch(epoch)
+        loss_fn.start_epoch(epoch, params.epochs)
         batches = epoch_batches(len(train), params.batch_size, seed, epoch)
         draws = torch.from_numpy(augmentation.draws(len(train), seed, epoch))
         total_loss, started = 0.0, time.perf_counter()
