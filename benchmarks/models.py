@@ -3,11 +3,11 @@
     make bench                                  all cases (half an hour on two cores)
     python benchmarks/models.py --only convnext-tiny/train
 
-Every library runs in a process of its own, and one step of each is taken in turn, so that whatever else the machine
-does meets all of them alike. "ours/best" is our speed over that of the fastest other library in the same round: the
-median over the rounds, with the lowest and the highest. In the cases of equal precision and memory format all
-processes use the same setting of the allocator; "defaults" is each library as it comes: ours as `udc train` runs it,
-transformers in fp32.
+One process takes a step of each library in turn, so that whatever else the machine does meets all of them alike.
+"ours/best" is our speed over that of the fastest other library (by its median): the median over the rounds, with the
+lowest and the highest. Peak memory is of a process of its own that takes two steps. "defaults" is each library as it
+comes, in a process of its own: ours as `udc train` runs it, transformers in fp32; everywhere else precision, memory
+format and the allocator's settings are the same for all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -132,50 +132,72 @@ def prepare_step(library: str, case: Case) -> Callable[[], None]:
     return train
 
 
-def serve(library: str, case: Case, steps: int) -> None:
-    """A worker: after each line on stdin, time ``steps`` steps; at the end tell the peak memory in MB."""
-    step = prepare_step(library, case)
-    for _ in range(3):
+def serve(libraries: list[str], case: Case, steps: int) -> None:
+    """A worker: for each library's name on stdin, time ``steps`` steps of it; at the end tell the peak memory in MB."""
+    functions = {library: prepare_step(library, case) for library in libraries}
+    for step in functions.values():
+        step()
         step()
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    for _ in sys.stdin:
+    for line in sys.stdin:
         started = time.perf_counter()
         for _ in range(steps):
-            step()
+            functions[line.strip()]()
         sys.stdout.write(f"{(time.perf_counter() - started) / steps}\n")
         sys.stdout.flush()
     sys.stdout.write(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}\n")
 
 
+class Worker:
+    """A process that serves some libraries for one case."""
+
+    def __init__(self, libraries: Sequence[str], case: Case) -> None:
+        steps = 1 if case.mode == "train" else max(1, 32 // case.batch)
+        command = [sys.executable, __file__, "--worker", ",".join(libraries), json.dumps(asdict(case)), str(steps)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.DEVNULL, text=True)  # fmt: skip
+        if self._answer() != "ready":
+            raise SystemExit(f"a worker failed; run it alone: {' '.join(command)}")
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def seconds(self, library: str) -> float:
+        """Time of one step."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(library + "\n")
+        self.process.stdin.flush()
+        return float(self._answer())
+
+    def end(self) -> float:
+        """Stop; the peak memory in MB."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        memory = float(self._answer())
+        self.process.wait()
+        return memory
+
+
 def measure(case: Case, rounds: int) -> None:
     """Run one case and print its lines of the table."""
-    steps = 1 if case.mode == "train" else max(1, 32 // case.batch)
-    workers = {}
-    for library in case.libraries:
-        command = [sys.executable, __file__, "--worker", library, json.dumps(asdict(case)), str(steps)]
-        worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                  text=True)  # fmt: skip
-        workers[library] = worker
-        if worker.stdout.readline().strip() != "ready":
-            raise SystemExit(f"{library} failed; run it alone: {' '.join(command)}")
-    speeds: dict[str, list[float]] = {library: [] for library in workers}
-    for round_number in range(rounds):
-        order = list(workers)
-        for library in order[round_number % len(order) :] + order[: round_number % len(order)]:
-            workers[library].stdin.write("step\n")
-            workers[library].stdin.flush()
-            speeds[library].append(case.batch / float(workers[library].stdout.readline()))
-    memory = {}
-    for library, worker in workers.items():
-        worker.stdin.close()
-        memory[library] = float(worker.stdout.readline())
-        worker.wait()
-    best = [max(speeds[library][i] for library in workers if library != "ours") for i in range(rounds)]
-    for library in workers:
-        line = f"{case.name:42}{library:14}{statistics.median(speeds[library]):9.2f}{memory[library]:9.0f}"
+    libraries = list(case.libraries)
+    groups = [[library] for library in libraries] if case.precision == "auto" else [libraries]
+    workers = {library: worker for group in groups for worker in [Worker(group, case)] for library in group}
+    speeds: dict[str, list[float]] = {library: [] for library in libraries}
+    for turn in range(rounds):
+        start = turn % len(libraries)
+        for library in libraries[start:] + libraries[:start]:
+            speeds[library].append(case.batch / workers[library].seconds(library))
+    for worker in set(workers.values()):
+        worker.end()
+    medians = {library: statistics.median(values) for library, values in speeds.items()}
+    best = max((library for library in libraries if library != "ours"), key=medians.__getitem__)
+    for library in libraries:
+        line = f"{case.name:42}{library:14}{medians[library]:9.2f}{Worker([library], case).end():9.0f}"
         if library == "ours":
-            ratios = [own / other for own, other in zip(speeds["ours"], best, strict=True)]
+            ratios = [own / other for own, other in zip(speeds["ours"], speeds[best], strict=True)]
             line += f"{statistics.median(ratios):9.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         sys.stdout.write(line + "\n")
     sys.stdout.flush()
@@ -190,8 +212,8 @@ def main() -> None:
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        library, case, steps = options.worker
-        serve(library, Case(**json.loads(case)), int(steps))
+        libraries, case, steps = options.worker
+        serve(libraries.split(","), Case(**json.loads(case)), int(steps))
         return
     import torch
 

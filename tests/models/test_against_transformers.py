@@ -53,7 +53,8 @@ def _pair(kind, settings):
 def test_equal_to_transformers(kind, name, settings):
     torch.manual_seed(0)
     ours, theirs = _pair(kind, settings)
-    images = torch.randn(4, settings.get("num_channels", 3), 64, 64)
+    side = 64 if len(settings["depths"]) < 4 else 32  # the published sizes are large enough without large images
+    images = torch.randn(4, settings.get("num_channels", 3), side, side)
     labels = torch.tensor([0, 1, 4, 2])
     mine = ours(images, labels=labels, output_hidden_states=True)
     reference = theirs(pixel_values=images, labels=labels, output_hidden_states=True)
@@ -61,7 +62,7 @@ def test_equal_to_transformers(kind, name, settings):
     torch.testing.assert_close(mine.loss, reference.loss, rtol=1e-5, atol=1e-5)
     assert len(mine.hidden_states) == len(reference.hidden_states)
     for own, other in zip(mine.hidden_states, reference.hidden_states, strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-5 * max(1.0, float(other.abs().max())))
     mine.loss.backward()
     reference.loss.backward()
     others = dict(theirs.named_parameters())

@@ -28,6 +28,7 @@ IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(params=["native kernels", "torch's own operators"])
 def _kernels(request, monkeypatch):
+    monkeypatch.setattr(kernels, "WORTHWHILE", 0)
     if request.param != "native kernels":
         monkeypatch.setattr(kernels, "load_library", lambda: None)
 
@@ -64,6 +65,7 @@ def test_export(kind, gradients):
     [("resnet", True, "inductor"), ("convnext", True, "inductor"), ("convnext", False, "aot_eager")],
 )
 def test_compile_in_training(kind, native, backend, monkeypatch):
+    monkeypatch.setattr(kernels, "WORTHWHILE", 0)
     if not native:
         monkeypatch.setattr(kernels, "load_library", lambda: None)
     torch.compiler.reset()

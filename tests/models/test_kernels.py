@@ -202,8 +202,11 @@ def _gradients(model, autocast=False):
 def test_a_model_is_the_same_with_and_without_them(settings, autocast, monkeypatch):
     used = []
     monkeypatch.setattr(operators, "call", lambda name, *a: (used.append(name), library.call(name, *a)))
+    monkeypatch.setattr(kernels, "WORTHWHILE", 0)
     logits, gradients = _gradients(_tiny(**settings), autocast)
     assert "udc_depthwise_gradient" in used
+    assert ("udc_bias_gelu_backward" in used) == ("hidden_act" not in settings)
+    assert ("udc_scaled_residual_backward" in used) == ("layer_scale_init_value" not in settings)
     monkeypatch.setattr(kernels, "load_library", lambda: None)
     used.clear()
     stock_logits, stock_gradients = _gradients(_tiny(**settings), autocast)

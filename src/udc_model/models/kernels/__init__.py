@@ -27,8 +27,12 @@ def _has_library() -> bool:
     return load_library() is not None
 
 
-def _is_eager() -> bool:
-    return not (torch.compiler.is_compiling() or _is_tracing())
+WORTHWHILE = 2**20  # elements from which the saved passes over memory outweigh the call
+
+
+def _is_worthwhile(x: Tensor) -> bool:
+    """Whether to fuse: not for little, nor where a compiler does it or the graph is to run elsewhere."""
+    return not (torch.compiler.is_compiling() or _is_tracing()) and x.numel() >= WORTHWHILE
 
 
 def _is_tracing() -> bool:
@@ -58,7 +62,7 @@ class DepthwiseConv2d(nn.Conv2d):
 def linear_act(x: Tensor, linear: nn.Linear, act: nn.Module) -> Tensor:
     """``act(linear(x))``; an exact GELU adds the bias in the same pass."""
     is_gelu = isinstance(act, nn.GELU) and act.approximate == "none"
-    if not is_gelu or not _is_eager() or not _is_native((x,), (linear.weight,)):
+    if not is_gelu or not _is_worthwhile(x) or not _is_native((x,), (linear.weight,)):
         return act(linear(x))  # type: ignore[no-any-return]
     return torch.ops.udc.bias_gelu(F.linear(x, linear.weight), linear.bias)  # type: ignore[no-any-return]
 
@@ -68,7 +72,7 @@ def add_scaled(residual: Tensor, x: Tensor, linear: nn.Linear, scale: Tensor | N
 
     residual, x: (N, H, W, C); scale: (C,); factor: (N,), one a sample; None stands for 1.
     """
-    if scale is None or not _is_eager() or not _is_native((residual, x), (scale,)):
+    if scale is None or not _is_worthwhile(residual) or not _is_native((residual, x), (scale,)):
         x = linear(x)
         if scale is not None:
             x = scale * x
