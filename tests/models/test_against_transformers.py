@@ -62,7 +62,7 @@ def test_equal_to_transformers(kind, name, settings):
     torch.testing.assert_close(mine.loss, reference.loss, rtol=1e-5, atol=1e-5)
     assert len(mine.hidden_states) == len(reference.hidden_states)
     for own, other in zip(mine.hidden_states, reference.hidden_states, strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-5 * max(1.0, float(other.abs().max())))
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-5 * max(1.0, float(other.detach().abs().max())))
     mine.loss.backward()
     reference.loss.backward()
     others = dict(theirs.named_parameters())

@@ -49,6 +49,11 @@ class ResNetConfig(CustomConfig):
         self.downsample_in_bottleneck = downsample_in_bottleneck
 
 
+def _after_norm(act: str) -> nn.Module:
+    """An activation that may overwrite its input, which nobody else holds."""
+    return nn.ReLU(inplace=True) if act == "relu" else activation(act)
+
+
 class ResNetConvLayer(nn.Module):
     """Convolution without bias, BatchNorm, activation (None for none)."""
 
@@ -58,7 +63,7 @@ class ResNetConvLayer(nn.Module):
         super().__init__()
         self.convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
         self.normalization = nn.BatchNorm2d(out_channels)
-        self.activation = activation(act) if act is not None else nn.Identity()
+        self.activation = _after_norm(act) if act is not None else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
@@ -106,11 +111,13 @@ class _ResidualLayer(nn.Module):
         changes = in_channels != out_channels or stride != 1
         self.shortcut = ResNetShortCut(in_channels, out_channels, stride) if changes else nn.Identity()
         self.layer = nn.Sequential(*layers)
-        self.activation = activation(act)
+        self.activation = _after_norm(act)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
-        return cast(Tensor, self.activation(self.layer(x) + self.shortcut(x)))
+        out = self.layer(x)
+        out += self.shortcut(x)  # in place: BatchNorm's gradient does not look at its output
+        return cast(Tensor, self.activation(out))
 
 
 class ResNetBasicLayer(_ResidualLayer):
