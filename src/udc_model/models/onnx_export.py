@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ def export_onnx(
     Raises
     ------
     UdcError
-        The extra ``[onnx]`` is not installed.
+        The extra ``[onnx]`` is not installed, or the file cannot be written.
     """
     try:
         import onnx  # noqa: F401  # torch's exporter says less clearly what is missing
@@ -56,4 +57,11 @@ def export_onnx(
     assert program is not None  # only a legacy export to a file returns nothing
     names = [config.id2label[i] for i in range(config.num_labels)]
     program.model.metadata_props.update({"classes": json.dumps(names, ensure_ascii=False)} | (metadata or {}))
-    program.save(path)
+    path = Path(path)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        program.save(scratch)  # all published sizes are below the 2 GB from which weights need a second file
+        scratch.replace(path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise UdcError(f"{path}: cannot be written: {error}") from error
