@@ -53,8 +53,10 @@ class DepthwiseConv2d(nn.Conv2d):
         """(N, C, H, W) to the same."""
         trains = torch.is_grad_enabled() and self.weight.requires_grad
         traced = _is_tracing() or torch.compiler.is_exporting()
-        cast = x.to(torch.get_autocast_dtype("cpu")) if x.is_cpu and torch.is_autocast_enabled("cpu") else x
-        if not trains or traced or not _is_native((cast,), (self.weight,)):
+        if not trains or traced or not x.is_cpu:
+            return super().forward(x)
+        cast = x.to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else x
+        if not _is_native((cast,), (self.weight,)):
             return super().forward(x)
         return torch.ops.udc.depthwise_conv2d(cast, self.weight, self.bias)  # type: ignore[no-any-return]
 
