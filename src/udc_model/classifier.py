@@ -1,68 +1,22 @@
-"""From images to decisions with a trained model: the one path of evaluate, predict and the served model."""
+"""From images to logits with a trained model: the one path of evaluate, predict and the served model."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from udc_model.costs.calibration import probabilities
-from udc_model.costs.decision import decide, expected_costs
+from udc_model.costs.rule import DecisionRule
 from udc_model.data.loading import compute_logits
 from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
 from udc_model.models.factory import best_device, load_model
 from udc_model.models.staged import ImageClassifier
-
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class DecisionRule:
-    """How logits become decisions; ``costs`` is (K, K), rows true, in the order of ``classes``."""
-
-    classes: list[str]
-    costs: list[list[float]]
-    rule: str = "min_expected_cost"
-    temperature: float = 1.0
-
-    @classmethod
-    def load(cls, path: Path) -> DecisionRule:
-        """Read ``decision.json``; :class:`UdcError` if it is missing or damaged."""
-        try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise UdcError(f"{path}: no such file; run evaluate first (dvc repro)") from None
-        except (OSError, ValueError, TypeError) as error:
-            raise UdcError(f"{path}: cannot be read: {error}") from None
-
-    def to_json(self) -> str:
-        """The contents of ``decision.json``."""
-        return json.dumps(vars(self), indent=2, ensure_ascii=False) + "\n"
-
-    def apply(self, logits: NDArray[Any]) -> Decisions:
-        """Decide (N, K) logits."""
-        costs = np.array(self.costs)
-        p = probabilities(logits, self.temperature)
-        decided = decide(p, costs, self.rule)
-        expected = expected_costs(p, costs)[np.arange(len(p)), decided]
-        return Decisions(decided, p, expected)
-
-
-@dataclass(frozen=True)
-class Decisions:
-    """``decided`` (N,) class indices, ``probabilities`` (N, K) calibrated, ``expected_cost`` (N,) of the decision."""
-
-    decided: NDArray[np.intp]
-    probabilities: Floats
-    expected_cost: Floats
 
 
 @dataclass
@@ -93,6 +47,8 @@ class TrainedClassifier:
         def forward(images: torch.Tensor) -> torch.Tensor:
             return torch.as_tensor(self.model(images.to(self.device)).logits)
 
+        if not len(stored):
+            return np.empty((0, len(self.classes)), np.float32)
         return compute_logits(forward, stored, self.preprocessing, batch_size, progress)
 
     def logits(self, images: Sequence[Image.Image], batch_size: int = 256) -> NDArray[np.float32]:

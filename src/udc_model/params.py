@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,7 +33,9 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class Section(BaseModel):
     """Base of all sections: no unknown keys, no silent conversion of types, no changes after validation."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, validate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, validate_by_name=True, serialize_by_alias=True
+    )
 
 
 class SplitShares(Section):
@@ -184,9 +186,9 @@ COST_SENSITIVE_LOSSES = frozenset(
 class LossParams(Section):
     """The training loss.
 
-    ``reads`` is the section of ``params.yaml`` that DVC watches for the loss: ``costs`` for a loss that is computed
-    from the cost matrix (a new price then trains again), ``loss`` for the others (a new price re-runs ``evaluate``
-    alone).
+    ``reads`` is the section of ``params.yaml`` that DVC watches for the loss: ``costs`` where training looks at the
+    cost matrix, through the loss or through ``train.monitor`` (a new price then trains again), else ``loss`` (a new
+    price re-runs ``evaluate`` alone).
     """
 
     name: Literal[
@@ -216,20 +218,17 @@ class LossParams(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> LossParams:
-        needed = "costs" if self.name in COST_SENSITIVE_LOSSES else "loss"
-        if self.reads != needed:
-            what = "is computed from" if needed == "costs" else "does not look at"
-            raise ValueError(
-                f"the loss {self.name} {what} the cost matrix, so loss.reads must be '{needed}' "
-                f"(dvc exp run -S loss.name={self.name} -S loss.reads={needed})"
-            )
         if self.name != "cross_entropy" and (self.label_smoothing or self.class_weights):
             raise ValueError(f"label_smoothing and class_weights belong to cross_entropy, not to {self.name}")
         return self
 
 
 class TrainParams(Section):
-    """Optimisation. Read by ``train`` alone."""
+    """Optimisation. Read by ``train`` alone.
+
+    ``reads`` is the section that DVC watches for ``monitor``: ``evaluate`` for ``normalised_cost``, which is that of
+    the rule to be deployed, else ``train``.
+    """
 
     epochs: Positive = 20
     batch_size: Positive = 64
@@ -245,7 +244,8 @@ class TrainParams(Section):
     gradient_checkpointing: bool = False
     augment: Literal["none", "light", "standard"] = "none"
     horizontal_flip: bool = False
-    monitor: Literal["log_loss", "accuracy", "balanced_accuracy", "macro_f1"] = "log_loss"
+    monitor: Literal["log_loss", "accuracy", "balanced_accuracy", "macro_f1", "normalised_cost"] = "log_loss"
+    reads: Literal["train", "evaluate"] = "train"
     early_stopping_patience: Positive | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -268,7 +268,8 @@ class CostParams(Section):
 
     Built in this order: ``preset`` (or ``matrix``, a full table ``{true: {predicted: cost}}``, or rows of numbers in
     the sorted order of the class names), then ``entries`` on top. ``default`` is the price of a mistake, of a unit of
-    distance under ``absolute_difference``.
+    distance under ``absolute_difference``. ``refer`` is the price of handing an image to a person, null if nobody is
+    there; ``prior`` the share of each class where the model will work, null if as in the training split.
     """
 
     preset: Literal["uniform", "absolute_difference"] = "uniform"
@@ -277,15 +278,49 @@ class CostParams(Section):
     order: list[str] | None = None
     entries: list[CostEntry] = []
     matrix: dict[str, dict[str, float]] | list[list[float]] | None = None
+    refer: float | None = None
+    prior: dict[str, Annotated[float, Field(gt=0, lt=1)]] | None = None
+
+    @field_validator("prior")
+    @classmethod
+    def _adds_up(cls, prior: dict[str, float] | None) -> dict[str, float] | None:
+        if prior is not None and not math.isclose(sum(prior.values()), 1.0, abs_tol=1e-6):
+            raise ValueError(f"the shares add up to {sum(prior.values()):g}; they must add up to 1")
+        return prior
+
+
+class RecallFloor(Section):
+    """The share of a class's images that the rule must find, and how sure that must be (one-sided)."""
+
+    name: str = Field(alias="class")
+    floor: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
 
 class EvaluateParams(Section):
-    """How logits become decisions, and how they are judged. Read by ``evaluate`` alone."""
+    """How logits become decisions, and how they are judged. Read by ``evaluate`` alone.
 
-    calibration: Literal["temperature", "none"] = "temperature"
-    decision: Literal["min_expected_cost", "argmax"] = "min_expected_cost"
+    ``recall_of`` names classes whose recall and miss rate are metrics of their own; ``resamples`` is the number of
+    bootstrap resamples behind every interval, ``confidence`` their level.
+    """
+
+    calibration: Literal["temperature", "vector", "dirichlet", "isotonic", "none", "auto"] = "temperature"
+    decision: Literal["min_expected_cost", "argmax", "recall_floor"] = "min_expected_cost"
+    recall_floor: RecallFloor | None = None
+    recall_of: list[str] = []
+    resamples: Annotated[int, Field(ge=100, le=100_000)] = 2000
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     ece_bins: Annotated[int, Field(ge=2, le=100)] = 15
     batch_size: Positive = 256
+
+    @model_validator(mode="after")
+    def _floor_is_given(self) -> EvaluateParams:
+        if self.decision == "recall_floor" and self.recall_floor is None:
+            raise ValueError(
+                "decision: recall_floor needs the class and its floor, "
+                "as recall_floor: {class: venomous, floor: 0.95, confidence: 0.95}"
+            )
+        return self
 
 
 class Params(Section):
@@ -301,16 +336,45 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _calibration_has_data(self) -> Params:
-        if self.evaluate.calibration != "none" and not self.data.splits.calibration and self.data.source != "csv":
+        if self.data.splits.calibration or self.data.source == "csv":
+            return self
+        if self.evaluate.calibration != "none":
             raise ValueError(
                 f"evaluate.calibration: {self.evaluate.calibration} needs images to calibrate on, "
                 "but data.splits.calibration is 0; raise it or set evaluate.calibration: none"
             )
+        if self.evaluate.decision == "recall_floor":
+            raise ValueError("evaluate.decision: recall_floor needs images to prove the recall on, "
+                             "but data.splits.calibration is 0; raise it")  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
+    def _dvc_watches_what_is_read(self) -> Params:
+        by_monitor = self.train.monitor == "normalised_cost"
+        by_loss = self.loss.name in COST_SENSITIVE_LOSSES
+        loss_reads = "costs" if by_loss or by_monitor else "loss"
+        train_reads = "evaluate" if by_monitor else "train"
+        what = f"the loss {self.loss.name}" if by_loss or not by_monitor else "train.monitor: normalised_cost"
+        if self.loss.reads != loss_reads:
+            raise ValueError(
+                f"{what} {'looks' if loss_reads == 'costs' else 'does not look'} at the cost matrix, so loss.reads "
+                f"must be '{loss_reads}', for DVC to know it (dvc exp run … -S loss.reads={loss_reads})"
+            )
+        if self.train.reads != train_reads:
+            raise ValueError(
+                f"train.monitor: {self.train.monitor} {'looks' if by_monitor else 'does not look'} at the decision "
+                f"rule, so train.reads must be '{train_reads}', for DVC to know it "
+                f"(dvc exp run … -S train.reads={train_reads})"
+            )
         return self
 
 
-def load_params(path: str | Path = "params.yaml") -> Params:
+def load_params(path: str | Path = "params.yaml", overrides: Sequence[str] = ()) -> Params:
     """Read and validate a ``params.yaml``.
+
+    Parameters
+    ----------
+    overrides : ``full.name=value`` texts, as DVC's ``-S`` takes them; the value is YAML.
 
     Raises
     ------
@@ -326,7 +390,24 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         raise UdcError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise UdcError(f"{path}: not valid YAML: {error}") from None
-    return validate_params(raw if raw is not None else {}, str(path))
+    raw = raw if raw is not None else {}
+    for override in overrides:
+        _override(raw, override)
+    return validate_params(raw, str(path))
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    """Set one ``full.name=value`` in the parsed contents of a parameter file."""
+    name, equals, value = override.partition("=")
+    if not equals:
+        raise UdcError(f"{override}: must be name=value, as costs.refer=2")
+    *sections, key = full_name(name).split(".")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+    try:
+        raw[key] = yaml.load(value, Loader=_Yaml12Loader)
+    except yaml.YAMLError as error:
+        raise UdcError(f"{override}: the value is not valid YAML: {error}") from None
 
 
 def validate_params(raw: Any, origin: str) -> Params:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from udc_model.classifier import DecisionRule, TrainedClassifier, check_same_classes
+from udc_model.classifier import TrainedClassifier, check_same_classes
+from udc_model.costs.rule import DecisionRule
 from udc_model.data.decode import SUFFIXES, BadImageError, decode_rgb
 from udc_model.errors import UdcError
 from udc_model.params import DataParams
@@ -65,7 +66,7 @@ def _decide(
     return [
         {
             "path": path,
-            "class": rule.classes[decisions.decided[i]],
+            "class": rule.outcomes[decisions.decided[i]],
             "expected_cost": float(decisions.expected_cost[i]),
             "probabilities": dict(zip(rule.classes, map(float, decisions.probabilities[i]), strict=True)),
         }
@@ -107,5 +108,6 @@ def write_predictions(rows: list[dict[str, Any]], form: str, stream: TextIO) -> 
         names = max([5, *(len(row["class"]) for row in rows)])
         stream.write(f"{'path':<{width}}  {'class':<{names}}  probability  expected cost\n")
         for row in rows:
-            stream.write(f"{row['path']:<{width}}  {row['class']:<{names}}  "
-                         f"{row['probabilities'][row['class']]:>11.4f}  {row['expected_cost']:>13.4f}\n")  # fmt: skip
+            probability = row["probabilities"].get(row["class"])  # none where the image is referred
+            told = f"{'-':>11}" if probability is None else f"{probability:>11.4f}"
+            stream.write(f"{row['path']:<{width}}  {row['class']:<{names}}  {told}  {row['expected_cost']:>13.4f}\n")

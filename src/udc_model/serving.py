@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from udc_model.classifier import DecisionRule, TrainedClassifier, check_same_classes
+from udc_model.classifier import TrainedClassifier, check_same_classes
+from udc_model.costs.rule import DecisionRule
 from udc_model.data.decode import BadImageError, decode_rgb
 from udc_model.errors import UdcError
 from udc_model.params import DataParams
@@ -49,7 +50,7 @@ class ServedClassifier:
         names = self.rule.classes
         return pd.DataFrame(
             {
-                "class": [names[k] for k in decisions.decided],
+                "class": [self.rule.outcomes[k] for k in decisions.decided],
                 "expected_cost": decisions.expected_cost,
                 "probabilities": [dict(zip(names, map(float, p), strict=True)) for p in decisions.probabilities],
             }

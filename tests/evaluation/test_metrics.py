@@ -1,12 +1,22 @@
-"""Metrics against hand-worked values; tables; pictures that do not fail on many or long class names."""
+"""Metrics against scikit-learn and hand-worked values."""
 
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from udc_model.evaluation.metrics import expected_calibration_error, one_vs_rest_auc, per_class_table, split_metrics
-from udc_model.evaluation.plots import plot_confusion_matrix, plot_precision_recall, plot_roc
-from udc_model.evaluation.tables import precision_recall_points, predictions_table, roc_points
+from udc_model.evaluation.metrics import (
+    Scored,
+    cost_by_pair,
+    expected_calibration_error,
+    one_vs_rest_auc,
+    per_class_table,
+    rules_table,
+)
+from udc_model.evaluation.metrics import split_metrics as split_metrics_of
+
+
+def split_metrics(targets, decided, probabilities, costs, bins, recall_of=(), weights=None):
+    return split_metrics_of(Scored(targets, decided, probabilities, costs, weights), bins, recall_of)
 
 
 @pytest.fixture
@@ -67,35 +77,38 @@ def test_per_class_table():
     assert table["support"].tolist() == [2, 2]
 
 
-def test_curves_run_from_corner_to_corner(scored):
+def test_recall_miss_rate_and_referral_by_hand():
+    costs = np.array([[0.0, 1.0, 0.3], [10.0, 0.0, 0.3]])  # the third column is referral
+    targets, decided = np.array([0, 0, 1, 1, 1]), np.array([0, 2, 1, 0, 2])
+    p = np.full((5, 2), 0.5)
+    found = split_metrics(targets, decided, p, costs, 5, [(1, "venomous")])
+    assert found["recall/venomous"] == found["miss_rate/venomous"] == pytest.approx(1 / 3)
+    assert found["referral_rate"] == pytest.approx(2 / 5)
+    assert found["accuracy"] == pytest.approx(2 / 3)  # of the three that were decided
+    assert found["mean_cost"] == pytest.approx((0.3 + 10 + 0.3) / 5)
+    assert found["constant_mean_cost"] == pytest.approx(0.3)  # refer all
+    assert found["cost_saved"] == pytest.approx(30 / 5 - 10.6 / 5)  # argmax says 0 to all
+    everything = split_metrics(targets, np.full(5, 2), p, costs, 5)
+    assert everything["accuracy"] is everything["matthews_correlation"] is None
+    assert everything["mean_cost"] == pytest.approx(0.3)
+
+
+def test_weights_are_as_good_as_copies(scored):
     targets, p = scored
-    roc = roc_points(targets, p)
-    assert roc.iloc[-1].tolist() == [1.0, 1.0]
-    assert (np.diff(roc["true_positive_rate"]) >= 0).all()
-    area = np.trapezoid(roc["true_positive_rate"], roc["false_positive_rate"])
-    assert area == pytest.approx(one_vs_rest_auc(targets, p), abs=0.01)
-    pr = precision_recall_points(targets, p)
-    assert (np.diff(pr["precision"]) <= 1e-12).all()
-    assert pr["precision"].iloc[-1] == pytest.approx(np.mean([(targets == k).mean() for k in range(3)]), abs=0.2)
+    costs = np.abs(np.subtract.outer(np.arange(3), np.arange(3))).astype(float)
+    times = 1 + np.arange(300) % 3
+    decided = (p @ costs).argmin(axis=1)
+    weighted = split_metrics(targets, decided, p, costs, 1, [(2, "c")], weights=times.astype(float))
+    copied = split_metrics(*(np.repeat(x, times, axis=0) for x in (targets, decided, p)), costs, 1, [(2, "c")])
+    for name, value in weighted.items():
+        if "/" not in name:  # recalls are within a class, where all weights are equal
+            assert value == pytest.approx(copied[name], rel=1e-6), name
 
 
-def test_predictions_table(rng):
-    logits = rng.normal(size=(2, 2)).astype(np.float32)
-    table = predictions_table(
-        ["x", "y"], ["", "g"], np.array([0, 1]), np.array([1, 1]), np.zeros(2), logits, ["a", "b"]
-    )
-    assert table.columns.tolist() == ["path", "group", "true", "predicted", "expected_cost", "logit_a", "logit_b"]
-    assert table["predicted"].tolist() == ["b", "b"]
-
-
-@pytest.mark.parametrize("n", [2, 12, 60])
-def test_pictures_of_few_and_many_classes(n, rng, tmp_path):
-    classes = [f"a rather long class name {k}" for k in range(n)]
-    targets = np.repeat(np.arange(n), 4)
-    p = rng.dirichlet(np.ones(n), 4 * n)
-    counts = rng.integers(0, 2000, (n, n)) * (rng.random((n, n)) < 5 / n)
-    for name in ("one.png", "two.png"):
-        plot_confusion_matrix(tmp_path / name, counts, classes, "Confusion matrix")
-    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
-    plot_roc(tmp_path / "roc.png", targets, p, classes)
-    plot_precision_recall(tmp_path / "pr.png", targets, p, classes)
+def test_where_the_money_went():
+    costs = np.array([[0.0, 1.0], [10.0, 0.0]])
+    scored = Scored(np.array([0, 0, 1, 1]), np.array([1, 1, 0, 1]), np.full((4, 2), 0.5), costs)
+    table = cost_by_pair(scored, ["a", "b"], ["a", "b"])
+    assert table.to_numpy().tolist() == [["b", "a", 1, 10.0, 10 / 12], ["a", "b", 2, 2.0, 2 / 12]]
+    rules = rules_table(scored, ["a", "b"], "min_expected_cost").set_index("decision")["mean_cost"]
+    assert rules.to_dict() == {"min_expected_cost": 3.0, "argmax": 5.0, "always b": 0.5}

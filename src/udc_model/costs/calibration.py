@@ -1,32 +1,139 @@
-"""Temperature scaling (Guo et al. 2017): probabilities that mean what they say, for decisions by price."""
+"""Calibration: probabilities that mean what they say, for decisions by price.
+
+Each method is fitted on the calibration split and turns logits (N, K) into probabilities (N, K).
+"""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
 
+from udc_model.errors import UdcError
+
 Floats = NDArray[np.float64]
+Indices = NDArray[np.integer]
 logger = logging.getLogger(__name__)
 
+METHODS = ("none", "temperature", "vector", "dirichlet", "isotonic")  # from the fewest parameters to the most
 _LOG_T_BOUND = 6.0  # temperatures from 1/400 to 400
+_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # that Dirichlet calibration chooses from
+_FOLDS = 5
 
 
-def probabilities(logits: Floats, temperature: float = 1.0) -> Floats:
-    """``softmax(logits / temperature)`` in double precision, (N, K)."""
-    return np.asarray(softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=1))
+@dataclass(frozen=True)
+class Calibration:
+    """A fitted calibration; ``parameters`` are numbers and lists that JSON can hold.
+
+    ``none``: the softmax. ``temperature`` (Guo et al. 2017): ``softmax(z / T)``. ``vector`` (ibid.):
+    ``softmax(w z + b)`` with a weight and a bias a class. ``dirichlet`` (Kull et al. 2019): ``softmax(W log p + b)``.
+    ``isotonic`` (Zadrozny and Elkan 2002): a rising step function a class, one against rest, and the results scaled to
+    a sum of 1.
+    """
+
+    method: str = "none"
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    def probabilities(self, logits: NDArray[np.floating]) -> Floats:
+        """Calibrated probabilities (N, K) of logits (N, K), in double precision."""
+        z = np.asarray(logits, dtype=np.float64)
+        match self.method:
+            case "none":
+                return np.asarray(softmax(z, axis=1))
+            case "temperature":
+                return np.asarray(softmax(z / self.parameters["temperature"], axis=1))
+            case "vector":
+                return np.asarray(softmax(z * self.parameters["weight"] + self.parameters["bias"], axis=1))
+            case "dirichlet":
+                features = log_softmax(z, axis=1)
+                return np.asarray(softmax(features @ self.parameters["weight"] + self.parameters["bias"], axis=1))
+            case "isotonic":
+                return self._isotonic(np.asarray(softmax(z, axis=1)))
+        raise ValueError(f"no calibration is called {self.method!r}")
+
+    def _isotonic(self, p: Floats) -> Floats:
+        steps = zip(self.parameters["x"], self.parameters["y"], strict=True)
+        risen = np.column_stack([np.interp(p[:, k], x, y) for k, (x, y) in enumerate(steps)])
+        return np.asarray(risen / risen.sum(axis=1, keepdims=True))
 
 
-def negative_log_likelihood(logits: Floats, targets: NDArray[np.integer], temperature: float = 1.0) -> float:
+def fit_calibration(method: str, logits: Floats, targets: Indices, groups: Indices | None = None) -> Calibration:
+    """Fit a method, or with ``auto`` the one of least cross-validated log loss, on logits (N, K) and targets (N,).
+
+    Parameters
+    ----------
+    groups : (N,) group of each sample; cross-validation tears none apart.
+
+    Raises
+    ------
+    UdcError
+        ``auto`` and ``dirichlet`` choose by cross-validation, for which each class needs two samples.
+    """
+    logits = np.asarray(logits, dtype=np.float64)
+    match method:
+        case "none":
+            return Calibration()
+        case "temperature":
+            return Calibration(method, {"temperature": fit_temperature(logits, targets)})
+        case "vector":
+            return _fit_vector(logits, targets)
+        case "dirichlet":
+            penalty = _PENALTIES[0]
+            losses = [
+                _cross_validated(lambda z, y, own=own: _fit_dirichlet(z, y, own), logits, targets, groups)
+                for own in _PENALTIES
+            ]
+            penalty = _PENALTIES[int(np.argmin(losses))]
+            return _fit_dirichlet(logits, targets, penalty)
+        case "isotonic":
+            return _fit_isotonic(logits, targets)
+        case "auto":
+            losses = [
+                _cross_validated(lambda z, y, own=own: fit_calibration(own, z, y), logits, targets, groups)
+                for own in METHODS
+            ]
+            chosen = METHODS[int(np.argmin(losses))]
+            told = ", ".join(f"{name} {loss:.4f}" for name, loss in zip(METHODS, losses, strict=True))
+            logger.info("calibration by cross-validated log loss: %s (%s)", chosen, told)
+            return fit_calibration(chosen, logits, targets, groups)
+    raise ValueError(f"no calibration is called {method!r}")
+
+
+def _cross_validated(fit: Any, logits: Floats, targets: Indices, groups: Indices | None) -> float:
+    """Log loss (nats) of the folds that ``fit(logits, targets)`` has not seen."""
+    from sklearn.metrics import log_loss
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    classes = logits.shape[1]
+    least = int(np.bincount(targets, minlength=classes).min())
+    if least < 2:
+        raise UdcError("evaluate.calibration: auto and dirichlet are chosen by cross-validation, which needs two "
+                       "images of each class in the calibration split; raise data.splits.calibration, or set "
+                       "evaluate.calibration: temperature")  # fmt: skip
+    folds = min(_FOLDS, least)
+    if groups is None:
+        parts = StratifiedKFold(folds, shuffle=True, random_state=0).split(logits, targets)
+    else:
+        folds = min(folds, len(np.unique(groups)))
+        parts = StratifiedGroupKFold(folds, shuffle=True, random_state=0).split(logits, targets, groups)
+    found = np.empty_like(logits)
+    for known, unknown in parts:
+        found[unknown] = fit(logits[known], targets[known]).probabilities(logits[unknown])
+    return float(log_loss(targets, found, labels=np.arange(classes)))
+
+
+def negative_log_likelihood(logits: NDArray[np.floating], targets: Indices, temperature: float = 1.0) -> float:
     """Mean negative log likelihood (nats a sample) of the targets under ``softmax(logits / temperature)``."""
     log_p = log_softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=1)
     return float(-log_p[np.arange(len(targets)), targets].mean())
 
 
-def fit_temperature(logits: Floats, targets: NDArray[np.integer]) -> float:
+def fit_temperature(logits: Floats, targets: Indices) -> float:
     """The temperature of least negative log likelihood, in [1/400, 400]; 1 if none improves on it.
 
     The negative log likelihood is convex in 1/T and so has one minimum over log T, where the search runs. Where every
@@ -48,3 +155,56 @@ def fit_temperature(logits: Floats, targets: NDArray[np.integer]) -> float:
         logger.warning("the temperature that fits best, %.3g, is at the bound of the search: the logits say next to "
                        "nothing about the class", np.exp(found.x))  # fmt: skip
     return float(np.exp(found.x))
+
+
+def _fit_vector(logits: Floats, targets: Indices) -> Calibration:
+    """Weight and bias a class, lightly held to 1 and 0 so that separable samples have an optimum too."""
+    n, classes = logits.shape
+    one_hot = np.eye(classes)[targets]
+
+    def loss(flat: Floats) -> tuple[float, Floats]:
+        weight, bias = flat[:classes], flat[classes:]
+        log_p = log_softmax(logits * weight + bias, axis=1)
+        error = (np.exp(log_p) - one_hot) / n
+        held = (((weight - 1) ** 2).sum() + (bias**2).sum()) / (2 * n)
+        gradient = np.concatenate([(error * logits).sum(axis=0) + (weight - 1) / n, error.sum(axis=0) + bias / n])
+        return -float((log_p * one_hot).sum()) / n + held, gradient
+
+    found = minimize(loss, np.concatenate([np.ones(classes), np.zeros(classes)]), jac=True, method="L-BFGS-B").x
+    return Calibration("vector", {"weight": found[:classes].tolist(), "bias": found[classes:].tolist()})
+
+
+def _fit_dirichlet(logits: Floats, targets: Indices, penalty: float) -> Calibration:
+    """Weights off the diagonal and biases are held to 0 by ``penalty`` (Kull et al. 2019, ODIR)."""
+    n, classes = logits.shape
+    features, one_hot = log_softmax(logits, axis=1), np.eye(classes)[targets]
+    off_diagonal = 1 - np.eye(classes)
+    scale = 2 * penalty / np.array([classes * (classes - 1), classes])
+
+    def loss(flat: Floats) -> tuple[float, Floats]:
+        weight, bias = flat[:-classes].reshape(classes, classes), flat[-classes:]
+        log_p = log_softmax(features @ weight + bias, axis=1)
+        error = (np.exp(log_p) - one_hot) / n
+        held = (scale[0] * (off_diagonal * weight**2).sum() + scale[1] * (bias**2).sum()) / 2
+        by_weight = features.T @ error + scale[0] * off_diagonal * weight
+        return -float((log_p * one_hot).sum()) / n + held, np.concatenate(
+            [by_weight.ravel(), error.sum(axis=0) + scale[1] * bias]
+        )
+
+    start = np.concatenate([np.eye(classes).ravel(), np.zeros(classes)])
+    found = minimize(loss, start, jac=True, method="L-BFGS-B").x
+    weight = found[:-classes].reshape(classes, classes)
+    return Calibration("dirichlet", {"weight": weight.tolist(), "bias": found[-classes:].tolist()})
+
+
+def _fit_isotonic(logits: Floats, targets: Indices) -> Calibration:
+    """A step function a class, kept off 0 and 1 by what n samples can tell (the rule of succession)."""
+    from sklearn.isotonic import IsotonicRegression
+
+    p, n = softmax(logits, axis=1), len(targets)
+    steps = [
+        IsotonicRegression(y_min=1 / (n + 2), y_max=(n + 1) / (n + 2), out_of_bounds="clip").fit(p[:, k], targets == k)
+        for k in range(p.shape[1])
+    ]
+    return Calibration("isotonic", {"x": [s.X_thresholds_.tolist() for s in steps],
+                                    "y": [s.y_thresholds_.tolist() for s in steps]})  # fmt: skip

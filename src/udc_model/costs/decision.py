@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import beta
+
+from udc_model.errors import UdcError
 
 Floats = NDArray[np.float64]
+Indices = NDArray[np.integer]
+
+
+def shift_prior(probabilities: Floats, training: Floats, deployment: Floats) -> Floats:
+    """Posteriors (N, K) when class frequencies go from ``training`` to ``deployment`` (Saerens et al. 2002, eq. 4)."""
+    shifted = probabilities * (deployment / training)
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
 
 
 def expected_costs(probabilities: Floats, costs: Floats) -> Floats:
@@ -19,9 +29,9 @@ def decide(probabilities: Floats, costs: Floats, rule: str) -> NDArray[np.intp]:
     Parameters
     ----------
     probabilities : (N, K) calibrated posteriors.
-    costs : (K, D) cost matrix, rows true.
+    costs : (K, D) cost matrix, rows true; a column beyond K is referral (Chow 1970: refer where every class is dearer).
     rule : ``min_expected_cost`` takes the decision of least expected cost (the Bayes decision), ``argmax`` the most
-        probable class. Ties go to the first class.
+        probable class. Ties go to the first decision.
     """
     if rule == "argmax":
         return np.asarray(np.argmax(probabilities, axis=1))
@@ -30,15 +40,81 @@ def decide(probabilities: Floats, costs: Floats, rule: str) -> NDArray[np.intp]:
     raise ValueError(f"no decision rule is called {rule!r}")
 
 
-def mean_cost(targets: NDArray[np.integer], decisions: NDArray[np.integer], costs: Floats) -> float:
-    """Mean price paid, ``mean C[y, decision]``."""
-    return float(costs[targets, decisions].mean())
+def with_surcharge(costs: Floats, k: int, price: float) -> Floats:
+    """The cost matrix (K, D) in which missing class ``k``, by whatever other decision, costs ``price`` more."""
+    dearer = costs.copy()
+    dearer[k, np.arange(costs.shape[1]) != k] += price
+    return dearer
 
 
-def normalised_cost(targets: NDArray[np.integer], decisions: NDArray[np.integer], costs: Floats) -> float | None:
+def recall_surcharge(
+    probabilities: Floats, targets: Indices, costs: Floats, k: int, floor: float, confidence: float, name: str
+) -> float:
+    """The least surcharge on missing class ``k`` with which its recall provably reaches ``floor``.
+
+    The cheapest of all rules with a given recall is the decision of least expected cost under a matrix in which missing
+    the class costs more (Lagrange). Of n calibration samples of the class it must find r, the least number whose
+    one-sided Clopper-Pearson bound, ``Beta(1 - confidence; r, n - r + 1)``, reaches the floor. r depends on n alone, so
+    the surcharge is an order statistic of the samples' own ones, and the recall's lower bound is exact (Wilks 1941).
+
+    Parameters
+    ----------
+    probabilities, targets : (N, K) and (N,), of the calibration split.
+    costs : (K, D), rows true.
+    name : the class, for messages.
+
+    Raises
+    ------
+    UdcError
+        There are too few samples of the class to prove the floor; the message says how many are missing.
+    """
+    own = probabilities[targets == k]
+    n = len(own)
+    needed = positives_needed(floor, confidence)
+    if n < needed:
+        raise UdcError(
+            f"evaluate.recall_floor: a recall of {floor:g} of {name} at confidence {confidence:g} needs at least "
+            f"{needed} of its images in the calibration split, which has {n}: {needed - n} more are needed. Raise "
+            "data.splits.calibration, or lower the floor or the confidence"
+        )
+    found = np.arange(1, n + 1)
+    r = int(found[beta.ppf(1 - confidence, found, n - found + 1) >= floor][0])
+    expected = expected_costs(own, costs)
+    gap = expected[:, k] - np.delete(expected, k, axis=1).min(axis=1)
+    with np.errstate(divide="ignore"):
+        # A hair above the tie, which would go to the first decision.
+        least = np.where(gap < 0, 0.0, gap / own[:, k] * (1 + 1e-9) + 1e-12)
+    surcharge = float(np.sort(least)[r - 1])
+    if not np.isfinite(surcharge):
+        raise UdcError(f"evaluate.recall_floor: the model calls it impossible that some images of {name} are {name}; "
+                       "no price changes that. Calibrate (evaluate.calibration), or train longer")  # fmt: skip
+    return surcharge
+
+
+def positives_needed(floor: float, confidence: float) -> int:
+    """The least number of samples that, all found, prove a recall of ``floor``: 59 for 95% at 95% confidence."""
+    return int(np.ceil(np.log(1 - confidence) / np.log(floor) - 1e-9))
+
+
+def recall_bound(found: int, n: int, confidence: float) -> float:
+    """One-sided lower Clopper-Pearson bound of the recall when ``found`` of ``n`` were found."""
+    return float(beta.ppf(1 - confidence, found, n - found + 1)) if found else 0.0
+
+
+def mean_cost(targets: Indices, decisions: Indices, costs: Floats, weights: Floats | None = None) -> float:
+    """Mean price paid, ``mean C[y, decision]``; ``weights`` (N,) count samples more or less often."""
+    return float(np.average(costs[targets, decisions], weights=weights))
+
+
+def constant_costs(targets: Indices, costs: Floats, weights: Floats | None = None) -> Floats:
+    """Mean price of each decision, (D,), if every sample got the same."""
+    return np.asarray(np.average(costs[targets], axis=0, weights=weights))
+
+
+def normalised_cost(targets: Indices, decisions: Indices, costs: Floats, weights: Floats | None = None) -> float | None:
     """Mean cost over that of the best constant decision: 0 is perfect, 1 no better than not looking.
 
     None where a constant decision is free, for then the ratio means nothing.
     """
-    constant = costs[targets].mean(axis=0).min()
-    return mean_cost(targets, decisions, costs) / float(constant) if constant > 0 else None
+    constant = float(constant_costs(targets, costs, weights).min())
+    return mean_cost(targets, decisions, costs, weights) / constant if constant > 0 else None

@@ -77,22 +77,40 @@ def _ordinal_values(params: CostParams, classes: list[str]) -> NDArray[np.float6
         ) from None
 
 
-def lint_costs(costs: NDArray[np.float64], classes: list[str]) -> list[str]:
+def with_referral(costs: NDArray[np.float64], refer: float | None) -> NDArray[np.float64]:
+    """The prices of all decisions, (K, D): those of the classes and, where it is offered, of referral at the end."""
+    return costs if refer is None else np.column_stack([costs, np.full(len(costs), refer)])
+
+
+def class_prior(params: CostParams, classes: list[str]) -> NDArray[np.float64] | None:
+    """``costs.prior`` in the order of ``classes``, (K,), or None; :class:`UdcError` if it names other classes."""
+    if params.prior is None:
+        return None
+    if problems := _key_problems("costs.prior", set(params.prior), set(classes)):
+        raise UdcError("\n".join([*problems, f"the classes of the data are: {', '.join(classes)}"]))
+    prior = np.array([params.prior[name] for name in classes])
+    return np.asarray(prior / prior.sum())
+
+
+def lint_costs(costs: NDArray[np.float64], classes: list[str], refer: float | None = None) -> list[str]:
     """What in a (K, K) cost matrix is allowed but hardly meant, one sentence each, with what follows from it."""
     found = []
+    priced = with_referral(costs, refer)
+    if refer is not None and not _is_ever_cheapest(priced, len(costs)):
+        found.append(f"costs.refer: at {refer:g} handing an image to a person is never the cheapest; none will be")
     for k, name in enumerate(classes):
         others = np.delete(costs[k], k)
         if (others == 0).all():
             found.append(f"costs: no mistake on a {name} costs anything, so its images count for nothing")
         if (costs[:, k] <= 0).all():
             found.append(f"costs: calling every image {name} costs nothing, so that is what the cheapest rule will do")
-        elif not _is_ever_cheapest(costs, k):
+        elif not _is_ever_cheapest(priced, k):
             found.append(f"costs: deciding {name} is never the cheapest, however sure the model is; no image will be")
     return found
 
 
 def _is_ever_cheapest(costs: NDArray[np.float64], decision: int) -> bool:
-    """Whether any posterior makes a decision strictly cheaper than all others: a linear programme.
+    """Whether any posterior makes a decision, a column of (K, D), strictly cheaper than all others: a linear programme.
 
     Maximise t over posteriors p with ``p C[:, other] - p C[:, decision] >= t`` for every other decision.
     """

@@ -24,12 +24,14 @@ _BLOCK_BYTES = 32 * 2**20  # copied at a time, so that memory stays small whatev
 
 @dataclass(frozen=True)
 class PackedSplit:
-    """One split: ``images`` (N, S, S, 3) uint8, memory-mapped; ``labels`` (N,) class indices; ``paths``, ``groups``."""
+    """One split: ``images`` (N, S, S, 3) uint8, memory-mapped; ``labels`` (N,) class indices; ``paths``, ``groups`` and
+    ``digests``, the SHA-256 of the files."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     paths: list[str]
     groups: list[str]
+    digests: list[str]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -84,7 +86,15 @@ class PackedDataset:
             raise UdcError(f"{path}: cannot be read ({error}); run prepare again (dvc repro -f prepare)") from None
         if len(images) != len(labels):
             raise UdcError(f"{path}: holds {len(images)} images, the manifest {len(labels)}; run prepare again")
-        return PackedSplit(images, labels, list(rows["path"]), list(rows["group"]))
+        return PackedSplit(images, labels, list(rows["path"]), list(rows["group"]), list(rows["sha256"]))
+
+
+def group_indices(groups: Sequence[str]) -> NDArray[np.intp] | None:
+    """The group of each image as a number, (N,); None where there are no groups. An image without one is its own."""
+    if not any(groups):
+        return None
+    names = [group or f"\0{i}" for i, group in enumerate(groups)]
+    return np.unique(names, return_inverse=True)[1]
 
 
 def write_packed(

@@ -1,56 +1,138 @@
-"""The tables that evaluate writes: predictions, and the curves that `dvc plots` draws."""
+"""The tables that evaluate writes: predictions, and all that the pictures are drawn from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.metrics import precision_recall_curve, roc_curve
 
-Floats = NDArray[np.float64]
-Indices = NDArray[np.integer]
-_POINTS = 201  # of a curve for `dvc plots`
+from udc_model.costs.rule import DecisionRule, Decisions
+from udc_model.data.packed import PackedSplit
+from udc_model.evaluation.curves import (
+    cost_curve,
+    dear_class,
+    mean_curves,
+    precision_recall_curves,
+    referral_curve,
+    reliability,
+    roc_curves,
+)
+from udc_model.evaluation.intervals import Intervals
+from udc_model.evaluation.metrics import Metrics, Scored, cost_by_pair, per_class_table, rules_table
+from udc_model.params import EvaluateParams
+
+_LOGIT = "logit_"
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table with full precision and the same bytes on every system."""
+    table.to_csv(path, index=False, lineterminator="\n")
 
 
 def predictions_table(
-    paths: Sequence[str],
-    groups: Sequence[str],
-    targets: Indices,
-    decided: Indices,
-    expected_cost: Floats,
+    split: PackedSplit,
+    decisions: Decisions,
     logits: NDArray[np.floating],
-    classes: list[str],
+    rule: DecisionRule,
 ) -> pd.DataFrame:
-    """One row an image: path, group, true and predicted class, expected cost of the decision, raw logits."""
-    names = np.array(classes, dtype=object)
+    """One row an image: path, SHA-256 of its file, group, true and predicted class, expected cost of the decision, cost
+    paid, weight (how often it counts, see ``costs.prior``), raw logits."""
+    names, outcomes = np.array(rule.classes, dtype=object), np.array(rule.outcomes, dtype=object)
+    targets = split.labels
+    weights = rule.weights(targets)
     table = {
-        "path": paths,
-        "group": groups,
+        "path": split.paths,
+        "sha256": split.digests,
+        "group": split.groups,
         "true": names[targets],
-        "predicted": names[decided],
-        "expected_cost": expected_cost,
+        "predicted": outcomes[decisions.decided],
+        "expected_cost": decisions.expected_cost,
+        "cost": rule.prices[targets, decisions.decided],
+        "weight": np.ones(len(targets)) if weights is None else weights,
     }
-    return pd.DataFrame(table | {f"logit_{name}": logits[:, k] for k, name in enumerate(classes)})
+    return pd.DataFrame(table | {f"{_LOGIT}{name}": logits[:, k] for k, name in enumerate(rule.classes)})
 
 
-def roc_points(targets: Indices, probabilities: Floats) -> pd.DataFrame:
-    """ROC curve, mean over classes of the true positive rate at equal false positive rates."""
-    grid = np.linspace(0, 1, _POINTS)
-    curves = []
-    for k in range(probabilities.shape[1]):
-        fpr, tpr, _ = roc_curve(targets == k, probabilities[:, k])
-        curves.append(np.interp(grid, fpr, tpr))
-    return pd.DataFrame({"false_positive_rate": grid, "true_positive_rate": np.mean(curves, axis=0)})
+def read_predictions(path: Path) -> pd.DataFrame:
+    """A table that :func:`predictions_table` made, as it was."""
+    return pd.read_csv(
+        path, dtype=dict.fromkeys(("path", "sha256", "group", "true", "predicted"), str), keep_default_na=False
+    )
 
 
-def precision_recall_points(targets: Indices, probabilities: Floats) -> pd.DataFrame:
-    """Precision-recall curve, mean over classes of the best precision at no less recall."""
-    grid = np.linspace(0, 1, _POINTS)
-    curves = []
-    for k in range(probabilities.shape[1]):
-        precision, recall, _ = precision_recall_curve(targets == k, probabilities[:, k])
-        best = np.maximum.accumulate(precision)  # recall falls along the curve: best at this recall or more
-        curves.append(best[np.searchsorted(-recall, -grid, side="right") - 1])
-    return pd.DataFrame({"recall": grid, "precision": np.mean(curves, axis=0)})
+def logits_of(table: pd.DataFrame, classes: list[str]) -> NDArray[np.float32]:
+    """The raw logits (N, K) of a predictions table."""
+    return table[[f"{_LOGIT}{name}" for name in classes]].to_numpy(dtype=np.float32)
+
+
+def metrics_table(metrics: Metrics, intervals: Intervals) -> pd.DataFrame:
+    """``metric``, ``value``, ``low``, ``high``."""
+    rows = [(name, value, *intervals.get(name, (None, None))) for name, value in metrics.items()]
+    return pd.DataFrame(rows, columns=["metric", "value", "low", "high"]).astype(
+        dict.fromkeys(["value", "low", "high"], float)
+    )
+
+
+def confusion(scored: Scored) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Images and money (K, D) by true class and decision."""
+    counts = np.zeros(scored.costs.shape, dtype=np.int64)
+    np.add.at(counts, (scored.targets, scored.decided), 1)
+    money = np.zeros(scored.costs.shape)
+    np.add.at(
+        money,
+        (scored.targets, scored.decided),
+        scored.price if scored.weights is None else scored.weights * scored.price,
+    )
+    return counts, money
+
+
+def write_confusion(folder: Path, scored: Scored, rule: DecisionRule) -> None:
+    """``confusion_matrix.json`` with counts and money, ``confusion.csv`` for `dvc plots`, ``cost_by_pair.csv``."""
+    counts, money = confusion(scored)
+    about = {"rows": "true", "columns": "decided", "classes": rule.classes, "outcomes": rule.outcomes}
+    text = json.dumps(about | {"counts": counts.tolist(), "money": money.tolist()}, indent=2, ensure_ascii=False)
+    (folder / "confusion_matrix.json").write_text(text + "\n", encoding="utf-8")
+    names, outcomes = np.array(rule.classes, dtype=object), np.array(rule.outcomes, dtype=object)
+    write_csv(
+        pd.DataFrame({"true": names[scored.targets], "decided": outcomes[scored.decided]}), folder / "confusion.csv"
+    )
+    write_csv(per_class_table(scored.targets, scored.decided, rule.classes), folder / "per_class.csv")
+    write_csv(cost_by_pair(scored, rule.classes, rule.outcomes), folder / "cost_by_pair.csv")
+    write_csv(rules_table(scored, rule.outcomes, rule.rule), folder / "rules.csv")
+
+
+def write_curves(
+    folder: Path, scored: Scored, rule: DecisionRule, logits: NDArray[np.floating], evaluate: EvaluateParams
+) -> None:
+    """All curves of a split: ROC, precision-recall, reliability, cost, referral."""
+    write_csv(roc_curves(scored, rule.classes), folder / "roc_by_class.csv")
+    write_csv(precision_recall_curves(scored, rule.classes), folder / "precision_recall_by_class.csv")
+    resamples = max(100, evaluate.resamples // 10)  # a band needs fewer than the end of an interval
+    roc, pr, areas = mean_curves(scored, rule.classes, resamples, evaluate.confidence)
+    for table, name in ((roc, "roc"), (pr, "precision_recall"), (areas, "areas")):
+        write_csv(table, folder / f"{name}.csv")
+    before = type(rule.calibration)().probabilities(logits)
+    write_csv(reliability(scored, before, evaluate.ece_bins, evaluate.confidence), folder / "reliability.csv")
+    write_csv(referral_curve(scored, rule.refer), folder / "referral.csv")
+    curve = cost_curve(scored, rule)
+    if curve is not None:
+        write_csv(curve, folder / "cost_curve.csv")
+        (folder / "dear_class.txt").write_text(rule.classes[dear_class(scored.costs)], encoding="utf-8")
+
+
+def dearest_mistakes(predictions: pd.DataFrame, scored: Scored) -> pd.DataFrame:
+    """Wrong decisions that cost something, the dearest and most certain first; ``row`` is the image's place."""
+    top = scored.probabilities[np.arange(len(scored.targets)), np.minimum(scored.decided, scored.num_classes - 1)]
+    wrong = (scored.decided != scored.targets) & (scored.decided < scored.num_classes) & (scored.price > 0)
+    table = pd.DataFrame({
+        "path": predictions["path"],
+        "true": predictions["true"],
+        "decided": predictions["predicted"],
+        "probability": top,
+        "cost": scored.price,
+        "row": np.arange(len(top)),
+    })[wrong]  # fmt: skip
+    return pd.DataFrame(table.sort_values(["cost", "probability", "path"], ascending=[False, False, True]))

@@ -5,32 +5,42 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix
 
 import udc_model
-from udc_model.classifier import DecisionRule, TrainedClassifier, check_same_classes
-from udc_model.costs.calibration import fit_temperature
-from udc_model.costs.matrix import cost_matrix, lint_costs
-from udc_model.data.packed import PackedDataset, PackedSplit
+from udc_model.classifier import TrainedClassifier
+from udc_model.costs.matrix import lint_costs
+from udc_model.costs.rule import DecisionRule, fit_rule
+from udc_model.data.packed import PackedDataset, PackedSplit, group_indices
 from udc_model.errors import UdcError
-from udc_model.evaluation.metrics import per_class_table, split_metrics
-from udc_model.evaluation.plots import plot_confusion_matrix, plot_precision_recall, plot_roc
-from udc_model.evaluation.tables import precision_recall_points, predictions_table, roc_points
-from udc_model.params import Params, load_params
+from udc_model.evaluation.intervals import Intervals, metric_intervals
+from udc_model.evaluation.metrics import Metrics, Scored, split_metrics
+from udc_model.evaluation.report import model_identity, render_report, write_report
+from udc_model.evaluation.tables import (
+    dearest_mistakes,
+    metrics_table,
+    predictions_table,
+    write_confusion,
+    write_csv,
+    write_curves,
+)
+from udc_model.params import EvaluateParams, Params, load_params
 from udc_model.serving import DECISION_FILE, MODEL_FOLDER
 from udc_model.stages.files import Workspace, exit_status, whole_folder, write_whole
-from udc_model.stages.train import sha256_of
+from udc_model.stages.train import sha256_of, training_counts
 from udc_model.tracking.run import (
     EVALUATED,
     evaluation_run,
+    identity,
     log_classifier,
     log_dataset,
     log_folder,
@@ -44,47 +54,57 @@ logger = logging.getLogger("udc_model.stages.evaluate")  # __name__ is __main__ 
 
 SCORED = ("test", "validation")
 # What loading and running the served model imports.
-_REQUIREMENTS = ("mlflow", "torch", "safetensors", "numpy", "scipy", "pandas", "pillow", "pydantic", "pyyaml")
+_REQUIREMENTS = (
+    "mlflow", "torch", "safetensors", "numpy", "scipy", "scikit-learn", "pandas", "pillow", "pydantic", "pyyaml",
+)  # fmt: skip
 
-Metrics = dict[str, dict[str, float | None]]
+
+Scores = dict[str, tuple[Metrics, Intervals]]
 
 
-def evaluate(params: Params, workspace: Workspace) -> Metrics:
+def evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
     """Score the model folder; writes ``evaluation/`` and ``metrics.json``, and returns the latter's contents.
 
     Raises
     ------
     UdcError
-        The model or the prepared data is missing, or they do not belong together.
+        The model or the prepared data is missing, or they do not belong together, or the calibration split is too
+        small for what ``params.evaluate`` asks.
     """
     dataset = PackedDataset.open(workspace.prepared)
     classifier = TrainedClassifier.load(workspace.model)
     record = read_record(workspace)
     if classifier.classes != dataset.classes or record["data"]["digest"] != dataset.info["digest"]:
         raise UdcError(f"{workspace.model} was trained on other data than {workspace.prepared}; run train again")
-    rule = fit_rule(params, dataset, classifier)
+    named_classes(params.evaluate, dataset.classes)
+    splits = {name: dataset.split(name) for name in ("calibration", *SCORED)}
+    logits = {
+        name: classifier.logits_of_stored(split.images, params.evaluate.batch_size, f"scoring {name}")
+        for name, split in splits.items()
+    }
+    rule = fit_rule(
+        params.evaluate, params.costs, dataset.classes, training_counts(dataset), logits["calibration"],
+        splits["calibration"].labels, group_indices(splits["calibration"].groups),
+    )  # fmt: skip
+    findings = lint_costs(np.array(rule.costs), rule.classes, rule.refer)
+    for finding in findings:
+        logger.warning("%s", finding)
 
-    with (
-        whole_folder(workspace.evaluation) as folder,
-        evaluation_run(sha256_of(workspace.model / "model.safetensors"), record["hardware"]) as (run, is_new),
-    ):
-        if is_new:
-            _carry_over(record, dataset)
+    with whole_folder(workspace.evaluation) as folder:
         (folder / DECISION_FILE).write_text(rule.to_json(), encoding="utf-8")
-        metrics = {name: score(params, dataset, classifier, rule, name, folder) for name in SCORED}
-        text = json.dumps(metrics, indent=2, ensure_ascii=False) + "\n"
-        log_params({"costs": params.costs.model_dump(), "evaluate": params.evaluate.model_dump()})
-        log_dataset(**record["data"], context="evaluation")
-        log_metrics({f"{split}/{name}": value for split, own in metrics.items() for name, value in own.items()})
-        log_text(text, "metrics.json")
-        log_folder(folder, "evaluation")
-        _log_model(folder, workspace)
-        mark(EVALUATED, "true")
-    write_whole(workspace.metrics, text)
-    test = metrics["test"]
-    logger.info("test: accuracy %.4f, mean cost %.4f (argmax: %.4f, %.4f); MLflow run %s", test["accuracy"],
-                test["mean_cost"], test["argmax_accuracy"], test["argmax_mean_cost"], run.info.run_id)  # fmt: skip
+        scores = {}
+        for name, split in splits.items():
+            found = write_split(folder / name, split, logits[name], rule, params.evaluate, name)
+            if found is not None:
+                scores[name] = found
+        _log(params, workspace, dataset, record, folder, scores, findings)
+    metrics = {name: values for name, (values, _) in scores.items()}
+    write_whole(workspace.metrics, _json(metrics))
     return metrics
+
+
+def _json(metrics: dict[str, Metrics]) -> str:
+    return json.dumps(metrics, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_record(workspace: Workspace) -> dict[str, Any]:
@@ -96,67 +116,98 @@ def read_record(workspace: Workspace) -> dict[str, Any]:
         raise UdcError(f"{path}: cannot be read ({error}); run train first (dvc repro)") from None
 
 
-def fit_rule(params: Params, dataset: PackedDataset, classifier: TrainedClassifier) -> DecisionRule:
-    """The decision rule that ``evaluate`` and ``costs`` ask for, calibrated on the calibration split."""
-    temperature = 1.0
-    if params.evaluate.calibration == "temperature":
-        split = dataset.split("calibration")
-        if not len(split):
-            raise UdcError("evaluate.calibration: temperature needs images, but the calibration split is empty; "
-                           "raise data.splits.calibration or set evaluate.calibration: none")  # fmt: skip
-        logits = classifier.logits_of_stored(split.images, params.evaluate.batch_size)
-        temperature = fit_temperature(logits.astype(np.float64), split.labels)
-    costs = cost_matrix(params.costs, dataset.classes)
-    for finding in lint_costs(costs, dataset.classes):
-        logger.warning("%s", finding)
-    rule = DecisionRule(dataset.classes, costs.tolist(), params.evaluate.decision, temperature)
-    check_same_classes(classifier, rule, "the prepared data")
-    return rule
+def named_classes(evaluate: EvaluateParams, classes: list[str]) -> list[tuple[int, str]]:
+    """Index and name of the classes in ``evaluate.recall_of``; :class:`UdcError` if the data lacks one."""
+    for name in evaluate.recall_of:
+        if name not in classes:
+            raise UdcError(f"evaluate.recall_of: the data has no class {name!r}; its classes are {', '.join(classes)}")
+    return [(classes.index(name), name) for name in evaluate.recall_of]
 
 
-def score(
-    params: Params, dataset: PackedDataset, classifier: TrainedClassifier, rule: DecisionRule, name: str, folder: Path
-) -> dict[str, float | None]:
-    """Score one split: returns its metrics, writes its tables and pictures into ``folder/name``."""
-    split = dataset.split(name)
-    logits = classifier.logits_of_stored(split.images, params.evaluate.batch_size, f"scoring {name}")
+def write_split(
+    folder: Path,
+    split: PackedSplit,
+    logits: NDArray[np.float32],
+    rule: DecisionRule,
+    evaluate: EvaluateParams,
+    name: str,
+) -> tuple[Metrics, Intervals] | None:
+    """Write one split's tables into ``folder``; returns its metrics with intervals, None for the calibration split."""
+    folder.mkdir()
     decisions = rule.apply(logits)
-    own = folder / name
-    own.mkdir()
-    predictions = predictions_table(
-        split.paths, split.groups, split.labels, decisions.decided, decisions.expected_cost, logits, rule.classes
-    )
-    write_csv(predictions, own / "predictions.csv")
-    write_csv(per_class_table(split.labels, decisions.decided, rule.classes), own / "per_class.csv")
-    _write_curves(split, decisions.probabilities, own)
-    _write_confusion(split, decisions.decided, rule.classes, name, own)
+    predictions = predictions_table(split, decisions, logits, rule)
+    write_csv(predictions, folder / "predictions.csv")
+    if name not in SCORED:
+        return None
+    scored = Scored(split.labels, decisions.decided, decisions.probabilities, rule.prices,
+                    rule.weights(split.labels), group_indices(split.groups))  # fmt: skip
+    recall_of = named_classes(evaluate, rule.classes)
+    metrics = split_metrics(scored, evaluate.ece_bins, recall_of)
+    intervals = metric_intervals(scored, metrics, evaluate.ece_bins, recall_of, evaluate.resamples, evaluate.confidence)
+    write_csv(metrics_table(metrics, intervals), folder / "metrics.csv")
+    write_confusion(folder, scored, rule)
     if name == "test":
-        plot_roc(own / "roc.png", split.labels, decisions.probabilities, rule.classes)
-        plot_precision_recall(own / "precision_recall.png", split.labels, decisions.probabilities, rule.classes)
-    costs = np.array(rule.costs)
-    return split_metrics(split.labels, decisions.decided, decisions.probabilities, costs, params.evaluate.ece_bins)
+        write_curves(folder, scored, rule, logits, evaluate)
+    write_csv(dearest_mistakes(predictions, scored), folder / "dearest_mistakes.csv")
+    return metrics, intervals
 
 
-def _write_curves(split: PackedSplit, probabilities: NDArray[np.float64], folder: Path) -> None:
-    write_csv(roc_points(split.labels, probabilities), folder / "roc.csv")
-    write_csv(precision_recall_points(split.labels, probabilities), folder / "precision_recall.csv")
-
-
-def _write_confusion(
-    split: PackedSplit, decided: NDArray[np.intp], classes: list[str], name: str, folder: Path
+def _log(
+    params: Params,
+    workspace: Workspace,
+    dataset: PackedDataset,
+    record: dict[str, Any],
+    folder: Path,
+    scores: Scores,
+    findings: list[str],
 ) -> None:
-    counts = confusion_matrix(split.labels, decided, labels=np.arange(len(classes)))
-    text = json.dumps({"classes": classes, "rows": "true", "columns": "decided", "counts": counts.tolist()}, indent=2)
-    (folder / "confusion_matrix.json").write_text(text + "\n", encoding="utf-8")
-    names = np.array(classes, dtype=object)
-    write_csv(pd.DataFrame({"true": names[split.labels], "decided": names[decided]}), folder / "confusion.csv")
-    title = f"Confusion matrix, {name} ({len(split):,} images)"
-    plot_confusion_matrix(folder / "confusion_matrix.png", counts, classes, title)
+    """Fill the MLflow run while the pictures are drawn, then write the report and log everything."""
+    sha256 = sha256_of(workspace.model / "model.safetensors")
+    about = {"record": record, "counts": dataset.info["counts"], "findings": findings,
+             "confidence": params.evaluate.confidence}  # fmt: skip
+    with (
+        _drawing(folder, workspace.prepared) as finish_pictures,
+        evaluation_run(sha256, record["hardware"]) as (run, is_new),
+    ):
+        if is_new:
+            _carry_over(record, dataset)
+        log_params({"costs": params.costs.model_dump(), "evaluate": params.evaluate.model_dump()})
+        log_dataset(**record["data"], context="evaluation")
+        named: dict[str, float | None] = {}
+        for split, (values, intervals) in scores.items():
+            named |= {f"{split}/{name}": value for name, value in values.items()}
+            for name, (low, high) in intervals.items():
+                named |= {f"interval/{split}/{name}_low": low, f"interval/{split}/{name}_high": high}
+        log_metrics(named)
+        log_text(_json({split: values for split, (values, _) in scores.items()}), "metrics.json")
+        _log_model(folder, workspace)
+        finish_pictures()
+        write_report(folder, **about, provenance=model_identity(record, sha256))
+        log_folder(folder, "evaluation")
+        provenance = {"MLflow run": run.info.run_id} | identity() | model_identity(record, sha256)
+        log_text(render_report(folder, **about, provenance=provenance), "report.html")
+        mark(EVALUATED, "true")
+    test, interval = scores["test"][0], scores["test"][1]["mean_cost"]
+    logger.info("test: mean cost %.4f (%.0f%% interval %.4f to %.4f), of argmax %.4f; MLflow run %s", test["mean_cost"],
+                100 * params.evaluate.confidence, *interval, test["argmax_mean_cost"], run.info.run_id)  # fmt: skip
 
 
-def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write a table with full precision and the same bytes on every system."""
-    table.to_csv(path, index=False, lineterminator="\n")
+@contextmanager
+def _drawing(folder: Path, prepared: Path) -> Iterator[Callable[[], None]]:
+    """Draw the pictures in a process of their own; gives the function that waits for them."""
+    command = [sys.executable, "-m", "udc_model.evaluation.pictures", str(folder), str(prepared)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    def finish() -> None:
+        _, told = process.communicate()
+        if process.returncode:
+            raise RuntimeError(f"drawing the pictures failed: {told}")
+
+    try:
+        yield finish
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _carry_over(record: dict[str, Any], dataset: PackedDataset) -> None:

@@ -10,13 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import yaml
+from numpy.typing import NDArray
 
+from udc_model.costs.decision import normalised_cost
 from udc_model.costs.losses import TrainingLoss
 from udc_model.costs.matrix import cost_matrix
-from udc_model.data.packed import PackedDataset
+from udc_model.costs.rule import DecisionRule, fit_rule
+from udc_model.data.packed import PackedDataset, group_indices
 from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
 from udc_model.evaluation.plots import plot_training_curves
@@ -38,7 +42,7 @@ from udc_model.tracking.run import (
     training_run,
 )
 from udc_model.training.hardware import keep_freed_memory, pick_hardware
-from udc_model.training.loop import Metrics, TrainingResult, train_model
+from udc_model.training.loop import Metrics, PricedMonitor, TrainingResult, train_model
 
 logger = logging.getLogger("udc_model.stages.train")  # __name__ is __main__ when DVC runs the stage
 
@@ -59,8 +63,9 @@ def train(params: Params, workspace: Workspace) -> TrainingResult:
     splits = {name: dataset.split(name) for name in ("train", "validation")}
     model = build_model(params.model, dataset.classes, params.seed)
     weights, preprocessing = start_from_weights(model, params.model, dataset.preprocessing)
-    counts = [dataset.info["counts"]["train"][name] for name in dataset.classes]
+    counts = training_counts(dataset)
     costs = torch.from_numpy(cost_matrix(params.costs, dataset.classes))
+    priced = priced_monitor(params, dataset) if params.train.monitor == "normalised_cost" else None
 
     with (
         whole_folder(workspace.model) as model_folder,
@@ -79,6 +84,7 @@ def train(params: Params, workspace: Workspace) -> TrainingResult:
             params.train,
             params.seed,
             hardware,
+            priced,
             on_epoch=_log_epoch,
         )
         model.load_state_dict(result.best_state)
@@ -95,6 +101,43 @@ def train(params: Params, workspace: Workspace) -> TrainingResult:
     logger.info("trained %s: best epoch %d of %d; MLflow run %s (%s)", params.model.model_type, result.best_epoch,
                 len(result.curves), run.info.run_name, run.info.run_id)  # fmt: skip
     return result
+
+
+def training_counts(dataset: PackedDataset) -> list[int]:
+    """Training images of each class."""
+    return [dataset.info["counts"]["train"][name] for name in dataset.classes]
+
+
+def priced_monitor(params: Params, dataset: PackedDataset) -> PricedMonitor:
+    """What ``train.monitor: normalised_cost`` needs: the deployed rule, fitted anew each epoch.
+
+    Raises
+    ------
+    UdcError
+        The cost of a constant answer is 0, or the calibration split is too small for the rule; known before training.
+    """
+    calibration, validation = dataset.split("calibration"), dataset.split("validation")
+
+    def fit(logits: NDArray[np.floating]) -> DecisionRule:
+        return fit_rule(params.evaluate, params.costs, dataset.classes, training_counts(dataset), logits,
+                        calibration.labels, group_indices(calibration.groups))  # fmt: skip
+
+    def cost(calibration_logits: NDArray[np.float32], logits: NDArray[np.float32]) -> float:
+        rule = fit(calibration_logits)
+        decided = rule.apply(logits).decided
+        found = normalised_cost(validation.labels, decided, rule.prices, rule.weights(validation.labels))
+        if found is None:
+            raise UdcError("train.monitor: normalised_cost means nothing here, for a constant answer costs nothing on "
+                           "the validation split; mend the costs, or use train.monitor: log_loss")  # fmt: skip
+        return found
+
+    # once on logits that say nothing, so that what cannot work is told before hours of training
+    rng = np.random.default_rng(0)
+    blank = [
+        rng.normal(size=(len(split), len(dataset.classes))).astype(np.float32) for split in (calibration, validation)
+    ]
+    cost(blank[0], blank[1])
+    return PricedMonitor(calibration, cost)
 
 
 def start_from_weights(

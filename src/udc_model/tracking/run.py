@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -135,6 +136,18 @@ def provenance() -> dict[str, str]:
     return tags
 
 
+def identity() -> dict[str, str]:
+    """What identifies the active run's origin, for people: commit, DVC experiment, versions."""
+    tags = provenance()
+    names = {"mlflow.source.git.commit": "commit", "udc.git_dirty": "with uncommitted changes",
+             EXPERIMENT_NAME: "DVC experiment", "dvc.baseline": "baseline"}  # fmt: skip
+    known = {title: tags[tag] for tag, title in names.items() if tag in tags}
+    versions = {
+        tag.removeprefix("udc.version."): value for tag, value in tags.items() if tag.startswith("udc.version.")
+    }
+    return known | {"versions": ", ".join(f"{name} {value}" for name, value in versions.items())}
+
+
 def _git(*arguments: str) -> str:
     """The output of a git command in the current folder, empty where that is no repository."""
     try:
@@ -148,7 +161,9 @@ def log_metrics(values: Mapping[str, float | None], step: int | None = None) -> 
     """Log metrics of the active run in one request; those that are None are left out."""
     import mlflow
 
-    mlflow.log_metrics({name: value for name, value in values.items() if value is not None}, step=step)
+    # MLflow refuses other characters in a name; a class may be called anything
+    known = {re.sub(r"[^/\w.\- :]", "_", name): value for name, value in values.items() if value is not None}
+    mlflow.log_metrics(known, step=step)
 
 
 def log_folder(folder: Path, name: str) -> None:

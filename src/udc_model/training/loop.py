@@ -38,6 +38,18 @@ class TrainingResult:
     best_state: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class PricedMonitor:
+    """The cost of an epoch's decisions under the rule that will be deployed.
+
+    ``cost`` maps logits of the calibration split (M, K), on which the rule is fitted, and of the validation split
+    (N, K) to the normalised cost of the latter's decisions.
+    """
+
+    calibration: PackedSplit
+    cost: Callable[[NDArray[np.float32], NDArray[np.float32]], float]
+
+
 def train_model(
     model: ImageClassifier,
     train: PackedSplit,
@@ -47,6 +59,7 @@ def train_model(
     params: TrainParams,
     seed: int,
     hardware: Hardware,
+    priced: PricedMonitor | None = None,
     on_epoch: Callable[[int, Metrics, float], None] = lambda epoch, metrics, images_per_second: None,
 ) -> TrainingResult:
     """Train, and keep the weights of the epoch whose ``train.monitor`` is best on the validation split.
@@ -55,6 +68,7 @@ def train_model(
 
     Parameters
     ----------
+    priced : what ``train.monitor: normalised_cost`` needs; without it that metric is not computed.
     on_epoch : called after each epoch with its number (from 1), its row of the curves, and training images/s.
 
     Raises
@@ -106,7 +120,7 @@ def train_model(
             bar.set_postfix_str(f"loss {loss.item():.3f}, {told}{seen / (time.perf_counter() - started):,.0f} img/s")
 
         images_per_second = len(train) / (time.perf_counter() - started)
-        scores = validation_scores(model, validation, preprocessing, params.batch_size, hardware)
+        scores = validation_scores(model, validation, preprocessing, params.batch_size, hardware, priced)
         metrics: Metrics = {
             "train_loss": total_loss / len(train),
             **scores,
@@ -117,7 +131,7 @@ def train_model(
 
         monitored = scores[f"validation_{params.monitor}"]
         told = f"validation {params.monitor} {monitored:.4f}, "
-        score = -monitored if params.monitor == "log_loss" else monitored
+        score = -monitored if params.monitor in ("log_loss", "normalised_cost") else monitored
         if score > best:
             best, patience, result.best_epoch = score, 0, epoch + 1
             result.best_state = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
@@ -136,9 +150,14 @@ def step_seed(seed: int, epoch: int, step: int) -> int:
 
 
 def validation_scores(
-    model: ImageClassifier, split: PackedSplit, preprocessing: Preprocessing, batch_size: int, hardware: Hardware
+    model: ImageClassifier,
+    split: PackedSplit,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    hardware: Hardware,
+    priced: PricedMonitor | None = None,
 ) -> Metrics:
-    """The metrics that ``train.monitor`` can name, of argmax decisions, on one split."""
+    """The metrics that ``train.monitor`` can name on one split: of argmax decisions, and of the priced ones."""
     model.eval()
 
     def forward(images: Tensor) -> Tensor:
@@ -148,9 +167,13 @@ def validation_scores(
 
     logits = compute_logits(forward, split.images, preprocessing, batch_size)
     decisions: NDArray[np.intp] = logits.argmax(axis=1)
-    return {
-        "validation_log_loss": negative_log_likelihood(logits.astype(np.float64), split.labels),
+    scores = {
+        "validation_log_loss": negative_log_likelihood(logits, split.labels),
         "validation_accuracy": float(accuracy_score(split.labels, decisions)),
         "validation_balanced_accuracy": float(balanced_accuracy_score(split.labels, decisions)),
         "validation_macro_f1": float(f1_score(split.labels, decisions, average="macro", zero_division=0.0)),
     }
+    if priced is not None:
+        calibration = compute_logits(forward, priced.calibration.images, preprocessing, batch_size)
+        scores["validation_normalised_cost"] = priced.cost(calibration, logits)
+    return scores

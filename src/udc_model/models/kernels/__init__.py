@@ -22,9 +22,12 @@ def _is_native(activations: tuple[Tensor, ...], parameters: tuple[Tensor, ...]) 
     return fits and all(p.is_cpu and p.dtype == torch.float32 for p in parameters) and _has_library()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _has_library() -> bool:
     return load_library() is not None
+
+
+# What torch.compiler.assume_constant_result sets; calling it would import all of Dynamo, which takes as long as torch.
+_has_library._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 WORTHWHILE = 2**20  # elements from which the saved passes over memory outweigh the call

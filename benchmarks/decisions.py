@@ -1,0 +1,196 @@
+"""Losses and decision rules side by side: what an image costs on the test split.
+
+    python benchmarks/decisions.py                                  # digits, price = distance
+    python benchmarks/decisions.py FOLDER --group '^(.+)_[^_]*$' --costs costs.yaml --degrade 6
+
+For each seed all losses get the same split, initial weights and budget, and train once; each rule then takes the epoch
+whose validation split it finds cheapest, calibrated on the calibration split where it uses probabilities. Reported is
+the mean test cost over seeds with its 95% interval, and the paired difference to the default (cross entropy,
+temperature, least expected cost), both from Student's t over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.stats import t
+from tqdm import tqdm
+
+from udc_model.classifier import TrainedClassifier
+from udc_model.costs.decision import mean_cost
+from udc_model.costs.losses import TrainingLoss
+from udc_model.costs.matrix import cost_matrix
+from udc_model.costs.rule import fit_rule
+from udc_model.data.decode import SUFFIXES, decode_rgb
+from udc_model.data.packed import PackedDataset
+from udc_model.models import build_model
+from udc_model.params import COST_SENSITIVE_LOSSES, Params, load_params, validate_params
+from udc_model.stages.files import Workspace
+from udc_model.stages.prepare import prepare
+from udc_model.stages.train import training_counts
+from udc_model.training.hardware import keep_freed_memory, pick_hardware
+from udc_model.training.loop import PricedMonitor, train_model
+
+LOSSES = ("cross_entropy", "cross_entropy balanced", "focal", "class_balanced", "ldam", "logit_adjusted", "seesaw",
+          "expected_cost", "cost_regularized", "cost_weighted")  # fmt: skip
+RULES = {
+    "argmax": {"calibration": "none", "decision": "argmax"},
+    "least expected cost": {"calibration": "none", "decision": "min_expected_cost"},
+    "calibrated, least expected cost": {"calibration": "temperature", "decision": "min_expected_cost"},
+}
+DEFAULT = ("cross_entropy", "calibrated, least expected cost")
+Logits = dict[str, NDArray[np.float32]]
+
+
+def main() -> None:
+    """Measure and print the table; write it as CSV if asked."""
+    options = _options()
+    logging.basicConfig(level=logging.WARNING)
+    keep_freed_memory()
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        source = None
+        if options.folder is not None:
+            source = options.folder.resolve()
+            if options.degrade:
+                source = degraded(source, Path(scratch) / "degraded", options.degrade)
+        for seed in tqdm(range(options.seeds), desc="seeds", disable=None):
+            params = _params(options, source, seed)
+            workspace = Workspace(Path(scratch) / str(seed))
+            prepare(params, workspace)
+            dataset = PackedDataset.open(workspace.prepared)
+            rows += _constant(params, dataset, seed)
+            for loss in options.losses:
+                rows += _measure(params, dataset, loss, seed)
+                table = pd.DataFrame(rows)
+                if options.output:
+                    table.to_csv(options.output, index=False)
+    print(summarise(pd.DataFrame(rows)).to_string(index=False))  # noqa: T201
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", help="a folder of images a class; default: digits")
+    parser.add_argument("--group", help="pattern on the file name whose first (…) is the group")
+    parser.add_argument("--costs", type=Path, help="YAML file with the section costs; default: that of params.yaml")
+    parser.add_argument(
+        "--degrade", type=int, metavar="N", help="reduce the images to N x N grey pixels and back first"
+    )
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--losses", nargs="+", default=LOSSES, choices=LOSSES)
+    parser.add_argument("--output", type=Path, help="CSV of every seed, loss and rule")
+    return parser.parse_args()
+
+
+def _params(options: argparse.Namespace, source: Path | None, seed: int) -> Params:
+    raw: dict[str, Any] = load_params().model_dump()
+    raw["seed"] = seed
+    if source is not None:
+        raw["data"] |= {"source": "folder", "path": str(source), "group": options.group}
+        raw["costs"] |= {"preset": "uniform"}
+    if options.costs:
+        raw["costs"] |= yaml.safe_load(options.costs.read_text(encoding="utf-8"))
+    if options.epochs:
+        raw["train"]["epochs"] = options.epochs
+    return validate_params(raw, "benchmark")
+
+
+def degraded(source: Path, target: Path, pixels: int) -> Path:
+    """A copy of a folder of images, each reduced to ``pixels`` x ``pixels`` grey values and back to 32 x 32."""
+    for path in sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES):
+        copy = (target / path.relative_to(source)).with_suffix(".png")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        small = decode_rgb(path, 10**8).convert("L").resize((pixels, pixels), Image.Resampling.BOX)
+        small.resize((32, 32), Image.Resampling.BICUBIC).save(copy)
+    return target
+
+
+def _constant(params: Params, dataset: PackedDataset, seed: int) -> list[dict[str, Any]]:
+    costs, targets = cost_matrix(params.costs, dataset.classes), dataset.split("test").labels
+    best = float(costs[targets].mean(axis=0).min())
+    return [{"seed": seed, "loss": "-", "rule": "best constant answer", "cost": best, "accuracy": np.nan, "epoch": 0}]
+
+
+def _measure(params: Params, dataset: PackedDataset, loss: str, seed: int) -> list[dict[str, Any]]:
+    epochs = train_and_record(params, dataset, loss)
+    costs = cost_matrix(params.costs, dataset.classes)
+    counts = training_counts(dataset)
+    labels = {name: dataset.split(name).labels for name in ("validation", "calibration", "test")}
+    rows = []
+    for rule_name, settings in RULES.items():
+        evaluate = params.evaluate.model_copy(update=settings)
+        found = []
+        for number, logits in enumerate(epochs, 1):
+            rule = fit_rule(evaluate, params.costs, dataset.classes, counts, logits["calibration"],
+                            labels["calibration"])  # fmt: skip
+            decided = {name: rule.apply(logits[name]).decided for name in ("validation", "test")}
+            paid = {name: mean_cost(labels[name], decided[name], costs) for name in decided}
+            accuracy = float((decided["test"] == labels["test"]).mean())
+            found.append((paid["validation"], number, paid["test"], accuracy))
+        _, epoch, cost, accuracy = min(found)
+        row = {"seed": seed, "loss": loss, "rule": rule_name, "cost": cost, "accuracy": accuracy, "epoch": epoch}
+        rows.append(row)
+    return rows
+
+
+def train_and_record(params: Params, dataset: PackedDataset, loss: str) -> list[Logits]:
+    """Train once; the logits of the three other splits after each epoch."""
+    name, _, weighting = loss.partition(" ")
+    own = params.loss.model_dump() | {"name": name, "class_weights": weighting or None,
+                                      "reads": "costs" if name in COST_SENSITIVE_LOSSES else "loss"}  # fmt: skip
+    params = validate_params(params.model_dump() | {"loss": own}, "benchmark")
+    hardware, preprocessing = pick_hardware(params.train), dataset.preprocessing
+    model = build_model(params.model, dataset.classes, params.seed)
+    costs = torch.from_numpy(cost_matrix(params.costs, dataset.classes))
+    splits = {name: dataset.split(name) for name in ("train", "validation", "calibration", "test")}
+    epochs: list[Logits] = []
+
+    def keep(calibration: NDArray[np.float32], validation: NDArray[np.float32]) -> float:
+        test = TrainedClassifier(model, preprocessing, hardware.device).logits_of_stored(splits["test"].images)
+        epochs.append({"calibration": calibration, "validation": validation, "test": test})
+        return 0.0
+
+    train_model(
+        model, splits["train"], splits["validation"], preprocessing,
+        TrainingLoss(params.loss, costs, training_counts(dataset)), params.train, params.seed, hardware,
+        PricedMonitor(splits["calibration"], keep),
+    )  # fmt: skip
+    return epochs
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean cost, interval over seeds, and the paired difference to the default, a row each loss and rule."""
+    default = table[(table["loss"] == DEFAULT[0]) & (table["rule"] == DEFAULT[1])].set_index("seed")["cost"]
+    rows = []
+    for (loss, rule), own in table.groupby(["loss", "rule"], sort=False):
+        cost = own.set_index("seed")["cost"]
+        difference = cost - default
+        rows.append({
+            "loss": loss, "rule": rule, "mean cost": f"{cost.mean():.3f}", "95% interval": _interval(cost),
+            "minus default": f"{difference.mean():+.3f}", "paired interval": _interval(difference),
+            "accuracy": f"{own['accuracy'].mean():.3f}",
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _interval(values: pd.Series) -> str:
+    n = len(values)
+    if n < 2:
+        return "-"
+    half = t.ppf(0.975, n - 1) * values.std() / np.sqrt(n)
+    return f"{values.mean() - half:.3f} to {values.mean() + half:.3f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""All pictures of an evaluation, drawn from its tables: ``python -m udc_model.evaluation.pictures FOLDER PREPARED``.
+
+A program of its own, for it takes as long as all else that evaluate does, and needs neither torch nor MLflow: evaluate
+runs it beside its logging.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from udc_model.evaluation.plots import (
+    plot_class_curves,
+    plot_confusion_matrix,
+    plot_cost_curve,
+    plot_gallery,
+    plot_referral,
+    plot_reliability,
+)
+
+GALLERY = 24  # images
+
+
+def draw_pictures(evaluation: Path, prepared: Path) -> None:
+    """Draw the pictures of each split that ``evaluation`` has tables of; the gallery's images lie in ``prepared``."""
+    rule = json.loads((evaluation / "decision.json").read_text(encoding="utf-8"))
+    for split in ("test", "validation"):
+        folder = evaluation / split
+        _confusion(folder, split)
+        if split == "test":
+            areas = _table(folder, "areas")
+            for kind in ("roc", "precision_recall"):
+                curves, mean = _table(folder, f"{kind}_by_class"), _table(folder, kind)
+                plot_class_curves(folder / f"{kind}.png", curves, mean, areas, kind)
+            method = rule["calibration"]["method"]
+            plot_reliability(folder / "reliability.png", _table(folder, "reliability"), method)
+            if (folder / "cost_curve.csv").is_file():
+                dear = (folder / "dear_class.txt").read_text(encoding="utf-8")
+                plot_cost_curve(folder / "cost_curve.png", _table(folder, "cost_curve"), dear)
+            decided = _table(folder, "predictions")
+            rate = float(np.average(decided["predicted"] == "refer", weights=decided["weight"]))
+            plot_referral(folder / "referral.png", _table(folder, "referral"), rule["refer"], rate)
+            _gallery(folder, prepared, split)
+
+
+def _table(folder: Path, name: str) -> pd.DataFrame:
+    text = dict.fromkeys(("class", "true", "decided", "predicted", "path", "group"), str)
+    return pd.read_csv(folder / f"{name}.csv", dtype=text, keep_default_na=False, na_values={"expected_cost": ""})
+
+
+def _confusion(folder: Path, split: str) -> None:
+    confusion = json.loads((folder / "confusion_matrix.json").read_text(encoding="utf-8"))
+    counts, money = np.array(confusion["counts"]), np.array(confusion["money"])
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    classes, outcomes = confusion["classes"], confusion["outcomes"]
+    about = f"{split} ({counts.sum():,} images)"
+    plot_confusion_matrix(folder / "confusion_matrix.png", counts, classes, outcomes, f"Confusion matrix, {about}")
+    if split == "test":
+        title = f"Share of each true class, {about}"
+        plot_confusion_matrix(folder / "confusion_shares.png", shares, classes, outcomes, title, "shares")
+        title = f"Money lost, {money.sum():,.4g} on {about}"
+        plot_confusion_matrix(folder / "confusion_money.png", money, classes, outcomes, title, "money")
+
+
+def _gallery(folder: Path, prepared: Path, split: str) -> None:
+    mistakes = _table(folder, "dearest_mistakes")
+    stored = np.load(prepared / f"{split}.npy", mmap_mode="r", allow_pickle=False)
+    images = [np.array(stored[row]) for row in mistakes["row"][:GALLERY]]
+    captions = [
+        f"{row.true}, decided {row.decided}\np = {row.probability:.2f}, cost {row.cost:g}"
+        for row in mistakes[:GALLERY].itertuples()
+    ]
+    plot_gallery(folder / "dearest_mistakes.png", images, captions, f"The dearest mistakes, {split}")
+
+
+if __name__ == "__main__":
+    draw_pictures(Path(sys.argv[1]), Path(sys.argv[2]))

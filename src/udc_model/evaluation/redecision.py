@@ -1,0 +1,202 @@
+"""Stored predictions under other prices or another rule, without the model: ``udc decide``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from udc_model.costs.calibration import Calibration
+from udc_model.costs.rule import DecisionRule, fit_rule
+from udc_model.data.packed import group_indices
+from udc_model.errors import UdcError
+from udc_model.evaluation.intervals import metric_intervals
+from udc_model.evaluation.metrics import Scored, rules_table, split_metrics
+from udc_model.evaluation.tables import confusion, logits_of, read_predictions, write_csv
+from udc_model.params import CostEntry, CostParams, EvaluateParams
+
+
+@dataclass(frozen=True)
+class StoredEvaluation:
+    """An ``evaluation/`` folder: the rule that was, and the tables of the calibration split and of one other."""
+
+    rule: DecisionRule
+    calibration: pd.DataFrame
+    predictions: pd.DataFrame
+
+    @classmethod
+    def load(cls, folder: Path, split: str) -> StoredEvaluation:
+        """Read a folder; :class:`UdcError` if a file is missing or damaged."""
+        rule = DecisionRule.load(folder / "decision.json")
+        tables = []
+        for name in ("calibration", split):
+            path = folder / name / "predictions.csv"
+            try:
+                tables.append(read_predictions(path))
+            except FileNotFoundError:
+                raise UdcError(f"{path}: no such file; run evaluate first (dvc repro)") from None
+            except (OSError, ValueError) as error:
+                raise UdcError(f"{path}: cannot be read: {error}") from None
+        return cls(rule, *tables)
+
+    def decide(
+        self, evaluate: EvaluateParams, costs: CostParams, calibration: Calibration | None = None
+    ) -> tuple[DecisionRule, Scored]:
+        """The rule for other prices, fitted on the stored calibration split, and its decisions.
+
+        ``calibration`` is one that was fitted before; None fits it.
+
+        Raises
+        ------
+        UdcError
+            The prices do not fit the classes, or the calibration split is too small for what is asked.
+        """
+        classes = self.rule.classes
+        prior = self.rule.training_prior
+        assert prior is not None  # written by evaluate
+        known, targets = logits_of(self.calibration, classes), _targets(self.calibration, classes)
+        groups = group_indices(list(self.calibration["group"]))
+        rule = fit_rule(evaluate, costs, classes, prior, known, targets, groups, calibration)
+        decisions = rule.apply(logits_of(self.predictions, classes))
+        targets = _targets(self.predictions, classes)
+        groups = group_indices(list(self.predictions["group"]))
+        weights = rule.weights(targets)
+        return rule, Scored(targets, decisions.decided, decisions.probabilities, rule.prices, weights, groups)
+
+    def table(self, rule: DecisionRule, scored: Scored) -> pd.DataFrame:
+        """The predictions table under another rule."""
+        outcomes = np.array(rule.outcomes, dtype=object)
+        rows = np.arange(len(scored.targets))
+        return self.predictions.assign(
+            predicted=outcomes[scored.decided],
+            expected_cost=(scored.probabilities @ scored.costs)[rows, scored.decided],
+            cost=scored.price,
+            weight=np.ones(len(rows)) if scored.weights is None else scored.weights,
+        )
+
+
+def _targets(table: pd.DataFrame, classes: list[str]) -> NDArray[np.intp]:
+    return np.array([classes.index(name) for name in table["true"]], dtype=np.intp)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The price of one cell, moved over ``values``."""
+
+    true: str
+    predicted: str
+    values: list[float]
+
+    @classmethod
+    def parse(cls, text: str) -> Sweep:
+        """Read ``true=A,predicted=B,values=0:20:0.5`` (first, last, step); :class:`UdcError` if it is not that."""
+        fields = dict(part.partition("=")[::2] for part in text.split(","))
+        try:
+            first, last, step = map(float, fields.pop("values").split(":"))
+            true, predicted = fields.pop("true"), fields.pop("predicted")
+            if fields or step <= 0 or last < first:
+                raise ValueError
+        except (KeyError, ValueError):
+            raise UdcError(f"--sweep {text}: must be like true=A,predicted=B,values=0:20:0.5 (first, last, step; "
+                           "step above 0)") from None  # fmt: skip
+        n = int(np.floor((last - first) / step + 1e-9)) + 1
+        return cls(true, predicted, [round(first + i * step, 12) for i in range(n)])
+
+    def run(
+        self, stored: StoredEvaluation, evaluate: EvaluateParams, costs: CostParams
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Decide at each price.
+
+        Returns
+        -------
+        A row a price (``price``, costs, accuracy, referral rate, recall and miss rate of each class, ``images`` of the
+        cell), and the whole confusion matrix at each (``price``, ``true``, ``decided``, ``images``).
+        """
+        rows, cells = [], []
+        calibration = stored.decide(evaluate, costs)[0].calibration  # no price changes it
+        for price in self.values:
+            entry = CostEntry(true=self.true, predicted=self.predicted, cost=price)
+            rule, scored = stored.decide(
+                evaluate, costs.model_copy(update={"entries": [*costs.entries, entry]}), calibration
+            )
+            metrics = split_metrics(scored, evaluate.ece_bins, list(enumerate(rule.classes)))
+            counts, _ = confusion(scored)
+            names = [name for name in metrics if name.startswith(("recall/", "miss_rate/"))]
+            kept = (
+                "mean_cost",
+                "normalised_cost",
+                "constant_mean_cost",
+                "argmax_mean_cost",
+                "accuracy",
+                "referral_rate",
+            )
+            images = int(counts[rule.classes.index(self.true), rule.outcomes.index(self.predicted)])
+            rows.append({"price": price} | {name: metrics[name] for name in (*kept, *names)} | {"images": images})
+            for i, j in zip(*np.nonzero(counts), strict=True):
+                cells.append((price, rule.classes[i], rule.outcomes[j], int(counts[i, j])))
+        return pd.DataFrame(rows), pd.DataFrame(cells, columns=["price", "true", "decided", "images"])
+
+
+def decision_report(stored: StoredEvaluation, rule: DecisionRule, scored: Scored, evaluate: EvaluateParams) -> str:
+    """What the decisions cost beside argmax and the cheapest constant answer, recalls, how many decisions changed."""
+    metrics = split_metrics(scored, evaluate.ece_bins, list(enumerate(rule.classes)))
+    intervals = metric_intervals(scored, metrics, evaluate.ece_bins, (), evaluate.resamples, evaluate.confidence)
+    changed = int((np.array(rule.outcomes, dtype=object)[scored.decided] != stored.predictions["predicted"]).sum())
+    low, high = intervals["mean_cost"]
+    lines = [
+        f"{changed} of {len(scored.targets)} decisions change; mean cost {metrics['mean_cost']:.4f}, "
+        f"{evaluate.confidence:.0%} interval {low:.4f} to {high:.4f}",
+        "",
+        rules_table(scored, rule.outcomes, rule.rule).round(4).to_string(index=False, na_rep="-"),
+        "",
+        f"referral rate {metrics['referral_rate']:.4f}",
+        *(f"recall of {name} {metrics[f'recall/{name}']:.4f}, missed {metrics[f'miss_rate/{name}']:.4f}"
+          for name in rule.classes),
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def write_decisions(folder: Path, stored: StoredEvaluation, rule: DecisionRule, scored: Scored) -> None:
+    """``decision.json`` and ``predictions.csv`` of the new decisions, which ``udc compare`` takes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "decision.json").write_text(rule.to_json(), encoding="utf-8")
+    write_csv(stored.table(rule, scored), folder / "predictions.csv")
+
+
+def write_sweep(
+    sweep: Sweep, stored: StoredEvaluation, evaluate: EvaluateParams, costs: CostParams, folder: Path
+) -> tuple[str, list[Path]]:
+    """Run a sweep and write its table, confusion matrices and plot; returns the table as text, and the files."""
+    table, cells = sweep.run(stored, evaluate, costs)
+    recalls = list(dict.fromkeys(f"recall/{name}" for name in (sweep.true, sweep.predicted)))
+    name = f"{sweep.true} as {sweep.predicted}"
+    panels = [
+        ("Cost", ["mean_cost", "argmax_mean_cost", "constant_mean_cost"]),
+        ("Recall", recalls),
+        (f"Images: {name}", ["images"]),
+    ]
+    swept = f"price of {name}"
+    files = write_sweep_files(folder, swept, table.rename(columns={"price": swept}), panels)
+    files.append(folder / f"{files[0].stem}_confusion.csv")
+    write_csv(cells, files[-1])
+    shown = table[["price", "mean_cost", "normalised_cost", "argmax_mean_cost", *recalls, "images"]]
+    return shown.round(4).to_string(index=False, na_rep="-"), files
+
+
+def write_sweep_files(
+    folder: Path, swept: str, table: pd.DataFrame, panels: Sequence[tuple[str, Sequence[str]]]
+) -> list[Path]:
+    """A sweep's table as CSV and its plot as PNG, named after what is swept; returns both paths."""
+    from udc_model.evaluation.plots import plot_sweep
+
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = re.sub(r"[^\w.-]+", "_", swept)
+    files = [folder / f"{stem}.csv", folder / f"{stem}.png"]
+    write_csv(table, files[0])
+    plot_sweep(files[1], table, swept, panels)
+    return files

@@ -1,0 +1,91 @@
+"""Curves against scikit-learn, the formulas of their papers, and what their ends must be."""
+
+import numpy as np
+import pytest
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import roc_auc_score
+
+from udc_model.costs.rule import DecisionRule
+from udc_model.evaluation.curves import (
+    cost_curve,
+    dear_class,
+    mean_curves,
+    precision_recall_curves,
+    referral_curve,
+    reliability,
+    roc_curves,
+)
+from udc_model.evaluation.metrics import Scored
+
+CLASSES = ["a", "b", "c"]
+
+
+@pytest.fixture
+def scored(rng):
+    p = rng.dirichlet(np.ones(3) * 0.7, 500)
+    targets = (p.cumsum(axis=1) > rng.random((500, 1))).argmax(axis=1)
+    costs = np.array([[0.0, 1.0, 2.0], [6.0, 0.0, 3.0], [1.0, 1.0, 0.0]])
+    return Scored(targets, (p @ costs).argmin(axis=1), p, costs)
+
+
+def test_mean_curves_run_from_corner_to_corner(scored):
+    roc, pr, areas = mean_curves(scored, CLASSES, 100, 0.95)
+    assert roc.iloc[-1].tolist() == [1.0] * 4
+    assert (np.diff(roc["true_positive_rate"]) >= 0).all()
+    exact = [roc_auc_score(scored.targets == k, scored.probabilities[:, k]) for k in range(3)]
+    assert areas["roc_auc"].tolist() == pytest.approx(exact)
+    assert np.trapezoid(roc["true_positive_rate"], roc["false_positive_rate"]) == pytest.approx(
+        np.mean(exact), abs=0.01
+    )
+    assert ((areas["roc_auc_low"] < areas["roc_auc"]) & (areas["roc_auc"] < areas["roc_auc_high"])).all()
+    assert (np.diff(pr["precision"]) <= 1e-12).all()
+    for table, y in ((roc, "true_positive_rate"), (pr, "precision")):
+        assert ((table["low"] <= table[y] + 1e-9) & (table[y] <= table["high"] + 1e-9)).mean() > 0.95
+    for curves, x in ((roc_curves(scored, CLASSES), 1), (precision_recall_curves(scored, CLASSES), 1)):
+        assert curves.groupby("class")[curves.columns[x]].max().tolist() == [1.0] * 3
+
+
+def test_reliability_is_scikit_learns(rng):
+    p1 = rng.random(1000)
+    targets = (p1 > rng.random(1000)).astype(int)
+    scored = Scored(targets, targets, np.column_stack([1 - p1, p1]), 1 - np.eye(2))
+    table = reliability(scored, scored.probabilities, 10, 0.95)
+    assert table["calibration"].tolist() == ["before"] * 10 + ["after"] * 10
+    confidence = np.maximum(p1, 1 - p1)
+    true, predicted = calibration_curve((p1 > 0.5) == targets, confidence, n_bins=10, strategy="quantile")
+    assert table["accuracy"][10:].tolist() == pytest.approx(true.tolist(), abs=0.01)
+    assert table["confidence"][10:].tolist() == pytest.approx(predicted.tolist(), abs=0.01)
+    assert ((table["low"] <= table["accuracy"]) & (table["accuracy"] <= table["high"])).all()
+
+
+def test_cost_curve_of_two_classes_is_drummond_and_holtes(rng):
+    p1 = rng.random(800)
+    targets = (p1 > rng.random(800)).astype(int)
+    p = np.column_stack([1 - p1, p1])
+    costs = np.array([[0.0, 1.0], [5.0, 0.0]])
+    rule = DecisionRule(["neg", "pos"], costs.tolist())
+    decided = rule.decide(p)
+    table = cost_curve(Scored(targets, decided, p, costs), rule)
+    false_negative, false_positive = (decided[targets == 1] == 0).mean(), (decided[targets == 0] == 1).mean()
+    x = table["x"].to_numpy()
+    assert dear_class(costs) == 1
+    assert table["as_decided"].to_numpy() == pytest.approx(false_negative * x + false_positive * (1 - x))
+    assert table["constant"].to_numpy() == pytest.approx(np.minimum(x, 1 - x))
+    assert (table["this_rule"] <= table["constant"] + 0.02).all()
+    assert table["this_rule"].mean() < table["as_decided"].mean()
+
+
+def test_no_cost_curve_without_two_priced_classes(scored):
+    costs = np.array([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    rule = DecisionRule(CLASSES, costs.tolist())
+    assert cost_curve(Scored(scored.targets, scored.decided, scored.probabilities, costs), rule) is None
+
+
+def test_referral_falls_from_the_mean_cost_and_ends_at_its_price(scored):
+    table = referral_curve(scored, 0.4)
+    cost = scored.price.mean()
+    assert table.iloc[0].tolist() == pytest.approx([0, cost, cost])
+    assert table["cost_of_decided"].iloc[-1] < cost
+    assert table["cost_with_referral"].iloc[-1] == pytest.approx(0.4, abs=0.01)
+    assert table["cost_with_referral"].min() < min(cost, 0.4)
+    assert "cost_with_referral" not in referral_curve(scored, None)
