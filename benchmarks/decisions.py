@@ -4,9 +4,9 @@
     python benchmarks/decisions.py FOLDER --group '^(.+)_[^_]*$' --costs costs.yaml --degrade 6
 
 For each seed all losses get the same split, initial weights and budget, and train once; each rule then takes the epoch
-whose validation split it finds cheapest, calibrated on the calibration split where it uses probabilities. Reported is
-the mean test cost over seeds with its 95% interval, and the paired difference to the default (cross entropy,
-temperature, least expected cost), both from Student's t over seeds.
+whose validation split it finds cheapest (or, with --choose log_loss, that of least log loss), calibrated on the
+calibration split where it uses probabilities. Reported is the mean test cost over seeds with its 95% interval, and the
+paired difference to the default (cross entropy, temperature, least expected cost), both from Student's t over seeds.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from scipy.stats import t
 from tqdm import tqdm
 
 from udc_model.classifier import TrainedClassifier
+from udc_model.costs.calibration import negative_log_likelihood
 from udc_model.costs.decision import mean_cost
 from udc_model.costs.losses import TrainingLoss
 from udc_model.costs.matrix import cost_matrix
@@ -71,7 +72,7 @@ def main() -> None:
             dataset = PackedDataset.open(workspace.prepared)
             rows += _constant(params, dataset, seed)
             for loss in options.losses:
-                rows += _measure(params, dataset, loss, seed)
+                rows += _measure(params, dataset, loss, seed, options.choose)
                 table = pd.DataFrame(rows)
                 if options.output:
                     table.to_csv(options.output, index=False)
@@ -86,6 +87,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--degrade", type=int, metavar="N", help="reduce the images to N x N grey pixels and back first"
     )
+    parser.add_argument("--choose", choices=("cost", "log_loss"), default="cost",
+                        help="the epoch by validation cost under the rule, or by validation log loss")  # fmt: skip
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--losses", nargs="+", default=LOSSES, choices=LOSSES)
@@ -122,7 +125,7 @@ def _constant(params: Params, dataset: PackedDataset, seed: int) -> list[dict[st
     return [{"seed": seed, "loss": "-", "rule": "best constant answer", "cost": best, "accuracy": np.nan, "epoch": 0}]
 
 
-def _measure(params: Params, dataset: PackedDataset, loss: str, seed: int) -> list[dict[str, Any]]:
+def _measure(params: Params, dataset: PackedDataset, loss: str, seed: int, choose: str) -> list[dict[str, Any]]:
     epochs = train_and_record(params, dataset, loss)
     costs = cost_matrix(params.costs, dataset.classes)
     counts = training_counts(dataset)
@@ -137,7 +140,8 @@ def _measure(params: Params, dataset: PackedDataset, loss: str, seed: int) -> li
             decided = {name: rule.apply(logits[name]).decided for name in ("validation", "test")}
             paid = {name: mean_cost(labels[name], decided[name], costs) for name in decided}
             accuracy = float((decided["test"] == labels["test"]).mean())
-            found.append((paid["validation"], number, paid["test"], accuracy))
+            log_loss = negative_log_likelihood(logits["validation"], labels["validation"])
+            found.append((paid["validation"] if choose == "cost" else log_loss, number, paid["test"], accuracy))
         _, epoch, cost, accuracy = min(found)
         row = {"seed": seed, "loss": loss, "rule": rule_name, "cost": cost, "accuracy": accuracy, "epoch": epoch}
         rows.append(row)

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from udc_model.classifier import DecisionRule
+from udc_model.costs.calibration import Calibration
+from udc_model.costs.rule import DecisionRule
 from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
 from udc_model.models import build_model
@@ -25,7 +26,7 @@ def served(tmp_path_factory):
     resnet = ResNetParams(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
     build_model(ModelParams(resnet=resnet), CLASSES, 0).save_pretrained(folder / "model")
     Preprocessing(16).save(folder / "model")
-    rule = DecisionRule(CLASSES, (1 - np.eye(3)).tolist(), temperature=2.0)
+    rule = DecisionRule(CLASSES, (1 - np.eye(3)).tolist(), calibration=Calibration("temperature", {"temperature": 2.0}))
     (folder / "decision.json").write_text(rule.to_json())
     return ServedClassifier(folder)
 

@@ -32,8 +32,8 @@ def find_decisions(name: str, split: str) -> StoredDecisions:
 
     Parameters
     ----------
-    name : a ``predictions.csv``; a folder with ``evaluation/`` (or that folder, or one that ``udc decide --out`` wrote);
-        id or name of an MLflow run; name of a DVC experiment, or any git revision whose outputs are in DVC's cache.
+    name : a ``predictions.csv``; a folder with ``evaluation/`` (or that folder, or one of ``udc decide --out``); id or
+        name of an MLflow run; name of a DVC experiment, or any git revision whose outputs are in DVC's cache.
     split : ``test`` or ``validation``; of no matter for a file.
 
     Raises
@@ -43,13 +43,10 @@ def find_decisions(name: str, split: str) -> StoredDecisions:
     """
     path = Path(name)
     if path.is_dir():
-        for folder, table in (
-            (path / "evaluation", f"{split}/predictions.csv"),
-            (path, f"{split}/predictions.csv"),
-            (path, "predictions.csv"),
-        ):
-            if (folder / table).is_file():
-                return StoredDecisions(_read(folder / table), DecisionRule.load(folder / "decision.json"))
+        inner = f"{split}/predictions.csv"
+        for folder, name in ((path / "evaluation", inner), (path, inner), (path, "predictions.csv")):
+            if (folder / name).is_file():
+                return StoredDecisions(_read(folder / name), DecisionRule.load(folder / "decision.json"))
         raise UdcError(f"{path}: holds no evaluation/{split}/predictions.csv; run evaluate first (dvc repro)")
     if path.is_file() or path.suffix == ".csv":
         return StoredDecisions(_read(path), None)
@@ -59,11 +56,11 @@ def find_decisions(name: str, split: str) -> StoredDecisions:
                        f"{', '.join(run.run_id for run in runs)}")  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         wanted = ("evaluation/decision.json", f"evaluation/{split}/predictions.csv")
-        if runs:
-            rule, table = (artifact(runs[0].run_id, inner, Path(scratch)) for inner in wanted)
-        else:
-            rule, table = (_from_dvc(name, inner, Path(scratch)) for inner in wanted)
-        return StoredDecisions(_read(table), DecisionRule.load(rule))
+        fetched = [
+            artifact(runs[0].run_id, inner, Path(scratch)) if runs else _from_dvc(name, inner, Path(scratch))
+            for inner in wanted
+        ]
+        return StoredDecisions(_read(fetched[1]), DecisionRule.load(fetched[0]))
 
 
 def compare(a: str, b: str, split: str) -> Comparison:

@@ -94,3 +94,12 @@ def test_never_cheapest_agrees_with_trying_posteriors():
         assert tried <= told
         # a decision that is cheapest in a sliver may be missed by the draws, not the other way round
         assert len(told - tried) <= 1
+
+
+def test_referral_that_is_never_or_always_cheapest():
+    costs = 1 - np.eye(3)
+    assert lint_costs(costs, ["a", "b", "c"], 0.5) == []
+    dear = lint_costs(costs, ["a", "b", "c"], 0.7)  # the largest expected cost is 2/3
+    assert dear == ["costs.refer: at 0.7 handing an image to a person is never the cheapest; none will be"]
+    free = lint_costs(costs, ["a", "b", "c"], -0.1)
+    assert [text for text in free if "deciding a is never the cheapest" in text]

@@ -62,7 +62,7 @@ def test_equal_decisions_are_said_to_be_equal(pair):
 
 def test_a_small_difference_is_not_claimed(pair):
     one = pair[0]
-    other = _table(list(one["true"]), ["b"] + list(one["predicted"][1:]))
+    other = _table(list(one["true"]), ["b", *one["predicted"][1:]])
     assert compare_predictions(one, other).sentence.startswith("No difference in cost is shown: B costs 0.0167 more")
 
 
@@ -78,8 +78,8 @@ def test_groups_widen_the_interval(pair):
     ("change", "message"),
     [
         (lambda t: t[1:], "1 are in A only, 0 in B only"),
-        (lambda t: t.assign(sha256=["x"] + list(t["sha256"][1:])), "1 have the same name but other contents"),
-        (lambda t: t.assign(true=["b"] + list(t["true"][1:])), "1 have another true class"),
+        (lambda t: t.assign(sha256=["x", *t["sha256"][1:]]), "1 have the same name but other contents"),
+        (lambda t: t.assign(true=["b", *t["true"][1:]]), "1 have another true class"),
         (
             lambda t: t.assign(predicted="a", cost=[0.0] * 30 + [7.0] * 30),
             "b decided as a costs 7 in one and 10 in the",

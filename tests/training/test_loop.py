@@ -12,7 +12,7 @@ from udc_model.errors import UdcError
 from udc_model.models import build_model
 from udc_model.params import ConvNextParams, LossParams, ModelParams, ResNetParams, TrainParams
 from udc_model.training.hardware import pick_hardware
-from udc_model.training.loop import train_model
+from udc_model.training.loop import PricedMonitor, train_model
 
 CLASSES = ["a", "b"]
 PREPROCESSING = Preprocessing(16)
@@ -39,7 +39,7 @@ def _split(n, seed):
     labels = np.arange(n) % 2
     images = rng.integers(0, 100, (n, 16, 16, 3), dtype=np.uint8)
     images[labels == 1, 4:12, 4:12] += 120
-    return PackedSplit(images, labels, [f"{i}.png" for i in range(n)], [""] * n)
+    return PackedSplit(images, labels, [f"{i}.png" for i in range(n)], [""] * n, [""] * n)
 
 
 def _train(kind="resnet", seed=1, train=None, **options):
@@ -83,6 +83,24 @@ def test_early_stopping():
     _, result = _train(epochs=40, early_stopping_patience=2, learning_rate=1e-9, monitor="accuracy")
     assert len(result.curves) < 40
     assert len(result.curves) >= result.best_epoch + 2
+
+
+def test_the_priced_monitor_keeps_the_epoch_that_it_finds_cheapest():
+    """Its cost is computed from the calibration split's logits and the validation split's, in this order."""
+    calibration, costs, seen = _split(20, 4), iter([0.7, 0.2, 0.5]), []
+
+    def cost(calibration_logits, logits):
+        seen.append((calibration_logits.shape, logits.shape))
+        return next(costs)
+
+    params = TrainParams(epochs=3, batch_size=16, monitor="normalised_cost", reads="evaluate")
+    model = build_model(MODELS["resnet"], CLASSES, 1)
+    loss = TrainingLoss(LossParams(), torch.ones(2, 2), [1, 1])
+    result = train_model(model, _split(50, 0), _split(30, 9), PREPROCESSING, loss, params, 1, pick_hardware(params),
+                         PricedMonitor(calibration, cost))  # fmt: skip
+    assert result.best_epoch == 2
+    assert seen == [((20, 2), (30, 2))] * 3
+    assert [row["validation_normalised_cost"] for row in result.curves] == [0.7, 0.2, 0.5]
 
 
 def test_frozen_stages_do_not_move():

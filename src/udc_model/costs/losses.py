@@ -60,8 +60,22 @@ def logit_adjusted(logits: Tensor, targets: Tensor, counts: Tensor, tau: float) 
 
 
 def expected_cost(logits: Tensor, targets: Tensor, costs: Tensor) -> Tensor:
-    """``sum_j C[y, j] softmax(z)_j``: linear in the probabilities, so it stalls far from a solution."""
+    """``sum_j C[y, j] softmax(z)_j``, linear in the probabilities.
+
+    Its gradient, ``p_j (C[y, j] - sum_k C[y, k] p_k)``, vanishes wherever p is near a corner, the wrong ones included: a
+    net that has once settled on a class cannot leave it. Start it from another loss (`warm_expected_cost`).
+    """
     return (costs[targets] * logits.float().softmax(dim=1)).sum(dim=1).mean()
+
+
+def warm_expected_cost(logits: Tensor, targets: Tensor, costs: Tensor, share: float) -> Tensor:
+    """From cross entropy to the expected cost as ``share`` goes from 0 to 1, prices in units of their mean.
+
+    The scale changes no optimum; it makes the two losses, and the learning rate, comparable whatever the currency.
+    """
+    k = len(costs)
+    scaled = costs / costs.abs().sum() * (k * (k - 1))
+    return (1 - share) * F.cross_entropy(logits.float(), targets) + share * expected_cost(logits, targets, scaled)
 
 
 def cost_regularized(logits: Tensor, targets: Tensor, costs: Tensor, weight: float) -> Tensor:
@@ -150,14 +164,16 @@ class TrainingLoss:
         self.counts = torch.tensor(class_counts, dtype=torch.float32)
         self.seesaw = SeesawLoss(len(class_counts))
         self.cost_weight = 0.0
+        self.cost_share = 1.0
         self.reweights = False
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Set what changes with the ``epoch`` (from 0) of ``epochs``.
 
-        The weight of the cost term rises linearly to ``cost_lambda`` over ``warmup_epochs``; ``ldam`` re-weights the
-        classes in the last fifth.
+        The weight of the cost term rises linearly to ``cost_lambda`` over ``warmup_epochs``, as does the share of the
+        cost in ``expected_cost`` from 0 to 1; ``ldam`` re-weights the classes in the last fifth.
         """
+        self.cost_share = min(1.0, epoch / self.params.warmup_epochs) if self.params.warmup_epochs else 1.0
         share = min(1.0, (epoch + 1) / (self.params.warmup_epochs + 1))
         self.cost_weight = self.params.cost_lambda * share
         self.reweights = epoch >= 0.8 * epochs
@@ -183,7 +199,7 @@ class TrainingLoss:
             case "seesaw":
                 return self.seesaw(logits, targets)
             case "expected_cost":
-                return expected_cost(logits, targets, costs)
+                return warm_expected_cost(logits, targets, costs, self.cost_share)
             case "cost_regularized":
                 return cost_regularized(logits, targets, costs, self.cost_weight)
             case "cost_weighted":
