@@ -38,7 +38,6 @@ from udc_model.models import build_model
 from udc_model.params import COST_SENSITIVE_LOSSES, Params, load_params, validate_params
 from udc_model.stages.files import Workspace
 from udc_model.stages.prepare import prepare
-from udc_model.stages.train import training_counts
 from udc_model.training.hardware import keep_freed_memory, pick_hardware
 from udc_model.training.loop import PricedMonitor, train_model
 
@@ -128,7 +127,7 @@ def _constant(params: Params, dataset: PackedDataset, seed: int) -> list[dict[st
 def _measure(params: Params, dataset: PackedDataset, loss: str, seed: int, choose: str) -> list[dict[str, Any]]:
     epochs = train_and_record(params, dataset, loss)
     costs = cost_matrix(params.costs, dataset.classes)
-    counts = training_counts(dataset)
+    counts = dataset.training_counts
     labels = {name: dataset.split(name).labels for name in ("validation", "calibration", "test")}
     rows = []
     for rule_name, settings in RULES.items():
@@ -167,7 +166,7 @@ def train_and_record(params: Params, dataset: PackedDataset, loss: str) -> list[
 
     train_model(
         model, splits["train"], splits["validation"], preprocessing,
-        TrainingLoss(params.loss, costs, training_counts(dataset)), params.train, params.seed, hardware,
+        TrainingLoss(params.loss, costs, dataset.training_counts), params.train, params.seed, hardware,
         PricedMonitor(splits["calibration"], keep),
     )  # fmt: skip
     return epochs

@@ -176,9 +176,9 @@ def _decide(options: argparse.Namespace) -> None:
     from udc_model.params import load_params
 
     params = load_params(options.params, options.settings)
+    sweep = Sweep.parse(options.sweep) if options.sweep else None
     stored = StoredEvaluation.load(Workspace(options.root).evaluation, options.split)
-    if options.sweep:
-        sweep = Sweep.parse(options.sweep)
+    if sweep is not None:
         table, files = write_sweep(sweep, stored, params.evaluate, params.costs, options.out or Path("sweeps"))
         sys.stdout.write(table + "\n" + "\n".join(map(str, files)) + "\n")
         return

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from udc_model.classifier import TrainedClassifier, check_same_classes
-from udc_model.costs.rule import DecisionRule
+from udc_model.costs.rule import DECISION_FILE, DecisionRule
 from udc_model.data.decode import SUFFIXES, BadImageError, decode_rgb
 from udc_model.errors import UdcError
 from udc_model.params import DataParams
@@ -40,7 +40,7 @@ def predict_files(files: Sequence[Path], workspace: Workspace) -> Predictions:
         The workspace holds no trained and evaluated model. Bad images are no error but listed in the result.
     """
     classifier = TrainedClassifier.load(workspace.model)
-    rule_path = workspace.evaluation / "decision.json"
+    rule_path = workspace.evaluation / DECISION_FILE
     rule = DecisionRule.load(rule_path)
     check_same_classes(classifier, rule, str(rule_path))
     result = Predictions()

@@ -12,13 +12,12 @@ import pandas as pd
 from PIL import Image
 
 from udc_model.classifier import TrainedClassifier, check_same_classes
-from udc_model.costs.rule import DecisionRule
+from udc_model.costs.rule import DECISION_FILE, DecisionRule
 from udc_model.data.decode import BadImageError, decode_rgb
 from udc_model.errors import UdcError
 from udc_model.params import DataParams
+from udc_model.stages.files import Workspace
 
-MODEL_FOLDER = "model"
-DECISION_FILE = "decision.json"
 _MAX_PIXELS = DataParams().max_pixels
 
 
@@ -31,7 +30,7 @@ class ServedClassifier:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.classifier = TrainedClassifier.load(folder / MODEL_FOLDER)
+        self.classifier = TrainedClassifier.load(Workspace(folder).model)
         self.rule = DecisionRule.load(folder / DECISION_FILE)
         check_same_classes(self.classifier, self.rule, DECISION_FILE)
 

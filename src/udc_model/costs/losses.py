@@ -62,8 +62,8 @@ def logit_adjusted(logits: Tensor, targets: Tensor, counts: Tensor, tau: float) 
 def expected_cost(logits: Tensor, targets: Tensor, costs: Tensor) -> Tensor:
     """``sum_j C[y, j] softmax(z)_j``, linear in the probabilities.
 
-    Its gradient, ``p_j (C[y, j] - sum_k C[y, k] p_k)``, vanishes wherever p is near a corner, the wrong ones included: a
-    net that has once settled on a class cannot leave it. Start it from another loss (`warm_expected_cost`).
+    Its gradient, ``p_j (C[y, j] - sum_k C[y, k] p_k)``, vanishes wherever p is near a corner, the wrong ones included:
+    a net that has once settled on a class cannot leave it. Start it from another loss (`warm_expected_cost`).
     """
     return (costs[targets] * logits.float().softmax(dim=1)).sum(dim=1).mean()
 

@@ -18,6 +18,7 @@ from udc_model.errors import UdcError
 from udc_model.params import CostParams, EvaluateParams
 
 Floats = NDArray[np.float64]
+DECISION_FILE = "decision.json"
 REFER = "refer"  # the decision to hand an image to a person
 
 

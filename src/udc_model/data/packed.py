@@ -70,6 +70,11 @@ class PackedDataset:
         return list(self.info["classes"])
 
     @property
+    def training_counts(self) -> list[int]:
+        """Training images of each class."""
+        return [self.info["counts"]["train"][name] for name in self.classes]
+
+    @property
     def preprocessing(self) -> Preprocessing:
         """How the stored images were made and become input tensors."""
         return Preprocessing.from_dict(self.info["preprocessing"])

@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import udc_model
-from udc_model.classifier import TrainedClassifier
 from udc_model.costs.matrix import lint_costs
-from udc_model.costs.rule import DecisionRule, fit_rule
+from udc_model.costs.rule import DECISION_FILE, DecisionRule, fit_rule
 from udc_model.data.packed import PackedDataset, PackedSplit, group_indices
 from udc_model.errors import UdcError
 from udc_model.evaluation.intervals import Intervals, metric_intervals
@@ -34,9 +33,8 @@ from udc_model.evaluation.tables import (
     write_curves,
 )
 from udc_model.params import EvaluateParams, Params, load_params
-from udc_model.serving import DECISION_FILE, MODEL_FOLDER
-from udc_model.stages.files import Workspace, exit_status, whole_folder, write_whole
-from udc_model.stages.train import sha256_of, training_counts
+from udc_model.stages.files import Workspace, exit_status, sha256_of, whole_folder, write_whole
+from udc_model.stored_logits import Logits, stored_logits
 from udc_model.tracking.run import (
     EVALUATED,
     evaluation_run,
@@ -49,10 +47,12 @@ from udc_model.tracking.run import (
     log_text,
     mark,
 )
+from udc_model.tracking.store import repository_root
 
 logger = logging.getLogger("udc_model.stages.evaluate")  # __name__ is __main__ when DVC runs the stage
 
 SCORED = ("test", "validation")
+CACHE = Path(".udc") / "logits"
 # What loading and running the served model imports.
 _REQUIREMENTS = (
     "mlflow", "torch", "safetensors", "numpy", "scipy", "scikit-learn", "pandas", "pillow", "pydantic", "pyyaml",
@@ -72,18 +72,17 @@ def evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         small for what ``params.evaluate`` asks.
     """
     dataset = PackedDataset.open(workspace.prepared)
-    classifier = TrainedClassifier.load(workspace.model)
     record = read_record(workspace)
-    if classifier.classes != dataset.classes or record["data"]["digest"] != dataset.info["digest"]:
+    if record["data"]["digest"] != dataset.info["digest"]:
         raise UdcError(f"{workspace.model} was trained on other data than {workspace.prepared}; run train again")
     named_classes(params.evaluate, dataset.classes)
     splits = {name: dataset.split(name) for name in ("calibration", *SCORED)}
-    logits = {
-        name: classifier.logits_of_stored(split.images, params.evaluate.batch_size, f"scoring {name}")
-        for name, split in splits.items()
-    }
+    logits = stored_logits(
+        repository_root() / CACHE, workspace.model, dataset.info["digest"], params.evaluate.batch_size,
+        lambda: run_model(workspace, dataset.classes, splits, params.evaluate.batch_size),
+    )  # fmt: skip
     rule = fit_rule(
-        params.evaluate, params.costs, dataset.classes, training_counts(dataset), logits["calibration"],
+        params.evaluate, params.costs, dataset.classes, dataset.training_counts, logits["calibration"],
         splits["calibration"].labels, group_indices(splits["calibration"].groups),
     )  # fmt: skip
     findings = lint_costs(np.array(rule.costs), rule.classes, rule.refer)
@@ -105,6 +104,17 @@ def evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
 
 def _json(metrics: dict[str, Metrics]) -> str:
     return json.dumps(metrics, indent=2, ensure_ascii=False) + "\n"
+
+
+def run_model(workspace: Workspace, classes: list[str], splits: dict[str, PackedSplit], batch_size: int) -> Logits:
+    """The logits of each split; :class:`UdcError` if the model is not whole or knows other classes."""
+    from udc_model.classifier import TrainedClassifier  # torch, which stored logits do not need
+
+    classifier = TrainedClassifier.load(workspace.model)
+    if classifier.classes != classes:
+        raise UdcError(f"{workspace.model} was trained on other classes than {workspace.prepared}; run train again")
+    return {name: classifier.logits_of_stored(split.images, batch_size, f"scoring {name}")
+            for name, split in splits.items()}  # fmt: skip
 
 
 def read_record(workspace: Workspace) -> dict[str, Any]:
@@ -221,7 +231,7 @@ def _log_model(folder: Path, workspace: Workspace) -> None:
     """Log weights and decision rule together, as a model that MLflow can load and serve."""
     with tempfile.TemporaryDirectory() as scratch:
         bundle = Path(scratch) / "classifier"
-        shutil.copytree(workspace.model, bundle / MODEL_FOLDER)
+        shutil.copytree(workspace.model, Workspace(bundle).model)
         shutil.copy(folder / DECISION_FILE, bundle / DECISION_FILE)
         log_classifier(bundle, Path(udc_model.__file__).parent, _REQUIREMENTS)
 

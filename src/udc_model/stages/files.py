@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shutil
@@ -82,6 +83,12 @@ def write_whole(target: Path, text: str) -> None:
     except OSError as error:
         scratch.unlink(missing_ok=True)
         raise UdcError(f"{target}: cannot be written: {error}") from error
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _remove(path: Path) -> None:

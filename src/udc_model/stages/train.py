@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import sys
@@ -29,7 +28,7 @@ from udc_model.models.checkpoints import WeightsReport, load_weights
 from udc_model.models.pretrained import find_weights
 from udc_model.models.staged import ImageClassifier
 from udc_model.params import ModelParams, Params, load_params
-from udc_model.stages.files import Workspace, exit_status, whole_folder
+from udc_model.stages.files import Workspace, exit_status, sha256_of, whole_folder
 from udc_model.stages.prepare import check_classes
 from udc_model.tracking.run import (
     MODEL_SHA256,
@@ -63,7 +62,7 @@ def train(params: Params, workspace: Workspace) -> TrainingResult:
     splits = {name: dataset.split(name) for name in ("train", "validation")}
     model = build_model(params.model, dataset.classes, params.seed)
     weights, preprocessing = start_from_weights(model, params.model, dataset.preprocessing)
-    counts = training_counts(dataset)
+    counts = dataset.training_counts
     costs = torch.from_numpy(cost_matrix(params.costs, dataset.classes))
     priced = priced_monitor(params, dataset) if params.train.monitor == "normalised_cost" else None
 
@@ -103,11 +102,6 @@ def train(params: Params, workspace: Workspace) -> TrainingResult:
     return result
 
 
-def training_counts(dataset: PackedDataset) -> list[int]:
-    """Training images of each class."""
-    return [dataset.info["counts"]["train"][name] for name in dataset.classes]
-
-
 def priced_monitor(params: Params, dataset: PackedDataset) -> PricedMonitor:
     """What ``train.monitor: normalised_cost`` needs: the deployed rule, fitted anew each epoch.
 
@@ -119,7 +113,7 @@ def priced_monitor(params: Params, dataset: PackedDataset) -> PricedMonitor:
     calibration, validation = dataset.split("calibration"), dataset.split("validation")
 
     def fit(logits: NDArray[np.floating]) -> DecisionRule:
-        return fit_rule(params.evaluate, params.costs, dataset.classes, training_counts(dataset), logits,
+        return fit_rule(params.evaluate, params.costs, dataset.classes, dataset.training_counts, logits,
                         calibration.labels, group_indices(calibration.groups))  # fmt: skip
 
     def cost(calibration_logits: NDArray[np.float32], logits: NDArray[np.float32]) -> float:
@@ -218,12 +212,6 @@ def write_training(folder: Path, result: TrainingResult, record: dict[str, Any])
     curves.to_csv(folder / "curves.csv", index=False, lineterminator="\n")
     plot_training_curves(folder / "curves.png", curves, result.best_epoch)
     (folder / "record.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def main() -> None:

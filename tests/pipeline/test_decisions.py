@@ -1,0 +1,155 @@
+"""Decisions by price through the real commands: decide, compare, sweeps, the report, and one answer everywhere."""
+
+import base64
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+pytestmark = pytest.mark.pipeline
+
+PRICES = "costs.entries=[{actual: bar, predicted: dot, cost: 20}]"
+
+
+@pytest.fixture(scope="module")
+def shapes(new_project, tmp_path_factory):
+    """A small project on image files, with groups, referral and a class whose recall is asked for; evaluated."""
+    from PIL import Image
+
+    project = new_project(
+        data={"source": "folder", "path": "data/raw/shapes", "image_size": 16, "group": "^(g[0-9]+)_"},
+        train={"epochs": 2},
+        costs={"preset": "uniform", "refer": 0.4},
+        evaluate={"recall_of": ["bar"], "resamples": 200},
+    )
+    rng = np.random.default_rng(0)
+    for k, label in enumerate(("bar", "dot", "stripe")):
+        folder = project.root / "data/raw/shapes" / label
+        folder.mkdir(parents=True)
+        for i in range(40):
+            pixels = rng.integers(0, 160, (24, 24, 3), dtype=np.uint8)
+            pixels[4 + 5 * k : 9 + 5 * k, 4:20] += 60
+            Image.fromarray(pixels).save(folder / f"g{i % 20}_{i:02d}.png")
+    project.run("git", "add", "-A")
+    project.run("git", "commit", "-qm", "data")
+    project.run("dvc", "exp", "run", "--name", "first")
+    return project
+
+
+def test_evaluate_predict_and_the_served_model_decide_alike(shapes):
+    import mlflow
+
+    table = pd.read_csv(shapes.root / "evaluation/test/predictions.csv").set_index("path")
+    files = [shapes.root / "data/raw/shapes" / name for name in table.index]
+    predicted = list(csv.DictReader(io.StringIO(shapes.run("udc", "predict", "--csv", *map(str, files)).stdout)))
+    run = shapes.runs()[0]
+    uri = f"models:/{run.outputs.model_outputs[0].model_id}"
+    served = mlflow.pyfunc.load_model(uri).predict(
+        pd.DataFrame({"image": [base64.b64encode(path.read_bytes()).decode() for path in files]})
+    )
+    assert [row["class"] for row in predicted] == served["class"].tolist() == table["predicted"].tolist()
+    for found in ([float(row["expected_cost"]) for row in predicted], served["expected_cost"].tolist()):
+        assert found == pytest.approx(table["expected_cost"].tolist(), abs=1e-5)
+    assert "refer" in set(table["predicted"])
+    shown = shapes.run("udc", "predict", str(files[list(table["predicted"]).index("refer")])).stdout
+    assert re.search(r"refer +- +0\.4000", shown)
+
+
+def test_metrics_intervals_and_the_report_reach_mlflow(shapes):
+    run = shapes.runs()[0]
+    metrics = json.loads((shapes.root / "metrics.json").read_text())
+    for name in ("mean_cost", "cost_saved", "recall/bar", "referral_rate", "roc_auc"):
+        assert run.data.metrics[f"test/{name}"] == pytest.approx(metrics["test"][name])
+        low, high = (run.data.metrics[f"interval/test/{name}_{end}"] for end in ("low", "high"))
+        assert low <= metrics["test"][name] <= high
+    client = shapes.client()
+    names = {item.path for item in client.list_artifacts(run.info.run_id, "evaluation/test")}
+    pictures = ("confusion_matrix", "confusion_shares", "confusion_money", "reliability", "cost_curve", "referral",
+                "roc", "precision_recall", "dearest_mistakes")  # fmt: skip
+    assert {f"evaluation/test/{name}.png" for name in pictures} <= names
+    report = (shapes.root / "evaluation/report.html").read_text(encoding="utf-8")
+    assert report.count("data:image/png;base64,") == len(pictures)
+    assert not re.search(r"<script|https?://|<link|@import|url\(", report)
+    assert run.info.run_id not in report  # its bytes must be the same in every clone
+    logged = client.download_artifacts(run.info.run_id, "report.html", str(shapes.root.parent))
+    assert run.info.run_id in Path(logged).read_text(encoding="utf-8")
+
+
+def test_decide_again_without_the_model(shapes):
+    (shapes.root / "model").rename(shapes.root / "away")
+    try:
+        assert shapes.run("udc", "decide").stdout.startswith("0 of ")
+        done = shapes.run("udc", "decide", "-S", "costs.refer=null", "-S", PRICES, "--out", "dear")
+    finally:
+        (shapes.root / "away").rename(shapes.root / "model")
+    assert "always bar" in done.stdout
+    rule = json.loads((shapes.root / "dear/decision.json").read_text())
+    assert rule["costs"][0] == [0, 20, 1]
+    assert "refer" not in set(pd.read_csv(shapes.root / "dear/predictions.csv")["predicted"])
+    failed = shapes.run("udc", "decide", "-S", "evaluate.decision=recall_floor",
+                        "-S", "evaluate.recall_floor={class: bar}", check=False)  # fmt: skip
+    assert failed.returncode == 1
+    assert "needs at least 59 of its images in the calibration split" in failed.stderr
+
+
+def test_sweep_of_one_price(shapes):
+    shapes.run("udc", "decide", "-S", "costs.refer=null", "--sweep", "true=bar,predicted=dot,values=0:10:2.5")
+    table = pd.read_csv(shapes.root / "sweeps/price_of_bar_as_dot.csv")
+    assert table["price of bar as dot"].tolist() == [0, 2.5, 5, 7.5, 10]
+    assert (np.diff(table["images"]) <= 0).all()  # the dearer, the rarer
+    assert (np.diff(table["recall/dot"]) <= 1e-12).all()
+    cells = pd.read_csv(shapes.root / "sweeps/price_of_bar_as_dot_confusion.csv")
+    assert len(set(cells.groupby("price")["images"].sum())) == 1
+    assert (shapes.root / "sweeps/price_of_bar_as_dot.png").stat().st_size > 5000
+    failed = shapes.run("udc", "decide", "--sweep", "true=bar,values=0:1:0.5", check=False)
+    assert "must be like true=A,predicted=B,values=0:20:0.5" in failed.stderr
+
+
+def test_compare_experiments_runs_and_folders_and_report_a_sweep(shapes):
+    first = shapes.runs()[0].info.run_id
+    shapes.run("dvc", "exp", "run", "--name", "second", "-S", "evaluate.decision=argmax")
+    by_experiment = json.loads(shapes.run("udc", "compare", "--json", first, ".").stdout)
+    assert "B" in by_experiment["answer"]
+    client = shapes.client()
+    for run in shapes.runs():
+        client.delete_run(run.info.run_id)  # then the names are those of DVC's experiments
+    assert by_experiment == json.loads(shapes.run("udc", "compare", "--json", "first", "second").stdout)
+    client.restore_run(first)
+    shapes.run("udc", "decide", "-S", PRICES, "--out", "dear")
+    refused = shapes.run("udc", "compare", ".", "dear", check=False)
+    assert refused.returncode == 1
+    assert "other prices: bar decided as dot costs 1 and 20" in refused.stderr
+    missing = shapes.run("udc", "compare", ".", "no-such-thing", check=False)
+    assert "is no file or folder, no MLflow run with an evaluation, and no DVC experiment" in missing.stderr
+    assert "Traceback" not in missing.stderr
+    lone = shapes.run("udc", "sweep-report", "costs.refer", check=False)
+    assert "a sweep needs two values" in lone.stderr
+    shapes.run("dvc", "exp", "run", "-f", "--name", "third", "-S", "evaluate.decision=min_expected_cost",
+               "-S", "costs.refer=0.2", "-S", PRICES)  # fmt: skip
+    done = shapes.run("udc", "sweep-report", "costs.refer", "--metrics", "mean_cost", "referral_rate")
+    assert "these runs differ in other parameters too: costs.entries" in done.stderr
+    table = pd.read_csv(shapes.root / "sweeps/costs.refer.csv")
+    assert table["costs.refer"].tolist() == [0.2, 0.4]
+    assert table["mean_cost_low"].notna().all()
+    assert (shapes.root / "sweeps/costs.refer.png").is_file()
+    by_price = shapes.run("udc", "sweep-report", "true=bar,predicted=dot")
+    assert re.search(r"1\.0.*\n.*20\.0", by_price.stdout)
+
+
+def test_a_priced_monitor_reruns_train_when_a_price_or_the_rule_changes(shapes):
+    priced = ("-S", "train.monitor=normalised_cost", "-S", "train.reads=evaluate", "-S", "loss.reads=costs")
+    shapes.run("dvc", "exp", "run", "--name", "priced", *priced, "-S", "train.epochs=1")
+    curves = pd.read_csv(shapes.root / "training/curves.csv")
+    assert curves["validation_normalised_cost"].between(0, 2).all()
+    for section, values in (("costs", {"refer": 0.3}), ("evaluate", {"calibration": "none"})):
+        shapes.set_params(**{section: values})
+        assert "Running stage 'train'" in shapes.run("dvc", "repro", "--dry").stdout
+        shapes.run("git", "checkout", "-q", "params.yaml")
+        shapes.set_params(
+            train={"monitor": "normalised_cost", "reads": "evaluate", "epochs": 1}, loss={"reads": "costs"}
+        )
