@@ -49,6 +49,9 @@ def test_evaluate_predict_and_the_served_model_decide_alike(shapes):
     predicted = list(csv.DictReader(io.StringIO(shapes.run("udc", "predict", "--csv", *map(str, files)).stdout)))
     run = shapes.runs()[0]
     uri = f"models:/{run.outputs.model_outputs[0].model_id}"
+    info = mlflow.models.get_model_info(uri)
+    assert info.signature.inputs.input_names() == ["image"]
+    assert info.saved_input_example_info["type"] == "dataframe"
     served = mlflow.pyfunc.load_model(uri).predict(
         pd.DataFrame({"image": [base64.b64encode(path.read_bytes()).decode() for path in files]})
     )

@@ -1,7 +1,7 @@
-"""All pictures of an evaluation, drawn from its tables: ``python -m udc_model.evaluation.pictures FOLDER PREPARED``.
+"""All pictures of an evaluation, drawn from its tables: ``python -m udc_model.evaluation.pictures PREPARED``.
 
 A program of its own, for it takes as long as all else that evaluate does, and needs neither torch nor MLflow: evaluate
-runs it beside its logging.
+runs it beside its logging. It reads the folders of splits from the standard input, each once its tables are there.
 """
 
 from __future__ import annotations
@@ -25,26 +25,28 @@ from udc_model.evaluation.plots import (
 GALLERY = 24  # images
 
 
-def draw_pictures(evaluation: Path, prepared: Path) -> None:
-    """Draw the pictures of each split that ``evaluation`` has tables of; the gallery's images lie in ``prepared``."""
-    rule = json.loads((evaluation / "decision.json").read_text(encoding="utf-8"))
-    for split in ("test", "validation"):
-        folder = evaluation / split
-        _confusion(folder, split)
-        if split == "test":
-            areas = _table(folder, "areas")
-            for kind in ("roc", "precision_recall"):
-                curves, mean = _table(folder, f"{kind}_by_class"), _table(folder, kind)
-                plot_class_curves(folder / f"{kind}.png", curves, mean, areas, kind)
-            method = rule["calibration"]["method"]
-            plot_reliability(folder / "reliability.png", _table(folder, "reliability"), method)
-            if (folder / "cost_curve.csv").is_file():
-                dear = (folder / "dear_class.txt").read_text(encoding="utf-8")
-                plot_cost_curve(folder / "cost_curve.png", _table(folder, "cost_curve"), dear)
-            decided = _table(folder, "predictions")
-            rate = float(np.average(decided["predicted"] == "refer", weights=decided["weight"]))
-            plot_referral(folder / "referral.png", _table(folder, "referral"), rule["refer"], rate)
-            _gallery(folder, prepared, split)
+def draw_pictures(folder: Path, prepared: Path) -> None:
+    """Draw the pictures of one split: the confusion matrix, and of the test split all that it has tables of.
+
+    ``folder`` is the split's own in the evaluation folder; the images of the gallery lie in ``prepared``.
+    """
+    split = folder.name
+    _confusion(folder, split)
+    if split != "test":
+        return
+    rule = json.loads((folder.parent / "decision.json").read_text(encoding="utf-8"))
+    areas = _table(folder, "areas")
+    for kind in ("roc", "precision_recall"):
+        curves, mean = _table(folder, f"{kind}_by_class"), _table(folder, kind)
+        plot_class_curves(folder / f"{kind}.png", curves, mean, areas, kind)
+    plot_reliability(folder / "reliability.png", _table(folder, "reliability"), rule["calibration"]["method"])
+    if (folder / "cost_curve.csv").is_file():
+        dear = (folder / "dear_class.txt").read_text(encoding="utf-8")
+        plot_cost_curve(folder / "cost_curve.png", _table(folder, "cost_curve"), dear)
+    decided = _table(folder, "predictions")
+    rate = float(np.average(decided["predicted"] == "refer", weights=decided["weight"]))
+    plot_referral(folder / "referral.png", _table(folder, "referral"), rule["refer"], rate)
+    _gallery(folder, prepared, split)
 
 
 def _table(folder: Path, name: str) -> pd.DataFrame:
@@ -78,4 +80,5 @@ def _gallery(folder: Path, prepared: Path, split: str) -> None:
 
 
 if __name__ == "__main__":
-    draw_pictures(Path(sys.argv[1]), Path(sys.argv[2]))
+    for line in sys.stdin:
+        draw_pictures(Path(line.rstrip("\n")), Path(sys.argv[1]))

@@ -8,8 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +34,11 @@ from udc_model.evaluation.tables import (
 from udc_model.params import EvaluateParams, Params, load_params
 from udc_model.stages.files import Workspace, exit_status, sha256_of, whole_folder, write_whole
 from udc_model.stored_logits import Logits, stored_logits
+from udc_model.tracking.model import log_classifier
 from udc_model.tracking.run import (
     EVALUATED,
     evaluation_run,
     identity,
-    log_classifier,
     log_dataset,
     log_folder,
     log_metrics,
@@ -89,14 +88,15 @@ def evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
     for finding in findings:
         logger.warning("%s", finding)
 
-    with whole_folder(workspace.evaluation) as folder:
+    with _Pictures(workspace.prepared) as pictures, whole_folder(workspace.evaluation) as folder:
         (folder / DECISION_FILE).write_text(rule.to_json(), encoding="utf-8")
         scores = {}
         for name, split in splits.items():
             found = write_split(folder / name, split, logits[name], rule, params.evaluate, name)
             if found is not None:
                 scores[name] = found
-        _log(params, workspace, dataset, record, folder, scores, findings)
+                pictures.draw(folder / name)
+        _log(params, workspace, dataset, record, folder, scores, findings, pictures)
     metrics = {name: values for name, (values, _) in scores.items()}
     write_whole(workspace.metrics, _json(metrics))
     return metrics
@@ -170,15 +170,13 @@ def _log(
     folder: Path,
     scores: Scores,
     findings: list[str],
+    pictures: _Pictures,
 ) -> None:
     """Fill the MLflow run while the pictures are drawn, then write the report and log everything."""
     sha256 = sha256_of(workspace.model / "model.safetensors")
     about = {"record": record, "counts": dataset.info["counts"], "findings": findings,
              "confidence": params.evaluate.confidence}  # fmt: skip
-    with (
-        _drawing(folder, workspace.prepared) as finish_pictures,
-        evaluation_run(sha256, record["hardware"]) as (run, is_new),
-    ):
+    with evaluation_run(sha256, record["hardware"]) as (run, is_new):
         if is_new:
             _carry_over(record, dataset)
         log_params({"costs": params.costs.model_dump(), "evaluate": params.evaluate.model_dump()})
@@ -191,7 +189,7 @@ def _log(
         log_metrics(named)
         log_text(_json({split: values for split, (values, _) in scores.items()}), "metrics.json")
         _log_model(folder, workspace)
-        finish_pictures()
+        pictures.finish()
         write_report(folder, **about, provenance=model_identity(record, sha256))
         log_folder(folder, "evaluation")
         provenance = {"MLflow run": run.info.run_id} | identity() | model_identity(record, sha256)
@@ -202,22 +200,32 @@ def _log(
                 100 * params.evaluate.confidence, *interval, test["argmax_mean_cost"], run.info.run_id)  # fmt: skip
 
 
-@contextmanager
-def _drawing(folder: Path, prepared: Path) -> Iterator[Callable[[], None]]:
-    """Draw the pictures in a process of their own; gives the function that waits for them."""
-    command = [sys.executable, "-m", "udc_model.evaluation.pictures", str(folder), str(prepared)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+class _Pictures:
+    """A process that draws the pictures beside the rest of the stage; it loads its libraries while tables are made."""
 
-    def finish() -> None:
-        _, told = process.communicate()
-        if process.returncode:
+    def __init__(self, prepared: Path) -> None:
+        command = [sys.executable, "-m", "udc_model.evaluation.pictures", str(prepared)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> _Pictures:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def draw(self, split: Path) -> None:
+        """Begin to draw from the tables in a split's folder."""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # finish() says why
+            self.process.stdin.write(f"{split}\n")
+            self.process.stdin.flush()
+
+    def finish(self) -> None:
+        """Wait for the pictures."""
+        _, told = self.process.communicate()
+        if self.process.returncode:
             raise RuntimeError(f"drawing the pictures failed: {told}")
-
-    try:
-        yield finish
-    finally:
-        process.kill()
-        process.wait()
 
 
 def _carry_over(record: dict[str, Any], dataset: PackedDataset) -> None:

@@ -195,37 +195,3 @@ def log_dataset(name: str, digest: str, source: Mapping[str, str], context: str)
 
     dataset = MetaDataset(CodeDatasetSource(dict(source)), name=name, digest=digest[:32])  # type: ignore[abstract]
     mlflow.log_input(dataset, context=context)
-
-
-def log_classifier(folder: Path, package: Path, requirements: tuple[str, ...]) -> str:
-    """Log a folder that ``udc_model.serving`` can load as an MLflow model; returns its address (``models:/…``).
-
-    Parameters
-    ----------
-    package : folder of this project's package, whose code goes with the model, so that it loads anywhere.
-    requirements : distributions that the model needs, pinned to the versions installed here.
-    """
-    import mlflow
-    import pandas as pd
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import AnyType, ColSpec, DataType, Map, Schema
-
-    any_type = AnyType()  # type: ignore[no-untyped-call]
-    signature = ModelSignature(
-        inputs=Schema([ColSpec(any_type, "image")]),
-        outputs=Schema([
-            ColSpec(DataType.string, "class"),
-            ColSpec(DataType.double, "expected_cost"),
-            ColSpec(Map(DataType.double), "probabilities"),
-        ]),
-    )  # fmt: skip
-    logged = mlflow.pyfunc.log_model(
-        name="classifier",
-        loader_module="udc_model.serving",
-        data_path=str(folder),
-        code_paths=[str(package)],
-        signature=signature,
-        input_example=pd.DataFrame({"image": [[[0, 64, 128], [192, 255, 32]]]}),
-        pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in requirements],
-    )
-    return str(logged.model_uri)
