@@ -30,7 +30,8 @@ def test_accuracy_and_outputs(demo):
         "model/model.safetensors", "model/config.json", "model/preprocessor_config.json",
         "training/curves.csv", "training/curves.png", "evaluation/decision.json",
         "evaluation/test/predictions.csv", "evaluation/test/confusion_matrix.png", "evaluation/test/roc.png",
-        "evaluation/test/precision_recall.png", "evaluation/test/per_class.csv",
+        "evaluation/test/precision_recall.png", "evaluation/test/per_class.csv", "evaluation/test/metrics.csv",
+        "evaluation/report.html", "evaluation/test/reliability.png", "evaluation/test/confusion_money.png",
     }  # fmt: skip
     predictions = pd.read_csv(demo.root / "evaluation/test/predictions.csv", dtype={"true": str, "predicted": str})
     assert (predictions["true"] == predictions["predicted"]).mean() == metrics["test"]["accuracy"]
@@ -83,6 +84,16 @@ def test_no_pickle_is_written(demo):
     for path in demo.root.rglob("*"):
         if path.is_file() and ".git" not in path.parts and "cache" not in path.parts:
             assert path.suffix not in (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib"), path
+
+
+def test_prices_of_the_readme(demo):
+    assert demo.run("udc", "decide").stdout.startswith("0 of 270 decisions change")
+    cautious = demo.run("udc", "decide", "-S", "costs.refer=0.2", "--out", "cautious").stdout
+    assert "always refer" in cautious
+    assert not cautious.startswith("0 of ")
+    demo.run("udc", "decide", "--sweep", "true=9,predicted=3,values=0:20:2")
+    assert len((demo.root / "sweeps/price_of_9_as_3.csv").read_text().splitlines()) == 12
+    assert "per image, 95% interval" in demo.run("udc", "compare", ".", "cautious").stdout
 
 
 def test_summary_and_help(demo):
