@@ -13,6 +13,8 @@ from sklearn.metrics import log_loss
 from udc_model.costs.calibration import (
     METHODS,
     Calibration,
+    _cross_validated,
+    _fit_isotonic,
     fit_calibration,
     fit_temperature,
     negative_log_likelihood,
@@ -112,13 +114,20 @@ def test_vector_and_dirichlet_find_distortions_of_their_families(rng):
 
 
 def test_auto_takes_the_simplest_that_is_needed(rng, true_logits):
-    true_logits = true_logits[:800]
+    true_logits = true_logits[:400]
     targets = _draw(rng, true_logits)
     assert fit_calibration("auto", true_logits * 3, targets).method == "temperature"
     bent = true_logits * np.array([0.5, 2.0, 1.0]) + np.array([0.0, 1.5, -1.0])
     assert fit_calibration("auto", bent, targets).method in ("vector", "dirichlet")
-    groups = np.arange(len(targets)) // 4
-    assert fit_calibration("auto", true_logits * 3, targets, groups).method == "temperature"
+
+
+def test_cross_validation_tears_no_group_apart(rng, true_logits):
+    """Copies of an image on both sides would praise the method with the most parameters."""
+    few = true_logits[:40]
+    targets, groups = np.repeat(_draw(rng, few), 5), np.repeat(np.arange(40), 5)
+    logits = np.repeat(few, 5, axis=0)
+    found = [_cross_validated(_fit_isotonic, logits, targets, own) for own in (None, groups)]
+    assert found[1] > found[0] + 0.02
 
 
 def test_cross_validation_needs_two_of_each_class():

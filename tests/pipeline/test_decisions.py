@@ -113,7 +113,7 @@ def test_sweep_of_one_price(shapes):
     assert "must be like true=A,predicted=B,values=0:20:0.5" in failed.stderr
 
 
-def test_compare_experiments_runs_and_folders_and_report_a_sweep(shapes):
+def test_compare_experiments_runs_and_folders(shapes):
     first = shapes.runs()[0].info.run_id
     shapes.run("dvc", "exp", "run", "--name", "second", "-S", "evaluate.decision=argmax")
     by_experiment = json.loads(shapes.run("udc", "compare", "--json", first, ".").stdout)
@@ -130,18 +130,22 @@ def test_compare_experiments_runs_and_folders_and_report_a_sweep(shapes):
     missing = shapes.run("udc", "compare", ".", "no-such-thing", check=False)
     assert "is no file or folder, no MLflow run with an evaluation, and no DVC experiment" in missing.stderr
     assert "Traceback" not in missing.stderr
-    lone = shapes.run("udc", "sweep-report", "costs.refer", check=False)
+
+
+def test_a_queue_that_trains_and_its_report(shapes):
+    lone = shapes.run("udc", "sweep-report", "train.learning_rate", check=False)
     assert "a sweep needs two values" in lone.stderr
-    shapes.run("dvc", "exp", "run", "-f", "--name", "third", "-S", "evaluate.decision=min_expected_cost",
-               "-S", "costs.refer=0.2", "-S", PRICES)  # fmt: skip
-    done = shapes.run("udc", "sweep-report", "costs.refer", "--metrics", "mean_cost", "referral_rate")
-    assert "these runs differ in other parameters too: costs.entries" in done.stderr
-    table = pd.read_csv(shapes.root / "sweeps/costs.refer.csv")
-    assert table["costs.refer"].tolist() == [0.2, 0.4]
+    shapes.run("git", "checkout", "-q", "params.yaml")
+    shapes.run("dvc", "exp", "run", "--queue", "-S", "train.learning_rate=0.001,0.01")
+    shapes.run("dvc", "exp", "run", "--run-all")
+    done = shapes.run("udc", "sweep-report", "train.learning_rate")
+    table = pd.read_csv(shapes.root / "sweeps/train.learning_rate.csv")
+    assert set(table["train.learning_rate"]) >= {0.001, 0.01}
     assert table["mean_cost_low"].notna().all()
-    assert (shapes.root / "sweeps/costs.refer.png").is_file()
-    by_price = shapes.run("udc", "sweep-report", "true=bar,predicted=dot")
-    assert re.search(r"1\.0.*\n.*20\.0", by_price.stdout)
+    assert (shapes.root / "sweeps/train.learning_rate.png").is_file()
+    assert "differ in other parameters" not in done.stderr
+    by_price = shapes.run("udc", "sweep-report", "true=bar,predicted=dot", check=False)
+    assert "a sweep needs two values" in by_price.stderr  # 1 in all of them
 
 
 def test_a_priced_monitor_reruns_train_when_a_price_or_the_rule_changes(shapes):

@@ -139,9 +139,7 @@ def fit_temperature(logits: Floats, targets: Indices) -> float:
     The negative log likelihood is convex in 1/T and so has one minimum over log T, where the search runs. Where every
     sample is classified right it falls for ever as T goes to 0: then no temperature is best, and 1 is kept.
     """
-    wrong = logits.argmax(axis=1) != targets
-    if not wrong.any():
-        logger.info("all %d calibration images are classified right: no temperature is best, 1 is kept", len(targets))
+    if not (logits.argmax(axis=1) != targets).any():
         return 1.0
     found = minimize_scalar(
         lambda log_t: negative_log_likelihood(logits, targets, float(np.exp(log_t))),

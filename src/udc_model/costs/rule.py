@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from udc_model.errors import UdcError
 from udc_model.params import CostParams, EvaluateParams
 
 Floats = NDArray[np.float64]
+logger = logging.getLogger(__name__)
+
 DECISION_FILE = "decision.json"
 REFER = "refer"  # the decision to hand an image to a person
 
@@ -142,6 +145,8 @@ def fit_rule(
         raise UdcError(f"costs.refer: cannot be offered where a class is called {REFER!r}; rename the class")
     if calibration is None:
         calibration = fit_calibration(evaluate.calibration, logits.astype(np.float64), targets, groups)
+        if calibration.parameters.get("temperature") == 1.0:
+            logger.info("temperature 1 is kept: no other is more likely for the %d calibration images", len(targets))
     deployment = class_prior(costs, classes)
     rule = DecisionRule(
         classes,

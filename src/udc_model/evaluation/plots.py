@@ -66,7 +66,8 @@ def plot_confusion_matrix(
         rotate = max(map(len, outcomes)) > 3 and rows > 3
         axes.set_xticks(range(columns), outcomes, rotation=45 if rotate else 0, ha="right" if rotate else "center")
         axes.set_yticks(range(rows), classes)
-        axes.set(xlabel="decided", ylabel="true", title=title)
+        axes.set(xlabel="decided", ylabel="true")
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")  # the axes may be narrower than it
         font = float(np.clip((160 if kind == "shares" else 220) / rows, 3.5, 12))
         for i, j in zip(*np.nonzero(values), strict=True):
             colour = "white" if shades[i, j] > 0.55 else "#222222"
@@ -74,7 +75,7 @@ def plot_confusion_matrix(
             axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=font)
         figure.colorbar(image, ax=axes, shrink=0.75, label=label).outline.set_visible(False)
 
-    _save(path, (side + 1.0, side), draw)
+    _save(path, (max(side + 1.0, 5.6), side), draw)
 
 
 def plot_class_curves(path: Path, curves: pd.DataFrame, mean: pd.DataFrame, areas: pd.DataFrame, kind: str) -> None:

@@ -1,0 +1,65 @@
+"""The report: whole, self-contained, and safe against names that look like markup."""
+
+import re
+
+import numpy as np
+import pytest
+
+from udc_model.costs.rule import DecisionRule
+from udc_model.data.packed import PackedSplit
+from udc_model.evaluation.report import render_report
+from udc_model.params import EvaluateParams, Params
+from udc_model.stages.evaluate import write_split
+from udc_model.stages.train import training_params
+
+NAMES = ["<script>alert(1)</script>", "b & c", "plain"]
+
+
+def _evaluation(folder, rng, classes, **options):
+    folder.mkdir()
+    n = len(classes)
+    rule = DecisionRule(classes, (1 - np.eye(n)).tolist(), **options)
+    (folder / "decision.json").write_text(rule.to_json())
+    labels = np.repeat(np.arange(n), 4)
+    split = PackedSplit(np.zeros((4 * n, 8, 8, 3), np.uint8), labels, [f"<i>{i}.png" for i in range(4 * n)],
+                        [""] * 4 * n, [""] * 4 * n)  # fmt: skip
+    logits = (rng.normal(0, 1, (4 * n, n)) + 2 * np.eye(n)[labels]).astype(np.float32)
+    for name in ("test", "validation"):
+        write_split(folder / name, split, logits, rule, EvaluateParams(resamples=100), name)
+    return folder
+
+
+def _render(folder, classes):
+    record = {"params": training_params(Params()), "data": {"name": "<b>data", "digest": "d"}, "best_epoch": 1,
+              "final_metrics": {"epochs": 2}, "hardware": {"device": "cpu"}}  # fmt: skip
+    counts = {name: dict.fromkeys(classes, 4) for name in ("train", "validation", "calibration", "test")}
+    return render_report(folder, record, counts, ["costs: odd <price>"], 0.95, {"commit": "abc123"})
+
+
+@pytest.fixture
+def page(tmp_path, rng):
+    return _render(_evaluation(tmp_path / "evaluation", rng, NAMES, refer=0.5), NAMES)
+
+
+def test_names_are_text(page):
+    assert "<script" not in page
+    assert "<i>" not in page
+    assert "<b>data" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "odd &lt;price&gt;" in page
+
+
+def test_nothing_is_fetched(page):
+    assert not re.search(r"https?:|<link|@import|url\(|src=\"(?!data:)", page)
+
+
+def test_it_tells_what_was_asked_and_how_to_do_it_again(page):
+    for text in ("referral at 0.5", "always refer", "mean cost", "95% interval", "git checkout abc123"):
+        assert text in page
+
+
+def test_many_classes_have_a_list_of_dear_prices_instead_of_a_matrix(tmp_path, rng):
+    classes = [f"class {k}" for k in range(20)]
+    page = _render(_evaluation(tmp_path / "evaluation", rng, classes), classes)
+    assert "true \\ decided" not in page
+    assert "<th>decided</th>" in page
