@@ -114,7 +114,7 @@ def test_vector_and_dirichlet_find_distortions_of_their_families(rng):
 
 
 def test_auto_takes_the_simplest_that_is_needed(rng, true_logits):
-    true_logits = true_logits[:400]
+    true_logits = true_logits[:800]
     targets = _draw(rng, true_logits)
     assert fit_calibration("auto", true_logits * 3, targets).method == "temperature"
     bent = true_logits * np.array([0.5, 2.0, 1.0]) + np.array([0.0, 1.5, -1.0])

@@ -149,14 +149,14 @@ def test_a_queue_that_trains_and_its_report(shapes):
 
 
 def test_a_priced_monitor_reruns_train_when_a_price_or_the_rule_changes(shapes):
-    priced = ("-S", "train.monitor=normalised_cost", "-S", "train.reads=evaluate", "-S", "loss.reads=costs")
-    shapes.run("dvc", "exp", "run", "--name", "priced", *priced, "-S", "train.epochs=1")
+    shapes.run("git", "checkout", "-q", "params.yaml")
+    shapes.set_params(train={"monitor": "normalised_cost", "reads": "evaluate", "epochs": 1}, loss={"reads": "costs"})
+    priced = (shapes.root / "params.yaml").read_text()
+    shapes.run("dvc", "repro", "-q", "train")
     curves = pd.read_csv(shapes.root / "training/curves.csv")
     assert curves["validation_normalised_cost"].between(0, 2).all()
     for section, values in (("costs", {"refer": 0.3}), ("evaluate", {"calibration": "none"})):
         shapes.set_params(**{section: values})
         assert "Running stage 'train'" in shapes.run("dvc", "repro", "--dry").stdout
-        shapes.run("git", "checkout", "-q", "params.yaml")
-        shapes.set_params(
-            train={"monitor": "normalised_cost", "reads": "evaluate", "epochs": 1}, loss={"reads": "costs"}
-        )
+        (shapes.root / "params.yaml").write_text(priced)
+    assert "Running stage 'train'" not in shapes.run("dvc", "repro", "--dry").stdout
