@@ -98,6 +98,17 @@ def test_perfect_decisions_have_an_interval_of_no_width(rng):
     assert found["mean_cost"] == (0, 0)
 
 
+def test_referring_every_image_leaves_costs_and_nothing_to_score(rng, recwarn):
+    """Bad images all handed to a person: no accuracy, but the money counts, and no warning reaches the user."""
+    scored = _scored(rng, 60, refer=0.0)
+    point = split_metrics(scored, 15)
+    found = metric_intervals(scored, point, 15, (), 200, 0.95)
+    assert point["referral_rate"] == 1
+    assert "accuracy" not in found
+    assert found["mean_cost"] == (0, 0)
+    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
+
+
 def test_binned_scores_change_areas_little(rng):
     scored = _scored(rng, 6000)
     point = split_metrics(scored, 15)

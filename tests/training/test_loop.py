@@ -103,6 +103,17 @@ def test_the_priced_monitor_keeps_the_epoch_that_it_finds_cheapest():
     assert [row["validation_normalised_cost"] for row in result.curves] == [0.7, 0.2, 0.5]
 
 
+def test_a_priced_monitor_without_a_calibration_split():
+    params = TrainParams(epochs=1, batch_size=16, monitor="normalised_cost", reads="evaluate")
+    empty = PackedSplit(np.empty((0,), np.uint8), np.empty(0, np.int64), [], [], [])
+    monitor = PricedMonitor(empty, lambda calibration, logits: float(calibration.shape == (0, 2)))
+    model, loss = build_model(MODELS["resnet"], CLASSES, 1), TrainingLoss(LossParams(), torch.ones(2, 2), [1, 1])
+    found = train_model(
+        model, _split(20, 0), _split(10, 9), PREPROCESSING, loss, params, 1, pick_hardware(params), monitor
+    )
+    assert found.curves[0]["validation_normalised_cost"] == 1.0
+
+
 def test_frozen_stages_do_not_move():
     before = build_model(MODELS["resnet"], CLASSES, 1).state_dict()
     model, _ = _train(num_frozen_stages=1)

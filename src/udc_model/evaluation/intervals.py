@@ -214,7 +214,8 @@ def _confusion_metrics(cells: Floats) -> dict[str, Floats]:
     covariance = correct * total - by_chance
     return {
         "accuracy": correct / total,
-        "balanced_accuracy": np.nanmean(np.where(true > 0, right / true, np.nan), axis=0),
+        "balanced_accuracy": np.divide(right, true, out=np.zeros_like(right), where=true > 0).sum(axis=0)
+        / (true > 0).sum(axis=0),
         "macro_f1": f1.mean(axis=0),
         "cohen_kappa": covariance / (total**2 - by_chance),
         "matthews_correlation": np.where(spread > 0, covariance / spread, 0.0),

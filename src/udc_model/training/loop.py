@@ -174,6 +174,8 @@ def validation_scores(
         "validation_macro_f1": float(f1_score(split.labels, decisions, average="macro", zero_division=0.0)),
     }
     if priced is not None:
-        calibration = compute_logits(forward, priced.calibration.images, preprocessing, batch_size)
+        calibration = np.empty((0, logits.shape[1]), np.float32)  # some rules need no calibration split
+        if len(priced.calibration):
+            calibration = compute_logits(forward, priced.calibration.images, preprocessing, batch_size)
         scores["validation_normalised_cost"] = priced.cost(calibration, logits)
     return scores
