@@ -10,13 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from udc_model.costs.rule import DecisionRule
+from udc_model.costs.rule import DECISION_FILE, DecisionRule
 from udc_model.errors import UdcError
 from udc_model.evaluation.comparison import Comparison, compare_predictions
 from udc_model.evaluation.tables import read_predictions
 from udc_model.tracking.lookup import RecordedRun, artifact, evaluated_runs
-
-_NEEDED = ["path", "sha256", "group", "true", "predicted", "cost", "weight"]
 
 
 @dataclass(frozen=True)
@@ -46,10 +44,10 @@ def find_decisions(name: str, split: str) -> StoredDecisions:
         inner = f"{split}/predictions.csv"
         for folder, name in ((path / "evaluation", inner), (path, inner), (path, "predictions.csv")):
             if (folder / name).is_file():
-                return StoredDecisions(_read(folder / name), DecisionRule.load(folder / "decision.json"))
+                return StoredDecisions(read_predictions(folder / name), DecisionRule.load(folder / DECISION_FILE))
         raise UdcError(f"{path}: holds no evaluation/{split}/predictions.csv; run evaluate first (dvc repro)")
     if path.is_file() or path.suffix == ".csv":
-        return StoredDecisions(_read(path), None)
+        return StoredDecisions(read_predictions(path), None)
     runs = evaluated_runs(name)
     if len(runs) > 1:
         raise UdcError(f"{name}: {len(runs)} runs are called that; name one by its id: "
@@ -60,7 +58,7 @@ def find_decisions(name: str, split: str) -> StoredDecisions:
             artifact(runs[0].run_id, inner, Path(scratch)) if runs else _from_dvc(name, inner, Path(scratch))
             for inner in wanted
         ]
-        return StoredDecisions(_read(fetched[1]), DecisionRule.load(fetched[0]))
+        return StoredDecisions(read_predictions(fetched[1]), DecisionRule.load(fetched[0]))
 
 
 def compare(a: str, b: str, split: str) -> Comparison:
@@ -95,16 +93,6 @@ def _from_dvc(revision: str, path: str, scratch: Path) -> Path:
         raise UdcError(f"{revision}: is no file or folder, no MLflow run with an evaluation, and no DVC experiment or "
                        f"revision with {path} in the cache ({error})") from None  # fmt: skip
     return target
-
-
-def _read(path: Path) -> pd.DataFrame:
-    try:
-        table = read_predictions(path)
-    except (OSError, ValueError) as error:
-        raise UdcError(f"{path}: cannot be read: {error}") from None
-    if missing := [column for column in _NEEDED if column not in table]:
-        raise UdcError(f"{path}: has no column {', '.join(missing)}; is it a predictions.csv that evaluate wrote?")
-    return table
 
 
 def sweep_of_runs(swept: str, metrics: Sequence[str], conditions: Sequence[str] = ()) -> tuple[pd.DataFrame, list[str]]:

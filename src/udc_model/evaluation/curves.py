@@ -166,7 +166,7 @@ def referral_curve(scored: Scored, refer: float | None) -> pd.DataFrame:
     given, ``cost_with_referral`` (mean over all images, referral paid).
     """
     k = scored.num_classes
-    weights = np.ones(len(scored.targets)) if scored.weights is None else scored.weights
+    weights = scored.counted
     expected = expected_costs(scored.probabilities, scored.costs[:, :k])
     price = scored.costs[scored.targets, expected.argmin(axis=1)]
     order = np.argsort(-expected.min(axis=1), kind="stable")

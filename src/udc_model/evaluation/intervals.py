@@ -120,7 +120,7 @@ class Sums:
     def of(cls, scored: Scored, ece_bins: int, recall_of: Sequence[tuple[int, str]] = ()) -> Sums:
         """Build the table for one split."""
         n, k, d = len(scored.targets), scored.num_classes, scored.costs.shape[1]
-        p, w = scored.probabilities, np.ones(n) if scored.weights is None else scored.weights
+        p, w = scored.probabilities, scored.counted
         argmax, rows = p.argmax(axis=1), np.arange(n)
         own = np.maximum(p[rows, scored.targets], np.finfo(float).eps)  # as scikit-learn's log_loss does
         confidence = p.max(axis=1)
@@ -189,7 +189,7 @@ def score_table(scored: Scored) -> tuple[sparse.csr_matrix, int]:
     width = int(bins.max()) + 1
     own = scored.targets[:, None] == np.arange(k)
     columns = np.arange(k) * 2 * width + bins * 2 + own
-    values = np.repeat(np.ones(n) if scored.weights is None else scored.weights, k)
+    values = np.repeat(scored.counted, k)
     rows = np.repeat(np.arange(n), k)
     return sparse.csr_matrix((values, (rows, columns.ravel())), shape=(n, 2 * k * width)), width
 

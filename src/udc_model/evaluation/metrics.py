@@ -56,6 +56,11 @@ class Scored:
         return len(self.costs)
 
     @property
+    def counted(self) -> Floats:
+        """(N,) how often each sample counts."""
+        return np.ones(len(self.targets)) if self.weights is None else self.weights
+
+    @property
     def price(self) -> Floats:
         """(N,) price paid for each sample."""
         return np.asarray(self.costs[self.targets, self.decided])
@@ -170,13 +175,12 @@ def per_class_table(targets: Indices, decided: Indices, classes: list[str]) -> p
 
 def cost_by_pair(scored: Scored, classes: list[str], outcomes: list[str]) -> pd.DataFrame:
     """Images, money and share of all money for each (true, decided) that cost something, the dearest first."""
-    weights = np.ones(len(scored.targets)) if scored.weights is None else scored.weights
     names, decided = np.array(classes, dtype=object), np.array(outcomes, dtype=object)
     rows = pd.DataFrame({
         "true": names[scored.targets],
         "decided": decided[scored.decided],
         "images": 1,
-        "cost": weights * scored.price,
+        "cost": scored.counted * scored.price,
     })  # fmt: skip
     table = rows.groupby(["true", "decided"], as_index=False).sum()
     table = table[table["cost"] != 0].sort_values(["cost", "true", "decided"], ascending=[False, True, True])

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from udc_model.costs.calibration import Calibration
-from udc_model.costs.rule import DecisionRule, fit_rule
+from udc_model.costs.rule import DECISION_FILE, DecisionRule, fit_rule
 from udc_model.data.packed import group_indices
 from udc_model.errors import UdcError
 from udc_model.evaluation.intervals import metric_intervals
@@ -32,17 +32,8 @@ class StoredEvaluation:
     @classmethod
     def load(cls, folder: Path, split: str) -> StoredEvaluation:
         """Read a folder; :class:`UdcError` if a file is missing or damaged."""
-        rule = DecisionRule.load(folder / "decision.json")
-        tables = []
-        for name in ("calibration", split):
-            path = folder / name / "predictions.csv"
-            try:
-                tables.append(read_predictions(path))
-            except FileNotFoundError:
-                raise UdcError(f"{path}: no such file; run evaluate first (dvc repro)") from None
-            except (OSError, ValueError) as error:
-                raise UdcError(f"{path}: cannot be read: {error}") from None
-        return cls(rule, *tables)
+        rule = DecisionRule.load(folder / DECISION_FILE)
+        return cls(rule, *(read_predictions(folder / name / "predictions.csv") for name in ("calibration", split)))
 
     def decide(
         self, evaluate: EvaluateParams, costs: CostParams, calibration: Calibration | None = None
@@ -76,7 +67,7 @@ class StoredEvaluation:
             predicted=outcomes[scored.decided],
             expected_cost=(scored.probabilities @ scored.costs)[rows, scored.decided],
             cost=scored.price,
-            weight=np.ones(len(rows)) if scored.weights is None else scored.weights,
+            weight=scored.counted,
         )
 
 
@@ -164,7 +155,7 @@ def decision_report(stored: StoredEvaluation, rule: DecisionRule, scored: Scored
 def write_decisions(folder: Path, stored: StoredEvaluation, rule: DecisionRule, scored: Scored) -> None:
     """``decision.json`` and ``predictions.csv`` of the new decisions, which ``udc compare`` takes."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "decision.json").write_text(rule.to_json(), encoding="utf-8")
+    (folder / DECISION_FILE).write_text(rule.to_json(), encoding="utf-8")
     write_csv(stored.table(rule, scored), folder / "predictions.csv")
 
 

@@ -9,8 +9,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from udc_model.costs.calibration import Calibration
 from udc_model.costs.rule import DecisionRule, Decisions
 from udc_model.data.packed import PackedSplit
+from udc_model.errors import UdcError
 from udc_model.evaluation.curves import (
     cost_curve,
     dear_class,
@@ -57,10 +59,17 @@ def predictions_table(
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
-    """A table that :func:`predictions_table` made, as it was."""
-    return pd.read_csv(
-        path, dtype=dict.fromkeys(("path", "sha256", "group", "true", "predicted"), str), keep_default_na=False
-    )
+    """A table that :func:`predictions_table` made, as it was; :class:`UdcError` if missing or no such table."""
+    text = dict.fromkeys(("path", "sha256", "group", "true", "predicted"), str)
+    try:
+        table = pd.read_csv(path, dtype=text, keep_default_na=False)
+    except FileNotFoundError:
+        raise UdcError(f"{path}: no such file; run evaluate first (dvc repro)") from None
+    except (OSError, ValueError) as error:
+        raise UdcError(f"{path}: cannot be read: {error}") from None
+    if missing := [column for column in (*text, "cost", "weight") if column not in table]:
+        raise UdcError(f"{path}: has no column {', '.join(missing)}; is it a predictions.csv that evaluate wrote?")
+    return table
 
 
 def logits_of(table: pd.DataFrame, classes: list[str]) -> NDArray[np.float32]:
@@ -81,11 +90,7 @@ def confusion(scored: Scored) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     counts = np.zeros(scored.costs.shape, dtype=np.int64)
     np.add.at(counts, (scored.targets, scored.decided), 1)
     money = np.zeros(scored.costs.shape)
-    np.add.at(
-        money,
-        (scored.targets, scored.decided),
-        scored.price if scored.weights is None else scored.weights * scored.price,
-    )
+    np.add.at(money, (scored.targets, scored.decided), scored.counted * scored.price)
     return counts, money
 
 
@@ -114,7 +119,7 @@ def write_curves(
     roc, pr, areas = mean_curves(scored, rule.classes, resamples, evaluate.confidence)
     for table, name in ((roc, "roc"), (pr, "precision_recall"), (areas, "areas")):
         write_csv(table, folder / f"{name}.csv")
-    before = type(rule.calibration)().probabilities(logits)
+    before = Calibration().probabilities(logits)
     write_csv(reliability(scored, before, evaluate.ece_bins, evaluate.confidence), folder / "reliability.csv")
     write_csv(referral_curve(scored, rule.refer), folder / "referral.csv")
     curve = cost_curve(scored, rule)

@@ -74,7 +74,7 @@ def evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
     record = read_record(workspace)
     if record["data"]["digest"] != dataset.info["digest"]:
         raise UdcError(f"{workspace.model} was trained on other data than {workspace.prepared}; run train again")
-    named_classes(params.evaluate, dataset.classes)
+    recall_of = named_classes(params.evaluate, dataset.classes)
     splits = {name: dataset.split(name) for name in ("calibration", *SCORED)}
     logits = stored_logits(
         repository_root() / CACHE, workspace.model, dataset.info["digest"], params.evaluate.batch_size,
@@ -92,7 +92,7 @@ def evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         (folder / DECISION_FILE).write_text(rule.to_json(), encoding="utf-8")
         scores = {}
         for name, split in splits.items():
-            found = write_split(folder / name, split, logits[name], rule, params.evaluate, name)
+            found = write_split(folder / name, split, logits[name], rule, params.evaluate, recall_of)
             if found is not None:
                 scores[name] = found
                 pictures.draw(folder / name)
@@ -140,23 +140,23 @@ def write_split(
     logits: NDArray[np.float32],
     rule: DecisionRule,
     evaluate: EvaluateParams,
-    name: str,
+    recall_of: list[tuple[int, str]],
 ) -> tuple[Metrics, Intervals] | None:
-    """Write one split's tables into ``folder``; returns its metrics with intervals, None for the calibration split."""
+    """Write a split's tables into the folder that is called as it; returns its metrics with intervals, None for the
+    calibration split."""
     folder.mkdir()
     decisions = rule.apply(logits)
     predictions = predictions_table(split, decisions, logits, rule)
     write_csv(predictions, folder / "predictions.csv")
-    if name not in SCORED:
+    if folder.name not in SCORED:
         return None
     scored = Scored(split.labels, decisions.decided, decisions.probabilities, rule.prices,
                     rule.weights(split.labels), group_indices(split.groups))  # fmt: skip
-    recall_of = named_classes(evaluate, rule.classes)
     metrics = split_metrics(scored, evaluate.ece_bins, recall_of)
     intervals = metric_intervals(scored, metrics, evaluate.ece_bins, recall_of, evaluate.resamples, evaluate.confidence)
     write_csv(metrics_table(metrics, intervals), folder / "metrics.csv")
     write_confusion(folder, scored, rule)
-    if name == "test":
+    if folder.name == "test":
         write_curves(folder, scored, rule, logits, evaluate)
     write_csv(dearest_mistakes(predictions, scored), folder / "dearest_mistakes.csv")
     return metrics, intervals
@@ -174,6 +174,7 @@ def _log(
 ) -> None:
     """Fill the MLflow run while the pictures are drawn, then write the report and log everything."""
     sha256 = sha256_of(workspace.model / "model.safetensors")
+    origin = model_identity(record, sha256)
     about = {"record": record, "counts": dataset.info["counts"], "findings": findings,
              "confidence": params.evaluate.confidence}  # fmt: skip
     with evaluation_run(sha256, record["hardware"]) as (run, is_new):
@@ -190,9 +191,9 @@ def _log(
         log_text(_json({split: values for split, (values, _) in scores.items()}), "metrics.json")
         _log_model(folder, workspace)
         pictures.finish()
-        write_report(folder, **about, provenance=model_identity(record, sha256))
+        write_report(folder, **about, provenance=origin)
         log_folder(folder, "evaluation")
-        provenance = {"MLflow run": run.info.run_id} | identity() | model_identity(record, sha256)
+        provenance = {"MLflow run": run.info.run_id} | identity() | origin
         log_text(render_report(folder, **about, provenance=provenance), "report.html")
         mark(EVALUATED, "true")
     test, interval = scores["test"][0], scores["test"][1]["mean_cost"]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from udc_model.costs.decision import normalised_cost
 from udc_model.costs.losses import TrainingLoss
 from udc_model.costs.matrix import cost_matrix
-from udc_model.costs.rule import DecisionRule, fit_rule
+from udc_model.costs.rule import fit_rule
 from udc_model.data.packed import PackedDataset, group_indices
 from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
@@ -112,12 +112,9 @@ def priced_monitor(params: Params, dataset: PackedDataset) -> PricedMonitor:
     """
     calibration, validation = dataset.split("calibration"), dataset.split("validation")
 
-    def fit(logits: NDArray[np.floating]) -> DecisionRule:
-        return fit_rule(params.evaluate, params.costs, dataset.classes, dataset.training_counts, logits,
-                        calibration.labels, group_indices(calibration.groups))  # fmt: skip
-
     def cost(calibration_logits: NDArray[np.float32], logits: NDArray[np.float32]) -> float:
-        rule = fit(calibration_logits)
+        rule = fit_rule(params.evaluate, params.costs, dataset.classes, dataset.training_counts, calibration_logits,
+                        calibration.labels, group_indices(calibration.groups))  # fmt: skip
         decided = rule.apply(logits).decided
         found = normalised_cost(validation.labels, decided, rule.prices, rule.weights(validation.labels))
         if found is None:
@@ -125,12 +122,14 @@ def priced_monitor(params: Params, dataset: PackedDataset) -> PricedMonitor:
                            "the validation split; mend the costs, or use train.monitor: log_loss")  # fmt: skip
         return found
 
-    # once on logits that say nothing, so that what cannot work is told before hours of training
+    # once on made-up logits of a fair model, so that what cannot work is told before hours of training
     rng = np.random.default_rng(0)
-    blank = [
-        rng.normal(size=(len(split), len(dataset.classes))).astype(np.float32) for split in (calibration, validation)
+    classes = len(dataset.classes)
+    made_up = [
+        (2 * np.eye(classes)[split.labels] + rng.normal(size=(len(split), classes))).astype(np.float32)
+        for split in (calibration, validation)
     ]
-    cost(blank[0], blank[1])
+    cost(made_up[0], made_up[1])
     return PricedMonitor(calibration, cost)
 
 
