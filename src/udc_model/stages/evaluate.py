@@ -34,18 +34,9 @@ from udc_model.evaluation.tables import (
 from udc_model.params import EvaluateParams, Params, load_params
 from udc_model.stages.files import Workspace, exit_status, sha256_of, whole_folder, write_whole
 from udc_model.stored_logits import Logits, stored_logits
-from udc_model.tracking.model import log_classifier
-from udc_model.tracking.run import (
-    EVALUATED,
-    evaluation_run,
-    identity,
-    log_dataset,
-    log_folder,
-    log_metrics,
-    log_params,
-    log_text,
-    mark,
-)
+from udc_model.tracking.delivery import EVALUATED, MODEL_SHA256
+from udc_model.tracking.provenance import OUTS, dvc_hash, identity
+from udc_model.tracking.run import StageRun, stage_run
 from udc_model.tracking.store import repository_root
 
 logger = logging.getLogger("udc_model.stages.evaluate")  # __name__ is __main__ when DVC runs the stage
@@ -88,7 +79,14 @@ def evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
     for finding in findings:
         logger.warning("%s", finding)
 
-    with _Pictures(workspace.prepared) as pictures, whole_folder(workspace.evaluation) as folder:
+    tags = {MODEL_SHA256: sha256_of(workspace.model / "model.safetensors"), f"{OUTS}model": dvc_hash(workspace.model),
+            "udc.seed": str(record["params"]["seed"])}  # fmt: skip
+    with (
+        _Pictures(workspace.prepared) as pictures,
+        whole_folder(workspace.evaluation) as folder,
+        stage_run("evaluate", record["hardware"] | tags) as run,
+    ):
+        _carry_over(run, record, dataset)
         (folder / DECISION_FILE).write_text(rule.to_json(), encoding="utf-8")
         scores = {}
         for name, split in splits.items():
@@ -96,7 +94,10 @@ def evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
             if found is not None:
                 scores[name] = found
                 pictures.draw(folder / name)
-        _log(params, workspace, dataset, record, folder, scores, findings, pictures)
+        _log(run, params, workspace, dataset, record, folder, scores, findings, pictures)
+    test, interval = scores["test"][0], scores["test"][1]["mean_cost"]
+    logger.info("test: mean cost %.4f (%.0f%% interval %.4f to %.4f), of argmax %.4f; MLflow run %s", test["mean_cost"],
+                100 * params.evaluate.confidence, *interval, test["argmax_mean_cost"], run)  # fmt: skip
     metrics = {name: values for name, (values, _) in scores.items()}
     write_whole(workspace.metrics, _json(metrics))
     return metrics
@@ -163,6 +164,7 @@ def write_split(
 
 
 def _log(
+    run: StageRun,
     params: Params,
     workspace: Workspace,
     dataset: PackedDataset,
@@ -173,32 +175,25 @@ def _log(
     pictures: _Pictures,
 ) -> None:
     """Fill the MLflow run while the pictures are drawn, then write the report and log everything."""
-    sha256 = sha256_of(workspace.model / "model.safetensors")
-    origin = model_identity(record, sha256)
+    origin = model_identity(record, run.tags[MODEL_SHA256])
     about = {"record": record, "counts": dataset.info["counts"], "findings": findings,
              "confidence": params.evaluate.confidence}  # fmt: skip
-    with evaluation_run(sha256, record["hardware"]) as (run, is_new):
-        if is_new:
-            _carry_over(record, dataset)
-        log_params({"costs": params.costs.model_dump(), "evaluate": params.evaluate.model_dump()})
-        log_dataset(**record["data"], context="evaluation")
-        named: dict[str, float | None] = {}
-        for split, (values, intervals) in scores.items():
-            named |= {f"{split}/{name}": value for name, value in values.items()}
-            for name, (low, high) in intervals.items():
-                named |= {f"interval/{split}/{name}_low": low, f"interval/{split}/{name}_high": high}
-        log_metrics(named)
-        log_text(_json({split: values for split, (values, _) in scores.items()}), "metrics.json")
-        _log_model(folder, workspace)
-        pictures.finish()
-        write_report(folder, **about, provenance=origin)
-        log_folder(folder, "evaluation")
-        provenance = {"MLflow run": run.info.run_id} | identity() | origin
-        log_text(render_report(folder, **about, provenance=provenance), "report.html")
-        mark(EVALUATED, "true")
-    test, interval = scores["test"][0], scores["test"][1]["mean_cost"]
-    logger.info("test: mean cost %.4f (%.0f%% interval %.4f to %.4f), of argmax %.4f; MLflow run %s", test["mean_cost"],
-                100 * params.evaluate.confidence, *interval, test["argmax_mean_cost"], run.info.run_id)  # fmt: skip
+    run.log_params({"costs": params.costs.model_dump(), "evaluate": params.evaluate.model_dump()})
+    run.log_dataset(**record["data"], context="evaluation")
+    named: dict[str, float | None] = {}
+    for split, (values, intervals) in scores.items():
+        named |= {f"{split}/{name}": value for name, value in values.items()}
+        for name, (low, high) in intervals.items():
+            named |= {f"interval/{split}/{name}_low": low, f"interval/{split}/{name}_high": high}
+    run.log_metrics(named)
+    run.log_text(_json({split: values for split, (values, _) in scores.items()}), "metrics.json")
+    _log_model(run, folder, workspace)
+    pictures.finish()
+    write_report(folder, **about, provenance=origin)
+    run.log_folder(folder, "evaluation")
+    provenance = {"MLflow run": run.run_id() or "not sent yet, the tracker could not be reached"}
+    run.log_text(render_report(folder, **about, provenance=provenance | identity(run.tags) | origin), "report.html")
+    run.set_tags({EVALUATED: "true", f"{OUTS}evaluation": dvc_hash(folder)})
 
 
 class _Pictures:
@@ -229,20 +224,20 @@ class _Pictures:
             raise RuntimeError(f"drawing the pictures failed: {told}")
 
 
-def _carry_over(record: dict[str, Any], dataset: PackedDataset) -> None:
+def _carry_over(run: StageRun, record: dict[str, Any], dataset: PackedDataset) -> None:
     """Give a new run what the run that trained already has: parameters, final metrics, the training data."""
-    log_params(record["params"])
-    log_metrics({f"train/{name}": value for name, value in record["final_metrics"].items()})
-    log_dataset(**record["data"], context="training")
+    run.log_params(record["params"], new_only=True)
+    run.log_metrics({f"train/{name}": value for name, value in record["final_metrics"].items()}, new_only=True)
+    run.log_dataset(**record["data"], context="training", new_only=True)
 
 
-def _log_model(folder: Path, workspace: Workspace) -> None:
+def _log_model(run: StageRun, folder: Path, workspace: Workspace) -> None:
     """Log weights and decision rule together, as a model that MLflow can load and serve."""
     with tempfile.TemporaryDirectory() as scratch:
         bundle = Path(scratch) / "classifier"
         shutil.copytree(workspace.model, Workspace(bundle).model)
         shutil.copy(folder / DECISION_FILE, bundle / DECISION_FILE)
-        log_classifier(bundle, Path(udc_model.__file__).parent, _REQUIREMENTS)
+        run.log_classifier(bundle, Path(udc_model.__file__).parent, _REQUIREMENTS)
 
 
 def main() -> None:

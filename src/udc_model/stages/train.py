@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,9 @@ from udc_model.models.staged import ImageClassifier
 from udc_model.params import ModelParams, Params, load_params
 from udc_model.stages.files import Workspace, exit_status, sha256_of, whole_folder
 from udc_model.stages.prepare import check_classes
-from udc_model.tracking.run import (
-    MODEL_SHA256,
-    log_dataset,
-    log_folder,
-    log_metrics,
-    log_params,
-    log_text,
-    mark,
-    training_run,
-)
+from udc_model.tracking.delivery import MODEL_SHA256
+from udc_model.tracking.provenance import OUTS, dvc_hash
+from udc_model.tracking.run import StageRun, stage_run
 from udc_model.training.hardware import keep_freed_memory, pick_hardware
 from udc_model.training.loop import Metrics, PricedMonitor, TrainingResult, train_model
 
@@ -69,11 +63,11 @@ def train(params: Params, workspace: Workspace) -> TrainingResult:
     with (
         whole_folder(workspace.model) as model_folder,
         whole_folder(workspace.training) as training_folder,
-        training_run(hardware.describe()) as run,
+        stage_run("train", hardware.describe() | {"udc.seed": str(params.seed)}) as run,
     ):
-        log_params(training_params(params))
-        log_text(yaml.safe_dump(params.model_dump(), sort_keys=False, allow_unicode=True), "params.yaml")
-        log_dataset(**dataset_input(params, dataset), context="training")
+        run.log_params(training_params(params))
+        run.log_text(yaml.safe_dump(params.model_dump(), sort_keys=False, allow_unicode=True), "params.yaml")
+        run.log_dataset(**dataset_input(params, dataset), context="training")
         result = train_model(
             model,
             splits["train"],
@@ -84,7 +78,7 @@ def train(params: Params, workspace: Workspace) -> TrainingResult:
             params.seed,
             hardware,
             priced,
-            on_epoch=_log_epoch,
+            on_epoch=partial(_log_epoch, run),
         )
         model.load_state_dict(result.best_state)
         model.save_pretrained(model_folder)
@@ -93,12 +87,14 @@ def train(params: Params, workspace: Workspace) -> TrainingResult:
         write_training(training_folder, result, record)
         if weights is not None:
             (training_folder / "weights.json").write_text(weights.to_json(), encoding="utf-8")
-        log_metrics({f"train/{name}": value for name, value in record["final_metrics"].items()})
-        log_folder(model_folder, "model")
-        log_folder(training_folder, "training")
-        mark(MODEL_SHA256, sha256_of(model_folder / "model.safetensors"))
-    logger.info("trained %s: best epoch %d of %d; MLflow run %s (%s)", params.model.model_type, result.best_epoch,
-                len(result.curves), run.info.run_name, run.info.run_id)  # fmt: skip
+        run.log_metrics({f"train/{name}": value for name, value in record["final_metrics"].items()})
+        run.log_folder(model_folder, "model")
+        run.log_folder(training_folder, "training")
+        run.set_tags(
+            {MODEL_SHA256: sha256_of(model_folder / "model.safetensors"), f"{OUTS}model": dvc_hash(model_folder)}
+        )
+    logger.info("trained %s: best epoch %d of %d; MLflow run %s", params.model.model_type, result.best_epoch,
+                len(result.curves), run)  # fmt: skip
     return result
 
 
@@ -162,9 +158,9 @@ def check_channels(params: Params) -> None:
         raise UdcError(f"model.{params.model.model_type}.num_channels: is {channels}; prepared images have 3 (RGB)")
 
 
-def _log_epoch(epoch: int, metrics: Metrics, images_per_second: float) -> None:
+def _log_epoch(run: StageRun, epoch: int, metrics: Metrics, images_per_second: float) -> None:
     named = {f"epoch/{name}": value for name, value in metrics.items()}
-    log_metrics(named | {"epoch/images_per_second": images_per_second}, step=epoch)
+    run.log_metrics(named | {"epoch/images_per_second": images_per_second}, step=epoch)
     logger.info("epoch %d: training loss %.4f, validation log loss %.4f, accuracy %.4f (%s images/s)", epoch,
                 metrics["train_loss"], metrics["validation_log_loss"], metrics["validation_accuracy"],
                 f"{images_per_second:,.0f}")  # fmt: skip
@@ -184,7 +180,7 @@ def training_params(params: Params) -> dict[str, Any]:
 
 
 def dataset_input(params: Params, dataset: PackedDataset) -> dict[str, Any]:
-    """Name, digest and source of the data set, as `log_dataset` takes them."""
+    """Name, digest and source of the data set, as :meth:`StageRun.log_dataset` takes them."""
     name = "digits" if params.data.source == "digits" else Path(params.data.path).resolve().name
     source = {"source": params.data.source, "path": params.data.path}
     return {"name": name, "digest": dataset.info["digest"], "source": source}

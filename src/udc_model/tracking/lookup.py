@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from udc_model.errors import UdcError
+from udc_model.tracking.delivery import EVALUATED
 from udc_model.tracking.store import open_store, tracking_uri, without_credentials
 
 
@@ -30,8 +31,6 @@ def evaluated_runs(name: str | None = None) -> list[RecordedRun]:
     """
     import mlflow
     from mlflow.exceptions import MlflowException
-
-    from udc_model.tracking.run import EVALUATED
 
     try:
         found = mlflow.search_runs(

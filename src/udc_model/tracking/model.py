@@ -6,7 +6,6 @@ import platform
 import shutil
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,27 +15,29 @@ if TYPE_CHECKING:
     from mlflow.models import Model
 
 
-def log_classifier(bundle: Path, package: Path, requirements: Sequence[str]) -> str:
-    """Log a folder that ``udc_model.serving`` can load as a model of the active run; returns its address.
+def log_classifier(model_id: str, run_id: str, bundle: Path, package: Path, requirements: Sequence[str]) -> None:
+    """Fill a logged model of MLflow with a folder that ``udc_model.serving`` can load.
 
     Parameters
     ----------
+    model_id, run_id : the model, created and empty, and the run that it came from.
     bundle : model folder and decision rule.
     package : folder of this project's package, whose code goes with the model, so that it loads anywhere.
-    requirements : distributions that the model needs, pinned to the versions installed here.
+    requirements : pinned distributions that the model needs.
     """
     from mlflow.models import Model
 
-    logged = Model.log(
+    Model.log(
         artifact_path=None,
         name="classifier",
+        model_id=model_id,
+        run_id=run_id,
         flavor=sys.modules[__name__],
         bundle=bundle,
         package=package,
-        requirements=[f"{name}=={version(name).split('+')[0]}" for name in requirements],
+        requirements=requirements,
         validate_serving_input=False,  # it would load the model, and with it torch; the tests do
     )
-    return str(logged.model_uri)
 
 
 def save_model(

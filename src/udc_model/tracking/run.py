@@ -1,26 +1,29 @@
-"""One experiment, one MLflow run: ``train`` opens it, ``evaluate`` goes on in it."""
+"""A stage's MLflow run, as the stage sees it: a journal on disk, and a process that sends it."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
+import select
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from udc_model.tracking.store import open_store
+import udc_model
+from udc_model.tracking.journal import Journal
+from udc_model.tracking.provenance import COMMIT, DIRTY, provenance, uncommitted
+from udc_model.tracking.store import experiment_name, repository_root, tracking_uri, without_credentials
 
-if TYPE_CHECKING:
-    from mlflow.entities import Run
+logger = logging.getLogger(__name__)
 
-MODEL_SHA256 = "udc.model_sha256"
-EVALUATED = "udc.evaluated"
-EXPERIMENT_NAME = "dvc.exp_name"
-TRAINED_BY = "udc.trained_by"
 _LONGEST_PARAM = 500  # characters; a longer value is found in the artifact params.yaml
 
 
@@ -35,163 +38,153 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def log_params(values: Mapping[str, Any]) -> None:
-    """Log nested parameters under dotted names; lists as JSON."""
-    import mlflow
+class StageRun:
+    """What a stage logs. Nothing here waits for the tracker, but :meth:`run_id` and the end of the stage.
 
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in flatten(values).items()}
-    mlflow.log_params({
-        key: text if len(text) <= _LONGEST_PARAM else f"{len(text)} characters; see params.yaml"
-        for key, text in texts.items()
-    })  # fmt: skip
-
-
-@contextmanager
-def training_run(tags: Mapping[str, str]) -> Iterator[Run]:
-    """Open a new run (or the one that ``mlflow run`` opened for this process) named as the DVC experiment.
-
-    It ends as FINISHED, as FAILED on an error, and as KILLED on Ctrl-C or SIGTERM.
+    ``new_only`` marks what an evaluation says of the training: it is left out where the run holds the training already.
     """
-    with _active(None, tags) as run:
-        yield run
+
+    def __init__(self, stage: str, tags: Mapping[str, str]) -> None:
+        self.tags = {**provenance(stage), **tags}
+        root = repository_root()
+        header = {
+            "uri": without_credentials(tracking_uri()),
+            "experiment": experiment_name(),
+            "outer": os.environ.get("MLFLOW_RUN_ID"),
+            "tags": self.tags,
+        }
+        self._journal = Journal.create(root, stage, header)
+        package = Path(udc_model.__file__).parent.parent
+        # a session of its own: it outlives the stage's process group, to send what a killed stage has left
+        self._sender = subprocess.Popen(
+            [sys.executable, "-m", "udc_model.tracking.sender", str(self._journal.folder)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root, start_new_session=True,
+            env=os.environ | {"DVC_ROOT": str(root), "PYTHONPATH": str(package)},
+        )  # fmt: skip
+        assert self._sender.stdin is not None
+        assert self._sender.stdout is not None
+        os.set_blocking(self._sender.stdin.fileno(), False)
+        self._told: dict[str, str] = {}
+
+    def _append(self, kind: str, **values: Any) -> None:
+        self._journal.append(kind, **values)
+        assert self._sender.stdin is not None
+        # full: the sender has enough to do; broken: it is gone, and `udc sync` sends the journal
+        with suppress(BlockingIOError, BrokenPipeError):
+            os.write(self._sender.stdin.fileno(), b"\n")
+
+    def log_params(self, values: Mapping[str, Any], *, new_only: bool = False) -> None:
+        """Log nested parameters under dotted names; lists as JSON."""
+        texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in flatten(values).items()}
+        params = {
+            key: text if len(text) <= _LONGEST_PARAM else f"{len(text)} characters; see params.yaml"
+            for key, text in texts.items()
+        }
+        items = list(params.items())
+        for start in range(0, len(items), 100):  # as many as one request of MLflow takes
+            self._append("batch", params=dict(items[start : start + 100]), new_only=new_only)
+
+    def log_metrics(
+        self, values: Mapping[str, float | None], step: int | None = None, *, new_only: bool = False
+    ) -> None:
+        """Log metrics; those that are None are left out."""
+        # MLflow refuses other characters in a name; a class may be called anything
+        known = {re.sub(r"[^/\w.\- :]", "_", name): value for name, value in values.items() if value is not None}
+        items = list(known.items())
+        for start in range(0, len(items), 1000):
+            self._append("batch", metrics=dict(items[start : start + 1000]), step=step, new_only=new_only)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run."""
+        self._append("batch", tags=dict(tags))
+
+    def log_folder(self, folder: Path, name: str) -> None:
+        """Log all files of a folder, as they are now, as artifacts under ``name``."""
+        self._append("artifact", file=self._journal.keep(folder), target=name)
+
+    def log_text(self, text: str, name: str) -> None:
+        """Log a text as the artifact ``name``."""
+        target = Path(name)
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / target.name
+            path.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
+            folder = "" if target.parent == Path() else target.parent.as_posix()
+            self._append("artifact", file=self._journal.keep(path), target=folder)
+
+    def log_dataset(
+        self, name: str, digest: str, source: Mapping[str, str], context: str, *, new_only: bool = False
+    ) -> None:
+        """Record a data set, by name and digest, as an input."""
+        self._append("dataset", name=name, digest=digest, source=dict(source), context=context, new_only=new_only)
+
+    def log_classifier(self, bundle: Path, package: Path, requirements: Sequence[str]) -> None:
+        """Log a folder that ``udc_model.serving`` can load, with the code that loads it, as a model.
+
+        ``requirements`` names the distributions that the model needs, which are pinned to the versions installed here.
+        """
+        self._append("model", bundle=self._journal.keep(bundle), package=self._journal.keep(package),
+                     requirements=[f"{name}=={version(name).split('+')[0]}" for name in requirements])  # fmt: skip
+
+    def run_id(self) -> str | None:
+        """The run's id, once the tracker has opened it; None if the tracker cannot be reached."""
+        self._listen(None)
+        return self._told.get("run_id")
+
+    def _listen(self, timeout: float | None) -> None:
+        """Read what the sender says, until it has named the run or its trouble."""
+        assert self._sender.stdout is not None
+        while not self._told:
+            ready, _, _ = select.select([self._sender.stdout], [], [], timeout)
+            line = self._sender.stdout.readline() if ready else b""
+            if not line:
+                return
+            self._told |= json.loads(line)
+
+    def end(self, status: str) -> None:
+        """Write the end, and wait until everything is sent or cannot be."""
+        self._append("end", status=status)
+        self._journal.close()
+        assert self._sender.stdin is not None
+        self._sender.stdin.close()
+        assert self._sender.stdout is not None
+        for line in self._sender.stdout:
+            self._told |= json.loads(line)
+        self._sender.stdout.close()
+        if self._sender.wait() != 0:
+            logger.warning("part of this run is not with the tracker yet; `udc sync` sends it (kept in %s)",
+                           self._journal.folder)  # fmt: skip
+
+    def __str__(self) -> str:
+        """The run for people: name and id, or where it is kept."""
+        if run_id := self._told.get("run_id"):
+            return f"{self._told.get('name')} ({run_id})"
+        return f"not sent yet, kept in {self._journal.folder}"
 
 
 @contextmanager
-def evaluation_run(model_sha256: str, tags: Mapping[str, str]) -> Iterator[tuple[Run, bool]]:
-    """Go on in the run that trained this model, or open a new one; gives the run and whether it is new.
+def stage_run(stage: str, tags: Mapping[str, str]) -> Iterator[StageRun]:
+    """The run of a stage: ``train`` opens one, or fills that which ``mlflow run`` opened; ``evaluate`` goes on in it.
 
-    It is new if no run of this DVC experiment trained the model (``train`` came from DVC's cache), or if that run has
-    an evaluation already: a run is never overwritten. A new run names the run that trained.
+    ``evaluate`` opens a new run if no run of this DVC experiment trained the model (``train`` came from DVC's cache),
+    or if that run has an evaluation already: a run is never overwritten. A new run names the run that trained. Its
+    tags must have :data:`~udc_model.tracking.delivery.MODEL_SHA256`.
+
+    The run ends as FINISHED, as FAILED on an error (with the traceback as an artifact), as KILLED on Ctrl-C or SIGTERM.
     """
-    import mlflow
-
-    experiment_id = open_store()
-    found = mlflow.search_runs(
-        [experiment_id, *_outer_experiment()],
-        filter_string=f"tags.`{MODEL_SHA256}` = '{model_sha256}'",
-        order_by=["attributes.start_time DESC"],
-        output_format="list",
-    )
-    trained = [run for run in found if TRAINED_BY not in run.data.tags]
-    open_runs = [
-        run
-        for run in trained
-        if EVALUATED not in run.data.tags
-        and "evaluate.decision" not in run.data.params  # an evaluation that failed while it was logged
-        and run.data.tags.get(EXPERIMENT_NAME) == os.environ.get("DVC_EXP_NAME")
-    ]
-    if open_runs:
-        with _active(open_runs[0].info.run_id, {}) as run:
-            yield run, False
-    else:
-        origin = {TRAINED_BY: trained[0].info.run_id} if trained else {}
-        with _active(None, {**tags, **origin, MODEL_SHA256: model_sha256}) as run:
-            yield run, True
-
-
-def _outer_experiment() -> list[str]:
-    """The experiment of the run that ``mlflow run`` opened, where that is another than ours."""
-    import mlflow
-
-    outer = os.environ.get("MLFLOW_RUN_ID")
-    return [mlflow.get_run(outer).info.experiment_id] if outer else []
-
-
-@contextmanager
-def _active(run_id: str | None, tags: Mapping[str, str]) -> Iterator[Run]:
-    import mlflow
-
-    experiment_id = open_store()
-    outer = os.environ.pop("MLFLOW_RUN_ID", None)
-    if outer is not None and run_id is None and EVALUATED not in mlflow.get_run(outer).data.tags:
-        run_id = outer
-    if run_id is not None:
-        run = mlflow.start_run(run_id=run_id)
-    else:
-        run = mlflow.start_run(experiment_id=experiment_id, run_name=os.environ.get("DVC_EXP_NAME"))
+    run = StageRun(stage, tags)
     status = "FAILED"
     try:
-        mlflow.set_tags({**provenance(), **tags} if tags else {})
+        # evaluate may go on in a run that another state of the code trained
+        run.set_tags({f"{tag}.{stage}": run.tags[tag] for tag in (COMMIT, DIRTY) if tag in run.tags})
+        if patch := uncommitted():
+            run.log_text(patch, f"git/{stage}.patch")
         yield run
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
+    except Exception:
+        run.log_text(without_credentials(traceback.format_exc()), f"error/{stage}.txt")
+        raise
     finally:
-        mlflow.end_run(status)
-
-
-def provenance() -> dict[str, str]:
-    """Tags that say where a run comes from: commit, DVC experiment, package versions."""
-    tags = {f"udc.version.{name}": version(name) for name in ("torch", "torchvision", "dvc", "mlflow", "numpy")}
-    if name := os.environ.get("DVC_EXP_NAME"):
-        # the run that `mlflow run` opened has a random name so far
-        tags |= {EXPERIMENT_NAME: name, "mlflow.runName": name}
-    if baseline := os.environ.get("DVC_EXP_BASELINE_REV"):
-        tags["dvc.baseline"] = baseline
-    commit = _git("rev-parse", "HEAD")
-    if commit:
-        tags["mlflow.source.git.commit"] = commit
-        tags["udc.git_dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
-    return tags
-
-
-def identity() -> dict[str, str]:
-    """What identifies the active run's origin, for people: commit, DVC experiment, versions."""
-    tags = provenance()
-    names = {"mlflow.source.git.commit": "commit", "udc.git_dirty": "with uncommitted changes",
-             EXPERIMENT_NAME: "DVC experiment", "dvc.baseline": "baseline"}  # fmt: skip
-    known = {title: tags[tag] for tag, title in names.items() if tag in tags}
-    versions = {
-        tag.removeprefix("udc.version."): value for tag, value in tags.items() if tag.startswith("udc.version.")
-    }
-    return known | {"versions": ", ".join(f"{name} {value}" for name, value in versions.items())}
-
-
-def _git(*arguments: str) -> str:
-    """The output of a git command in the current folder, empty where that is no repository."""
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
-
-
-def log_metrics(values: Mapping[str, float | None], step: int | None = None) -> None:
-    """Log metrics of the active run in one request; those that are None are left out."""
-    import mlflow
-
-    # MLflow refuses other characters in a name; a class may be called anything
-    known = {re.sub(r"[^/\w.\- :]", "_", name): value for name, value in values.items() if value is not None}
-    mlflow.log_metrics(known, step=step)
-
-
-def log_folder(folder: Path, name: str) -> None:
-    """Log all files of a folder as artifacts of the active run, under ``name``."""
-    import mlflow
-
-    mlflow.log_artifacts(str(folder), name)
-
-
-def log_text(text: str, name: str) -> None:
-    """Log a text as the artifact ``name`` of the active run."""
-    import mlflow
-
-    mlflow.log_text(text, name)
-
-
-def mark(tag: str, value: str) -> None:
-    """Set a tag of the active run."""
-    import mlflow
-
-    mlflow.set_tag(tag, value)
-
-
-def log_dataset(name: str, digest: str, source: Mapping[str, str], context: str) -> None:
-    """Record a data set, by name and digest, as an input of the active run."""
-    import mlflow
-    from mlflow.data.code_dataset_source import CodeDatasetSource
-    from mlflow.data.meta_dataset import MetaDataset
-
-    dataset = MetaDataset(CodeDatasetSource(dict(source)), name=name, digest=digest[:32])  # type: ignore[abstract]
-    mlflow.log_input(dataset, context=context)
+        run.end(status)

@@ -45,8 +45,17 @@ def without_credentials(uri: str) -> str:
     return re.sub(r"//[^/@]*@", "//", uri)
 
 
-def open_store() -> str:
+def experiment_name() -> str:
+    """The MLflow experiment that runs belong to: ``MLFLOW_EXPERIMENT_NAME``, or the project's."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+
+
+def open_store(uri: str | None = None, name: str | None = None) -> str:
     """Point MLflow at the store and return the id of the experiment, both created if they do not exist yet.
+
+    Parameters
+    ----------
+    uri, name : of store and experiment; default: :func:`tracking_uri` and :func:`experiment_name`.
 
     A SQLite store is initialised under a file lock, for processes that meet an empty file at once break it. Its
     experiment gets an absolute place for artifacts, for MLflow would bind it to the folder it happens to run in,
@@ -57,8 +66,7 @@ def open_store() -> str:
     UdcError
         The store cannot be reached or written.
     """
-    uri = tracking_uri()
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+    uri, name = uri or tracking_uri(), name or experiment_name()
     import mlflow
     from mlflow.exceptions import MlflowException
 

@@ -1,0 +1,120 @@
+"""Where a run comes from, as tags: commit and changes, DVC experiment and locks, packages, host, command."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import yaml
+
+EXPERIMENT_NAME = "dvc.exp_name"
+COMMIT = "mlflow.source.git.commit"  # with .train and .evaluate behind it, that of the stage
+DIRTY = "udc.git_dirty"  # the same
+OUTS = "udc.outs."
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pillow", "dvc", "mlflow")
+
+
+def provenance(stage: str) -> dict[str, str]:
+    """The tags of a run that begins now, in the current folder."""
+    tags = {f"udc.version.{name}": version(name) for name in PACKAGES}
+    tags |= {
+        "udc.version.python": platform.python_version(),
+        "udc.host": socket.gethostname(),
+        f"udc.command.{stage}": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "mlflow.source.name": f"udc {stage}",
+        "mlflow.source.type": "LOCAL",
+    }
+    with suppress(KeyError, OSError):  # a container's user may have no name
+        tags["mlflow.user"] = getpass.getuser()
+    if name := os.environ.get("DVC_EXP_NAME"):
+        tags[EXPERIMENT_NAME] = name
+    if baseline := os.environ.get("DVC_EXP_BASELINE_REV"):
+        tags["dvc.baseline"] = baseline
+    if study := os.environ.get("UDC_STUDY_RUN"):
+        tags["mlflow.parentRunId"] = study
+    if commit := git("rev-parse", "HEAD"):
+        tags |= {COMMIT: commit, DIRTY: str(bool(_changed())).lower()}
+    return tags | _locks()
+
+
+def identity(tags: Mapping[str, str]) -> dict[str, str]:
+    """The tags that identify a run's origin, for people: commit, DVC experiment, versions."""
+    names = {COMMIT: "commit", DIRTY: "with uncommitted changes", EXPERIMENT_NAME: "DVC experiment",
+             "dvc.baseline": "baseline"}  # fmt: skip
+    known = {title: tags[tag] for tag, title in names.items() if tag in tags}
+    versions = [f"{name} {tags[f'udc.version.{name}']}" for name in PACKAGES]
+    return known | {"versions": ", ".join(versions)}
+
+
+def uncommitted() -> str:
+    """A patch, binary files included, from the last commit to the working tree; empty if they are the same.
+
+    New files count where the pipeline's code is (``src``): elsewhere they may be anything, secrets too.
+    """
+    if not git("rev-parse", "HEAD") or not _changed():
+        return ""
+    with tempfile.TemporaryDirectory() as scratch:  # an index of its own: the user's is left alone
+        env = os.environ | {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
+        git("read-tree", "HEAD", env=env)
+        git("add", "--update", ".", env=env)
+        git("add", "--", "src", env=env)
+        return git("diff", "--cached", "--binary", "--no-color", "--no-ext-diff", "HEAD", env=env, strip=False)
+
+
+def _changed() -> str:
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return changed or git("status", "--porcelain", "--untracked-files=all", "--", "src")
+
+
+def _locks() -> dict[str, str]:
+    """SHA-256 of what pins the data: ``dvc.lock``, each ``.dvc`` file, and the locked entry of each stage."""
+    tags = {}
+    # the raw data's .dvc files lie beside it; no deep search, for the data may be millions of files
+    for path in sorted([*Path().glob("*.dvc"), *Path("data").glob("*.dvc"), Path("dvc.lock")]):
+        if path.is_file():
+            tags[f"dvc.file.{path.as_posix()}"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    for name, entry in locked_stages(Path("dvc.lock")).items():
+        tags[f"dvc.stage.{name}"] = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+    return tags
+
+
+def locked_stages(lock: Path) -> dict[str, object]:
+    """The stages of a ``dvc.lock``; none if there is no such file."""
+    try:
+        text = lock.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    return dict((yaml.safe_load(text) or {}).get("stages") or {})
+
+
+def dvc_hash(path: Path) -> str:
+    """The MD5 under which DVC 3 locks a file, or a folder (that of the JSON list of its files, with ``.dir``)."""
+    if path.is_file():
+        with path.open("rb") as handle:
+            return hashlib.file_digest(handle, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    files = sorted((file.relative_to(path).parts, file) for file in path.rglob("*") if file.is_file())
+    listed = [{"md5": dvc_hash(file), "relpath": "/".join(parts)} for parts, file in files]
+    text = json.dumps(listed, sort_keys=True)
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def git(*arguments: str, env: Mapping[str, str] | None = None, strip: bool = True) -> str:
+    """The output of a git command in the current folder, empty where it fails (as where there is no repository)."""
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, check=True, env=env)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    text = done.stdout.decode("utf-8", errors="surrogateescape")
+    return text.strip() if strip else text
