@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--root", type=Path, default=Path(), metavar="DIR", help="folder with model/ (default: here)")
     _add_compare(verbs)
     _add_decide(verbs)
+    _add_records(verbs)
+    _add_tune(verbs)
     form = predict.add_mutually_exclusive_group()
     predict.set_defaults(form="table")
     form.add_argument("--json", dest="form", action="store_const", const="json", help="print JSON instead of a table")
@@ -103,6 +106,40 @@ def _add_decide(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     decide.add_argument("--out", type=Path, metavar="DIR", help="folder to write tables to (a sweep: default sweeps)")
 
 
+_RUN = "id or name of an MLflow run, DVC experiment, git revision, or registered model (models:/NAME/3)"
+
+
+def _add_records(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    sync = verbs.add_parser("sync", help="send what the tracker lacks, and link DVC experiments to runs")
+    sync.set_defaults(function=_sync)
+    show = verbs.add_parser("show", help="where a run or experiment comes from, and where everything of it lies")
+    show.set_defaults(function=_show)
+    show.add_argument("run", metavar="RUN", help=_RUN)
+    show.add_argument("--json", action="store_true", help="print JSON")
+    reproduce = verbs.add_parser("reproduce", help="run the pipeline of a recorded run again and compare the bits")
+    reproduce.set_defaults(function=_reproduce)
+    reproduce.add_argument("run", metavar="RUN", help=_RUN)
+    reproduce.add_argument("--check", action="store_true", help="only say whether all that it needs is still there")
+    promote = verbs.add_parser("promote", help="register a run's model, as the champion if it is shown to be cheaper")
+    promote.set_defaults(function=_promote)
+    promote.add_argument("run", metavar="RUN", help=_RUN)
+    promote.add_argument("--as", dest="name", required=True, metavar="NAME", help="the registered model")
+    promote.add_argument("--force", action="store_true", help="make it the champion whatever the comparison says")
+
+
+def _add_tune(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    tune = verbs.add_parser("tune", help="search for parameters; each trial is a DVC experiment")
+    tune.set_defaults(function=_tune)
+    tune.add_argument("-S", "--set", dest="settings", action="append", required=True, metavar="NAME=RANGE",
+                      help="log(a,b), uniform(a,b), int(a,b), choice(x,y,…), or a value for all trials")  # fmt: skip
+    tune.add_argument("--trials", type=int, default=20, metavar="N", help="how many in all (default: %(default)s)")
+    tune.add_argument("--study", default="tune", metavar="NAME",
+                      help="its name; an interrupted study of that name goes on (default: %(default)s)")  # fmt: skip
+    tune.add_argument("--metric", default="validation/mean_cost", metavar="NAME", help="default: %(default)s")
+    tune.add_argument("--sampler", choices=("tpe", "random", "grid"), default="tpe", help="default: %(default)s")
+    tune.add_argument("--no-prune", action="store_true", help="let trials with a poor validation curve go on")
+
+
 def _prepare(options: argparse.Namespace) -> None:
     from udc_model.params import load_params
     from udc_model.stages.prepare import prepare
@@ -143,6 +180,70 @@ def _run(options: argparse.Namespace) -> None:
     done = subprocess.run(command, check=False)
     if done.returncode:
         raise UdcError(f"dvc exp run failed with status {done.returncode}")
+    if outer := os.environ.get("MLFLOW_RUN_ID"):
+        from udc_model.tracking.lookup import tell_restored
+
+        tell_restored(outer)
+
+
+def _sync(options: argparse.Namespace) -> None:
+    from udc_model.tracking.sender import sync
+    from udc_model.tracking.store import repository_root, tracking_uri, without_credentials
+
+    sent, failed, linked = sync(repository_root())
+    lines = [f"{without_credentials(tracking_uri())}: {sent} journal(s) sent, {len(linked)} experiment(s) linked"]
+    lines += [f"  {name}: run {run_id}" for name, run_id in linked.items()]
+    sys.stdout.write("\n".join(lines) + "\n")
+    if failed:
+        reasons = "\n  ".join(f"{folder}: {reason}" for folder, reason in failed.items())
+        raise UdcError(f"{len(failed)} journal(s) could not be sent and are kept:\n  {reasons}")
+
+
+def _show(options: argparse.Namespace) -> None:
+    import json
+
+    from udc_model.tracking.lookup import description, find_run
+
+    about = description(find_run(options.run))
+    if options.json:
+        sys.stdout.write(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+        return
+    for name, value in about.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {inner}" for key, inner in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(value)
+        sys.stdout.write(f"{name.replace('_', ' '):<20} {'-' if value in (None, '') else value}\n")
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    from udc_model.reproduction import check, reproduce
+
+    if options.check:
+        sys.stdout.write(check(options.run))
+        return
+    found = reproduce(options.run)
+    sys.stdout.write(found.to_text())
+    if not found.identical:
+        raise UdcError("the result is not the recorded one")
+
+
+def _promote(options: argparse.Namespace) -> None:
+    from udc_model.registry import promote
+
+    found = promote(options.run, options.name, force=options.force)
+    role = "champion" if found.is_champion else "challenger, not champion"
+    sys.stdout.write(f"{found.name} version {found.version} is {role}: {found.reason}\n")
+    if not found.is_champion:
+        raise UdcError("not promoted to champion: a lower cost is not shown (--force promotes all the same)")
+
+
+def _tune(options: argparse.Namespace) -> None:
+    from udc_model.tuning import SearchRange, TuningPlan, tune
+
+    ranges = [SearchRange.parse(setting) for setting in options.settings]
+    plan = TuningPlan(options.study, ranges, options.trials, options.metric, options.sampler, not options.no_prune)
+    sys.stdout.write(tune(plan))
 
 
 def _summary(options: argparse.Namespace) -> None:

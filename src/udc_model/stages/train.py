@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from dataclasses import replace
 from functools import partial
@@ -22,7 +23,7 @@ from udc_model.costs.matrix import cost_matrix
 from udc_model.costs.rule import fit_rule
 from udc_model.data.packed import PackedDataset, group_indices
 from udc_model.data.transforms import Preprocessing
-from udc_model.errors import UdcError
+from udc_model.errors import PrunedError, UdcError
 from udc_model.evaluation.plots import plot_training_curves
 from udc_model.models import build_model
 from udc_model.models.checkpoints import WeightsReport, load_weights
@@ -38,6 +39,8 @@ from udc_model.training.hardware import keep_freed_memory, pick_hardware
 from udc_model.training.loop import Metrics, PricedMonitor, TrainingResult, train_model
 
 logger = logging.getLogger("udc_model.stages.train")  # __name__ is __main__ when DVC runs the stage
+
+PRUNE_FILE = "UDC_PRUNE_FILE"  # variable with the path of a file that, once it exists, ends the training
 
 
 def train(params: Params, workspace: Workspace) -> TrainingResult:
@@ -164,6 +167,8 @@ def _log_epoch(run: StageRun, epoch: int, metrics: Metrics, images_per_second: f
     logger.info("epoch %d: training loss %.4f, validation log loss %.4f, accuracy %.4f (%s images/s)", epoch,
                 metrics["train_loss"], metrics["validation_log_loss"], metrics["validation_accuracy"],
                 f"{images_per_second:,.0f}")  # fmt: skip
+    if (sentence := os.environ.get(PRUNE_FILE)) and Path(sentence).exists():
+        raise PrunedError(f"pruned after epoch {epoch}: other trials of the study are better")
 
 
 def training_params(params: Params) -> dict[str, Any]:

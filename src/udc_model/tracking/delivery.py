@@ -125,6 +125,7 @@ class Delivery:
         tags = dict(header["tags"])
         opened = _search(client, experiments, JOURNAL, header["key"])
         if opened:
+            client.update_run(opened[0].info.run_id, status="RUNNING")
             return opened[0]
         if header["stage"] == "evaluate":
             trained = _search(client, experiments, MODEL_SHA256, tags[MODEL_SHA256])

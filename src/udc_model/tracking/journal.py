@@ -36,10 +36,10 @@ class Journal:
     _files: int = field(default=0, init=False)
 
     @classmethod
-    def create(cls, root: Path, stage: str, header: Mapping[str, Any]) -> Journal:
+    def create(cls, root: Path, stage: str, header: Mapping[str, Any], key: str | None = None) -> Journal:
         """A new journal below ``root``; its name sorts by time. The caller's process holds the writer's lock."""
-        key = uuid.uuid4().hex
-        folder = root / JOURNALS / f"{time.time_ns()}-{stage}-{key[:8]}"
+        key = key or uuid.uuid4().hex
+        folder = root / JOURNALS / f"{time.time_ns()}-{stage}-{uuid.uuid4().hex[:8]}"
         journal = cls(folder)
         (folder / "files").mkdir(parents=True)
         journal._writer = FileLock(folder / "writer.lock")

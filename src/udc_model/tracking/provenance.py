@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -90,7 +91,7 @@ def _locks() -> dict[str, str]:
     return tags
 
 
-def locked_stages(lock: Path) -> dict[str, object]:
+def locked_stages(lock: Path) -> dict[str, dict[str, Any]]:
     """The stages of a ``dvc.lock``; none if there is no such file."""
     try:
         text = lock.read_text(encoding="utf-8")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import udc_model
+from udc_model.errors import PrunedError
 from udc_model.tracking.journal import Journal
 from udc_model.tracking.provenance import COMMIT, DIRTY, provenance, uncommitted
 from udc_model.tracking.store import experiment_name, repository_root, tracking_uri, without_credentials
@@ -44,7 +45,7 @@ class StageRun:
     ``new_only`` marks what an evaluation says of the training: it is left out where the run holds the training already.
     """
 
-    def __init__(self, stage: str, tags: Mapping[str, str]) -> None:
+    def __init__(self, stage: str, tags: Mapping[str, str], key: str | None = None) -> None:
         self.tags = {**provenance(stage), **tags}
         root = repository_root()
         header = {
@@ -53,7 +54,7 @@ class StageRun:
             "outer": os.environ.get("MLFLOW_RUN_ID"),
             "tags": self.tags,
         }
-        self._journal = Journal.create(root, stage, header)
+        self._journal = Journal.create(root, stage, header, key)
         package = Path(udc_model.__file__).parent.parent
         # a session of its own: it outlives the stage's process group, to send what a killed stage has left
         self._sender = subprocess.Popen(
@@ -162,12 +163,14 @@ class StageRun:
 
 
 @contextmanager
-def stage_run(stage: str, tags: Mapping[str, str]) -> Iterator[StageRun]:
+def stage_run(stage: str, tags: Mapping[str, str], key: str | None = None) -> Iterator[StageRun]:
     """The run of a stage: ``train`` opens one, or fills that which ``mlflow run`` opened; ``evaluate`` goes on in it.
 
     ``evaluate`` opens a new run if no run of this DVC experiment trained the model (``train`` came from DVC's cache),
     or if that run has an evaluation already: a run is never overwritten. A new run names the run that trained. Its
     tags must have :data:`~udc_model.tracking.delivery.MODEL_SHA256`.
+
+    ``key`` names a run that is gone on with later: all with the same key fill the same run.
 
     The run ends as FINISHED, as FAILED on an error (with the traceback as an artifact), as KILLED on Ctrl-C or SIGTERM.
     """
@@ -181,6 +184,10 @@ def stage_run(stage: str, tags: Mapping[str, str]) -> Iterator[StageRun]:
         yield run
         status = "FINISHED"
     except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    except PrunedError as error:
+        run.set_tags({"udc.pruned": str(error)})
         status = "KILLED"
         raise
     except Exception:

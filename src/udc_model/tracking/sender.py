@@ -17,7 +17,8 @@ from filelock import FileLock, Timeout
 from udc_model.errors import UdcError
 from udc_model.tracking.delivery import Delivery
 from udc_model.tracking.journal import end_of_killed, entries, is_held, unsent
-from udc_model.tracking.store import repository_root
+from udc_model.tracking.links import link_experiments
+from udc_model.tracking.store import open_store, repository_root, without_credentials
 
 logger = logging.getLogger("udc_model.tracking.sender")
 
@@ -56,6 +57,30 @@ def send_left_over(root: Path, wait: float = 0) -> tuple[int, dict[Path, str]]:
     return sent, failed
 
 
+def sync(root: Path) -> tuple[int, dict[Path, str], dict[str, str]]:
+    """Send what is left over, and link DVC experiments with their runs.
+
+    Returns
+    -------
+    How many journals were sent, why the others could not be, and the ids of the runs linked now, by experiment.
+
+    Raises
+    ------
+    UdcError
+        The tracker cannot be reached.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+
+    sent, failed = send_left_over(root)
+    try:
+        store = [open_store()]
+        return sent, failed, link_experiments(mlflow.MlflowClient(), store, root)
+    except (MlflowException, RequestException) as error:
+        raise UdcError(without_credentials(str(error)).splitlines()[0]) from error
+
+
 def _send_rest(folder: Path) -> None:
     delivery = Delivery(folder)
     if not delivery.send():
@@ -76,8 +101,10 @@ def accompany(folder: Path) -> bool:
     """
     delivery = Delivery(folder, lambda run_id, name: _tell(run_id=run_id, name=name))
     failures, writing, patience = 0, True, iter(_PATIENCE)
+    root = repository_root()
     with FileLock(folder / "sender.lock"):
-        send_left_over(repository_root())
+        with suppress(UdcError):
+            sync(root)
         while True:
             try:
                 if delivery.send():
