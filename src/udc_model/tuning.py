@@ -131,11 +131,12 @@ def tune(plan: TuningPlan) -> str:
         )
     params = load_params()
     root = repository_root()
-    (root / STUDIES).mkdir(parents=True, exist_ok=True)
-    with (root / STUDIES / f"{plan.study}.lock").open("w") as lock:
+    folder = root / STUDIES / plan.study
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
         _hold(lock.fileno(), plan.study)
         study = optuna.create_study(
-            storage=f"sqlite:///{root / STUDIES / 'studies.db'}", study_name=plan.study, direction=plan.direction,
+            storage=f"sqlite:///{folder / 'study.db'}", study_name=plan.study, direction=plan.direction,
             load_if_exists=True, sampler=optuna.samplers.RandomSampler(),
             pruner=optuna.pruners.MedianPruner() if plan.prune else optuna.pruners.NopPruner(),
         )  # fmt: skip
@@ -156,7 +157,6 @@ def _hold(lock: int, study: str) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         raise UdcError(f"study {study}: another udc tune is at work on it") from None
-    os.set_inheritable(lock, False)
 
 
 def _check_same(study: Study, plan: TuningPlan) -> None:
@@ -196,7 +196,7 @@ def _go_on(study: Study, plan: TuningPlan, monitor: str, run: StageRun, root: Pa
         settings = [f"{r.name}={r.suggest(trial)}" for r in plan.ranges]
         name = f"{plan.study}-{trial.number}"
         logger.info("trial %d of %d: %s", trial.number + 1, plan.trials, ", ".join(settings))
-        process = TrialProcess(name, settings, root, run.run_id())
+        process = TrialProcess(name, settings, root, root / STUDIES / plan.study, run.run_id())
         value = process.run(partial(_should_prune, trial, monitor, plan))
         if value is None:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
@@ -234,11 +234,9 @@ class TrialProcess:
     The process holds an inherited lock as long as it lives, so that the next ``udc tune`` waits for it.
     """
 
-    def __init__(self, name: str, settings: Sequence[str], root: Path, study_run: str | None) -> None:
+    def __init__(self, name: str, settings: Sequence[str], root: Path, folder: Path, study_run: str | None) -> None:
         self.name, self.settings, self.root, self.study_run = name, settings, root, study_run
-        self.lock = root / STUDIES / f"{name}.lock"
-        self.sentence = root / STUDIES / f"{name}.prune"
-        self.log = root / STUDIES / f"{name}.log"
+        self.lock, self.sentence, self.log = (folder / f"{name}.{kind}" for kind in ("lock", "prune", "log"))
 
     def run(self, should_prune: Callable[[dict[int, dict[str, float]]], bool]) -> dict[str, Any] | None:
         """``metrics.json`` of the experiment, which is not run again if it exists; None if it was pruned."""
@@ -279,7 +277,6 @@ class TrialProcess:
             env["UDC_STUDY_RUN"] = self.study_run
         with self.lock.open("w") as lock, self.log.open("wb") as log:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            os.set_inheritable(lock.fileno(), True)
             process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True,
                                        pass_fds=[lock.fileno()])  # fmt: skip
         try:

@@ -34,10 +34,6 @@ CLAIMED = "udc.evaluation_journal"
 _METRICS, _OTHERS = 1000, 100  # the most that MLflow takes in one request
 
 
-class UnreachableError(UdcError):
-    """The tracker cannot be used now; what is in the journal stays there."""
-
-
 @dataclass
 class Progress:
     """How far a journal has been sent: the run, whether it was opened for this journal, and the bytes sent."""
@@ -76,8 +72,8 @@ class Delivery:
 
         Raises
         ------
-        UnreachableError
-            The tracker does not answer, or answers that it cannot.
+        UdcError
+            The tracker does not answer, or answers that it cannot; what was not sent stays in the journal.
         """
         from mlflow.exceptions import MlflowException
         from requests import RequestException
@@ -94,7 +90,7 @@ class Delivery:
                 self.progress.save(self.folder)
                 ended = batch[-1]["kind"] == "end"
         except (MlflowException, RequestException, OSError) as error:
-            raise UnreachableError(without_credentials(str(error)).splitlines()[0]) from error
+            raise UdcError(without_credentials(str(error)).splitlines()[0]) from error
         return ended
 
     def _connected(self) -> MlflowClient:

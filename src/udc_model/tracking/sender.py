@@ -154,8 +154,6 @@ def main(arguments: list[str]) -> int:
     # Ctrl-C is for the stage; its end is read from the pipe
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    # A tracker that is away is asked again by our own clock, not for minutes within one request
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     return 0 if accompany(Path(arguments[0])) else 1
 
 
