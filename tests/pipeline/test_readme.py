@@ -33,6 +33,11 @@ ELSEWHERE = {
     "dvc params diff": "test_a_change_of_train_reruns_no_prepare_and_is_shown",
     "dvc metrics diff": "test_a_change_of_train_reruns_no_prepare_and_is_shown",
     "dvc plots diff": "test_a_change_of_train_reruns_no_prepare_and_is_shown",
+    "udc sync": "test_a_restored_experiment_is_linked_to_the_run_with_its_content",
+    "udc show slow": "test_a_restored_experiment_is_linked_to_the_run_with_its_content",
+    "udc reproduce slow": "test_runs_are_reproduced_to_the_bit_and_changes_are_named",
+    "udc promote slow --as digits": "test_only_a_model_that_is_shown_to_be_cheaper_becomes_champion",
+    "udc tune -S 'train.learning_rate=log(1e-4,1e-1)' --trials 10": "test_a_study_goes_on_after_a_kill",
     "mlflow run . --env-manager local -P model_type=convnext -P train.epochs=1": "test_mlflow_run_is_one_run",
     "python train.py --config config/convnext_example.json": "test_one_file_way_in_gives_the_same_kind_of_result",
 }

@@ -1,0 +1,96 @@
+"""Records: experiments and runs linked both ways, reproduced, promoted, and searched for, by the real commands."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import mlflow
+import pytest
+
+pytestmark = pytest.mark.pipeline
+
+
+@pytest.fixture(scope="module")
+def project(new_project):
+    """A committed first result with one epoch, and the experiment `slow`."""
+    project = new_project(train={"epochs": 1})
+    project.run("dvc", "repro", "-q")
+    project.run("git", "add", "dvc.lock", "metrics.json")
+    project.run("git", "commit", "-qm", "first result")
+    project.run("dvc", "exp", "run", "-q", "--name", "slow", "-S", "train.learning_rate=0.0001")
+    project.reset()
+    return project
+
+
+def _show(project, name):
+    return json.loads(project.run("udc", "show", name, "--json").stdout)
+
+
+def test_a_restored_experiment_is_linked_to_the_run_with_its_content(project):
+    before = len(project.runs())
+    project.run("dvc", "exp", "run", "-q", "--temp", "--name", "again", "-S", "train.learning_rate=0.0001")
+    assert len(project.runs()) == before  # DVC restored it; no code of ours ran
+    told = project.run("udc", "sync").stdout
+    slow = _show(project, "slow")
+    assert f"again: run {slow['run']}" in told
+    assert _show(project, "again") == slow == _show(project, slow["run"])
+    assert slow["experiments"] == ["slow", "again"]
+    commit = project.run("git", "rev-parse", slow["experiment_commit"] + ":params.yaml").stdout
+    assert commit
+    assert slow["uncommitted_changes"]  # the experiment's own parameters
+    assert slow["dvc_outs"]["model"] in project.run("git", "show", slow["experiment_commit"] + ":dvc.lock").stdout
+
+
+def test_runs_are_reproduced_to_the_bit_and_changes_are_named(project):
+    assert "can be reproduced" in project.run("udc", "reproduce", "--check", "slow").stdout
+    assert project.run("udc", "reproduce", "slow").stdout.startswith("identical: run ")
+    run_id = _show(project, "slow")["run"]
+    client = project.client()
+    client.set_tag(run_id, "udc.version.numpy", "1.0")
+    client.set_tag(run_id, "udc.model_sha256", "0" * 64)
+    done = project.run("udc", "reproduce", run_id, check=False)
+    client.set_tag(run_id, "udc.model_sha256", _show(project, "again")["model_sha256"])
+    assert done.returncode == 1
+    assert "weights: sha256" in done.stdout
+    assert "numpy: " in done.stdout
+    assert ", was 1.0" in done.stdout
+
+
+def test_only_a_model_that_is_shown_to_be_cheaper_becomes_champion(project):
+    first = _show(project, "HEAD")["run"]
+    worse = project.run("udc", "promote", "slow", "--as", "digits")
+    assert "version 1 is champion: the first of its name" in worse.stdout
+    better = project.run("udc", "promote", first, "--as", "digits")
+    assert "version 2 is champion" in better.stdout
+    refused = project.run("udc", "promote", "slow", "--as", "digits", check=False)
+    assert refused.returncode == 1
+    assert "not champion" in refused.stdout
+    client = project.client()
+    assert client.get_model_version_by_alias("digits", "champion").run_id == first
+    assert client.get_model_version_by_alias("digits", "challenger").version == "1"
+    assert json.loads(client.get_model_version("digits", "1").tags["udc.comparison"])["p_value"] < 0.05
+    model = mlflow.pyfunc.load_model("models:/digits@champion")
+    assert model.metadata.run_id == first
+
+
+def test_a_study_goes_on_after_a_kill(project):
+    command = ["udc", "tune", "-S", "train.learning_rate=log(1e-4,1e-1)", "--trials", "3", "--study", "s"]
+    study = project.root / ".udc/studies/s"
+    process = subprocess.Popen(command, cwd=project.root, env=project.env(), stderr=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+    deadline = time.monotonic() + 300
+    while not (study / "s-1.log").exists():  # the second trial has begun
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)  # between two polls
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    table = project.run(*command).stdout.splitlines()
+    assert len([line for line in table if "complete" in line or "pruned" in line]) == 3
+    runs = project.runs()
+    (parent,) = [run for run in runs if run.data.tags.get("udc.study") == "s"]
+    trials = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert sorted(run.info.run_name for run in trials) == ["s-0", "s-1", "s-2"]
+    assert parent.info.status == "FINISHED"
