@@ -69,7 +69,7 @@ def test_only_a_model_that_is_shown_to_be_cheaper_becomes_champion(project):
     assert "not champion" in refused.stdout
     client = project.client()
     assert client.get_model_version_by_alias("digits", "champion").run_id == first
-    assert client.get_model_version_by_alias("digits", "challenger").version == "1"
+    assert str(client.get_model_version_by_alias("digits", "challenger").version) == "1"
     assert json.loads(client.get_model_version("digits", "1").tags["udc.comparison"])["p_value"] < 0.05
     model = mlflow.pyfunc.load_model("models:/digits@champion")
     assert model.metadata.run_id == first

@@ -15,6 +15,7 @@ from udc_model.errors import UdcError
 from udc_model.tracking import delivery
 from udc_model.tracking.delivery import Delivery
 from udc_model.tracking.journal import Journal, end_of_killed, entries, is_held, unsent
+from udc_model.tracking.run import stage_run
 from udc_model.tracking.sender import send_left_over
 from udc_model.tracking.store import tracking_uri
 
@@ -171,3 +172,12 @@ def test_a_stage_ends_its_run_however_it_ends(root, end):
     artifacts = [a.path for a in client_of(root).list_artifacts(run_id, "error")]
     assert artifacts == (["error/train.txt"] if end == "FAILED" else [])
     assert not unsent(root)
+
+
+def test_all_with_the_same_key_fill_one_run(root):
+    for value in (1.0, 2.0):
+        with stage_run("tune", {"udc.study": "s"}, "the key") as run:
+            run.log_metrics({"x": value}, step=int(value))
+    (found,) = runs_of(root)
+    assert [m.value for m in client_of(root).get_metric_history(found.info.run_id, "x")] == [1.0, 2.0]
+    assert found.info.status == "FINISHED"

@@ -174,7 +174,7 @@ def stage_run(stage: str, tags: Mapping[str, str], key: str | None = None) -> It
 
     The run ends as FINISHED, as FAILED on an error (with the traceback as an artifact), as KILLED on Ctrl-C or SIGTERM.
     """
-    run = StageRun(stage, tags)
+    run = StageRun(stage, tags, key)
     status = "FAILED"
     try:
         # evaluate may go on in a run that another state of the code trained
