@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from udc_model.errors import UdcError
 from udc_model.stages.files import Workspace, sha256_of
-from udc_model.tracking.delivery import MODEL_SHA256, TRAINED_BY
+from udc_model.tracking.delivery import EVALUATED, MODEL_SHA256, TRAINED_BY
 from udc_model.tracking.lookup import artifact, find_run
 from udc_model.tracking.provenance import COMMIT, DIRTY, provenance
 from udc_model.tracking.store import repository_root
@@ -71,16 +71,15 @@ def reproduce(name: str) -> Reproduction:
     """
     with _recovered(find_run(name)) as (run, folder):
         logger.info("running the pipeline of run %s again in %s", run.info.run_id, folder)
-        stages = ["evaluate"] if "metrics.json" in _recorded(run) else ["train"]
-        _dvc(folder, "repro", "--force", "--no-commit", "--quiet", *stages)
-        return _compared(run, Workspace(folder))
+        recorded = _recorded_metrics(run)
+        _dvc(folder, "repro", "--force", "--no-commit", "--quiet", "train" if recorded is None else "evaluate")
+        return _compared(run, recorded, Workspace(folder))
 
 
 def check(name: str) -> str:
     """Say that everything a reproduction needs is still there; :class:`UdcError` names what is not."""
-    with _recovered(find_run(name)) as (run, folder):
+    with _recovered(find_run(name)) as (run, _):
         changed = _changed(run, None)
-        _ = folder
     lines = [f"run {run.info.run_id} can be reproduced: commit, changes and data are there"]
     return "\n".join([*lines, *(f"  changed since then: {line}" for line in changed)]) + "\n"
 
@@ -140,24 +139,23 @@ def _has_files(folder: Path) -> bool:
     return any(path.is_file() and path.name not in (".gitignore", ".gitkeep") for path in folder.rglob("*"))
 
 
-def _recorded(run: Run) -> dict[str, Any]:
-    """``metrics.json`` of the run, under that key; empty if it has no evaluation."""
+def _recorded_metrics(run: Run) -> dict[str, Any] | None:
+    """``metrics.json`` of the run; None if it has no evaluation."""
+    if run.data.tags.get(EVALUATED) != "true":
+        return None
     with tempfile.TemporaryDirectory() as scratch:
-        try:
-            path = artifact(run.info.run_id, "metrics.json", Path(scratch))
-        except UdcError:
-            return {}
-        return {"metrics.json": json.loads(path.read_text(encoding="utf-8"))}
+        path = artifact(run.info.run_id, "metrics.json", Path(scratch))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-def _compared(run: Run, workspace: Workspace) -> Reproduction:
+def _compared(run: Run, recorded: Mapping[str, Any] | None, workspace: Workspace) -> Reproduction:
     found = Reproduction(run.info.run_id, changed=_changed(run, workspace))
     sha256 = sha256_of(workspace.model / "model.safetensors")
     if sha256 != run.data.tags.get(MODEL_SHA256):
         found.differences.append(f"weights: sha256 {sha256}, was {run.data.tags.get(MODEL_SHA256)}")
-    if recorded := _recorded(run):
+    if recorded is not None:
         now = json.loads(workspace.metrics.read_text(encoding="utf-8"))
-        found.differences += list(_metric_differences(recorded["metrics.json"], now))
+        found.differences += list(_metric_differences(recorded, now))
     return found
 
 

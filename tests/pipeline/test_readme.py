@@ -12,7 +12,7 @@ pytestmark = pytest.mark.pipeline
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
-    line
+    line.split("  #")[0].strip()
     for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
     for line in block.strip().splitlines()
 ]  # fmt: skip

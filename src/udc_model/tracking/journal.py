@@ -34,6 +34,7 @@ class Journal:
 
     folder: Path
     _files: int = field(default=0, init=False)
+    _writer: FileLock = field(init=False, repr=False)
 
     @classmethod
     def create(cls, root: Path, stage: str, header: Mapping[str, Any], key: str | None = None) -> Journal:
@@ -46,8 +47,6 @@ class Journal:
         journal._writer.acquire()
         journal.append("open", key=key, stage=stage, **header)
         return journal
-
-    _writer: FileLock = field(init=False, repr=False)
 
     def append(self, kind: str, **values: Any) -> None:
         """Add one entry; it is with the operating system when this returns."""

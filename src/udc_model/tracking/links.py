@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from filelock import FileLock
 
 from udc_model.tracking.journal import JOURNALS
-from udc_model.tracking.provenance import EXPERIMENT_NAME, OUTS, git
+from udc_model.tracking.provenance import EXPERIMENT_NAME, OUTS, git, stages_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,8 +41,11 @@ def dvc_experiments() -> dict[str, str]:
 
 def locked_outs(revision: str) -> dict[str, str]:
     """The hashes of the outputs in a revision's ``dvc.lock``, by path; empty where there is none."""
-    text = git("show", f"{revision}:dvc.lock")
-    stages: dict[str, Any] = (yaml.safe_load(text) or {}).get("stages") or {} if text else {}
+    return outs_of(stages_of(git("show", f"{revision}:dvc.lock")))
+
+
+def outs_of(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The hashes of the outputs of locked stages, by path."""
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ()) if "md5" in out}
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from udc_model.errors import UdcError
 from udc_model.tracking.delivery import EVALUATED, JOURNAL, MODEL_SHA256, TRAINED_BY
-from udc_model.tracking.links import EXPERIMENT_COMMIT, LINKED, dvc_experiments, locked_outs, same_content
+from udc_model.tracking.links import EXPERIMENT_COMMIT, LINKED, dvc_experiments, locked_outs, outs_of, same_content
 from udc_model.tracking.provenance import COMMIT, DIRTY, EXPERIMENT_NAME, OUTS, git, locked_stages
 from udc_model.tracking.store import open_store, repository_root, tracking_uri, without_credentials
 
@@ -167,13 +167,8 @@ def tell_restored(run_id: str) -> None:
 
     store = [open_store()]
     client = mlflow.MlflowClient()
-    outs = {
-        out["path"]: out["md5"]
-        for stage in locked_stages(repository_root() / "dvc.lock").values()
-        for out in stage.get("outs", ()) if "md5" in out
-    }  # fmt: skip
     if JOURNAL in client.get_run(run_id).data.tags:
         return
-    runs = same_content(client, store, outs)
-    if runs:
+    outs = outs_of(locked_stages(repository_root() / "dvc.lock"))
+    if runs := same_content(client, store, outs):
         client.set_tag(run_id, RESTORED, runs[0].info.run_id)

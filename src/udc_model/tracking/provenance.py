@@ -97,7 +97,12 @@ def locked_stages(lock: Path) -> dict[str, dict[str, Any]]:
         text = lock.read_text(encoding="utf-8")
     except FileNotFoundError:
         return {}
-    return dict((yaml.safe_load(text) or {}).get("stages") or {})
+    return stages_of(text)
+
+
+def stages_of(lock: str) -> dict[str, dict[str, Any]]:
+    """The stages in the text of a ``dvc.lock``, by name."""
+    return dict((yaml.safe_load(lock) or {}).get("stages") or {})
 
 
 def dvc_hash(path: Path) -> str:
