@@ -12,7 +12,13 @@ from udc_model.models import (
 )
 from udc_model.presets import PRESETS
 
-CONVNEXT = {name: preset.settings for name, preset in PRESETS.items() if preset.model_type == "convnext"} | {
+# The largest differs from the one before it in widths alone; its parameters are compared without being computed with.
+LARGEST = "convnext-xlarge"
+CONVNEXT = {
+    name: preset.settings
+    for name, preset in PRESETS.items()
+    if preset.model_type == "convnext" and name != LARGEST
+} | {
     "three stages, patch 2": {"num_stages": 3, "hidden_sizes": [8, 16, 24], "depths": [1, 2, 1], "patch_size": 2},
     "no layer scale, one channel": {
         "num_stages": 2, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_scale_init_value": 0.0, "num_channels": 1,
@@ -69,6 +75,15 @@ def test_equal_to_transformers(kind, name, settings):
     for key, parameter in ours.named_parameters():
         error = (parameter.grad - others[key].grad).norm() / others[key].grad.norm().clamp(min=1e-6)
         assert error < 1e-4, f"{key}: {error}"
+
+
+def test_the_largest_has_the_parameters_of_transformers():
+    config, model, their_config, their_model = PAIRS["convnext"]
+    settings = PRESETS[LARGEST].settings
+    with torch.device("meta"):
+        ours = model(config(num_labels=5, **settings)).state_dict()
+        theirs = their_model(their_config(num_labels=5, **settings)).state_dict()
+    assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
 
 
 @pytest.mark.parametrize("kind", ["convnext", "resnet"])

@@ -132,22 +132,6 @@ def test_compare_experiments_runs_and_folders(shapes):
     assert "Traceback" not in missing.stderr
 
 
-def test_a_queue_that_trains_and_its_report(shapes):
-    lone = shapes.run("udc", "sweep-report", "train.learning_rate", check=False)
-    assert "a sweep needs two values" in lone.stderr
-    shapes.run("git", "checkout", "-q", "params.yaml")
-    shapes.run("dvc", "exp", "run", "--queue", "-S", "train.learning_rate=0.001,0.01")
-    shapes.run("dvc", "exp", "run", "--run-all")
-    done = shapes.run("udc", "sweep-report", "train.learning_rate")
-    table = pd.read_csv(shapes.root / "sweeps/train.learning_rate.csv")
-    assert set(table["train.learning_rate"]) >= {0.001, 0.01}
-    assert table["mean_cost_low"].notna().all()
-    assert (shapes.root / "sweeps/train.learning_rate.png").is_file()
-    assert "differ in other parameters" not in done.stderr
-    by_price = shapes.run("udc", "sweep-report", "true=bar,predicted=dot", check=False)
-    assert "a sweep needs two values" in by_price.stderr  # 1 in all of them
-
-
 def test_a_priced_monitor_reruns_train_when_a_price_or_the_rule_changes(shapes):
     shapes.run("git", "checkout", "-q", "params.yaml")
     shapes.set_params(train={"monitor": "normalised_cost", "reads": "evaluate", "epochs": 1}, loss={"reads": "costs"})

@@ -21,9 +21,10 @@ COMMANDS = [
 ELSEWHERE = {
     "make test": "this suite, which `make test` starts; test_make_test_starts_this_suite",
     "make ui": "test_make_ui_answers",
-    "dvc exp run --queue -S train.learning_rate=0.001,0.01": "test_a_queue_that_trains_and_its_report",
-    "dvc exp run --run-all": "test_a_queue_that_trains_and_its_report",
-    "udc sweep-report train.learning_rate": "test_a_queue_that_trains_and_its_report",
+    "dvc exp run --queue -S train.learning_rate=0.001,0.01": "test_a_queue_of_eight_on_two_workers_and_its_report",
+    "dvc queue start -j 2": "test_a_queue_of_eight_on_two_workers_and_its_report",
+    "dvc queue status": "test_a_queue_of_eight_on_two_workers_and_its_report",
+    "udc sweep-report train.learning_rate": "test_a_queue_of_eight_on_two_workers_and_its_report",
     "udc decide": "test_prices_of_the_readme",
     "udc decide -S costs.refer=0.2 --out cautious": "test_prices_of_the_readme",
     "udc decide --sweep true=9,predicted=3,values=0:20:2": "test_prices_of_the_readme",

@@ -158,7 +158,7 @@ class ConvNextEncoder(StagedEncoder):
     """The stages; drop path rates rise linearly over all blocks from 0 to ``drop_path_rate``."""
 
     def __init__(self, config: ConvNextConfig) -> None:
-        rates = iter(torch.linspace(0, config.drop_path_rate, sum(config.depths)).tolist())
+        rates = iter(torch.linspace(0, config.drop_path_rate, sum(config.depths), device="cpu").tolist())
         sizes = [config.hidden_sizes[0], *config.hidden_sizes]
         super().__init__(
             [
