@@ -236,17 +236,31 @@ class TrainParams(Section):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "step", "one_cycle"] = "cosine"
     warmup_ratio: Share = 0.1
+    warmup_epochs: Annotated[float, Field(ge=0)] | None = None
+    step_epochs: Positive = 30
+    step_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    accumulation: Positive = 1
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     clip_grad_norm: Annotated[float, Field(gt=0)] | None = None
     num_frozen_stages: Annotated[int, Field(ge=0)] | Literal["all"] = 0
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     gradient_checkpointing: bool = False
-    augment: Literal["none", "light", "standard"] = "none"
+    sampling_power: Annotated[float, Field(ge=0, le=1)] = 1.0
+    augment: Literal["none", "light", "standard", "strong"] = "none"
     horizontal_flip: bool = False
+    policy: Literal["none", "randaugment", "trivialaugment"] | None = None
+    color_jitter: Share = 0.0
+    random_erasing: Annotated[float, Field(ge=0, le=1)] | None = None
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
     monitor: Literal["log_loss", "accuracy", "balanced_accuracy", "macro_f1", "normalised_cost"] = "log_loss"
     reads: Literal["train", "evaluate"] = "train"
     early_stopping_patience: Positive | None = None
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
+    deterministic: bool = True
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 

@@ -118,6 +118,7 @@ def test_seesaw_by_the_papers_equations():
     targets = torch.tensor([0, 2])
     seesaw = losses.SeesawLoss(3)
     seesaw.counts = torch.tensor([9.0, 3.0, 49.0])
+    seesaw.count(targets)
     value = seesaw(logits, targets)
     n = np.array([10.0, 3.0, 50.0])
     total = 0.0

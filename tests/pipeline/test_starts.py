@@ -1,43 +1,56 @@
 """One experiment, one run, in every way of starting; what each run holds is its own."""
 
+import io
+import os
+import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
-from PIL import Image
 
 pytestmark = pytest.mark.pipeline
 
 RATES = [0.0001, 0.0003, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02]
-# A store that reads as it is written to: what a person does who looks at the runs meanwhile.
+# Reads the store while it is written to, as a person does who looks at the runs meanwhile; once for each line it gets.
 READER = """
 import sys, mlflow
 client = mlflow.MlflowClient(sys.argv[1])
-while not sys.stdin.closed and sys.stdin.readline():
+while sys.stdin.readline():
     print(len(client.search_runs([e.experiment_id for e in client.search_experiments()])), flush=True)
 """
+
+
+@pytest.fixture
+def by_hand(new_project, shapes_folder):
+    """A small project on image files, nothing of it run."""
+    project = new_project(
+        data={"source": "folder", "path": "data/raw/shapes", "image_size": 16},
+        train={"epochs": 1}, costs={"preset": "uniform"}, evaluate={"resamples": 100},
+    )  # fmt: skip
+    shapes_folder.rename(project.root / "data/raw/shapes")
+    project.run("git", "add", "-A")
+    project.run("git", "commit", "-qm", "data")
+    return project
 
 
 def _content(run):
     return run.data.to_dictionary(), run.info.status, run.info.end_time
 
 
-def test_a_queue_of_eight_on_two_workers_and_its_report(new_project):
-    project = new_project(train={"epochs": 1}, evaluate={"resamples": 100})
+def test_a_queue_of_eight_on_two_workers_and_its_report(by_hand):
+    project = by_hand
     lone = project.run("udc", "sweep-report", "train.learning_rate", check=False)
-    assert lone.returncode == 1
+    assert "a sweep needs two values" in lone.stderr
     values = ",".join(map(str, RATES))
     project.run("dvc", "exp", "run", "--queue", "-S", f"train.learning_rate={values}")
     # the workers outlive the command and keep its output open, so nobody may wait for its end
     subprocess.run(["dvc", "queue", "start", "-j", "2"], cwd=project.root, env=project.env(), stdout=subprocess.DEVNULL,
                    stderr=subprocess.DEVNULL, check=True)  # fmt: skip
     reader = None
-    pause = threading.Event()
     deadline = time.monotonic() + 900
     while (told := project.run("dvc", "queue", "status").stdout).count("Success") < 8:
         assert "Failed" not in told, told
@@ -49,13 +62,13 @@ def test_a_queue_of_eight_on_two_workers_and_its_report(new_project):
             reader.stdin.write("\n")
             reader.stdin.flush()
             assert reader.stdout.readline().strip().isdigit(), "the reader was shut out of the store"
-        pause.wait(1)  # between two polls
+        time.sleep(1)  # between two polls
     reader.communicate()
     assert reader.returncode == 0
     project.run("udc", "sync")
     runs = project.runs()
     assert sorted(float(run.data.params["train.learning_rate"]) for run in runs) == RATES
-    shown = pd.read_csv(_exp_show(project))
+    shown = pd.read_csv(io.StringIO(project.run("dvc", "exp", "show", "--csv", "--hide-workspace").stdout))
     shown = shown[shown["Experiment"].notna()].set_index("Experiment")
     assert sorted(shown.index) == sorted(run.info.run_name for run in runs)
     for run in runs:
@@ -80,31 +93,6 @@ def test_a_queue_of_eight_on_two_workers_and_its_report(new_project):
     assert project.run("udc", "reproduce", runs[0].info.run_name).stdout.startswith("identical: run ")
 
 
-def _exp_show(project):
-    path = project.root / "shown.csv"
-    path.write_text(project.run("dvc", "exp", "show", "--csv", "--hide-workspace").stdout)
-    return path
-
-
-@pytest.fixture
-def by_hand(new_project, tmp_path, rng):
-    """A small project on image files, nothing of it run."""
-    project = new_project(
-        data={"source": "folder", "path": "data/raw/shapes", "image_size": 16},
-        train={"epochs": 1}, costs={"preset": "uniform"}, evaluate={"resamples": 100},
-    )  # fmt: skip
-    for k, label in enumerate(("bar", "dot", "stripe")):
-        folder = project.root / "data/raw/shapes" / label
-        folder.mkdir(parents=True)
-        for i in range(40):
-            pixels = rng.integers(0, 160, (24, 24, 3), dtype="uint8")
-            pixels[4 + 5 * k : 9 + 5 * k, 4:20] += 60
-            Image.fromarray(pixels).save(folder / f"{i:02d}.png")
-    project.run("git", "add", "-A")
-    project.run("git", "commit", "-qm", "data")
-    return project
-
-
 def test_stages_by_hand_a_failure_and_another_evaluation(by_hand):
     project = by_hand
     project.run("udc", "prepare")
@@ -116,11 +104,10 @@ def test_stages_by_hand_a_failure_and_another_evaluation(by_hand):
     assert failed.returncode == 1
     assert "Traceback" not in failed.stderr
     config.write_text(whole)
-    states = [run.info.status for run in project.runs()]
     project.run("udc", "evaluate")
     runs = project.runs()
     good = [run for run in runs if run.info.status == "FINISHED" and "test/mean_cost" in run.data.metrics]
-    assert len(good) == 1, states
+    assert len(good) == 1
     assert all(run.info.status in ("FINISHED", "FAILED") for run in runs)
     before = {run.info.run_id: _content(run) for run in runs}
     project.run("udc", "evaluate")
@@ -128,3 +115,45 @@ def test_stages_by_hand_a_failure_and_another_evaluation(by_hand):
     (new,) = set(again) - set(before)
     assert again[new].data.tags["udc.trained_by"] in before
     assert {key: _content(again[key]) for key in before} == before  # no run is changed after it ended
+
+
+def test_killed_and_gone_on_with_and_once_more_in_a_temporary_folder(by_hand):
+    """SIGKILL for dvc and the stage: the same command goes on in the same run, and ends with the bits of any other."""
+    project = by_hand
+    epochs = 300
+    project.set_params(train={"epochs": epochs})
+    process = subprocess.Popen(["dvc", "repro", "train"], cwd=project.root, env=project.env(), start_new_session=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    deadline = time.monotonic() + 200
+    while not list(project.root.glob(".udc/checkpoints/*/000003-*")):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)  # between two polls
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = project.run("dvc", "repro")
+    assert "going on from the checkpoint" in done.stderr + done.stdout
+    (run,) = project.runs()
+    assert run.info.status == "FINISHED"
+    assert "test/mean_cost" in run.data.metrics
+    for name in ("epoch/validation_log_loss", "epoch/images_per_second"):
+        points = project.client().get_metric_history(run.info.run_id, name)
+        assert [point.step for point in sorted(points, key=lambda point: point.step)] == list(range(1, epochs + 1))
+    assert not list(project.root.glob(".udc/checkpoints/*/*"))
+    outputs = yaml.safe_load((project.root / "dvc.lock").read_text())["stages"]["train"]["outs"]
+
+    project.run("dvc", "exp", "run", "--temp", "--force", "--name", "elsewhere")
+    locked = project.run("git", "show", f"{_revision(project, 'elsewhere')}:dvc.lock").stdout
+    assert yaml.safe_load(locked)["stages"]["train"]["outs"] == outputs
+    first, second = project.runs()
+    assert second.info.run_name == "elsewhere"
+    assert second.data.tags["udc.model_sha256"] == first.data.tags["udc.model_sha256"]
+    assert "test/mean_cost" in second.data.metrics
+    names = {item.path for item in project.client().list_artifacts(second.info.run_id)}
+    assert {"model", "training", "evaluation"} <= names
+    assert second.info.artifact_uri.startswith((project.root / "mlartifacts").as_uri())
+
+
+def _revision(project, name):
+    (line,) = project.run("git", "for-each-ref", "--format=%(objectname)", f"refs/exps/**/{name}").stdout.split()
+    return line

@@ -141,6 +141,42 @@ def test_hardware_that_is_not_there():
             pick_hardware(TrainParams(device="cuda"))
 
 
+@pytest.mark.parametrize("loss", [{}, {"class_weights": "balanced"}, {"name": "class_balanced"}, {"name": "seesaw"},
+                                  {"name": "ldam"}, {"name": "cost_weighted", "reads": "costs"}])  # fmt: skip
+def test_accumulation_is_the_whole_batch(loss):
+    """Four parts of 16 give the weights of a batch of 64, for a net without BatchNorm, mixtures and clipping too."""
+    plain = MODELS["convnext"].model_copy(
+        update={"convnext": MODELS["convnext"].convnext.model_copy(update={"drop_path_rate": 0.0})}
+    )
+    found = []
+    for parts in (1, 4):
+        params = TrainParams(epochs=2, batch_size=64, augment="light", mixup=0.5, clip_grad_norm=0.5,
+                             accumulation=parts, optimizer="sgd", learning_rate=0.05)  # fmt: skip
+        model, costs = build_model(plain, CLASSES, 1), torch.tensor([[0.0, 3.0], [1.0, 0.0]])
+        loss_fn = TrainingLoss(LossParams(**loss), costs, [40, 88])
+        result = train_model(model, _split(128, 0), _split(30, 9), PREPROCESSING, loss_fn, params, 1,
+                             pick_hardware(params))  # fmt: skip
+        found.append(result)
+    assert found[0].curves[-1]["train_loss"] == pytest.approx(found[1].curves[-1]["train_loss"], rel=1e-5)
+    for key, value in found[0].best_state.items():
+        torch.testing.assert_close(value, found[1].best_state[key], rtol=1e-4, atol=1e-5, msg=key)
+
+
+def test_averaged_weights_are_judged_and_kept():
+    model, result = _train(ema_decay=0.9, learning_rate=0.05)
+    assert any(not torch.equal(value, model.state_dict()[key]) for key, value in result.best_state.items())
+    model.load_state_dict(result.best_state)
+    split = _split(30, 9)
+    logits = compute_logits(lambda x: model.eval()(x).logits, split.images, PREPROCESSING, 7)
+    again = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(split.labels))
+    assert again.item() == pytest.approx(result.curves[result.best_epoch - 1]["validation_log_loss"], rel=1e-4)
+
+
+def test_the_time_limit_ends_after_an_epoch():
+    _, result = _train(epochs=50, max_minutes=1e-9)
+    assert len(result.curves) == 1
+
+
 def test_bf16_trains():
     _, result = _train(precision="bf16", device="cpu")
     assert result.best_epoch

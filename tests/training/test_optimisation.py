@@ -19,10 +19,12 @@ from udc_model.models.convnext import ConvNextDropPath
 from udc_model.params import ConvNextParams, ModelParams, ResNetParams, TrainParams
 from udc_model.presets import PRESETS
 from udc_model.training.optimisation import (
+    averaged_model,
     build_optimizer,
     freeze_stages,
     learning_rate_factor,
     parameter_groups,
+    set_learning_rates,
     train_mode,
 )
 
@@ -39,14 +41,67 @@ MODELS = {
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
-def test_schedules_are_transformers(schedule):
-    params = TrainParams(schedule=schedule, warmup_ratio=0.1, learning_rate=1.0)
+@pytest.mark.parametrize("warmup", [{"warmup_ratio": 0.1}, {"warmup_epochs": 2.0, "warmup_ratio": 0.5}])
+def test_schedules_are_transformers(schedule, warmup):
+    params = TrainParams(schedule=schedule, learning_rate=1.0, epochs=20, **warmup)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     theirs = transformers.get_scheduler(schedule, optimizer, num_warmup_steps=10, num_training_steps=100)
     for step in range(100):
-        assert learning_rate_factor(step, 100, params) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+        assert learning_rate_factor(step, 5, params) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
         optimizer.step()
         theirs.step()
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "step"])
+def test_schedules_are_torchs(schedule):
+    params = TrainParams(schedule=schedule, learning_rate=1.0, epochs=20, warmup_ratio=0.3 * (schedule == "one_cycle"),
+                         step_epochs=6, step_factor=0.2)  # fmt: skip
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = {
+        "one_cycle": lambda: torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=100, cycle_momentum=False),
+        "step": lambda: torch.optim.lr_scheduler.StepLR(optimizer, 6 * 5, 0.2),
+    }[schedule]()
+    for step in range(99):
+        assert learning_rate_factor(step, 5, params) == pytest.approx(theirs.get_last_lr()[0], abs=1e-9), step
+        optimizer.step()
+        theirs.step()
+
+
+def test_learning_rates_keep_the_groups_proportions():
+    first, second = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([{"params": [first], "lr": 0.1}, {"params": [second], "lr": 0.4}], lr=1.0)
+    for factor in (0.5, 0.25):
+        set_learning_rates(optimizer, factor)
+        assert [group["lr"] for group in optimizer.param_groups] == [0.1 * factor, 0.4 * factor]
+
+
+def test_averaged_weights_are_timms():
+    """With a decay of 0.1 the warm-up has no effect; timm's then has the same weights and statistics."""
+    model = build_model(MODELS["resnet"], CLASSES, 1).train()
+    ours, theirs = averaged_model(model, 0.1), timm.utils.ModelEmaV3(model, decay=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(4):
+        torch.manual_seed(step)
+        model(torch.randn(4, 3, 16, 16), labels=torch.tensor([0, 1, 1, 0])).loss.backward()
+        optimizer.step()
+        ours.update_parameters(model)
+        theirs.update(model) if step else theirs.set(model)
+    expected = theirs.module.state_dict()
+    for key, value in ours.module.state_dict().items():
+        torch.testing.assert_close(value, expected[key], msg=key)
+
+
+def test_the_average_warms_up():
+    """After n updates the weight of the past is (1 + n) / (10 + n), at most the decay."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    averaged, expected = averaged_model(model, 0.5), 0.0
+    for n in range(30):
+        with torch.no_grad():
+            model.weight.fill_(float(n))
+        averaged.update_parameters(model)
+        kept = min(0.5, (1 + n) / (10 + n)) if n else 0.0
+        expected = kept * expected + (1 - kept) * n
+        assert averaged.module.weight.item() == pytest.approx(expected)
 
 
 def test_no_decay_for_vectors():

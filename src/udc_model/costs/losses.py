@@ -84,14 +84,18 @@ def cost_regularized(logits: Tensor, targets: Tensor, costs: Tensor, weight: flo
     return F.cross_entropy(logits.float(), targets) + weight * expected_cost(logits, targets, scaled)
 
 
+def mean_prices(costs: Tensor) -> Tensor:
+    """The mean price of each class's mistakes, (K,)."""
+    off_diagonal = ~torch.eye(len(costs), dtype=torch.bool, device=costs.device)
+    return (costs * off_diagonal).sum(dim=1) / (len(costs) - 1)
+
+
 def cost_weighted(logits: Tensor, targets: Tensor, costs: Tensor) -> Tensor:
     """Cross entropy with each sample weighted by the mean price of its class's mistakes.
 
     Consistent with the cost matrix only where each row is constant off the diagonal (Elkan 2001).
     """
-    off_diagonal = ~torch.eye(len(costs), dtype=torch.bool, device=costs.device)
-    weight = (costs * off_diagonal).sum(dim=1) / (len(costs) - 1)
-    return F.cross_entropy(logits.float(), targets, weight=weight)
+    return F.cross_entropy(logits.float(), targets, weight=mean_prices(costs))
 
 
 class SeesawLoss:
@@ -106,12 +110,14 @@ class SeesawLoss:
         self.p, self.q = p, q
         self.counts = torch.zeros(num_classes)
 
+    def count(self, targets: Tensor) -> None:
+        """Add the targets (N,) of a training batch to the counts."""
+        self.counts = self.counts.to(targets.device) + torch.bincount(targets, minlength=len(self.counts))
+
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Count the targets and return the mean loss of the batch."""
+        """The mean loss of logits (N, K)."""
         logits = logits.float()
-        self.counts = self.counts.to(logits.device)
-        self.counts += torch.bincount(targets, minlength=len(self.counts))
-        counts = self.counts.clamp(min=1)
+        counts = self.counts.to(logits.device).clamp(min=1)
         log_mitigation = self.p * (counts[None, :] / counts[targets][:, None]).log().clamp(max=0)
         log_s = logits.detach().log_softmax(dim=1)
         log_compensation = self.q * (log_s - log_s.gather(1, targets[:, None])).clamp(min=0)
@@ -178,22 +184,47 @@ class TrainingLoss:
         self.cost_weight = self.params.cost_lambda * share
         self.reweights = epoch >= 0.8 * epochs
 
+    def start_step(self, targets: Tensor) -> None:
+        """Take notice of the targets (N,) of a whole batch, before the loss of it or of its parts is computed."""
+        if self.params.name == "seesaw":
+            self.seesaw.count(targets)
+
+    def class_weights(self) -> Tensor | None:
+        """What each class counts in the mean, (K,); None where all samples count alike."""
+        match self.params.name:
+            case "cross_entropy" if self.params.class_weights == "balanced":
+                return self.counts.sum() / (len(self.counts) * self.counts)
+            case "class_balanced":
+                return class_balanced_weights(self.counts, self.params.class_balanced_beta)
+            case "ldam" if self.reweights:
+                return class_balanced_weights(self.counts, self.params.class_balanced_beta)
+            case "cost_weighted":
+                return mean_prices(self.costs)
+        return None
+
+    def share(self, part: Tensor, whole: Tensor) -> float:
+        """What the mean loss of a part of a batch counts in that of the whole, by their targets."""
+        weights = self.class_weights()
+        if weights is None:
+            return len(part) / len(whole)
+        weights = weights.double().to(whole.device)
+        return float(weights[part].sum() / weights[whole].sum())
+
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of a batch, a float32 scalar."""
         params, costs, counts = self.params, self.costs.to(logits.device), self.counts.to(logits.device)
+        weights = self.class_weights()
+        weights = weights if weights is None else weights.to(logits.device)
         match params.name:
             case "cross_entropy":
-                weight = counts.sum() / (len(counts) * counts) if params.class_weights == "balanced" else None
-                return F.cross_entropy(logits.float(), targets, weight, label_smoothing=params.label_smoothing)
+                return F.cross_entropy(logits.float(), targets, weights, label_smoothing=params.label_smoothing)
             case "focal":
                 return focal(logits, targets, params.focal_gamma)
             case "class_balanced":
-                weight = class_balanced_weights(counts, params.class_balanced_beta)
-                return F.cross_entropy(logits.float(), targets, weight)
+                return F.cross_entropy(logits.float(), targets, weights)
             case "ldam":
-                weight = class_balanced_weights(counts, params.class_balanced_beta) if self.reweights else None
                 margins = ldam_margins(counts, params.ldam_max_margin)
-                return ldam(logits, targets, margins, params.ldam_scale, weight)
+                return ldam(logits, targets, margins, params.ldam_scale, weights)
             case "logit_adjusted":
                 return logit_adjusted(logits, targets, counts, params.logit_adjusted_tau)
             case "seesaw":

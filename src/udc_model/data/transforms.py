@@ -81,6 +81,10 @@ class Preprocessing:
         std = images.new_tensor(self.std).view(1, -1, 1, 1)
         return (images - mean) / std
 
+    def denormalise(self, images: Tensor) -> Tensor:
+        """The inverse of :meth:`normalise`."""
+        return images * images.new_tensor(self.std).view(1, -1, 1, 1) + images.new_tensor(self.mean).view(1, -1, 1, 1)
+
     def save(self, folder: Path) -> None:
         """Write ``preprocessor_config.json`` in Hugging Face's format."""
         text = json.dumps(self.to_config(), indent=2, sort_keys=True) + "\n"

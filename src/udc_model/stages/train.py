@@ -35,8 +35,12 @@ from udc_model.stages.prepare import check_classes
 from udc_model.tracking.delivery import MODEL_SHA256
 from udc_model.tracking.provenance import OUTS, dvc_hash
 from udc_model.tracking.run import StageRun, stage_run
-from udc_model.training.hardware import keep_freed_memory, pick_hardware
-from udc_model.training.loop import Metrics, PricedMonitor, TrainingResult, train_model
+from udc_model.tracking.store import repository_root
+from udc_model.training.checkpoint import open_checkpoints
+from udc_model.training.contact_sheet import contact_sheet
+from udc_model.training.hardware import Hardware, keep_freed_memory, pick_hardware
+from udc_model.training.loop import PricedMonitor, TrainingResult, train_model
+from udc_model.training.state import EpochRecord
 
 logger = logging.getLogger("udc_model.stages.train")  # __name__ is __main__ when DVC runs the stage
 
@@ -63,11 +67,17 @@ def train(params: Params, workspace: Workspace) -> TrainingResult:
     costs = torch.from_numpy(cost_matrix(params.costs, dataset.classes))
     priced = priced_monitor(params, dataset) if params.train.monitor == "normalised_cost" else None
 
+    tags = hardware.describe() | {"udc.seed": str(params.seed), "udc.deterministic": str(params.train.deterministic)}
+    inputs = what_determines(params, dataset, weights, hardware)
+
     with (
+        open_checkpoints(repository_root(), inputs, params.train.checkpoint_minutes) as checkpoints,
         whole_folder(workspace.model) as model_folder,
         whole_folder(workspace.training) as training_folder,
-        stage_run("train", hardware.describe() | {"udc.seed": str(params.seed)}) as run,
+        stage_run("train", tags, checkpoints.run_key if checkpoints else None) as run,
     ):
+        if checkpoints and checkpoints.last:
+            logger.info("going on from the checkpoint %s", checkpoints.last)
         run.log_params(training_params(params))
         run.log_text(yaml.safe_dump(params.model_dump(), sort_keys=False, allow_unicode=True), "params.yaml")
         run.log_dataset(**dataset_input(params, dataset), context="training")
@@ -81,6 +91,7 @@ def train(params: Params, workspace: Workspace) -> TrainingResult:
             params.seed,
             hardware,
             priced,
+            checkpoints,
             on_epoch=partial(_log_epoch, run),
         )
         model.load_state_dict(result.best_state)
@@ -88,6 +99,7 @@ def train(params: Params, workspace: Workspace) -> TrainingResult:
         preprocessing.save(model_folder)
         record = training_record(params, dataset, result, hardware.describe())
         write_training(training_folder, result, record)
+        contact_sheet(training_folder / "augmented.png", splits["train"], preprocessing, params.train, params.seed)
         if weights is not None:
             (training_folder / "weights.json").write_text(weights.to_json(), encoding="utf-8")
         run.log_metrics({f"train/{name}": value for name, value in record["final_metrics"].items()})
@@ -161,14 +173,40 @@ def check_channels(params: Params) -> None:
         raise UdcError(f"model.{params.model.model_type}.num_channels: is {channels}; prepared images have 3 (RGB)")
 
 
-def _log_epoch(run: StageRun, epoch: int, metrics: Metrics, images_per_second: float) -> None:
-    named = {f"epoch/{name}": value for name, value in metrics.items()}
-    run.log_metrics(named | {"epoch/images_per_second": images_per_second}, step=epoch)
-    logger.info("epoch %d: training loss %.4f, validation log loss %.4f, accuracy %.4f (%s images/s)", epoch,
-                metrics["train_loss"], metrics["validation_log_loss"], metrics["validation_accuracy"],
-                f"{images_per_second:,.0f}")  # fmt: skip
+def what_determines(
+    params: Params, dataset: PackedDataset, weights: WeightsReport | None, hardware: Hardware
+) -> dict[str, Any]:
+    """All that the bits of a training depend on, as JSON values: a checkpoint of anything else is of no use to it."""
+    values = training_params(params)
+    del values["train"]["checkpoint_minutes"]
+    if params.loss.reads == "costs":
+        values["costs"] = params.costs.model_dump()
+    if params.train.reads == "evaluate":
+        values["evaluate"] = params.evaluate.model_dump()
+    package = Path(__file__).parent.parent
+    code = [path for part in ("costs", "data", "models", "training") for path in (package / part).rglob("*.*")]
+    return {
+        "params": values,
+        "data": dataset.info["digest"],
+        "weights": weights and weights.sha256,
+        "hardware": hardware.describe(),
+        "torch": torch.__version__,
+        "code": {
+            path.relative_to(package).as_posix(): sha256_of(path)
+            for path in sorted([*code, Path(__file__)])
+            if path.suffix in (".py", ".c")
+        },
+    }
+
+
+def _log_epoch(run: StageRun, record: EpochRecord) -> None:
+    named = {f"epoch/{name}": value for name, value in record.metrics.items()}
+    run.log_metrics(named | {"epoch/images_per_second": record.images_per_second}, record.epoch, measured=record.ended)
+    logger.info("epoch %d: training loss %.4f, validation log loss %.4f, accuracy %.4f (%s images/s)", record.epoch,
+                record.metrics["train_loss"], record.metrics["validation_log_loss"],
+                record.metrics["validation_accuracy"], f"{record.images_per_second:,.0f}")  # fmt: skip
     if (sentence := os.environ.get(PRUNE_FILE)) and Path(sentence).exists():
-        raise PrunedError(f"pruned after epoch {epoch}: other trials of the study are better")
+        raise PrunedError(f"pruned after epoch {record.epoch}: other trials of the study are better")
 
 
 def training_params(params: Params) -> dict[str, Any]:

@@ -86,14 +86,19 @@ class StageRun:
             self._append("batch", params=dict(items[start : start + 100]), new_only=new_only)
 
     def log_metrics(
-        self, values: Mapping[str, float | None], step: int | None = None, *, new_only: bool = False
-    ) -> None:
-        """Log metrics; those that are None are left out."""
+        self, values: Mapping[str, float | None], step: int | None = None, *, new_only: bool = False,
+        measured: int | None = None,
+    ) -> None:  # fmt: skip
+        """Log metrics; those that are None are left out.
+
+        ``measured`` says when (ms since 1970; default: now). A point that is logged again with it is stored once.
+        """
+        when = {} if measured is None else {"time": measured}
         # MLflow refuses other characters in a name; a class may be called anything
         known = {re.sub(r"[^/\w.\- :]", "_", name): value for name, value in values.items() if value is not None}
         items = list(known.items())
         for start in range(0, len(items), 1000):
-            self._append("batch", metrics=dict(items[start : start + 1000]), step=step, new_only=new_only)
+            self._append("batch", metrics=dict(items[start : start + 1000]), step=step, new_only=new_only, **when)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,16 +15,18 @@ from tqdm import tqdm
 
 from udc_model.costs.calibration import negative_log_likelihood
 from udc_model.costs.losses import TrainingLoss
-from udc_model.data.loading import Augmentation, compute_logits, epoch_batches, gather, training_input
+from udc_model.data.augmentation import Augmentation, Mixing, derived_seed
+from udc_model.data.batches import EpochBatches, TrainingBatches
+from udc_model.data.loading import compute_logits
 from udc_model.data.packed import PackedSplit
 from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
 from udc_model.models.staged import ImageClassifier
 from udc_model.params import TrainParams
-from udc_model.training.hardware import Hardware
-from udc_model.training.optimisation import build_optimizer, build_schedule, freeze_stages, train_mode
-
-Metrics = dict[str, float]
+from udc_model.training.checkpoint import CheckpointFolder
+from udc_model.training.hardware import Hardware, set_determinism
+from udc_model.training.optimisation import freeze_stages, learning_rate_factor, set_learning_rates, train_mode
+from udc_model.training.state import EpochRecord, Metrics, TrainingState
 
 
 @dataclass
@@ -60,93 +60,155 @@ def train_model(
     seed: int,
     hardware: Hardware,
     priced: PricedMonitor | None = None,
-    on_epoch: Callable[[int, Metrics, float], None] = lambda epoch, metrics, images_per_second: None,
+    checkpoints: CheckpointFolder | None = None,
+    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
 ) -> TrainingResult:
     """Train, and keep the weights of the epoch whose ``train.monitor`` is best on the validation split.
 
-    Every draw is a function of (seed, epoch, step or sample index), so equal arguments give equal bits.
+    Every draw is a function of (seed, epoch, step or sample index), so equal arguments give equal bits, however often
+    the training was killed and gone on with.
 
     Parameters
     ----------
     priced : what ``train.monitor: normalised_cost`` needs; without it that metric is not computed.
-    on_epoch : called after each epoch with its number (from 1), its row of the curves, and training images/s.
+    checkpoints : where the training is kept; one that is found there is gone on with.
+    on_epoch : called after each epoch that was saved; once more for the last one of a training that goes on.
 
     Raises
     ------
     UdcError
-        The loss is no longer finite; the message names the epoch and the images of the batch.
+        The loss is no longer finite (the message names the epoch and the images of the batch), or a checkpoint cannot
+        be written.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it CUDA's products are not deterministic
-    torch.use_deterministic_algorithms(True)
-    device, augmentation = hardware.device, Augmentation(params.augment, params.horizontal_flip)
-    model.to(device).to(memory_format=hardware.memory_format)
+    set_determinism(params.deterministic)
+    model.to(hardware.device).to(memory_format=hardware.memory_format)
     model.gradient_checkpointing_enable(params.gradient_checkpointing)
     frozen = freeze_stages(model, params.num_frozen_stages)
-    optimizer = build_optimizer(model, params)
-    steps_per_epoch = len(epoch_batches(len(train), params.batch_size, seed, 0))
-    schedule = build_schedule(optimizer, params.epochs * steps_per_epoch, params)
-    scaler = torch.amp.GradScaler(device.type, enabled=hardware.precision == "fp16")
-    result, best, patience, told = TrainingResult(), -math.inf, 0, ""
+    state = TrainingState(model, loss_fn, params, hardware.device, hardware.precision)
+    augmentation = Augmentation.of(params)
+    data = TrainingBatches(train, preprocessing, augmentation, params.batch_size, seed, params.sampling_power)
+    progress = state.progress
+    if checkpoints is not None and (found := checkpoints.take()):
+        state.restore(found)
+        progress = state.progress
+        for record in progress.records[-1:]:
+            on_epoch(record)  # it may not have been told before the kill
 
-    for epoch in range(params.epochs):
+    while progress.epoch < params.epochs and not is_spent(state, params):
+        started = time.perf_counter()
         train_mode(model, frozen)
-        loss_fn.start_epoch(epoch, params.epochs)
-        batches = epoch_batches(len(train), params.batch_size, seed, epoch)
-        draws = torch.from_numpy(augmentation.draws(len(train), seed, epoch))
-        total_loss, started = 0.0, time.perf_counter()
-        bar = tqdm(batches, desc=f"epoch {epoch + 1}/{params.epochs}", unit="batch", disable=None, leave=False)
-        for step, indices in enumerate(bar):
-            torch.manual_seed(step_seed(seed, epoch, step))  # for drop path
-            stored = gather(train, indices).to(device, non_blocking=True)
-            images = training_input(stored, draws[indices].to(device), augmentation, preprocessing)
-            targets = torch.from_numpy(train.labels[indices]).to(device)
-            with hardware.autocast():
-                logits = model(images.to(memory_format=hardware.memory_format)).logits
-            loss = loss_fn(logits, targets)
-            if not torch.isfinite(loss):
-                names = ", ".join(train.paths[i] for i in indices)
-                raise UdcError(f"the loss is {loss.item()} in epoch {epoch + 1}, step {step + 1}; "
-                               f"lower train.learning_rate or set train.clip_grad_norm. Images: {names}")  # fmt: skip
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            if params.clip_grad_norm is not None:
-                scaler.unscale_(optimizer)
-                torch.nn.utils.clip_grad_norm_(model.parameters(), params.clip_grad_norm)
-            scaler.step(optimizer)
-            scaler.update()
-            schedule.step()
-            total_loss += loss.item() * len(indices)
-            seen = (step + 1) * len(train) / steps_per_epoch
-            bar.set_postfix_str(f"loss {loss.item():.3f}, {told}{seen / (time.perf_counter() - started):,.0f} img/s")
-
-        images_per_second = len(train) / (time.perf_counter() - started)
-        scores = validation_scores(model, validation, preprocessing, params.batch_size, hardware, priced)
+        loss_fn.start_epoch(progress.epoch, params.epochs)
+        train_epoch(state, data, params, hardware, checkpoints)
+        images_per_second = len(train) / progress.epoch_seconds
+        scores = validation_scores(state.judged, validation, preprocessing, params.batch_size, hardware, priced)
+        factor = learning_rate_factor((progress.epoch + 1) * data.steps, data.steps, params)
         metrics: Metrics = {
-            "train_loss": total_loss / len(train),
+            "train_loss": progress.total_loss / len(train),
             **scores,
-            "learning_rate": float(schedule.get_last_lr()[-1]),  # the head's, the largest
+            "learning_rate": params.learning_rate * factor,  # the head's, the largest
         }
-        result.curves.append({"epoch": epoch + 1, **metrics})
-        on_epoch(epoch + 1, metrics, images_per_second)
-
         monitored = scores[f"validation_{params.monitor}"]
-        told = f"validation {params.monitor} {monitored:.4f}, "
         score = -monitored if params.monitor in ("log_loss", "normalised_cost") else monitored
-        if score > best:
-            best, patience, result.best_epoch = score, 0, epoch + 1
-            result.best_state = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
-        else:
-            patience += 1
-        if params.early_stopping_patience is not None and patience >= params.early_stopping_patience:
-            break
-    if not result.best_epoch:
+        record = state.end_epoch(metrics, images_per_second, score)
+        progress.seconds += time.perf_counter() - started
+        if checkpoints is not None:
+            state.save(checkpoints)
+        on_epoch(record)
+    if not progress.best_epoch:
         raise UdcError(f"no epoch had a finite validation {params.monitor}; lower train.learning_rate")
-    return result
+    curves = [{"epoch": record.epoch, **record.metrics} for record in progress.records]
+    return TrainingResult(curves, progress.best_epoch, state.best_state)
 
 
-def step_seed(seed: int, epoch: int, step: int) -> int:
-    """The seed of torch's generator for one step, a pure function of its arguments."""
-    return int(np.random.SeedSequence([seed, epoch, step]).generate_state(1, np.uint64)[0] >> 1)
+def is_spent(state: TrainingState, params: TrainParams) -> bool:
+    """Whether ``early_stopping_patience`` or ``max_minutes`` ends the training before its last epoch."""
+    impatient = params.early_stopping_patience is not None and state.progress.patience >= params.early_stopping_patience
+    return impatient or (params.max_minutes is not None and state.progress.seconds >= 60 * params.max_minutes)
+
+
+def train_epoch(
+    state: TrainingState,
+    data: TrainingBatches,
+    params: TrainParams,
+    hardware: Hardware,
+    checkpoints: CheckpointFolder | None,
+) -> None:
+    """The steps of the epoch at work, from the one that ``state.progress`` names to its last."""
+    progress, batches = state.progress, data.epoch(state.progress.epoch)
+    mixing = Mixing(params.mixup, params.cutmix)
+    told = ""
+    if progress.records:
+        last = progress.records[-1].metrics[f"validation_{params.monitor}"]
+        told = f"validation {params.monitor} {last:.4f}, "
+    bar = tqdm(range(progress.step, len(batches)), desc=f"epoch {progress.epoch + 1}/{params.epochs}", unit="batch",
+               initial=progress.step, total=len(batches), disable=None, leave=False)  # fmt: skip
+    for step in bar:
+        started = time.perf_counter()
+        set_learning_rates(
+            state.optimizer, learning_rate_factor(progress.epoch * data.steps + step, data.steps, params)
+        )
+        images, targets = batches.load(step, hardware.device)
+        torch.manual_seed(derived_seed(data.seed, progress.epoch, step))  # for mixing and drop path
+        images, partners, share = mixing(images, targets)
+        loss = train_step(state, images, targets, partners, share, params, hardware)
+        if not np.isfinite(loss):
+            raise UdcError(_not_finite(loss, progress.epoch, step, batches, checkpoints))
+        progress.total_loss += loss * len(targets)
+        progress.epoch_seconds += time.perf_counter() - started
+        progress.step = step + 1
+        if checkpoints is not None and progress.step < len(batches) and checkpoints.due():
+            state.save(checkpoints)
+        seen = progress.step * len(data.split) / len(batches)
+        bar.set_postfix_str(f"loss {loss:.3f}, {told}{seen / progress.epoch_seconds:,.0f} img/s")
+
+
+def train_step(
+    state: TrainingState,
+    images: Tensor,
+    targets: Tensor,
+    partners: Tensor,
+    share: float,
+    params: TrainParams,
+    hardware: Hardware,
+) -> float:
+    """One step of the optimiser; returns the mean loss of the batch.
+
+    The batch goes through the model in ``accumulation`` parts whose gradients add up to that of the whole.
+
+    Parameters
+    ----------
+    images, targets : inputs (N, 3, S, S) and labels (N,).
+    partners, share : labels (N,) of the images mixed in, and the share in [0, 1] of an image's own label.
+    """
+    state.loss_fn.start_step(targets)
+    state.optimizer.zero_grad(set_to_none=True)
+    total = 0.0
+    parts = min(params.accumulation, len(targets))
+    for inputs, own, other in zip(*(whole.tensor_split(parts) for whole in (images, targets, partners)), strict=True):
+        with hardware.autocast():
+            logits = state.model(inputs.to(memory_format=hardware.memory_format)).logits
+        loss = state.loss_fn(logits, own) * state.loss_fn.share(own, targets)
+        if share < 1:
+            mixed_in = state.loss_fn(logits, other) * state.loss_fn.share(other, partners)
+            loss = share * loss + (1 - share) * mixed_in
+        if not torch.isfinite(loss):
+            return loss.item()
+        state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        total += loss.item()
+    if params.clip_grad_norm is not None:
+        state.scaler.unscale_(state.optimizer)
+        torch.nn.utils.clip_grad_norm_(state.model.parameters(), params.clip_grad_norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    if state.averaged is not None:
+        state.averaged.update_parameters(state.model)
+    return total
+
+
+def _not_finite(loss: float, epoch: int, step: int, batches: EpochBatches, checkpoints: CheckpointFolder | None) -> str:
+    kept = f" The last good checkpoint is {checkpoints.last}." if checkpoints and checkpoints.last else ""
+    return (f"the loss is {loss} in epoch {epoch + 1}, step {step + 1}; lower train.learning_rate or set "
+            f"train.clip_grad_norm.{kept} Images: {', '.join(batches.paths(step))}")  # fmt: skip
 
 
 def validation_scores(

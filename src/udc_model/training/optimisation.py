@@ -1,4 +1,4 @@
-"""Optimiser, learning-rate schedule and frozen stages."""
+"""Optimiser, learning-rate schedule, averaged weights and frozen stages."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import math
 from typing import Any, Literal
 
 import torch
-from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from udc_model.errors import UdcError
 from udc_model.models.staged import ImageClassifier
 from udc_model.params import TrainParams
+
+_Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def freeze_stages(model: ImageClassifier, n: int | Literal["all"]) -> list[nn.Module]:
@@ -75,22 +77,60 @@ def build_optimizer(model: ImageClassifier, params: TrainParams) -> torch.optim.
     return torch.optim.SGD(groups, lr=params.learning_rate, momentum=params.momentum, nesterov=params.momentum > 0)
 
 
-def learning_rate_factor(step: int, total_steps: int, params: TrainParams) -> float:
-    """Share of ``learning_rate`` at a step (from 0): linear warm-up, then cosine or linear to 0, or constant.
+def learning_rate_factor(step: int, steps_per_epoch: int, params: TrainParams) -> float:
+    """Share of ``learning_rate`` at an optimiser step (from 0), a pure function of its arguments.
 
-    As in transformers' ``get_cosine_schedule_with_warmup`` and ``get_linear_schedule_with_warmup``.
+    Linear warm-up, then ``cosine`` or ``linear`` to 0 (as transformers' ``get_cosine_schedule_with_warmup`` and
+    ``get_linear_schedule_with_warmup``), ``constant``, or ``step``: times ``step_factor`` after every ``step_epochs``
+    (as torch's ``StepLR``). ``one_cycle`` (Smith and Topin 2019) rises along a cosine from 1/25 over the warm-up and
+    falls to 1/250,000, as torch's ``OneCycleLR``.
     """
-    warmup = math.ceil(params.warmup_ratio * total_steps)
+    total = params.epochs * steps_per_epoch
+    if params.warmup_epochs is None:
+        warmup = math.ceil(params.warmup_ratio * total)
+    else:
+        warmup = math.ceil(params.warmup_epochs * steps_per_epoch)
+    if params.schedule == "one_cycle":
+        rise, fall = max(1, warmup - 1), max(1, total - warmup)
+        if step < rise:
+            return _cosine(1 / 25, 1.0, step / rise)
+        return _cosine(1.0, 1 / 250_000, min(1.0, (step - rise) / fall))
     if step < warmup:
         return step / warmup
-    progress = (step - warmup) / max(1, total_steps - warmup)
-    if params.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    if params.schedule == "linear":
-        return max(0.0, 1 - progress)
+    progress = (step - warmup) / max(1, total - warmup)
+    match params.schedule:
+        case "cosine":
+            return _cosine(1.0, 0.0, min(1.0, progress))
+        case "linear":
+            return max(0.0, 1 - progress)
+        case "step":
+            return params.step_factor ** (step // steps_per_epoch // params.step_epochs)
     return 1.0
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, total_steps: int, params: TrainParams) -> LambdaLR:
-    """The schedule, stepped once an optimiser step."""
-    return LambdaLR(optimizer, lambda step: learning_rate_factor(step, total_steps, params))
+def _cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set each group's learning rate to its own, which it was built with, times ``factor``."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+
+def averaged_model(model: nn.Module, decay: float) -> AveragedModel:
+    """A copy of the model whose weights and statistics are exponential moving averages of the model's.
+
+    ``min(decay, (1 + n) / (10 + n))`` after n updates, as in TensorFlow's ``ExponentialMovingAverage``: the average is
+    of use from the first epoch on, however few steps there are.
+    """
+
+    def average(averaged: _Tensors, current: _Tensors, updates: Tensor | int) -> None:
+        n = int(updates)
+        kept = min(decay, (1 + n) / (10 + n))
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, 1 - kept)  # as torch's get_ema_multi_avg_fn
+        else:
+            torch._foreach_copy_(averaged, current)  # BatchNorm's counters
+
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)

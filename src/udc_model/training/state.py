@@ -1,0 +1,126 @@
+"""All that a training is between two steps, and its way to a checkpoint and back, without losing a bit."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from udc_model.costs.losses import TrainingLoss
+from udc_model.models.staged import ImageClassifier
+from udc_model.params import TrainParams
+from udc_model.training.checkpoint import Checkpoint, CheckpointFolder
+from udc_model.training.optimisation import averaged_model, build_optimizer
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one epoch (from 1) came to: its row of the curves, training speed, and when it ended (ms since 1970)."""
+
+    epoch: int
+    metrics: Metrics
+    images_per_second: float
+    ended: int
+
+
+@dataclass
+class Progress:
+    """The plain values: the next step (both from 0), sums over the epoch at work, and what the epochs before found."""
+
+    epoch: int = 0
+    step: int = 0
+    total_loss: float = 0.0
+    epoch_seconds: float = 0.0
+    seconds: float = 0.0
+    records: list[EpochRecord] = field(default_factory=list)
+    best_score: float = -math.inf
+    best_epoch: int = 0
+    patience: int = 0
+
+
+class TrainingState:
+    """The model and everything that changes with it.
+
+    The order of images, augmentation, learning rates and drop path are functions of (seed, epoch, step), so no state of
+    a random generator or schedule is part of it.
+    """
+
+    def __init__(self, model: ImageClassifier, loss_fn: TrainingLoss, params: TrainParams, device: torch.device,
+                 precision: str) -> None:  # fmt: skip
+        self.model, self.loss_fn = model, loss_fn
+        self.optimizer = build_optimizer(model, params)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.averaged: AveragedModel | None = None
+        if params.ema_decay is not None:
+            self.averaged = averaged_model(model, params.ema_decay)
+        self.progress = Progress()
+        self.best_state: dict[str, Tensor] = {}
+
+    @property
+    def judged(self) -> ImageClassifier:
+        """The model that is validated and kept: the averaged one, if there is one."""
+        return self.model if self.averaged is None else self.averaged.module  # type: ignore[return-value]
+
+    def end_epoch(self, metrics: Metrics, images_per_second: float, score: float) -> EpochRecord:
+        """Take down an epoch, keep the weights if ``score`` (larger is better) is the best yet, and turn the page."""
+        progress = self.progress
+        record = EpochRecord(progress.epoch + 1, metrics, images_per_second, time.time_ns() // 1_000_000)
+        progress.records.append(record)
+        if score > progress.best_score:
+            progress.best_score, progress.best_epoch, progress.patience = score, record.epoch, 0
+            state = self.judged.state_dict()
+            self.best_state = {key: value.detach().cpu().clone() for key, value in state.items()}
+        else:
+            progress.patience += 1
+        progress.epoch, progress.step, progress.total_loss, progress.epoch_seconds = record.epoch, 0, 0.0, 0.0
+        return record
+
+    def save(self, checkpoints: CheckpointFolder) -> None:
+        """Write a checkpoint; :class:`UdcError` if that is impossible."""
+        progress = asdict(self.progress) | {"scaler": self.scaler.state_dict()}
+        checkpoints.save(self.progress.epoch, self.progress.step, dict(self._tensors()), progress)
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for key, value in self.model.state_dict().items():
+            yield f"model.{key}", value
+        if self.averaged is not None:
+            for key, value in self.averaged.state_dict().items():
+                yield f"averaged.{key}", value
+        for key, value in self.best_state.items():
+            yield f"best.{key}", value
+        for number, parameter in enumerate(self._parameters()):
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                yield f"optimizer.{number}.{key}", value
+        yield "loss.seesaw_counts", self.loss_fn.seesaw.counts
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Become what was saved, in a state that was built from the same arguments."""
+        plain = dict(checkpoint.progress)
+        self.scaler.load_state_dict(plain.pop("scaler"))
+        records = [EpochRecord(**record) for record in plain.pop("records")]
+        self.progress = Progress(**plain, records=records)
+        self.best_state = _below("best.", checkpoint.tensors)
+        self.model.load_state_dict(_below("model.", checkpoint.tensors))
+        if self.averaged is not None:
+            self.averaged.load_state_dict(_below("averaged.", checkpoint.tensors))
+        self.loss_fn.seesaw.counts = checkpoint.tensors["loss.seesaw_counts"]
+        for number, parameter in enumerate(self._parameters()):
+            for key, value in _below(f"optimizer.{number}.", checkpoint.tensors).items():
+                # in the memory format of the parameter: a fused step walks through both by address
+                own = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(
+                    value, device=parameter.device)  # fmt: skip
+                self.optimizer.state[parameter][key] = own.copy_(value)
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
