@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 setup: .venv/.ready ## create .venv with the locked versions
 
-.venv/.ready: pyproject.toml requirements.lock $(wildcard src/udc_model/models/kernels/native*)
+.venv/.ready: pyproject.toml requirements.lock $(wildcard src/udc_model/native/native*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try: make PYTHON=python3.11")'
 	@echo "Setting up .venv (a few minutes, most of it PyTorch) …"
 	@$(PYTHON) -m venv .venv

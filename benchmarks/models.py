@@ -217,7 +217,7 @@ def main() -> None:
         return
     import torch
 
-    from udc_model.models.kernels import load_library
+    from udc_model.native.library import load_library
     from udc_model.params import TrainParams
     from udc_model.training.hardware import pick_hardware
 

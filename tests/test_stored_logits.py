@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
+from udc_model.params import EvaluateParams
 from udc_model.stored_logits import stored_logits
+
+PLAIN = EvaluateParams(batch_size=4)
 
 
 @pytest.fixture
@@ -28,7 +31,7 @@ class Model:
 def test_the_model_runs_once(tmp_path, model):
     compute = Model()
     for _ in range(2):
-        found = stored_logits(tmp_path / "kept", model, "digest", 4, compute)
+        found = stored_logits(tmp_path / "kept", model, "digest", PLAIN, compute)
         assert found["test"].tolist() == [[1.0] * 3] * 2
         assert found["empty"].shape == (0, 3)
     assert compute.runs == 1
@@ -38,11 +41,12 @@ def test_other_weights_data_batches_or_kernels_run_it_again(tmp_path, model, mon
     compute = Model()
     for runs, change in enumerate(
         (
-            lambda: ("digest", 4),
-            lambda: ("other", 4),
-            lambda: ("digest", 8),
-            lambda: (model / "model.safetensors").write_bytes(b"others") and ("digest", 4),
-            lambda: monkeypatch.setenv("UDC_KERNELS", "off") or ("digest", 4),
+            lambda: ("digest", PLAIN),
+            lambda: ("other", PLAIN),
+            lambda: ("digest", EvaluateParams(batch_size=8)),
+            lambda: ("digest", EvaluateParams(batch_size=4, flip_averaging=True)),
+            lambda: (model / "model.safetensors").write_bytes(b"others") and ("digest", PLAIN),
+            lambda: monkeypatch.setenv("UDC_KERNELS", "off") or ("digest", PLAIN),
         ),
         start=1,
     ):
@@ -52,17 +56,17 @@ def test_other_weights_data_batches_or_kernels_run_it_again(tmp_path, model, mon
 
 def test_a_damaged_file_and_a_place_that_cannot_be_written_do_no_harm(tmp_path, model, caplog):
     compute = Model()
-    stored_logits(tmp_path / "kept", model, "digest", 4, compute)
+    stored_logits(tmp_path / "kept", model, "digest", PLAIN, compute)
     (file,) = (tmp_path / "kept").iterdir()
     file.write_bytes(file.read_bytes()[:100])
-    assert stored_logits(tmp_path / "kept", model, "digest", 4, compute)["test"][0, 0] == 2
+    assert stored_logits(tmp_path / "kept", model, "digest", PLAIN, compute)["test"][0, 0] == 2
     assert "the model runs again" in caplog.text
     (tmp_path / "file").write_text("")
-    assert stored_logits(tmp_path / "file" / "kept", model, "digest", 4, compute)["test"][0, 0] == 3
+    assert stored_logits(tmp_path / "file" / "kept", model, "digest", PLAIN, compute)["test"][0, 0] == 3
     assert "logits are not kept" in caplog.text
 
 
 def test_only_the_last_twenty_are_kept(tmp_path, model):
     for i in range(23):
-        stored_logits(tmp_path / "kept", model, str(i), 4, Model())
+        stored_logits(tmp_path / "kept", model, str(i), PLAIN, Model())
     assert len(list((tmp_path / "kept").iterdir())) == 20

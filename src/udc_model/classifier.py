@@ -21,17 +21,21 @@ from udc_model.models.staged import ImageClassifier
 
 @dataclass
 class TrainedClassifier:
-    """A model folder (weights, configuration, preprocessing) on one device, in float32."""
+    """A model folder (weights, configuration, preprocessing) on one device, in float32.
+
+    With ``flip_averaging`` logits are the mean of an image's and its mirror image's.
+    """
 
     model: ImageClassifier
     preprocessing: Preprocessing
     device: torch.device
+    flip_averaging: bool = False
 
     @classmethod
-    def load(cls, folder: Path) -> TrainedClassifier:
+    def load(cls, folder: Path, flip_averaging: bool = False) -> TrainedClassifier:
         """Load a model folder onto the best device; :class:`UdcError` if the folder is not whole."""
         device = torch.device(best_device())
-        return cls(load_model(folder).to(device), Preprocessing.load(folder), device)
+        return cls(load_model(folder).to(device), Preprocessing.load(folder), device, flip_averaging)
 
     @property
     def classes(self) -> list[str]:
@@ -49,7 +53,7 @@ class TrainedClassifier:
 
         if not len(stored):
             return np.empty((0, len(self.classes)), np.float32)
-        return compute_logits(forward, stored, self.preprocessing, batch_size, progress)
+        return compute_logits(forward, stored, self.preprocessing, batch_size, progress, self.flip_averaging)
 
     def logits(self, images: Sequence[Image.Image], batch_size: int = 256) -> NDArray[np.float32]:
         """Logits (N, K) of decoded RGB images of any size."""

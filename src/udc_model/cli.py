@@ -42,6 +42,11 @@ def _parser() -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=help_text)
         verb.set_defaults(function=function)
         verb.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="parameters to read")
+        if name == "train":
+            verb.add_argument(
+                "--profile", action="store_true", help="only tell where a step's time goes, from two epochs"
+            )
+    _add_find_lr(verbs)
     summary = verbs.add_parser("summary", help="what was trained here, how good it is, and where everything lies")
     summary.set_defaults(function=_summary)
     run = verbs.add_parser(
@@ -68,6 +73,18 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--json", dest="form", action="store_const", const="json", help="print JSON instead of a table")
     form.add_argument("--csv", dest="form", action="store_const", const="csv", help="print CSV instead of a table")
     return parser
+
+
+def _add_find_lr(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    find_lr = verbs.add_parser("find-lr", help="train with a rising learning rate, to see which the model stands")
+    find_lr.set_defaults(function=_find_lr)
+    find_lr.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE", help="parameters to read")
+    for name, default in (("--from", 1e-6), ("--to", 1.0)):
+        find_lr.add_argument(name, dest=name[2:], type=float, default=default, metavar="RATE",
+                             help="default: %(default)g")  # fmt: skip
+    find_lr.add_argument("--steps", type=int, default=100, metavar="N", help="default: %(default)s")
+    find_lr.add_argument("--out", type=Path, default=Path("sweeps"), metavar="DIR",
+                         help="folder of table and plot (default: %(default)s)")  # fmt: skip
 
 
 def _add_compare(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -149,9 +166,26 @@ def _prepare(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from udc_model.params import load_params
+
+    params = load_params(options.params)
+    if options.profile:
+        from udc_model.exploration import profile_training
+
+        sys.stdout.write(profile_training(params, Workspace()))
+        return
     from udc_model.stages.train import train
 
-    train(load_params(options.params), Workspace())
+    train(params, Workspace())
+
+
+def _find_lr(options: argparse.Namespace) -> None:
+    from udc_model.exploration import find_learning_rate
+    from udc_model.params import load_params
+
+    ends = getattr(options, "from"), options.to
+    sys.stdout.write(
+        find_learning_rate(load_params(options.params), Workspace(), options.out, *ends, steps=options.steps)
+    )
 
 
 def _evaluate(options: argparse.Namespace) -> None:

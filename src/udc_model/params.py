@@ -231,7 +231,7 @@ class TrainParams(Section):
     """
 
     epochs: Positive = 20
-    batch_size: Positive = 64
+    batch_size: Positive | Literal["auto"] = 64
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
@@ -260,7 +260,12 @@ class TrainParams(Section):
     early_stopping_patience: Positive | None = None
     max_minutes: Annotated[float, Field(gt=0)] | None = None
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
+    loader_workers: Annotated[int, Field(ge=0)] = 0
+    processes: Positive = 1
+    sync_batchnorm: bool = False
+    compile: bool = False
     deterministic: bool = True
+    tf32: bool = False
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
@@ -325,6 +330,7 @@ class EvaluateParams(Section):
     resamples: Annotated[int, Field(ge=100, le=100_000)] = 2000
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     ece_bins: Annotated[int, Field(ge=2, le=100)] = 15
+    flip_averaging: bool = False
     batch_size: Positive = 256
 
     @model_validator(mode="after")

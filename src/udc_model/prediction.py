@@ -39,9 +39,9 @@ def predict_files(files: Sequence[Path], workspace: Workspace) -> Predictions:
     UdcError
         The workspace holds no trained and evaluated model. Bad images are no error but listed in the result.
     """
-    classifier = TrainedClassifier.load(workspace.model)
     rule_path = workspace.evaluation / DECISION_FILE
     rule = DecisionRule.load(rule_path)
+    classifier = TrainedClassifier.load(workspace.model, rule.flip_averaging)
     check_same_classes(classifier, rule, str(rule_path))
     result = Predictions()
     with tqdm(total=len(files), desc="deciding", unit="img", disable=None, leave=False) as bar:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_HARDWARE = ("device", "precision", "kernels", "udc.host")
+_HARDWARE = ("device", "precision", "kernels", "threads", "udc.host")
 
 
 @dataclass

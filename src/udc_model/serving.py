@@ -30,8 +30,8 @@ class ServedClassifier:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.classifier = TrainedClassifier.load(Workspace(folder).model)
         self.rule = DecisionRule.load(folder / DECISION_FILE)
+        self.classifier = TrainedClassifier.load(Workspace(folder).model, self.rule.flip_averaging)
         check_same_classes(self.classifier, self.rule, DECISION_FILE)
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:

@@ -18,25 +18,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 import udc_model
+from udc_model.params import EvaluateParams
 
 Logits = dict[str, NDArray[np.float32]]
 logger = logging.getLogger(__name__)
 
 _KEPT = 20  # files
-_CODE = ("classifier.py", "data/loading.py", "data/transforms.py", "models")  # what logits are computed with
+_CODE = ("classifier.py", "data/loading.py", "data/transforms.py", "models", "native")  # what logits are computed with
 
 
 def stored_logits(
-    folder: Path, model: Path, data_digest: str, batch_size: int, compute: Callable[[], Logits]
+    folder: Path, model: Path, data_digest: str, evaluate: EvaluateParams, compute: Callable[[], Logits]
 ) -> Logits:
     """The logits (N, K) by split that ``compute`` returns, from ``folder`` if they are there, else stored there.
 
     Parameters
     ----------
     folder : where logits are kept; the 20 files used last stay.
-    model : the model folder, data_digest : of the prepared data, batch_size : of the forward passes.
+    model : the model folder, data_digest : of the prepared data, evaluate : how the model runs.
     """
-    path = folder / f"{_key(model, data_digest, batch_size)}.npz"
+    path = folder / f"{_key(model, data_digest, evaluate)}.npz"
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: np.asarray(file[name], dtype=np.float32) for name in file.files}
@@ -59,12 +60,13 @@ def stored_logits(
     return found
 
 
-def _key(model: Path, data_digest: str, batch_size: int) -> str:
+def _key(model: Path, data_digest: str, evaluate: EvaluateParams) -> str:
     digest = hashlib.sha256()
     package = Path(udc_model.__file__).parent
     code = [path for name in _CODE for path in sorted([package / name, *(package / name).rglob("*")]) if path.is_file()]
     for path in [*sorted(model.iterdir()), *(path for path in code if path.suffix in (".py", ".c", ".h"))]:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
-    about = (data_digest, batch_size, version("torch"), version("numpy"), os.environ.get("UDC_KERNELS"))
+    versions = (version("torch"), version("numpy"), os.environ.get("UDC_KERNELS"))
+    about = (data_digest, evaluate.batch_size, evaluate.flip_averaging, versions)
     digest.update(repr(about).encode())
     return digest.hexdigest()

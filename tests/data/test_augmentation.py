@@ -5,8 +5,10 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from udc_model.data.augmentation import Augmentation, EpochDraws, Mixing, training_input
+from udc_model.data import augmentation
+from udc_model.data.augmentation import Augmentation, EpochDraws, Mixing, crop_resize, training_input
 from udc_model.data.transforms import Preprocessing
+from udc_model.native.library import load_library
 from udc_model.params import TrainParams
 
 
@@ -17,69 +19,95 @@ def _stored(n, side=20):
 @pytest.mark.parametrize("name", ["light", "standard", "strong"])
 def test_a_sample_does_not_depend_on_its_batch(name):
     stored, draws = _stored(6), EpochDraws(6, seed=0, epoch=4)
-    augmentation = Augmentation.of(TrainParams(augment=name, horizontal_flip=True, color_jitter=0.2))
+    chosen = Augmentation.of(TrainParams(augment=name, horizontal_flip=True, color_jitter=0.2))
     indices, never = np.array([4, 0, 2]), np.zeros(3, np.intp)
-    together = training_input(stored[indices], indices, never, draws, augmentation, Preprocessing(16))
+    together = training_input(stored[indices], indices, never, draws, chosen, Preprocessing(16))
     torch.manual_seed(99)  # the global generator must not matter
     for row, index in enumerate(indices):
         one = np.array([index])
-        alone = training_input(stored[one], one, never[:1], draws, augmentation, Preprocessing(16))
+        alone = training_input(stored[one], one, never[:1], draws, chosen, Preprocessing(16))
         torch.testing.assert_close(alone[0], together[row], rtol=0, atol=0)
-    other = training_input(stored[indices], indices, never, EpochDraws(6, 0, 5), augmentation, Preprocessing(16))
+    other = training_input(stored[indices], indices, never, EpochDraws(6, 0, 5), chosen, Preprocessing(16))
     assert not torch.equal(other, together)
 
 
 def test_an_image_that_comes_twice_is_changed_in_two_ways():
     stored, draws = _stored(3), EpochDraws(3, seed=0, epoch=0, repeats=2)
-    augmentation = Augmentation.of(TrainParams(augment="strong"))
+    chosen = Augmentation.of(TrainParams(augment="strong"))
     indices = np.array([1, 1])
-    images = training_input(stored[indices], indices, np.array([0, 1]), draws, augmentation, Preprocessing(16))
+    images = training_input(stored[indices], indices, np.array([0, 1]), draws, chosen, Preprocessing(16))
     assert not torch.equal(images[0], images[1])
     once = EpochDraws(3, seed=0, epoch=0)
     assert np.array_equal(once.crop[0], draws.crop[0])  # how often others come changes nothing
 
 
+@pytest.fixture(params=["native", "torch"])
+def _kernel(request, monkeypatch):
+    if request.param == "torch":
+        monkeypatch.setattr(augmentation, "load_library", lambda: None)
+    elif load_library() is None:
+        pytest.skip("no native kernels on this machine")
+
+
+@pytest.mark.usefixtures("_kernel")
 def test_no_crop_is_the_identity_and_a_flip_mirrors():
-    images = torch.rand(2, 3, 16, 16)
-    draws = torch.full((2, 5), 0.25)
-    same = Augmentation().crop(images, draws, 16)
-    torch.testing.assert_close(same, images, rtol=1e-4, atol=1e-5)
-    flipped = Augmentation(horizontal_flip=True).crop(images, draws, 16)
-    torch.testing.assert_close(flipped, images.flip(-1), rtol=1e-4, atol=1e-5)
+    stored, preprocessing = _stored(2, 16), Preprocessing(16, mean=(0.1, 0.5, 0.4), std=(0.2, 0.3, 1.0))
+    plain = preprocessing.to_input(stored)
+    same = crop_resize(stored, Augmentation().boxes(torch.full((2, 5), 0.25)), preprocessing)
+    torch.testing.assert_close(same, plain, rtol=1e-4, atol=1e-5)
+    flipped = crop_resize(stored, Augmentation(horizontal_flip=True).boxes(torch.full((2, 5), 0.25)), preprocessing)
+    torch.testing.assert_close(flipped, plain.flip(-1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("_kernel")
+@pytest.mark.parametrize(("side", "size"), [(1, 1), (1, 4), (2, 3), (7, 7), (20, 8), (16, 33), (73, 64)])
+def test_crops_are_torchvisions(side, size):
+    """A whole number of pixels is cut out and resized as torchvision's ``resized_crop`` does, without antialiasing."""
+    stored = _stored(5, side)
+    rng = np.random.default_rng(0)
+    preprocessing = Preprocessing(size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    corners = [(int(rng.integers(0, side)), int(rng.integers(0, side))) for _ in range(5)]
+    extents = [(int(rng.integers(1, side - top + 1)), int(rng.integers(1, side - left + 1))) for top, left in corners]
+    boxes = torch.tensor([[left / side, top / side, width / side, height / side]
+                          for (top, left), (height, width) in zip(corners, extents, strict=True)])  # fmt: skip
+    found = crop_resize(stored, boxes, preprocessing)
+    for image, (top, left), (height, width), own in zip(stored, corners, extents, found, strict=True):
+        # grid_sample looks one pixel beyond the crop, resized_crop does not: compare inside
+        expected = v2.functional.resized_crop(image.permute(2, 0, 1).float() / 255, top, left, height, width,
+                                              [size, size], antialias=False)  # fmt: skip
+        inner = [slice(-(-size // (2 * extent)), size - -(-size // (2 * extent))) for extent in (height, width)]
+        torch.testing.assert_close(own[:, inner[0], inner[1]], expected[:, inner[0], inner[1]], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(load_library() is None, reason="no native kernels on this machine")
+@pytest.mark.parametrize(("n", "side", "size"), [(1, 1, 3), (3, 2, 2), (4, 23, 16), (7, 40, 63)])
+def test_the_native_kernel_is_grid_sample_with_any_number_of_threads(n, side, size, monkeypatch):
+    stored, preprocessing = _stored(n, side), Preprocessing(size, mean=(0.1, 0.5, 0.4), std=(0.2, 0.3, 1.0))
+    boxes = Augmentation(0.1, 2.0, horizontal_flip=True).boxes(torch.rand(n, 5))
+    found = []
+    threads = torch.get_num_threads()
+    for k in (1, 2, 3):
+        torch.set_num_threads(k)
+        found.append(crop_resize(stored, boxes, preprocessing))
+    torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+    monkeypatch.setattr(augmentation, "load_library", lambda: None)
+    torch.testing.assert_close(found[0], crop_resize(stored, boxes, preprocessing), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("_kernel")
 @pytest.mark.parametrize("name", ["light", "standard"])
 def test_crops_stay_inside(name):
     """A ramp keeps its range, and its mean stays in the middle over many draws."""
-    ramp = torch.linspace(0, 1, 32).repeat(400, 3, 32, 1)
-    augmentation = Augmentation.of(TrainParams(augment=name))
-    out = augmentation.crop(ramp, torch.from_numpy(EpochDraws(400, 0, 0).crop[0]), 32)
+    ramp = torch.linspace(0, 255, 32).byte().view(1, 1, 32, 1).expand(400, 32, 32, 3)
+    boxes = Augmentation.of(TrainParams(augment=name)).boxes(torch.from_numpy(EpochDraws(400, 0, 0).crop[0]))
+    out = crop_resize(ramp, boxes, Preprocessing(32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
     assert out.min() >= 0
     assert out.max() <= 1
     assert abs(out.mean() - 0.5) < 0.02
     assert out.std(dim=0).max() > 0.01
-
-
-def test_erased_rectangles_have_the_sizes_and_the_frequency_of_torchvisions():
-    images = torch.ones(4000, 1, 64, 64)
-    ours = Augmentation(random_erasing=0.25).erase(images, torch.from_numpy(EpochDraws(4000, 1, 0).erase[0]))
-    torch.manual_seed(0)
-    theirs = torch.stack([v2.RandomErasing(p=0.25, value=[0.0])(image) for image in images])
-    erased = [(x == 0).flatten(1).float().mean(1) for x in (ours, theirs)]
-    shares = [float((x > 0).float().mean()) for x in erased]
-    assert shares == pytest.approx([0.25, 0.25], abs=0.03)
-    areas = [float(x[x > 0].mean()) for x in erased]
-    assert areas[0] == pytest.approx(areas[1], rel=0.1)
-    mask = (ours[erased[0] > 0][0, 0] == 0).int()  # one filled rectangle
-    rows, columns = mask.any(1).sum(), mask.any(0).sum()
-    assert mask.sum() == rows * columns
-
-
-def test_explicit_values_take_the_place_of_the_presets():
-    strong = Augmentation.of(TrainParams(augment="strong"))
-    assert (strong.policy, strong.random_erasing) == ("trivialaugment", 0.25)
-    plain = Augmentation.of(TrainParams(augment="strong", policy="none", random_erasing=0.0))
-    assert plain == Augmentation.of(TrainParams(augment="standard"))
 
 
 @pytest.mark.parametrize(("alphas", "kinds"), [((0.4, 0), {"MixUp"}), ((0, 1.0), {"CutMix"}),
@@ -88,8 +116,7 @@ def test_mixtures_have_the_share_they_tell(alphas, kinds):
     images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 8, 8).contiguous()
     targets, seen = torch.tensor([5, 6, 7, 8]), set()
     for seed in range(20):
-        torch.manual_seed(seed)
-        mixed, partners, share = Mixing(*alphas)(images, targets)
+        mixed, partners, share = Mixing(*alphas)(images, targets, seed)
         assert partners.tolist() == [8, 5, 6, 7]
         expected = share * images + (1 - share) * images.roll(1, 0)
         torch.testing.assert_close(mixed.mean((1, 2, 3)), expected.mean((1, 2, 3)), rtol=1e-4, atol=1e-4)

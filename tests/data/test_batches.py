@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
-from udc_model.data.augmentation import Augmentation
+from udc_model.data.augmentation import Augmentation, Mixing
 from udc_model.data.batches import TrainingBatches, epoch_order
 from udc_model.data.packed import PackedSplit
 from udc_model.data.transforms import Preprocessing
@@ -11,7 +12,7 @@ from udc_model.data.transforms import Preprocessing
 
 def _batches(n, batch_size, seed=3, epoch=2):
     split = PackedSplit(np.empty((n, 8, 8, 3), np.uint8), np.zeros(n, np.int64), [""] * n, [""] * n, [""] * n)
-    return TrainingBatches(split, Preprocessing(8), Augmentation(), batch_size, seed).epoch(epoch).indices
+    return TrainingBatches(split, Preprocessing(8), Augmentation(), batch_size, seed).plan(epoch).indices
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(1, 8), (8, 8), (9, 8), (65, 32), (1075, 64)])
@@ -58,11 +59,51 @@ def test_classes_have_the_shares_of_kang_et_al(power):
 def test_repeats_count_how_often_an_image_came_before():
     labels = np.array([0] * 12 + [1] * 2)
     split = PackedSplit(np.empty((14, 8, 8, 3), np.uint8), labels, [""] * 14, [""] * 14, [""] * 14)
-    batches = TrainingBatches(split, Preprocessing(8), Augmentation(), 4, 0, power=0.0).epoch(0)
+    plan = TrainingBatches(split, Preprocessing(8), Augmentation(), 4, 0, power=0.0).plan(0)
     seen = np.zeros(14, int)
-    for indices, repeats in zip(batches.indices, batches.repeats, strict=True):
+    for indices, repeats in zip(plan.indices, plan.repeats, strict=True):
         for index, repeat in zip(indices, repeats, strict=True):
             assert repeat == seen[index]
             seen[index] += 1
     assert seen[12:].max() > 2
-    assert batches.draws.crop.shape == (seen.max(), 14, 5)
+    assert plan.draws.crop.shape == (seen.max(), 14, 5)
+
+
+STRONG = Augmentation(0.35, 4 / 3, horizontal_flip=True, policy="trivialaugment", color_jitter=0.2, random_erasing=0.5)
+
+
+def _pictures(n):
+    images = np.random.default_rng(0).integers(0, 256, (n, 12, 12, 3), dtype=np.uint8)
+    return PackedSplit(images, np.arange(n) % 3, [f"{i}.png" for i in range(n)], [""] * n, [""] * n)
+
+
+def _load(start=0, **options):
+    data = TrainingBatches(_pictures(23), Preprocessing(8, "crop", 0.67), STRONG, 6, 5, power=0.5, **options)
+    return [batch for _, batch in data.load(2, start, torch.device("cpu"))]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(workers):
+    expected = _load()
+    found = _load(workers=workers)
+    assert len(found) == len(expected) == 4
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.targets, other.targets)
+    late = _load(start=2, workers=workers)
+    assert torch.equal(late[0].images, expected[2].images)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_parts_of_processes_are_the_whole_mixtures_included(world):
+    """Each image once, with the partner that it has in the whole batch."""
+    expected = _load()
+    parts = [_load(rank=rank, world=world, overlap=True) for rank in range(world)]
+    for step, whole in enumerate(expected):
+        mixed = [Mixing(0.3, 1.0)(parts[rank][step].images, parts[rank][step].targets, 1, 2, step)
+                 for rank in range(world)]  # fmt: skip
+        images, partners, share = Mixing(0.3, 1.0)(whole.images, whole.targets, 1, 2, step)
+        assert torch.equal(torch.cat([part[0][1:] for part in mixed]), images)
+        assert torch.equal(torch.cat([part[1][1:] for part in mixed]), partners)
+        assert {part[2] for part in mixed} == {share}
+        assert all(torch.equal(parts[rank][step].all_targets, whole.targets) for rank in range(world))

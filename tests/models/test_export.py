@@ -17,8 +17,9 @@ from udc_model.models import (
     ResNetForImageClassification,
     kernels,
 )
-from udc_model.models.kernels import library, operators
+from udc_model.models.kernels import operators
 from udc_model.models.onnx_export import export_onnx
+from udc_model.native import library
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:FutureWarning"),

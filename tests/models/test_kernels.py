@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from udc_model.models import ConvNextConfig, ConvNextForImageClassification, kernels
-from udc_model.models.kernels import library, operators
+from udc_model.models.kernels import operators
+from udc_model.native import library
 
 needs_library = pytest.mark.skipif(library.load_library() is None, reason="no native kernels on this machine")
 
@@ -129,7 +130,7 @@ def test_bias_and_gelu(shape, dtype):
 @needs_library
 def test_gelu_of_extreme_numbers():
     x = torch.tensor([-1e4, -88.0, -20.0, -5.5, -0.0, 0.0, 20.0, 1e4, float("inf"), float("nan")])
-    expected = F.gelu(x)
+    expected = (x / 2 * (1 + torch.erf(x.double() / 2**0.5))).float()  # torch's own with AVX-512 makes inf a NaN
     torch.testing.assert_close(torch.ops.udc.bias_gelu(x, torch.zeros(10)), expected, rtol=0, atol=1e-6, equal_nan=True)
     grad = torch.ops.udc.bias_gelu_backward(torch.ones(8), x[:8], torch.zeros(8))[0]
     torch.testing.assert_close(grad, torch.ops.aten.gelu_backward(torch.ones(8), x[:8]), rtol=0, atol=2e-6)

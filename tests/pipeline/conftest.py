@@ -36,7 +36,8 @@ class Project:
         """The environment of an activated .venv."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         # mlflow.set_tracking_uri() in this process leaves its address in the environment
-        foreign = ("PYTHONPATH", "VIRTUAL_ENV", "MLFLOW_TRACKING_URI")
+        # and make hands its own command line on to any make below it
+        foreign = ("PYTHONPATH", "VIRTUAL_ENV", "MLFLOW_TRACKING_URI", "MAKEFLAGS", "MAKEOVERRIDES")
         inherited = {key: value for key, value in os.environ.items() if key not in foreign}
         # OMP_WAIT_POLICY: several tests share the cores, and spinning threads would take them from each other.
         settings = {"OMP_WAIT_POLICY": "PASSIVE", "MLFLOW_DISABLE_TELEMETRY": "true", "DVC_NO_ANALYTICS": "true"}

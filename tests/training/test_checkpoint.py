@@ -38,7 +38,17 @@ MODELS = {
     ),
 }  # fmt: skip
 TRAIN = {"epochs": 3, "batch_size": 16, "augment": "strong", "horizontal_flip": True, "mixup": 0.2, "cutmix": 1.0,
-         "accumulation": 2, "ema_decay": 0.9, "sampling_power": 0.5, "checkpoint_minutes": 1e-9}  # fmt: skip
+         "accumulation": 2, "ema_decay": 0.9, "sampling_power": 0.5, "checkpoint_minutes": 1e-9,
+         "device": "cpu", "precision": "fp32"}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """As the processes that are killed have: how products are summed up may depend on the number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def _split(n, seed):
@@ -99,7 +109,7 @@ def _die_while_writing(n):
 
 def _life(root, kind, options, out, line, write):
     """One process of a training, in a process of its own."""
-    torch.set_num_threads(1)  # the bits do not depend on it
+    torch.set_num_threads(1)
     count = _die_at_line(line)
     _die_while_writing(write)
     result = _train(root, kind, options)

@@ -15,6 +15,7 @@ from udc_model.training.hardware import pick_hardware
 from udc_model.training.loop import PricedMonitor, train_model
 
 CLASSES = ["a", "b"]
+DEFAULTS = {"epochs": 3, "batch_size": 16, "device": "cpu", "precision": "fp32"}  # auto depends on the machine
 PREPROCESSING = Preprocessing(16)
 MODELS = {
     "resnet": ModelParams(
@@ -43,7 +44,7 @@ def _split(n, seed):
 
 
 def _train(kind="resnet", seed=1, train=None, **options):
-    params = TrainParams(**{"epochs": 3, "batch_size": 16, "augment": "standard", "horizontal_flip": True} | options)
+    params = TrainParams(**DEFAULTS | {"augment": "standard", "horizontal_flip": True} | options)
     model = build_model(MODELS[kind], CLASSES, seed)
     loss = TrainingLoss(LossParams(), torch.ones(2, 2), [1, 1])
     data = train or _split(50, 0)
@@ -93,7 +94,7 @@ def test_the_priced_monitor_keeps_the_epoch_that_it_finds_cheapest():
         seen.append((calibration_logits.shape, logits.shape))
         return next(costs)
 
-    params = TrainParams(epochs=3, batch_size=16, monitor="normalised_cost", reads="evaluate")
+    params = TrainParams(**DEFAULTS, monitor="normalised_cost", reads="evaluate")
     model = build_model(MODELS["resnet"], CLASSES, 1)
     loss = TrainingLoss(LossParams(), torch.ones(2, 2), [1, 1])
     result = train_model(model, _split(50, 0), _split(30, 9), PREPROCESSING, loss, params, 1, pick_hardware(params),
@@ -104,7 +105,7 @@ def test_the_priced_monitor_keeps_the_epoch_that_it_finds_cheapest():
 
 
 def test_a_priced_monitor_without_a_calibration_split():
-    params = TrainParams(epochs=1, batch_size=16, monitor="normalised_cost", reads="evaluate")
+    params = TrainParams(**DEFAULTS | {"epochs": 1}, monitor="normalised_cost", reads="evaluate")
     empty = PackedSplit(np.empty((0,), np.uint8), np.empty(0, np.int64), [], [], [])
     monitor = PricedMonitor(empty, lambda calibration, logits: float(calibration.shape == (0, 2)))
     model, loss = build_model(MODELS["resnet"], CLASSES, 1), TrainingLoss(LossParams(), torch.ones(2, 2), [1, 1])
@@ -150,8 +151,8 @@ def test_accumulation_is_the_whole_batch(loss):
     )
     found = []
     for parts in (1, 4):
-        params = TrainParams(epochs=2, batch_size=64, augment="light", mixup=0.5, clip_grad_norm=0.5,
-                             accumulation=parts, optimizer="sgd", learning_rate=0.05)  # fmt: skip
+        params = TrainParams(**DEFAULTS | {"epochs": 2, "batch_size": 64}, augment="light", mixup=0.5,
+                             clip_grad_norm=0.5, accumulation=parts, optimizer="sgd", learning_rate=0.05)  # fmt: skip
         model, costs = build_model(plain, CLASSES, 1), torch.tensor([[0.0, 3.0], [1.0, 0.0]])
         loss_fn = TrainingLoss(LossParams(**loss), costs, [40, 88])
         result = train_model(model, _split(128, 0), _split(30, 9), PREPROCESSING, loss_fn, params, 1,
@@ -178,5 +179,5 @@ def test_the_time_limit_ends_after_an_epoch():
 
 
 def test_bf16_trains():
-    _, result = _train(precision="bf16", device="cpu")
+    _, result = _train(precision="bf16")
     assert result.best_epoch

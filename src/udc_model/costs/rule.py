@@ -48,6 +48,7 @@ class DecisionRule:
     refer : price of handing an image to a person; None where that is not offered.
     training_prior, deployment_prior : (K,) class frequencies; None where those of deployment are as in training.
     recall_floor : ``class``, ``floor``, ``confidence`` and the ``surcharge`` on missing the class that was found.
+    flip_averaging : whether the logits that it was made for are means of an image's and its mirror image's.
     """
 
     classes: list[str]
@@ -58,6 +59,7 @@ class DecisionRule:
     training_prior: list[float] | None = None
     deployment_prior: list[float] | None = None
     recall_floor: dict[str, Any] | None = None
+    flip_averaging: bool = False
 
     @classmethod
     def load(cls, path: Path) -> DecisionRule:
@@ -156,6 +158,7 @@ def fit_rule(
         costs.refer,
         (np.array(training_counts) / sum(training_counts)).tolist(),
         None if deployment is None else deployment.tolist(),
+        flip_averaging=evaluate.flip_averaging,
     )
     if evaluate.decision != "recall_floor":
         return rule

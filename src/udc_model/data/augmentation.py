@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udc_model.data.transforms import Preprocessing
+from udc_model.native.library import call, load_library
 from udc_model.params import TrainParams
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2
 
-_CROP, _ERASE, _POLICY = 2, 3, 4  # streams of random numbers that must not meet
+_CROP, _ERASE, _POLICY, _MIX, _DROP = 2, 3, 4, 5, 6  # streams of random numbers that must not meet
 
 
 @dataclass(frozen=True)
@@ -66,22 +67,18 @@ class Augmentation:
         """Whether images are cropped or mirrored."""
         return self.smallest_area < 1 or self.largest_ratio > 1 or self.horizontal_flip
 
-    def crop(self, images: Tensor, draws: Tensor, size: int) -> Tensor:
-        """Crop, resize bilinearly to (N, C, size, size) and mirror images (N, C, S, S).
+    def boxes(self, draws: Tensor) -> Tensor:
+        """The crops (N, 4) of a random resized crop: left, top, width and height as shares of the image's side.
 
-        ``draws`` (N, 5) in [0, 1): scale, ratio, x, y, mirrored.
+        The width is negative where the crop is mirrored. ``draws`` (N, 5) in [0, 1): scale, ratio, x, y, mirrored.
         """
         area = self.smallest_area + (1 - self.smallest_area) * draws[:, 0]
         ratio = torch.exp((2 * draws[:, 1] - 1) * float(np.log(self.largest_ratio)))
-        width = (area * ratio).sqrt().clamp(max=1.0)  # as shares of the image's side
+        width = (area * ratio).sqrt().clamp(max=1.0)
         height = (area / ratio).sqrt().clamp(max=1.0)
         left, top = draws[:, 2] * (1 - width), draws[:, 3] * (1 - height)
         sign = torch.where((draws[:, 4] < 0.5) & self.horizontal_flip, -1.0, 1.0)
-        theta = torch.zeros(len(images), 2, 3, dtype=images.dtype, device=images.device)
-        theta[:, 0, 0], theta[:, 0, 2] = sign * width, 2 * left + width - 1
-        theta[:, 1, 1], theta[:, 1, 2] = height, 2 * top + height - 1
-        grid = F.affine_grid(theta, [len(images), images.shape[1], size, size], align_corners=False)
-        return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        return torch.stack([left, top, sign * width, height], dim=1)
 
     def erase(self, images: Tensor, draws: Tensor) -> Tensor:
         """Set a rectangle of some normalised images (N, C, S, S) to 0, the mean colour.
@@ -98,11 +95,14 @@ class Augmentation:
         columns = (at >= left[:, None]) & (at < (left + width)[:, None])
         return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
+    @property
+    def recolours(self) -> bool:
+        """Whether images are changed one by one."""
+        return self.policy != "none" or self.color_jitter > 0
+
     @cached_property
-    def _one_by_one(self) -> v2.Transform | None:
+    def _one_by_one(self) -> v2.Transform:
         """What torchvision does to a single image; it draws from torch's generator."""
-        if self.policy == "none" and not self.color_jitter:
-            return None
         from torchvision.transforms import v2
 
         policies = {"none": v2.Identity, "randaugment": v2.RandAugment, "trivialaugment": v2.TrivialAugmentWide}
@@ -111,10 +111,8 @@ class Augmentation:
     def recolour(self, stored: Tensor, seeds: list[int]) -> Tensor:
         """Apply policy and colour jitter to stored squares (N, S, S, 3) uint8, each with a seed of its own.
 
-        Leaves torch's generator in some state of its own.
+        Leaves torch's generator in a state of its own.
         """
-        if self._one_by_one is None:
-            return stored
         images = stored.permute(0, 3, 1, 2)
         changed = []
         for image, seed in zip(images, seeds, strict=True):
@@ -155,20 +153,43 @@ def training_input(
     augmentation: Augmentation,
     preprocessing: Preprocessing,
 ) -> Tensor:
-    """Stored squares (N, S, S, 3) uint8 to augmented, normalised input (N, 3, size, size) float32.
+    """Stored squares (N, S, S, 3) uint8, recoloured, to cropped, erased, normalised input (N, 3, size, size) float32.
 
     ``indices`` and ``repeats`` (N,) say which images they are, and how often each came before in this epoch.
     """
-    stored = augmentation.recolour(stored, draws.seeds(repeats, indices))
     if augmentation.moves:
-        images = stored.permute(0, 3, 1, 2).float() / 255
-        crops = torch.from_numpy(draws.crop[repeats, indices]).to(stored.device)
-        images = preprocessing.normalise(augmentation.crop(images, crops, preprocessing.size))
+        boxes = augmentation.boxes(torch.from_numpy(draws.crop[repeats, indices]))
+        images = crop_resize(stored, boxes, preprocessing)
     else:
         images = preprocessing.to_input(stored)
     if augmentation.random_erasing:
         images = augmentation.erase(images, torch.from_numpy(draws.erase[repeats, indices]).to(stored.device))
     return images
+
+
+def crop_resize(stored: Tensor, boxes: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Crop stored squares (N, S, S, 3) uint8, resize bilinearly and normalise.
+
+    Returns (N, 3, size, size) float32, channels last.
+
+    ``boxes`` (N, 4) float32 on the CPU, as `Augmentation.boxes` gives them. On the CPU a native kernel does all of it
+    in one pass, where there is one; its last bits differ from torch's.
+    """
+    size, (scale, shift) = preprocessing.size, preprocessing.scale_and_shift()
+    if stored.device.type == "cpu" and load_library() is not None:
+        out = torch.empty(len(stored), size, size, 3)
+        stored, boxes = stored.contiguous(), boxes.contiguous()
+        call("udc_crop_resize", stored.data_ptr(), boxes.data_ptr(), len(stored), stored.shape[1], size,
+             scale.data_ptr(), shift.data_ptr(), torch.get_num_threads(), out.data_ptr())  # fmt: skip
+        return out.permute(0, 3, 1, 2)
+    left, top, width, height = boxes.to(stored.device).unbind(1)
+    theta = torch.zeros(len(stored), 2, 3, device=stored.device)
+    theta[:, 0, 0], theta[:, 0, 2] = width, 2 * left + width.abs() - 1
+    theta[:, 1, 1], theta[:, 1, 2] = height, 2 * top + height - 1
+    grid = F.affine_grid(theta, [len(stored), 3, size, size], align_corners=False)
+    images = stored.permute(0, 3, 1, 2).float()
+    cropped = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return cropped * scale.to(stored.device).view(1, 3, 1, 1) + shift.to(stored.device).view(1, 3, 1, 1)
 
 
 class Mixing:
@@ -180,22 +201,32 @@ class Mixing:
     """
 
     def __init__(self, mixup: float, cutmix: float) -> None:
-        self._alphas = {"MixUp": mixup, "CutMix": cutmix}
+        self._alphas = {name: alpha for name, alpha in (("MixUp", mixup), ("CutMix", cutmix)) if alpha}
 
-    def __call__(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Mix each image (N, C, H, W) with the one before it; draws from torch's generator.
+    def __bool__(self) -> bool:
+        return bool(self._alphas)
+
+    def __call__(self, images: Tensor, targets: Tensor, *key: int) -> tuple[Tensor, Tensor, float]:
+        """Mix each image (N, C, H, W) with the one before it, as the integers ``key`` determine.
+
+        Leaves torch's generator in a state of its own.
 
         Returns
         -------
         The mixed images, the targets (N,) of the images mixed in, and the share of an image's own target, in [0, 1].
         """
-        names = [name for name, alpha in self._alphas.items() if alpha]
-        if not names:
+        if not self:
             return images, targets, 1.0
         from torchvision.transforms import v2
 
-        name = names[int(torch.randint(len(names), ()))]
+        torch.manual_seed(derived_seed(_MIX, *key))
+        name = list(self._alphas)[int(torch.randint(len(self._alphas), ()))]
         # labelled by their number, the soft labels tell the share
         numbers = torch.arange(len(images), device=images.device)
         mixed, labels = getattr(v2, name)(alpha=self._alphas[name], num_classes=len(images))(images, numbers)
         return mixed, targets.roll(1, 0), float(labels[0, 0])
+
+
+def seed_drop_path(*key: int) -> None:
+    """Set torch's generator for the draws inside the model, as the integers ``key`` determine."""
+    torch.manual_seed(derived_seed(_DROP, *key))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +11,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from udc_model.data.augmentation import Augmentation, EpochDraws, training_input
 from udc_model.data.packed import PackedSplit
@@ -40,41 +43,39 @@ def epoch_order(labels: NDArray[np.int64], seed: int, epoch: int, power: float =
 
 
 @dataclass(frozen=True)
-class EpochBatches:
-    """The batches of one epoch.
+class Batch:
+    """One step's ``images`` (n, 3, size, size) float32 and ``targets`` (n,), of the part that this process trains on,
+    and ``all_targets`` (N,) of the whole batch."""
+
+    images: Tensor
+    targets: Tensor
+    all_targets: Tensor
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """Which images come in each step of an epoch, how often each came before, and the draws behind its augmentation.
 
     Batch sizes differ by at most one and never exceed ``batch_size``: no last batch of one sample that BatchNorm could
     not use, and no sample dropped however small the set.
     """
 
-    split: PackedSplit
-    preprocessing: Preprocessing
-    augmentation: Augmentation
     indices: list[NDArray[np.intp]]
     repeats: list[NDArray[np.intp]]
     draws: EpochDraws
 
-    def __len__(self) -> int:
-        return len(self.indices)
 
-    def load(self, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Augmented, normalised images (N, 3, size, size) float32 and targets (N,) of a step (from 0)."""
-        indices, repeats = self.indices[step], self.repeats[step]
-        stored = torch.from_numpy(self.split.images[indices])  # copied out of the memory map
-        if device.type == "cuda":
-            stored = stored.pin_memory()
-        images = training_input(stored.to(device, non_blocking=True), indices, repeats, self.draws, self.augmentation,
-                                self.preprocessing)  # fmt: skip
-        return images, torch.from_numpy(self.split.labels[indices]).to(device)
+@dataclass
+class TrainingBatches(Dataset[Tensor]):
+    """The batches of all epochs.
 
-    def paths(self, step: int) -> list[str]:
-        """The files that the images of a step came from."""
-        return [self.split.paths[index] for index in self.indices[step]]
-
-
-@dataclass(frozen=True)
-class TrainingBatches:
-    """The batches of all epochs; ``power`` as in `epoch_order`."""
+    Parameters
+    ----------
+    power : as in `epoch_order`.
+    workers : processes that read stored images ahead, and apply what torchvision does to them one by one.
+    rank, world : this process gets part ``rank`` of the ``world`` parts of each batch.
+    overlap : its part begins with the image before it too, which `Mixing` mixes with its first one.
+    """
 
     split: PackedSplit
     preprocessing: Preprocessing
@@ -82,18 +83,71 @@ class TrainingBatches:
     batch_size: int
     seed: int
     power: float = 1.0
+    workers: int = 0
+    rank: int = 0
+    world: int = 1
+    overlap: bool = False
+
+    def __post_init__(self) -> None:
+        self._planned: tuple[int, EpochPlan] | None = None
 
     @property
     def steps(self) -> int:
         """Batches in an epoch."""
         return -(-len(self.split) // self.batch_size)
 
-    def epoch(self, epoch: int) -> EpochBatches:
-        """The batches of an epoch (from 0)."""
-        order = epoch_order(self.split.labels, self.seed, epoch, self.power)
-        repeats = pd.Series(order).groupby(order).cumcount().to_numpy()
-        return EpochBatches(
-            self.split, self.preprocessing, self.augmentation,
-            np.array_split(order, self.steps), np.array_split(repeats, self.steps),
-            EpochDraws(len(self.split), self.seed, epoch, int(repeats.max()) + 1),
-        )  # fmt: skip
+    def plan(self, epoch: int) -> EpochPlan:
+        """The plan of an epoch (from 0)."""
+        if self._planned is None or self._planned[0] != epoch:
+            order = epoch_order(self.split.labels, self.seed, epoch, self.power)
+            repeats = pd.Series(order).groupby(order).cumcount().to_numpy()
+            draws = EpochDraws(len(self.split), self.seed, epoch, int(repeats.max()) + 1)
+            indices, counts = np.array_split(order, self.steps), np.array_split(repeats.astype(np.intp), self.steps)
+            self._planned = epoch, EpochPlan(indices, counts, draws)
+        return self._planned[1]
+
+    def _own(self, epoch: int, step: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Indices and repeats of the images that this process loads."""
+        plan = self.plan(epoch)
+        places = np.arange(len(plan.indices[step]))
+        own = np.array_split(places, self.world)[self.rank]
+        if self.overlap:
+            own = np.concatenate([[places[own[0] - 1]], own])
+        return plan.indices[step][own], plan.repeats[step][own]
+
+    def __getitem__(self, key: tuple[int, int]) -> Tensor:
+        """The stored squares (n, S, S, 3) uint8 of an epoch's step, recoloured.
+
+        Leaves torch's generator in a state of its own.
+        """
+        indices, repeats = self._own(*key)
+        stored = torch.from_numpy(self.split.images[indices])  # copied out of the memory map
+        if not self.augmentation.recolours:
+            return stored
+        return self.augmentation.recolour(stored, self.plan(key[0]).draws.seeds(repeats, indices))
+
+    def load(self, epoch: int, start: int, device: torch.device) -> Iterator[tuple[int, Batch]]:
+        """The steps of an epoch from ``start`` on, each with its augmented, normalised batch."""
+        keys = [(epoch, step) for step in range(start, self.steps)]
+        ahead = map(self.__getitem__, keys) if not self.workers else iter(self._loader(keys))
+        for (_, step), stored in zip(keys, ahead, strict=True):
+            yield step, self._batch(epoch, step, stored, device)
+
+    def _loader(self, keys: list[tuple[int, int]]) -> DataLoader[Tensor]:
+        # forked: the memory map is shared; pickled, it would be copied
+        start = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+        return DataLoader(self, None, sampler=keys, num_workers=self.workers, multiprocessing_context=start)
+
+    def _batch(self, epoch: int, step: int, stored: Tensor, device: torch.device) -> Batch:
+        if device.type == "cuda":
+            stored = stored.pin_memory()
+        indices, repeats = self._own(epoch, step)
+        images = training_input(stored.to(device, non_blocking=True), indices, repeats, self.plan(epoch).draws,
+                                self.augmentation, self.preprocessing)  # fmt: skip
+        labels = self.split.labels
+        targets = (torch.from_numpy(labels[chosen]).to(device) for chosen in (indices, self.plan(epoch).indices[step]))
+        return Batch(images, *targets)
+
+    def paths(self, epoch: int, step: int) -> list[str]:
+        """The files that the images of a step came from."""
+        return [self.split.paths[index] for index in self.plan(epoch).indices[step]]

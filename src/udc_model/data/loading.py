@@ -26,14 +26,19 @@ def compute_logits(
     preprocessing: Preprocessing,
     batch_size: int,
     progress: str | None = None,
+    flip_averaging: bool = False,
 ) -> NDArray[np.float32]:
     """Logits (N, K) of stored squares (N, S, S, 3); ``forward`` maps an input batch to logits.
 
-    ``progress`` names a bar that is shown on a terminal; None shows none.
+    ``progress`` names a bar that is shown on a terminal; None shows none. With ``flip_averaging`` they are the mean of
+    an image's and its mirror image's.
     """
     parts = []
     with tqdm(total=len(images), desc=progress, unit="img", disable=None if progress else True, leave=False) as bar:
         for batch in evaluation_batches(images, preprocessing, batch_size):
-            parts.append(forward(batch).float().cpu())
+            logits = forward(batch).float()
+            if flip_averaging:
+                logits = (logits + forward(batch.flip(-1)).float()) / 2
+            parts.append(logits.cpu())
             bar.update(len(batch))
     return torch.cat(parts).numpy()

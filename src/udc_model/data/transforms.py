@@ -81,6 +81,13 @@ class Preprocessing:
         std = images.new_tensor(self.std).view(1, -1, 1, 1)
         return (images - mean) / std
 
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """What normalises pixel values from 0 to 255: a factor and what is added then, (3,) float32 each."""
+        import torch
+
+        std = torch.tensor(self.std, dtype=torch.float64)
+        return (1 / (255 * std)).float(), (-torch.tensor(self.mean, dtype=torch.float64) / std).float()
+
     def denormalise(self, images: Tensor) -> Tensor:
         """The inverse of :meth:`normalise`."""
         return images * images.new_tensor(self.std).view(1, -1, 1, 1) + images.new_tensor(self.mean).view(1, -1, 1, 1)

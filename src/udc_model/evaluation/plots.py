@@ -231,3 +231,17 @@ def plot_training_curves(path: Path, curves: pd.DataFrame, best_epoch: int) -> N
             axes.legend(frameon=False)
 
     _save(path, (10, 4), draw)
+
+
+def plot_range_test(path: Path, table: pd.DataFrame, found: float) -> None:
+    """Loss against learning rate, the rate of steepest descent marked."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.plot(table["learning_rate"], table["loss"], color="#bbbbbb", linewidth=1, label="loss of the batch")
+        axes.plot(table["learning_rate"], table["smoothed_loss"], color=COLOURS[0], label="smoothed")
+        axes.axvline(found, color="#888888", linestyle=":", label=f"falls fastest: {found:.2g}")
+        axes.set(xscale="log", xlabel="learning rate", ylabel="training loss", title="Learning-rate range test")
+        axes.legend(frameon=False)
+
+    _save(path, (6, 4), draw)

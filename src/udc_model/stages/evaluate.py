@@ -68,8 +68,8 @@ def evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
     recall_of = named_classes(params.evaluate, dataset.classes)
     splits = {name: dataset.split(name) for name in ("calibration", *SCORED)}
     logits = stored_logits(
-        repository_root() / CACHE, workspace.model, dataset.info["digest"], params.evaluate.batch_size,
-        lambda: run_model(workspace, dataset.classes, splits, params.evaluate.batch_size),
+        repository_root() / CACHE, workspace.model, dataset.info["digest"], params.evaluate,
+        lambda: run_model(workspace, dataset.classes, splits, params.evaluate),
     )  # fmt: skip
     rule = fit_rule(
         params.evaluate, params.costs, dataset.classes, dataset.training_counts, logits["calibration"],
@@ -107,14 +107,16 @@ def _json(metrics: dict[str, Metrics]) -> str:
     return json.dumps(metrics, indent=2, ensure_ascii=False) + "\n"
 
 
-def run_model(workspace: Workspace, classes: list[str], splits: dict[str, PackedSplit], batch_size: int) -> Logits:
+def run_model(
+    workspace: Workspace, classes: list[str], splits: dict[str, PackedSplit], evaluate: EvaluateParams
+) -> Logits:
     """The logits of each split; :class:`UdcError` if the model is not whole or knows other classes."""
     from udc_model.classifier import TrainedClassifier  # torch, which stored logits do not need
 
-    classifier = TrainedClassifier.load(workspace.model)
+    classifier = TrainedClassifier.load(workspace.model, evaluate.flip_averaging)
     if classifier.classes != classes:
         raise UdcError(f"{workspace.model} was trained on other classes than {workspace.prepared}; run train again")
-    return {name: classifier.logits_of_stored(split.images, batch_size, f"scoring {name}")
+    return {name: classifier.logits_of_stored(split.images, evaluate.batch_size, f"scoring {name}")
             for name, split in splits.items()}  # fmt: skip
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from udc_model.errors import PrunedError, UdcError
@@ -31,12 +31,20 @@ _SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint as it was found: its tensors, its plain values, and the key of the run that it belongs to."""
+    """What a checkpoint holds: tensors, plain values, what determines the training, and the key of its run."""
 
-    path: Path
     tensors: dict[str, Tensor]
     progress: dict[str, Any]
+    inputs: dict[str, Any]
     run_key: str
+
+    @classmethod
+    def parse(cls, contents: bytes) -> Checkpoint:
+        """Read the contents of a checkpoint file; `SafetensorError`, `ValueError` or `KeyError` if it is none."""
+        length = int.from_bytes(contents[:8], "little")  # of safetensors' header, which is JSON
+        metadata = json.loads(contents[8 : 8 + length])["__metadata__"]
+        progress, inputs = (json.loads(metadata[name]) for name in ("progress", "inputs"))
+        return cls(load(contents), progress, inputs, metadata["run_key"])
 
 
 class CheckpointFolder:
@@ -51,15 +59,15 @@ class CheckpointFolder:
 
     def __init__(self, folder: Path, inputs: Mapping[str, Any], minutes: float) -> None:
         self.folder, self.inputs, self.minutes = folder, dict(inputs), minutes
-        self.found = self._newest()
-        self.run_key = self.found.run_key if self.found else uuid.uuid4().hex
-        self.last = self.found.path if self.found else None
+        self.run_key = uuid.uuid4().hex
+        self.last: Path | None = None
+        self._contents = self._newest()
         self._saved = time.monotonic()
 
-    def take(self) -> Checkpoint | None:
-        """The checkpoint that was found, once: its tensors are large."""
-        found, self.found = self.found, None
-        return found
+    def take(self) -> bytes | None:
+        """The contents of the checkpoint that was found, once, for they are large; see `Checkpoint.parse`."""
+        contents, self._contents = self._contents, None
+        return contents
 
     def due(self) -> bool:
         """Whether the last checkpoint is older than ``minutes``."""
@@ -104,8 +112,8 @@ class CheckpointFolder:
         """The newest first."""
         return sorted(self.folder.glob(f"*{_SUFFIX}"), reverse=True)
 
-    def _newest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; a warning names those that are not."""
+    def _newest(self) -> bytes | None:
+        """The contents of the newest checkpoint that is whole; a warning names those that are not."""
         for path in self._files():
             try:
                 return self._read(path)
@@ -114,15 +122,15 @@ class CheckpointFolder:
                 path.unlink(missing_ok=True)
         return None
 
-    def _read(self, path: Path) -> Checkpoint:
-        with path.open("rb") as handle:
-            if hashlib.file_digest(handle, "sha256").hexdigest() != path.stem.rpartition("-")[2]:
-                raise ValueError("its contents are not those that were written")
-        with safe_open(path, "pt") as opened:
-            metadata = opened.metadata()
-        if differing := _differing(json.loads(metadata["inputs"]), json.loads(json.dumps(self.inputs))):
+    def _read(self, path: Path) -> bytes:
+        contents = path.read_bytes()
+        if hashlib.sha256(contents).hexdigest() != path.stem.rpartition("-")[2]:
+            raise ValueError("its contents are not those that were written")
+        found = Checkpoint.parse(contents)
+        if differing := _differing(found.inputs, json.loads(json.dumps(self.inputs))):
             raise UdcError(f"{path}: is of another training, for {differing}; delete {self.folder}")
-        return Checkpoint(path, load_file(path), json.loads(metadata["progress"]), metadata["run_key"])
+        self.run_key, self.last = found.run_key, path
+        return contents
 
 
 @contextmanager

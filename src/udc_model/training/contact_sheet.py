@@ -8,23 +8,20 @@ import numpy as np
 import torch
 from PIL import Image
 
-from udc_model.data.augmentation import Augmentation, Mixing, derived_seed
-from udc_model.data.batches import TrainingBatches
+from udc_model.data.augmentation import Mixing
 from udc_model.data.packed import PackedSplit
 from udc_model.data.transforms import Preprocessing
 from udc_model.params import TrainParams
+from udc_model.training.loop import training_batches
 
 _IMAGES, _COLUMNS, _SIDE = 32, 8, 64  # at most so many, in so many columns, enlarged to at least so many pixels
 
 
 def contact_sheet(path: Path, split: PackedSplit, preprocessing: Preprocessing, params: TrainParams, seed: int) -> None:
     """Write the first images of the first epoch as a PNG: cropped, mirrored, recoloured, erased and mixed."""
-    data = TrainingBatches(
-        split, preprocessing, Augmentation.of(params), params.batch_size, seed, params.sampling_power
-    )
-    images, targets = data.epoch(0).load(0, torch.device("cpu"))
-    torch.manual_seed(derived_seed(seed, 0, 0))  # as the first step
-    mixed = Mixing(params.mixup, params.cutmix)(images, targets)[0][:_IMAGES]
+    params = params.model_copy(update={"loader_workers": 0})
+    _, batch = next(training_batches(split, preprocessing, params, seed).load(0, 0, torch.device("cpu")))
+    mixed = Mixing(params.mixup, params.cutmix)(batch.images, batch.targets, seed, 0, 0)[0][:_IMAGES]
     pixels = (preprocessing.denormalise(mixed) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
     times = -(-_SIDE // pixels.shape[1])
     tiles = pixels.repeat(times, axis=1).repeat(times, axis=2)

@@ -12,7 +12,7 @@ import torch
 
 from udc_model.errors import UdcError
 from udc_model.models.factory import best_device
-from udc_model.models.kernels import load_library
+from udc_model.native.library import load_library
 from udc_model.params import TrainParams
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of malloc.h
@@ -38,7 +38,7 @@ class Hardware:
         return torch.channels_last if self.device.type in ("cpu", "cuda") else torch.contiguous_format
 
     def describe(self) -> dict[str, str]:
-        """Device, precision and, on a CPU, whether the native kernels are in use: what the bits depend on."""
+        """Device, precision and, on a CPU, the native kernels and the number of threads: what the bits depend on."""
         if self.device.type != "cpu":
             name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
             return {"device": name, "precision": self.precision}
@@ -46,6 +46,7 @@ class Hardware:
             "device": "cpu",
             "precision": self.precision,
             "kernels": "torch" if load_library() is None else "native",
+            "threads": str(torch.get_num_threads()),
         }
 
 
@@ -65,15 +66,21 @@ def keep_freed_memory() -> None:
         mallopt(option, value)
 
 
-def set_determinism(deterministic: bool) -> None:
-    """Same bits on every run, or, on a GPU, whichever kernels are fastest."""
+def set_arithmetic(params: TrainParams) -> None:
+    """Same bits on every run, or, on a GPU, whichever kernels are fastest; TF32 on a GPU if that is asked for."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it CUDA's products are not deterministic
-    torch.use_deterministic_algorithms(deterministic)
-    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(params.deterministic)
+    # nothing here reads memory that it has not written
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = not params.deterministic
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if params.tf32 else "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "tf32" if params.tf32 else "ieee"  # type: ignore[attr-defined]
 
 
-def pick_hardware(params: TrainParams) -> Hardware:
+def pick_hardware(params: TrainParams, local_rank: int = 0) -> Hardware:
     """The hardware that ``train.device`` and ``train.precision`` ask for, ``auto`` resolved.
+
+    Of several GPUs a process takes that with its number on this machine, ``local_rank``.
 
     Raises
     ------
@@ -81,6 +88,8 @@ def pick_hardware(params: TrainParams) -> Hardware:
         The machine does not have it.
     """
     device = torch.device(_pick_device(params.device))
+    if device.type == "cuda":
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
     if params.precision == "auto":
         return Hardware(device, "bf16" if _has_fast_bf16(device) else "fp32")
     if params.precision == "fp16" and device.type == "cpu":

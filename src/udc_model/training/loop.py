@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,20 +12,22 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from torch import Tensor
+from torch.profiler import record_function
 from tqdm import tqdm
 
 from udc_model.costs.calibration import negative_log_likelihood
 from udc_model.costs.losses import TrainingLoss
-from udc_model.data.augmentation import Augmentation, Mixing, derived_seed
-from udc_model.data.batches import EpochBatches, TrainingBatches
+from udc_model.data.augmentation import Augmentation, Mixing, seed_drop_path
+from udc_model.data.batches import Batch, TrainingBatches
 from udc_model.data.loading import compute_logits
 from udc_model.data.packed import PackedSplit
 from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
 from udc_model.models.staged import ImageClassifier
 from udc_model.params import TrainParams
-from udc_model.training.checkpoint import CheckpointFolder
-from udc_model.training.hardware import Hardware, set_determinism
+from udc_model.training.checkpoint import Checkpoint, CheckpointFolder
+from udc_model.training.distribution import ALONE, Ranks
+from udc_model.training.hardware import Hardware, set_arithmetic
 from udc_model.training.optimisation import freeze_stages, learning_rate_factor, set_learning_rates, train_mode
 from udc_model.training.state import EpochRecord, Metrics, TrainingState
 
@@ -62,6 +65,7 @@ def train_model(
     priced: PricedMonitor | None = None,
     checkpoints: CheckpointFolder | None = None,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+    ranks: Ranks = ALONE,
 ) -> TrainingResult:
     """Train, and keep the weights of the epoch whose ``train.monitor`` is best on the validation split.
 
@@ -71,8 +75,9 @@ def train_model(
     Parameters
     ----------
     priced : what ``train.monitor: normalised_cost`` needs; without it that metric is not computed.
-    checkpoints : where the training is kept; one that is found there is gone on with.
+    checkpoints : where the training is kept; one that is found there is gone on with. Of the first process only.
     on_epoch : called after each epoch that was saved; once more for the last one of a training that goes on.
+    ranks : the processes that share each batch; all of them call this, and get the same result.
 
     Raises
     ------
@@ -80,27 +85,22 @@ def train_model(
         The loss is no longer finite (the message names the epoch and the images of the batch), or a checkpoint cannot
         be written.
     """
-    set_determinism(params.deterministic)
-    model.to(hardware.device).to(memory_format=hardware.memory_format)
-    model.gradient_checkpointing_enable(params.gradient_checkpointing)
-    frozen = freeze_stages(model, params.num_frozen_stages)
-    state = TrainingState(model, loss_fn, params, hardware.device, hardware.precision)
-    augmentation = Augmentation.of(params)
-    data = TrainingBatches(train, preprocessing, augmentation, params.batch_size, seed, params.sampling_power)
+    data = training_batches(train, preprocessing, params, seed, ranks)
+    state = start(model, loss_fn, data, params, hardware, ranks)
     progress = state.progress
-    if checkpoints is not None and (found := checkpoints.take()):
-        state.restore(found)
-        progress = state.progress
+    if found := ranks.from_first(checkpoints.take() if checkpoints else None):
+        progress = state.restore(Checkpoint.parse(found))
         for record in progress.records[-1:]:
             on_epoch(record)  # it may not have been told before the kill
 
-    while progress.epoch < params.epochs and not is_spent(state, params):
+    while progress.epoch < params.epochs and not is_spent(state, params, ranks):
         started = time.perf_counter()
-        train_mode(model, frozen)
+        train_mode(model, state.frozen)
         loss_fn.start_epoch(progress.epoch, params.epochs)
-        train_epoch(state, data, params, hardware, checkpoints)
+        train_epoch(state, data, params, hardware, checkpoints, ranks)
         images_per_second = len(train) / progress.epoch_seconds
-        scores = validation_scores(state.judged, validation, preprocessing, params.batch_size, hardware, priced)
+        ranks.copy_from_first(state.judged.buffers())  # BatchNorm's statistics are each process's own
+        scores = validation_scores(state.judged, validation, preprocessing, data.batch_size, hardware, priced, ranks)
         factor = learning_rate_factor((progress.epoch + 1) * data.steps, data.steps, params)
         metrics: Metrics = {
             "train_loss": progress.total_loss / len(train),
@@ -120,10 +120,52 @@ def train_model(
     return TrainingResult(curves, progress.best_epoch, state.best_state)
 
 
-def is_spent(state: TrainingState, params: TrainParams) -> bool:
+def training_batches(
+    train: PackedSplit, preprocessing: Preprocessing, params: TrainParams, seed: int, ranks: Ranks = ALONE
+) -> TrainingBatches:
+    """The batches that ``params`` describe; :class:`UdcError` if one is too small for all processes to have a part."""
+    if not isinstance(params.batch_size, int):
+        raise TypeError("train.batch_size: auto must be resolved first")
+    data = TrainingBatches(
+        train, preprocessing, Augmentation.of(params), params.batch_size, seed, params.sampling_power,
+        params.loader_workers, ranks.rank, ranks.world, ranks.world > 1 and bool(Mixing(params.mixup, params.cutmix)),
+    )  # fmt: skip
+    if (smallest := len(train) // data.steps) < ranks.world:
+        raise UdcError(f"{ranks.world} processes cannot share a batch of {smallest}; raise train.batch_size")
+    return data
+
+
+def start(
+    model: ImageClassifier,
+    loss_fn: TrainingLoss,
+    data: TrainingBatches,
+    params: TrainParams,
+    hardware: Hardware,
+    ranks: Ranks = ALONE,
+) -> TrainingState:
+    """The state before the first step; the model is moved to the hardware."""
+    set_arithmetic(params)
+    model.to(hardware.device).to(memory_format=hardware.memory_format)
+    model.gradient_checkpointing_enable(params.gradient_checkpointing)
+    if params.sync_batchnorm:
+        if hardware.device.type != "cuda":
+            raise UdcError("train.sync_batchnorm: torch has it for GPUs only; set it to false")
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    frozen = freeze_stages(model, params.num_frozen_stages)
+    state = TrainingState(model, loss_fn, params, hardware.device, hardware.precision, frozen)
+    if params.compile:
+        model.compile()
+    size = data.preprocessing.size
+    example = torch.zeros(1, 3, size, size, device=hardware.device).to(memory_format=hardware.memory_format)
+    state.forward = ranks.parallel(model, hardware.device, example)
+    return state
+
+
+def is_spent(state: TrainingState, params: TrainParams, ranks: Ranks = ALONE) -> bool:
     """Whether ``early_stopping_patience`` or ``max_minutes`` ends the training before its last epoch."""
     impatient = params.early_stopping_patience is not None and state.progress.patience >= params.early_stopping_patience
-    return impatient or (params.max_minutes is not None and state.progress.seconds >= 60 * params.max_minutes)
+    late = params.max_minutes is not None and state.progress.seconds >= 60 * params.max_minutes
+    return impatient or ranks.sum(late and ranks.is_first) > 0  # clocks differ
 
 
 def train_epoch(
@@ -131,70 +173,83 @@ def train_epoch(
     data: TrainingBatches,
     params: TrainParams,
     hardware: Hardware,
-    checkpoints: CheckpointFolder | None,
+    checkpoints: CheckpointFolder | None = None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """The steps of the epoch at work, from the one that ``state.progress`` names to its last."""
-    progress, batches = state.progress, data.epoch(state.progress.epoch)
-    mixing = Mixing(params.mixup, params.cutmix)
-    told = ""
+    progress, told = state.progress, ""
     if progress.records:
         last = progress.records[-1].metrics[f"validation_{params.monitor}"]
         told = f"validation {params.monitor} {last:.4f}, "
-    bar = tqdm(range(progress.step, len(batches)), desc=f"epoch {progress.epoch + 1}/{params.epochs}", unit="batch",
-               initial=progress.step, total=len(batches), disable=None, leave=False)  # fmt: skip
+    batches = iter(data.load(progress.epoch, progress.step, hardware.device))
+    bar = tqdm(range(progress.step, data.steps), desc=f"epoch {progress.epoch + 1}/{params.epochs}", unit="batch",
+               initial=progress.step, total=data.steps, disable=None if ranks.is_first else True,
+               leave=False)  # fmt: skip
     for step in bar:
         started = time.perf_counter()
+        with record_function("udc: load and augment"):
+            _, batch = next(batches)
         set_learning_rates(
             state.optimizer, learning_rate_factor(progress.epoch * data.steps + step, data.steps, params)
         )
-        images, targets = batches.load(step, hardware.device)
-        torch.manual_seed(derived_seed(data.seed, progress.epoch, step))  # for mixing and drop path
-        images, partners, share = mixing(images, targets)
-        loss = train_step(state, images, targets, partners, share, params, hardware)
+        loss = train_step(state, batch, (data.seed, progress.epoch, step), params, hardware, ranks)
         if not np.isfinite(loss):
-            raise UdcError(_not_finite(loss, progress.epoch, step, batches, checkpoints))
-        progress.total_loss += loss * len(targets)
+            raise UdcError(_not_finite(loss, progress.epoch, step, data, checkpoints))
+        progress.total_loss += loss * len(batch.all_targets)
         progress.epoch_seconds += time.perf_counter() - started
         progress.step = step + 1
-        if checkpoints is not None and progress.step < len(batches) and checkpoints.due():
+        if checkpoints is not None and progress.step < data.steps and checkpoints.due():
             state.save(checkpoints)
-        seen = progress.step * len(data.split) / len(batches)
+        seen = progress.step * len(data.split) / data.steps
         bar.set_postfix_str(f"loss {loss:.3f}, {told}{seen / progress.epoch_seconds:,.0f} img/s")
 
 
 def train_step(
     state: TrainingState,
-    images: Tensor,
-    targets: Tensor,
-    partners: Tensor,
-    share: float,
+    batch: Batch,
+    key: tuple[int, int, int],
     params: TrainParams,
     hardware: Hardware,
+    ranks: Ranks = ALONE,
 ) -> float:
-    """One step of the optimiser; returns the mean loss of the batch.
+    """One step of the optimiser; returns the mean loss of the whole batch, without a step where that is not finite.
 
-    The batch goes through the model in ``accumulation`` parts whose gradients add up to that of the whole.
+    The batch goes through the model in ``accumulation`` parts whose gradients add up to that of the whole, and so do
+    those of the processes.
 
     Parameters
     ----------
-    images, targets : inputs (N, 3, S, S) and labels (N,).
-    partners, share : labels (N,) of the images mixed in, and the share in [0, 1] of an image's own label.
+    key : (seed, epoch, step), which determine the mixtures and what the model draws.
     """
-    state.loss_fn.start_step(targets)
+    images, partners, kept = Mixing(params.mixup, params.cutmix)(batch.images, batch.targets, *key)
+    targets, overlap = batch.targets, int(ranks.world > 1 and bool(Mixing(params.mixup, params.cutmix)))
+    images, targets, partners = (whole[overlap:] for whole in (images, targets, partners))
+    seed_drop_path(*key, ranks.rank)
+    state.loss_fn.start_step(batch.all_targets)
     state.optimizer.zero_grad(set_to_none=True)
-    total = 0.0
-    parts = min(params.accumulation, len(targets))
-    for inputs, own, other in zip(*(whole.tensor_split(parts) for whole in (images, targets, partners)), strict=True):
-        with hardware.autocast():
-            logits = state.model(inputs.to(memory_format=hardware.memory_format)).logits
-        loss = state.loss_fn(logits, own) * state.loss_fn.share(own, targets)
-        if share < 1:
-            mixed_in = state.loss_fn(logits, other) * state.loss_fn.share(other, partners)
-            loss = share * loss + (1 - share) * mixed_in
-        if not torch.isfinite(loss):
-            return loss.item()
-        state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    total, parts = 0.0, min(params.accumulation, len(targets))
+    split = zip(*(whole.tensor_split(parts) for whole in (images, targets, partners)), strict=True)
+    for part, (inputs, own, other) in enumerate(split, 1):
+        with nullcontext() if part == parts else ranks.without_sync(state.forward):
+            with hardware.autocast(), record_function("udc: forward"):
+                logits = state.forward(inputs.to(memory_format=hardware.memory_format)).logits
+            with record_function("udc: loss"):
+                loss = state.loss_fn(logits, own) * state.loss_fn.share(own, batch.all_targets)
+                if kept < 1:
+                    mixed_in = state.loss_fn(logits, other) * state.loss_fn.share(other, batch.all_targets)
+                    loss = kept * loss + (1 - kept) * mixed_in
+            with record_function("udc: backward"):
+                # times the number of processes, over which the gradient is averaged
+                state.scaler.scale(loss * ranks.world).backward()  # type: ignore[no-untyped-call]
         total += loss.item()
+    total = ranks.sum(total)
+    if np.isfinite(total):
+        with record_function("udc: optimiser"):
+            _update(state, params)
+    return total
+
+
+def _update(state: TrainingState, params: TrainParams) -> None:
     if params.clip_grad_norm is not None:
         state.scaler.unscale_(state.optimizer)
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), params.clip_grad_norm)
@@ -202,13 +257,12 @@ def train_step(
     state.scaler.update()
     if state.averaged is not None:
         state.averaged.update_parameters(state.model)
-    return total
 
 
-def _not_finite(loss: float, epoch: int, step: int, batches: EpochBatches, checkpoints: CheckpointFolder | None) -> str:
+def _not_finite(loss: float, epoch: int, step: int, data: TrainingBatches, checkpoints: CheckpointFolder | None) -> str:
     kept = f" The last good checkpoint is {checkpoints.last}." if checkpoints and checkpoints.last else ""
     return (f"the loss is {loss} in epoch {epoch + 1}, step {step + 1}; lower train.learning_rate or set "
-            f"train.clip_grad_norm.{kept} Images: {', '.join(batches.paths(step))}")  # fmt: skip
+            f"train.clip_grad_norm.{kept} Images: {', '.join(data.paths(epoch, step))}")  # fmt: skip
 
 
 def validation_scores(
@@ -218,8 +272,12 @@ def validation_scores(
     batch_size: int,
     hardware: Hardware,
     priced: PricedMonitor | None = None,
+    ranks: Ranks = ALONE,
 ) -> Metrics:
-    """The metrics that ``train.monitor`` can name on one split: of argmax decisions, and of the priced ones."""
+    """The metrics that ``train.monitor`` can name on one split: of argmax decisions, and of the priced ones.
+
+    Each process runs the model on its part of the images; all get the metrics of the whole.
+    """
     model.eval()
 
     def forward(images: Tensor) -> Tensor:
@@ -227,7 +285,14 @@ def validation_scores(
         with hardware.autocast():
             return torch.as_tensor(model(images).logits)
 
-    logits = compute_logits(forward, split.images, preprocessing, batch_size)
+    def shared_logits(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        own = images[ranks.part(len(images))]
+        logits = np.empty((0, model.config.num_labels), np.float32)
+        if len(own):
+            logits = compute_logits(forward, own, preprocessing, batch_size)
+        return ranks.gather(logits, len(images))
+
+    logits = shared_logits(split.images)
     decisions: NDArray[np.intp] = logits.argmax(axis=1)
     scores = {
         "validation_log_loss": negative_log_likelihood(logits, split.labels),
@@ -238,6 +303,6 @@ def validation_scores(
     if priced is not None:
         calibration = np.empty((0, logits.shape[1]), np.float32)  # some rules need no calibration split
         if len(priced.calibration):
-            calibration = compute_logits(forward, priced.calibration.images, preprocessing, batch_size)
+            calibration = shared_logits(priced.calibration.images)
         scores["validation_normalised_cost"] = priced.cost(calibration, logits)
     return scores

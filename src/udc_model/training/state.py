@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from udc_model.costs.losses import TrainingLoss
@@ -53,8 +53,9 @@ class TrainingState:
     """
 
     def __init__(self, model: ImageClassifier, loss_fn: TrainingLoss, params: TrainParams, device: torch.device,
-                 precision: str) -> None:  # fmt: skip
-        self.model, self.loss_fn = model, loss_fn
+                 precision: str, frozen: list[nn.Module]) -> None:  # fmt: skip
+        self.model, self.loss_fn, self.frozen = model, loss_fn, frozen
+        self.forward: nn.Module = model  # what a step calls: the same, or what averages its gradients over processes
         self.optimizer = build_optimizer(model, params)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.averaged: AveragedModel | None = None
@@ -103,8 +104,8 @@ class TrainingState:
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Become what was saved, in a state that was built from the same arguments."""
+    def restore(self, checkpoint: Checkpoint) -> Progress:
+        """Become what was saved, in a state that was built from the same arguments; returns how far that was."""
         plain = dict(checkpoint.progress)
         self.scaler.load_state_dict(plain.pop("scaler"))
         records = [EpochRecord(**record) for record in plain.pop("records")]
@@ -120,6 +121,7 @@ class TrainingState:
                 own = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(
                     value, device=parameter.device)  # fmt: skip
                 self.optimizer.state[parameter][key] = own.copy_(value)
+        return self.progress
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udc_model.models.kernels import operators as operators  # registers torch.ops.udc
-from udc_model.models.kernels.library import load_library
+from udc_model.native.library import load_library
 
-__all__ = ["DepthwiseConv2d", "add_scaled", "linear_act", "load_library"]
+__all__ = ["DepthwiseConv2d", "add_scaled", "linear_act"]
 
 
 def _is_native(activations: tuple[Tensor, ...], parameters: tuple[Tensor, ...]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from udc_model.models.kernels.library import call
+from udc_model.native.library import call
 
 
 def _is_bf16(x: Tensor) -> int:

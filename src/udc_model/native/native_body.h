@@ -271,8 +271,46 @@ TARGET static int NAME(depthwise)(const void *x, const void *grad, int bf16, lon
     return failed;
 }
 
-static const struct Kernels NAME(kernels) = {NAME(depthwise), NAME(gelu), NAME(gelu_backward), NAME(residual),
-                                             NAME(residual_backward)};
+/* Where output pixel i of `size` lies in an extent of `side` pixels: *first, the pixel before it, and the share of the
+ * next one. start and length are shares of the side; a negative length runs backwards. */
+INLINE float NAME(position)(long i, long size, long side, float start, float length, long *first) {
+    const float reach = length < 0 ? -length : length, turn = (2 * i + 1) / (float)size - 1;
+    float at = side * (start + 0.5f * (reach + length * turn)) - 0.5f;
+    if (at < 0) at = 0;
+    if (at > side - 1) at = side - 1;
+    *first = (long)at;
+    if (*first > side - 2) *first = side > 1 ? side - 2 : 0;
+    return at - *first;
+}
+
+/* One image of udc_crop_resize: two rows are blended, then their columns. */
+TARGET static int NAME(crop)(const uint8_t *x, const float *box, long side, long size, const float *scale,
+                             const float *shift, float *out) {
+    float *line = malloc((3 * side + 4 * size) * sizeof(float) + size * sizeof(long)); /* the blended row */
+    if (line == NULL) return 1;
+    float *weights = line + 3 * side;
+    long *columns = (long *)(((uintptr_t)(weights + size) + 7) & ~(uintptr_t)7);
+    const long next = side > 1 ? 3 : 0, width = 3 * side;
+    for (long i = 0; i < size; i++) {
+        weights[i] = NAME(position)(i, size, side, box[0], box[2], &columns[i]);
+        columns[i] *= 3;
+    }
+    for (long y = 0; y < size; y++) {
+        long row;
+        const float lower = NAME(position)(y, size, side, box[1], box[3], &row);
+        const uint8_t *above = x + row * width, *below = above + (side > 1 ? width : 0);
+        for (long i = 0; i < width; i++) line[i] = above[i] + lower * (below[i] - above[i]);
+        for (long i = 0; i < size; i++, out += 3) {
+            const float *left = line + columns[i], *right = left + next;
+            for (int c = 0; c < 3; c++) out[c] = (left[c] + weights[i] * (right[c] - left[c])) * scale[c] + shift[c];
+        }
+    }
+    free(line);
+    return 0;
+}
+
+static const struct Kernels NAME(kernels) = {NAME(depthwise), NAME(gelu),    NAME(gelu_backward), NAME(residual),
+                                             NAME(residual_backward), NAME(crop)};
 
 #undef NAME
 #undef TARGET

@@ -1,4 +1,5 @@
-/* CPU kernels for what torch does slowly in a ConvNeXt. Plain C with OpenMP: no Python, no torch headers.
+/* CPU kernels for what torch does slowly in a ConvNeXt and in augmentation. Plain C with OpenMP: no Python, no torch
+ * headers.
  *
  * native_body.h holds the arithmetic and is compiled once an instruction set; the widest that the processor has is
  * chosen at run time, so that the library may be copied to another machine. Arrays are dense with the channels last,
@@ -15,7 +16,7 @@
 #define PARTS 64      /* parts of a batch of rows */
 
 /* Raised whenever an exported function changes; the Python side refuses a library of another version. */
-EXPORT int udc_kernels_version(void) { return 1; }
+EXPORT int udc_kernels_version(void) { return 2; }
 
 struct Kernels {
     int (*depthwise)(const void *, const void *, int, long, long, long, long, int, int, float *, float *);
@@ -25,6 +26,7 @@ struct Kernels {
                      long, long, float *);
     void (*residual_backward)(const void *, const float *, const float *, const float *, long, const float *, int, long,
                               long, long, void *, float *, float *);
+    int (*crop)(const uint8_t *, const float *, long, long, const float *, const float *, float *);
 };
 
 #if defined(__x86_64__)
@@ -123,4 +125,18 @@ EXPORT int udc_scaled_residual_backward(const void *x, const float *bias, const 
     add_parts(partial_scale, PARTS, channels, grad_scale);
     free(partial);
     return 0;
+}
+
+/* out = scale * (a crop of x, resized bilinearly) + shift, as torch's grid_sample with align_corners=False and
+ * padding_mode="border"; x: (n, side, side, 3) uint8; boxes: (n, 4), left, top, width and height as shares of the side,
+ * a negative width for a mirrored crop whose left edge is `left` all the same; scale, shift: (3);
+ * out: (n, size, size, 3) float32. */
+EXPORT int udc_crop_resize(const uint8_t *x, const float *boxes, long n, long side, long size, const float *scale,
+                           const float *shift, int threads, float *out) {
+    const struct Kernels *k = kernels();
+    int failed = 0;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(| : failed)
+    for (long i = 0; i < n; i++)
+        failed |= k->crop(x + i * side * side * 3, boxes + 4 * i, side, size, scale, shift, out + i * size * size * 3);
+    return failed;
 }

@@ -8,7 +8,7 @@ import logging
 import os
 from functools import cache
 
-VERSION = 1  # of native.c's exported functions
+VERSION = 2  # of native.c's exported functions
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
 _ARGUMENTS = {
     "udc_depthwise_gradient": [_POINTER, _POINTER, _INT, _LONG, _LONG, _LONG, _LONG, _INT, _INT, _POINTER, _POINTER],
@@ -18,6 +18,7 @@ _ARGUMENTS = {
                             _POINTER],
     "udc_scaled_residual_backward": [_POINTER, _POINTER, _POINTER, _POINTER, _LONG, _POINTER, _INT, _LONG, _LONG, _INT,
                                      _POINTER, _POINTER, _POINTER],
+    "udc_crop_resize": [_POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _INT, _POINTER],
 }  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -35,13 +36,13 @@ def load_library() -> ctypes.CDLL | None:
         return None
     found = importlib.util.find_spec("udc_native")
     if found is None or found.origin is None:
-        logger.info("no native kernels: there was no C compiler when the package was installed; ConvNeXt trains slower")
+        logger.info("no native kernels: there was no C compiler when the package was installed; training is slower")
         return None
     try:
         library = ctypes.CDLL(found.origin)
         version = library.udc_kernels_version()
     except (OSError, AttributeError) as error:
-        logger.warning("native kernels cannot be loaded (%s); ConvNeXt trains slower", error)
+        logger.warning("native kernels cannot be loaded (%s); training is slower", error)
         return None
     if version != VERSION:
         logger.warning("native kernels are of version %d, not %d; install the package again", version, VERSION)

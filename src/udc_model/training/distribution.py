@@ -1,0 +1,208 @@
+"""One training in several processes: who is who, what they tell each other, and how they are started.
+
+Everything but the gradients goes through gloo on the CPU, as plain numbers: objects would be pickled.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from udc_model.errors import UdcError
+
+if TYPE_CHECKING:
+    from torch.nn.parallel import DistributedDataParallel
+
+logger = logging.getLogger(__name__)
+
+_LAUNCHED = "UDC_LAUNCHED"  # variable that marks the processes that `launch` started
+_PR_SET_PDEATHSIG = 1  # of prctl.h
+_PATIENCE = timedelta(minutes=10)  # for a process that is at something that the others are not, as a checkpoint
+_LAST_WORDS = 10  # seconds in which processes may end by themselves, once one has failed
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of a training: number ``rank`` of ``world``, ``local`` on this machine."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process logs and writes."""
+        return self.rank == 0
+
+    def part(self, n: int) -> slice:
+        """Which of n things are this process's: consecutive ones, as many as the others have, to within one."""
+        own = np.array_split(np.arange(n), self.world)[self.rank]
+        return slice(int(own[0]), int(own[-1]) + 1) if len(own) else slice(n, n)
+
+    def sum(self, value: float) -> float:
+        """The sum over all processes."""
+        if self.world == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(total)
+        return total.item()
+
+    def gather(self, rows: NDArray[np.float32], n: int) -> NDArray[np.float32]:
+        """The rows (N, K) of which each process has its ``part(n)``."""
+        if self.world == 1:
+            return rows
+        longest = -(-n // self.world)
+        padded = torch.zeros(longest, rows.shape[1])
+        padded[: len(rows)] = torch.from_numpy(rows)
+        parts = [torch.empty_like(padded) for _ in range(self.world)]
+        dist.all_gather(parts, padded)
+        sizes = [part.stop - part.start for part in (Ranks(k, self.world).part(n) for k in range(self.world))]
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]).numpy()
+
+    def from_first(self, data: bytes | None) -> bytes | None:
+        """What the first process gives."""
+        if self.world == 1:
+            return data
+        size = torch.tensor(-1 if data is None else len(data))
+        dist.broadcast(size, 0)
+        if size < 0:
+            return None
+        if self.is_first and data is not None:
+            # torch would warn that bytes cannot be written to; they are only read
+            contents = torch.from_numpy(np.frombuffer(data, np.uint8).copy())
+        else:
+            contents = torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(contents, 0)
+        return contents.numpy().tobytes()
+
+    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors with those of the first process."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def parallel(self, model: nn.Module, device: torch.device, example: Tensor) -> nn.Module:
+        """The model with gradients that are the mean over all processes.
+
+        ``example`` is a batch that the model takes. One pass of it, without effect, brings DistributedDataParallel to
+        the order of gradients that it keeps from its second pass on; a training that goes on starts with it too, for
+        sums of more than two numbers depend on their order.
+        """
+        if self.world == 1:
+            return model
+        from torch.nn.parallel import DistributedDataParallel
+
+        parallel = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+        modes = {module: module.training for module in model.modules()}
+        model.eval()
+        parallel(example).logits.sum().backward()
+        for module, training in modes.items():
+            module.training = training
+        model.zero_grad(set_to_none=True)
+        return parallel
+
+    def without_sync(self, model: nn.Module) -> AbstractContextManager[object]:
+        """Context of a backward pass whose gradients are not yet averaged."""
+        if self.world == 1:
+            return nullcontext()
+        parallel: DistributedDataParallel = model  # type: ignore[assignment]
+        return parallel.no_sync()
+
+
+ALONE = Ranks()
+
+
+def is_launched() -> bool:
+    """Whether this process is one of several that torchrun, or `launch`, started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+@contextmanager
+def process_group() -> Iterator[Ranks]:
+    """Join the other processes that torchrun started, while the block lasts; `ALONE` without it.
+
+    Raises
+    ------
+    UdcError
+        Another process ended, so that this one cannot go on.
+    """
+    if not is_launched():
+        yield ALONE
+        return
+    if os.environ.get(_LAUNCHED):
+        _die_with_parent()
+    ranks = Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    if not ranks.is_first:
+        logging.getLogger("udc_model").setLevel(logging.WARNING)
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(ranks.local % torch.cuda.device_count())
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=_PATIENCE)
+    try:
+        yield ranks
+    except RuntimeError as error:
+        if "gloo" in str(error) or isinstance(error, dist.DistError):
+            raise UdcError(f"process {ranks.rank} of {ranks.world}: another process of this training has ended; "
+                           "start it again, and it goes on from its last checkpoint") from error  # fmt: skip
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def launch(module: str, arguments: Sequence[str], processes: int) -> None:
+    """Run a module in several processes on this machine, as ``torchrun --nproc-per-node`` does, until all have ended.
+
+    Raises
+    ------
+    UdcError
+        One of them failed; the others were ended.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for name in ("torch.distributed", "torch.distributed.elastic"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong is said below, and by the process itself
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
+    os.environ[_LAUNCHED] = "1"
+    config = LaunchConfig(
+        1, 1, processes, rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1",
+        run_id=f"udc-{socket.gethostname()}-{os.getpid()}", max_restarts=0, monitor_interval=0.1,
+        shutdown_timeout=_LAST_WORDS, logs_specs=DefaultLogsSpecs(),
+    )  # fmt: skip
+    try:
+        elastic_launch(config, sys.executable)("-u", "-m", module, *arguments)
+    except SignalException:
+        raise KeyboardInterrupt from None
+    except ChildFailedError as error:
+        rank, first = error.get_first_failure()
+        how = f"by signal {-first.exitcode}" if first.exitcode < 0 else f"with status {first.exitcode}"
+        raise UdcError(f"process {rank} of {processes} ended {how}, and the others with it; start the training again, "
+                       "and it goes on from its last checkpoint") from None  # fmt: skip
+    finally:
+        del os.environ[_LAUNCHED]
+
+
+def _die_with_parent() -> None:
+    """Be killed once the launching process is dead.
+
+    It started this one in a session of its own, out of reach of whoever killed it.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,128 @@
+"""Several processes at one training, started by the real torchrun: what they compute is what one process computes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from udc_model.training.distribution import Ranks
+
+TESTS = Path(__file__).parent
+
+# Trains on the synthetic images of test_checkpoint; each process writes what it saw.
+WORKER = """
+import hashlib, json, sys
+from pathlib import Path
+import torch
+sys.path.insert(0, sys.argv[1])
+torch.set_num_threads(1)
+import test_checkpoint as data
+from udc_model.costs.losses import TrainingLoss
+from udc_model.data.batches import TrainingBatches
+from udc_model.data.transforms import Preprocessing
+from udc_model.models import build_model
+from udc_model.params import LossParams, TrainParams
+from udc_model.training import loop
+from udc_model.training.distribution import process_group
+from udc_model.training.hardware import pick_hardware
+
+kind, options, loss = sys.argv[3], json.loads(sys.argv[4]), json.loads(sys.argv[5])
+model_params = data.MODELS[kind]
+if kind == "convnext":
+    plain = model_params.convnext.model_copy(update={"drop_path_rate": 0.0})
+    model_params = model_params.model_copy(update={"convnext": plain})
+params, steps, seen = TrainParams(**options), [], []
+step, own = loop.train_step, TrainingBatches._own
+def record(state, batch, *arguments, **named):
+    steps.append(step(state, batch, *arguments, **named))
+    return steps[-1]
+def count(self, epoch, number):
+    indices, repeats = own(self, epoch, number)
+    if number >= 0 and (epoch, number) not in [entry[:2] for entry in seen]:
+        seen.append((epoch, number, indices[int(self.overlap):].tolist()))
+    return indices, repeats
+loop.train_step, TrainingBatches._own = record, count
+with process_group() as ranks:
+    model = build_model(model_params, data.CLASSES, 1)
+    loss_fn = TrainingLoss(LossParams(**loss), torch.tensor([[0.0, 1, 4], [1, 0, 1], [2, 1, 0]]), [13, 13, 24])
+    result = loop.train_model(model, data._split(50, 0), data._split(31, 9), Preprocessing(16), loss_fn, params, 1,
+                              pick_hardware(params), ranks=ranks)
+    out = {"sha256": data._sha256(result.best_state), "curves": result.curves, "steps": steps, "seen": seen}
+    Path(sys.argv[2], f"{ranks.rank}.json").write_text(json.dumps(out))
+"""
+PLAIN = {"epochs": 5, "batch_size": 13, "optimizer": "sgd", "learning_rate": 0.05, "augment": "light", "device": "cpu",
+         "precision": "fp32"}  # fmt: skip
+
+
+@pytest.fixture
+def train(tmp_path):
+    """A function that trains in so many processes; what each of them saw and came to."""
+    (tmp_path / "worker.py").write_text(WORKER)
+
+    def run(processes, kind, options, loss=None):
+        out = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        out.mkdir()
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        command = [sys.executable, *(torchrun if processes > 1 else []), str(tmp_path / "worker.py"), str(TESTS),
+                   str(out), kind, json.dumps(options), json.dumps(loss or {})]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+        assert done.returncode == 0, done.stderr
+        return [json.loads((out / f"{rank}.json").read_text()) for rank in range(processes)]
+
+    return run
+
+
+def _own_state(found):
+    return {key: value for key, value in found.items() if key != "seen"}
+
+
+def test_two_processes_compute_what_one_does(train):
+    """ConvNeXt, 20 steps, a batch of odd size, weighted classes, mixtures, accumulation; 31 validation images."""
+    options = PLAIN | {"mixup": 0.4, "accumulation": 2, "clip_grad_norm": 1.0}
+    weighted = {"class_weights": "balanced"}
+    (alone,) = train(1, "convnext", options, weighted)
+    pair = train(2, "convnext", options, weighted)
+    assert len(alone["steps"]) == 20
+    assert _own_state(pair[0]) == _own_state(pair[1])
+    assert pair[0]["steps"] == pytest.approx(alone["steps"], rel=1e-4)
+    for row, expected in zip(pair[0]["curves"], alone["curves"], strict=True):
+        assert row == pytest.approx(expected, rel=1e-4)
+        assert row["validation_accuracy"] == expected["validation_accuracy"]
+    # the same images in each step, none twice
+    for whole, first, second in zip(alone["seen"], pair[0]["seen"], pair[1]["seen"], strict=True):
+        assert first[2] + second[2] == whole[2]
+
+
+def test_three_processes_give_the_same_bits_each_time(train):
+    """With BatchNorm, averaged weights and every kind of draw; all processes end alike."""
+    options = PLAIN | {"epochs": 2, "ema_decay": 0.9, "augment": "strong", "cutmix": 1.0, "optimizer": "adamw",
+                       "sampling_power": 0.5, "max_minutes": 60}  # fmt: skip
+    first = train(3, "resnet", options, {"name": "seesaw"})
+    again = train(3, "resnet", options, {"name": "seesaw"})
+    assert first == again
+    assert len({found["sha256"] for found in first}) == 1
+    assert first[0]["curves"] == first[2]["curves"]
+
+
+def test_a_batch_that_is_too_small_to_share(train):
+    with pytest.raises(AssertionError, match="2 processes cannot share a batch of 1; raise"):
+        train(2, "resnet", PLAIN | {"batch_size": 1})
+
+
+@pytest.mark.parametrize(("n", "world"), [(7, 3), (2, 4), (0, 2), (12, 4)])
+def test_parts_are_consecutive_and_whole(n, world):
+    parts = [np.arange(n)[Ranks(rank, world).part(n)] for rank in range(world)]
+    assert np.concatenate(parts).tolist() == list(range(n))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_alone_nothing_is_sent():
+    ranks, rows = Ranks(), np.ones((2, 3), np.float32)
+    assert (ranks.sum(1.5), ranks.gather(rows, 2) is rows, ranks.from_first(b"x")) == (1.5, True, b"x")
+    model = torch.nn.Linear(1, 1)
+    assert ranks.parallel(model, torch.device("cpu"), torch.zeros(1, 1)) is model
