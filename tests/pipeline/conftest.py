@@ -32,6 +32,19 @@ class Project:
             raise AssertionError(f"{command} failed\n{done.stdout}\n{done.stderr}")
         return done
 
+    def start(self, *command, **env):
+        """Start a command, in a process group of its own, whose id is its own; its output is read from ``stdout``."""
+        return subprocess.Popen(command, cwd=self.root, env=self.env(**env), text=True, start_new_session=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+
+    def wait_for(self, pattern, process):
+        """Wait until a file of the project matches, while a process that `start` started is at work."""
+        deadline = time.monotonic() + 200
+        while not list(self.root.glob(pattern)):
+            assert process.poll() is None, f"it ended before there was {pattern}:\n{process.stdout.read()}"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)  # between two polls
+
     def env(self, **changes):
         """The environment of an activated .venv."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -122,6 +135,19 @@ def free_port():
 def new_project(tmp_path_factory):
     """A function that makes a fresh project, with changed sections of params.yaml."""
     return lambda **sections: _copy_project(tmp_path_factory.mktemp("project"), **sections)
+
+
+@pytest.fixture
+def by_hand(new_project, shapes_folder):
+    """A small project on image files, nothing of it run."""
+    project = new_project(
+        data={"source": "folder", "path": "data/raw/shapes", "image_size": 16},
+        train={"epochs": 1}, costs={"preset": "uniform"}, evaluate={"resamples": 100},
+    )  # fmt: skip
+    shapes_folder.rename(project.root / "data/raw/shapes")
+    project.run("git", "add", "-A")
+    project.run("git", "commit", "-qm", "data")
+    return project
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ ELSEWHERE = {
     "make test": "this suite, which `make test` starts; test_make_test_starts_this_suite",
     "make ui": "test_make_ui_answers",
     "dvc exp run --queue -S train.learning_rate=0.001,0.01": "test_a_queue_of_eight_on_two_workers_and_its_report",
-    "dvc queue start -j 2": "test_a_queue_of_eight_on_two_workers_and_its_report",
+    "OMP_NUM_THREADS=1 dvc queue start -j 2": "test_a_queue_of_eight_on_two_workers_and_its_report",
     "dvc queue status": "test_a_queue_of_eight_on_two_workers_and_its_report",
     "udc sweep-report train.learning_rate": "test_a_queue_of_eight_on_two_workers_and_its_report",
     "udc decide": "test_prices_of_the_readme",

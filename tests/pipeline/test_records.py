@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import time
 
 import mlflow
 import pytest
@@ -75,22 +73,22 @@ def test_only_a_model_that_is_shown_to_be_cheaper_becomes_champion(project):
     assert model.metadata.run_id == first
 
 
-def test_a_study_goes_on_after_a_kill(project):
-    command = ["udc", "tune", "-S", "train.learning_rate=log(1e-4,1e-1)", "--trials", "3", "--study", "s"]
-    study = project.root / ".udc/studies/s"
-    process = subprocess.Popen(command, cwd=project.root, env=project.env(), stderr=subprocess.DEVNULL,
-                               stdout=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
-    deadline = time.monotonic() + 300
-    while not (study / "s-1.log").exists():  # the second trial has begun
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)  # between two polls
+def test_a_study_goes_on_after_a_kill(by_hand):
+    """Killed in trial 3 of 6; also with a sampler and a metric that are asked for."""
+    project = by_hand
+    command = ["udc", "tune", "-S", "train.learning_rate=log(1e-4,1e-1)", "--trials", "6", "--study", "s",
+               "--sampler", "random", "--metric", "validation/log_loss"]  # fmt: skip
+    process = project.start(*command)
+    project.wait_for(".udc/studies/s/s-2.log", process)  # the third trial has begun
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     table = project.run(*command).stdout.splitlines()
-    assert len([line for line in table if "complete" in line or "pruned" in line]) == 3
+    assert len([line for line in table if "complete" in line or "pruned" in line]) == 6
     runs = project.runs()
     (parent,) = [run for run in runs if run.data.tags.get("udc.study") == "s"]
     trials = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert sorted(run.info.run_name for run in trials) == ["s-0", "s-1", "s-2"]
+    assert sorted(run.info.run_name for run in trials) == [f"s-{k}" for k in range(6)]
+    assert len({run.data.params["train.learning_rate"] for run in trials}) == 6
     assert parent.info.status == "FINISHED"
+    pictures = {item.path for item in project.client().list_artifacts(parent.info.run_id)}
+    assert len([name for name in pictures if name.endswith(".png")]) == 2  # history and importance

@@ -24,19 +24,6 @@ while sys.stdin.readline():
 """
 
 
-@pytest.fixture
-def by_hand(new_project, shapes_folder):
-    """A small project on image files, nothing of it run."""
-    project = new_project(
-        data={"source": "folder", "path": "data/raw/shapes", "image_size": 16},
-        train={"epochs": 1}, costs={"preset": "uniform"}, evaluate={"resamples": 100},
-    )  # fmt: skip
-    shapes_folder.rename(project.root / "data/raw/shapes")
-    project.run("git", "add", "-A")
-    project.run("git", "commit", "-qm", "data")
-    return project
-
-
 def _content(run):
     return run.data.to_dictionary(), run.info.status, run.info.end_time
 
@@ -122,13 +109,8 @@ def test_killed_and_gone_on_with_and_once_more_in_a_temporary_folder(by_hand):
     project = by_hand
     epochs = 300
     project.set_params(train={"epochs": epochs})
-    process = subprocess.Popen(["dvc", "repro", "train"], cwd=project.root, env=project.env(), start_new_session=True,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-    deadline = time.monotonic() + 200
-    while not list(project.root.glob(".udc/checkpoints/*/000003-*")):
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)  # between two polls
+    process = project.start("dvc", "repro", "train")
+    project.wait_for(".udc/checkpoints/*/000003-*", process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     done = project.run("dvc", "repro")

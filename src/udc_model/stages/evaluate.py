@@ -42,6 +42,7 @@ from udc_model.tracking.store import repository_root
 logger = logging.getLogger("udc_model.stages.evaluate")  # __name__ is __main__ when DVC runs the stage
 
 SCORED = ("test", "validation")
+SHOWN = ("confusion_matrix", "confusion_money", "reliability", "cost_curve")  # pictures that runs are compared by
 CACHE = Path(".udc") / "logits"
 # What loading and running the served model imports.
 _REQUIREMENTS = (
@@ -193,6 +194,9 @@ def _log(
     pictures.finish()
     write_report(folder, **about, provenance=origin)
     run.log_folder(folder, "evaluation")
+    for name in SHOWN:
+        if (picture := folder / "test" / f"{name}.png").exists():
+            run.log_image(picture, f"test/{name}")
     provenance = {"MLflow run": run.run_id() or "not sent yet, the tracker could not be reached"}
     run.log_text(render_report(folder, **about, provenance=provenance | identity(run.tags) | origin), "report.html")
     run.set_tags({EVALUATED: "true", f"{OUTS}evaluation": dvc_hash(folder)})

@@ -7,10 +7,12 @@ import logging
 import os
 import re
 import select
+import shutil
 import subprocess
 import sys
 import tempfile
 import traceback
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -19,12 +21,13 @@ from typing import Any
 
 import udc_model
 from udc_model.errors import PrunedError
-from udc_model.tracking.journal import Journal
+from udc_model.tracking.journal import Journal, milliseconds
 from udc_model.tracking.provenance import COMMIT, DIRTY, provenance, uncommitted
 from udc_model.tracking.store import experiment_name, repository_root, tracking_uri, without_credentials
 
 logger = logging.getLogger(__name__)
 
+_THUMBNAIL = 256  # longest side of the small copy of an image, pixels
 _LONGEST_PARAM = 500  # characters; a longer value is found in the artifact params.yaml
 
 
@@ -116,6 +119,23 @@ class StageRun:
             path.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
             folder = "" if target.parent == Path() else target.parent.as_posix()
             self._append("artifact", file=self._journal.keep(path), target=folder)
+
+    def log_image(self, image: Path, key: str) -> None:
+        """Log a PNG for MLflow's page to show beside the same picture of other runs.
+
+        As ``MlflowClient.log_image`` does, whose file names would be others at a second delivery; and without importing
+        mlflow, which is the sender's.
+        """
+        from PIL import Image
+
+        stem = f"{key.replace('/', '~')}+step+0+timestamp+{milliseconds()}+{uuid.uuid4()}"
+        with tempfile.TemporaryDirectory() as scratch, Image.open(image) as opened:
+            shutil.copyfile(image, Path(scratch) / f"{stem}.png")
+            opened.thumbnail((_THUMBNAIL, _THUMBNAIL))
+            opened.save(Path(scratch) / f"{stem}+compressed.webp")
+            for path in sorted(Path(scratch).iterdir()):
+                self._append("artifact", file=self._journal.keep(path), target="images")
+        self.set_tags({"mlflow.loggedImages": "True"})
 
     def log_dataset(
         self, name: str, digest: str, source: Mapping[str, str], context: str, *, new_only: bool = False

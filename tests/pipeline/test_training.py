@@ -1,0 +1,179 @@
+"""Trainings that are killed, interrupted or refused by the machine: one message each, and the same bits in the end."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.pipeline
+
+
+def _sha256(project):
+    (run,) = [run for run in project.runs() if run.info.status == "FINISHED"]
+    return run.data.tags["udc.model_sha256"]
+
+
+def _processes(project, variable):
+    """Ids of the processes that were started with this ``NAME=value`` and work in the project's folder."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            if variable.encode() in environment and (folder / "cwd").resolve() == project.root.resolve():
+                found.append(int(folder.name))
+        except OSError:  # it ended
+            continue
+    return found
+
+
+def test_two_processes_killed_one_by_one_and_together(by_hand):
+    """A process that dies ends the other; what was killed goes on in its run, to the bits of one never killed."""
+    project = by_hand
+    project.set_params(train={"epochs": 40, "processes": 2, "ema_decay": 0.9, "mixup": 0.2})
+    project.run("udc", "prepare")
+    process = project.start("udc", "train")
+    project.wait_for(".udc/checkpoints/*/000002-*", process)
+    (second,) = _processes(project, "RANK=1")
+    os.kill(second, signal.SIGKILL)
+    told, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "error: process 1 of 2 ended by signal 9, and the others with it" in told
+    assert "Traceback" not in told
+
+    process = project.start("udc", "train")
+    project.wait_for(".udc/checkpoints/*/000010-*", process)
+    os.kill(process.pid, signal.SIGKILL)  # the processes that it started are in sessions of their own
+    process.wait()
+    deadline = time.monotonic() + 60
+    while _processes(project, "RANK=0") + _processes(project, "RANK=1"):
+        assert time.monotonic() < deadline, "they live on without the one that started them"
+        time.sleep(0.05)  # between two polls
+    done = project.run("udc", "train")
+    assert "going on from the checkpoint" in done.stderr
+    (run,) = project.runs()
+    assert run.data.tags["udc.processes"] == "2"
+    expected = _sha256(project)
+    epochs = [row["epoch"] for row in _curves(project)]
+    assert epochs == list(range(1, 41))
+
+    project.run("udc", "train")
+    assert {run.data.tags["udc.model_sha256"] for run in project.runs()} == {expected}
+
+
+def _curves(project):
+    import pandas as pd
+
+    return pd.read_csv(project.root / "training/curves.csv").to_dict("records")
+
+
+def test_torchrun_by_hand(by_hand):
+    project = by_hand
+    project.run("udc", "prepare")
+    project.run("torchrun", "--standalone", "--nproc-per-node", "2", "-m", "udc_model.stages.train")
+    (run,) = project.runs()
+    assert (run.info.status, run.data.tags["udc.processes"]) == ("FINISHED", "2")
+
+
+def test_ctrl_c_keeps_the_checkpoint(by_hand):
+    project = by_hand
+    project.set_params(train={"epochs": 300})
+    project.run("udc", "prepare")
+    process = project.start("udc", "train")
+    project.wait_for(".udc/checkpoints/*/000002-*", process)
+    os.killpg(process.pid, signal.SIGINT)
+    told, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert told.rstrip().endswith("error: interrupted")
+    assert [run.info.status for run in project.runs()] == ["KILLED"]
+    project.set_params(train={"epochs": 300})
+    done = project.run("udc", "train")
+    assert "going on from the checkpoint" in done.stderr
+    assert [run.info.status for run in project.runs()] == ["FINISHED"]
+
+
+def _can_mount():
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", "mount -t tmpfs none /mnt"]
+    return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not _can_mount(), reason="this user may not mount a small disk")
+def test_a_full_disk_and_a_folder_that_cannot_be_written(by_hand):
+    """In a name space with mounts of its own: a disk with room for two checkpoints, and the project read-only."""
+    project = by_hand
+    project.set_params(train={"epochs": 4})
+    project.run("udc", "prepare")
+    script = """
+        mkdir -p .udc/checkpoints && mount -t tmpfs -o size=12m none .udc/checkpoints
+        udc train; echo "status $?"; ls .udc/checkpoints/*/
+        mount -o remount,size=100m .udc/checkpoints
+        udc train; echo "status $?"
+        mount --bind . . && mount -o remount,ro,bind . && cd "$PWD"
+        udc train; echo "status $?"
+    """
+    done = project.run("unshare", "--map-root-user", "--mount", "sh", "-c", script)
+    assert re.findall(r"status (\d+)", done.stdout) == ["1", "0", "1"]
+    assert done.stdout.count(".safetensors") == 2
+    assert ".partial" not in done.stdout
+    full, read_only = re.findall("error: .*", done.stderr)
+    assert re.search(r"checkpoints/\w+: the checkpoint of epoch 3, step 0, cannot be written: .*make room", full)
+    assert re.search(r"checkpoints/\w+: checkpoints cannot be kept there: .*Read-only", read_only)
+    assert "Traceback" not in done.stderr
+    assert "going on from the checkpoint" in done.stderr
+
+
+def test_prepared_data_that_cannot_be_read_and_a_loss_that_explodes(by_hand):
+    project = by_hand
+    project.run("udc", "prepare")
+    images = project.root / "data/prepared/train.npy"
+    whole = images.read_bytes()
+    images.write_bytes(whole[:1000])
+    done = project.run("udc", "train", check=False)
+    assert done.returncode == 1
+    assert re.search(r"^error: .*train\.npy: cannot be read .*run prepare again", done.stderr, re.MULTILINE)
+    images.write_bytes(whole)
+    project.set_params(train={"optimizer": "sgd", "learning_rate": 1e30, "epochs": 5, "warmup_ratio": 0.5})
+    done = project.run("udc", "train", check=False)
+    assert done.returncode == 1
+    assert re.search(r"error: the loss is (nan|inf) in epoch \d+, step \d+; lower train.learning_rate", done.stderr)
+    assert "Images: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {run.info.status for run in project.runs()} == {"FAILED"}
+
+
+def test_a_profile_and_a_range_test_record_nothing(by_hand):
+    project = by_hand
+    project.run("udc", "prepare")
+    done = project.run("udc", "train", "--profile")
+    shares = dict(re.findall(r"^(.{2,33}?) +[\d.]+ +([\d.]+)%$", done.stdout, re.MULTILINE))
+    assert {"load and augment", "forward", "loss", "backward", "optimiser", "the loop itself"} <= shares.keys()
+    assert sum(map(float, shares.values())) == pytest.approx(100, abs=1)
+    assert done.stderr == ""
+    told = project.run("udc", "find-lr", "--steps", "40", "--from", "1e-5").stdout
+    assert re.match(r"the loss falls fastest at a learning rate of [\d.e-]+", told)
+    assert (project.root / "sweeps/learning_rates.png").is_file()
+    assert not (project.root / "mlflow.db").exists()
+    assert not (project.root / "model").exists()
+    refused = project.run("udc", "find-lr", "--from", "1", "--to", "0.1", check=False)
+    assert "error: the rates must rise" in refused.stderr
+
+
+def test_averaging_over_flips_is_the_same_in_evaluation_and_prediction(by_hand):
+    project = by_hand
+    project.run("dvc", "repro", "-q")
+    plain = json.loads((project.root / "metrics.json").read_text())
+    project.set_params(evaluate={"flip_averaging": True})
+    project.run("dvc", "repro", "-q")
+    assert json.loads((project.root / "metrics.json").read_text()) != plain
+    import pandas as pd
+
+    table = pd.read_csv(project.root / "evaluation/test/predictions.csv").set_index("path")
+    files = [f"data/raw/shapes/{path}" for path in table.index[:5]]
+    found = json.loads(project.run("udc", "predict", "--json", *files).stdout)
+    for row, path in zip(found, table.index, strict=False):
+        assert row["expected_cost"] == pytest.approx(table.loc[path, "expected_cost"], rel=1e-4, abs=1e-6)
