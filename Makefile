@@ -33,8 +33,9 @@ lint: setup ## style, format, types
 	@ruff format --check .
 	@mypy
 
-bench: setup ## measure the models beside transformers, torchvision and timm
+bench: setup ## measure models and training beside transformers, torchvision and timm
 	@python benchmarks/models.py
+	@python benchmarks/training.py
 
 clean: ## remove what the pipeline made, but no recorded run
 	@rm -rf data/prepared model training evaluation metrics.json

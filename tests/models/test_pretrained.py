@@ -16,7 +16,7 @@ from udc_model.models import build_model
 from udc_model.models.pretrained import find_weights
 from udc_model.params import ModelParams
 from udc_model.presets import PRESETS
-from udc_model.stages.train import start_from_weights
+from udc_model.stages.training_setup import start_from_weights
 
 RESNET_18 = ModelParams(preset="resnet-18", weights="imagenet")
 PREPROCESSING = Preprocessing(32)

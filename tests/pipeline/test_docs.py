@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -13,24 +12,26 @@ TEXT = (Path(__file__).parents[2] / "docs/experiments.md").read_text(encoding="u
 BLOCKS = re.findall(r"```sh\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
-def _wait_for_queue(project):
-    deadline = time.monotonic() + 300
-    while (told := project.run("dvc", "queue", "status").stdout).count("Success") < 2:
-        assert "Failed" not in told, told
-        assert time.monotonic() < deadline, told
-        time.sleep(1)  # between two polls
+# Blocks that take long, by a command in them, with the test that runs the same.
+ELSEWHERE = {
+    "make ui": "test_make_ui_answers",
+    "dvc queue start": "test_a_queue_of_eight_on_two_workers_and_its_report",
+    "udc tune": "test_a_study_goes_on_after_a_kill",
+    "udc reproduce": "test_a_run_is_reproduced_to_the_bit",
+}
 
 
-def test_every_command_in_order(new_project, tmp_path, free_port):
-    project = new_project(train={"epochs": 1}, evaluate={"resamples": 100})
+def test_every_command_in_order(by_hand, tmp_path, free_port):
+    project = by_hand
     home = {"HOME": str(tmp_path)}
     subprocess.run(["git", "init", "-q", "--bare", str(tmp_path / "udc-model.git")], check=True)
     project.run("git", "remote", "add", "origin", str(tmp_path / "udc-model.git"))
     server = project.root.parent / "server"
     server.mkdir(exist_ok=True)
-    told = []
+    told, tests = [], "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     for block in BLOCKS:
-        if "make ui" in block:  # test_make_ui_answers
+        if elsewhere := [name for command, name in ELSEWHERE.items() if command in block]:
+            assert f"def {elsewhere[0]}(" in tests
             continue
         commands = block.strip()
         if "MLFLOW_TRACKING_URI" in commands:
@@ -41,20 +42,14 @@ def test_every_command_in_order(new_project, tmp_path, free_port):
                 told.append(project.run("bash", "-ec", commands, **home).stdout)
                 _check_server(free_port)
             continue
-        if "queue start" in commands:  # its workers keep the output open
-            commands = commands.replace("dvc queue start -j 2", "dvc queue start -j 2 > /dev/null 2>&1")
         told.append(project.run("bash", "-ec", commands, **home).stdout)
-        if "queue start" in commands:
-            _wait_for_queue(project)
     text = "\n".join(told)
     assert text.count("Data and pipelines are up to date") == 2  # the second repro, and that of the clone
     assert "again: run " in text
-    assert "identical: run " in text
     assert "version 1 is champion" in text
-    assert "HEAD" in text
     runs = project.runs()
     names = [run.info.run_name for run in runs]
-    assert {"dear", "wide", "rates-0", "rates-1"} <= set(names)
+    assert {"dear", "wide"} <= set(names)
     assert "again" not in names  # it is a name of wide's run
     assert all(run.info.status == "FINISHED" for run in runs)
     assert not (tmp_path / "elsewhere/mlflow.db").exists()  # nothing ran there

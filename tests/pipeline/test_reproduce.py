@@ -34,14 +34,17 @@ def test_a_convnext_of_a_dirty_tree_by_the_name_of_its_registered_model(project)
     assert len(project.runs()) == 1  # nothing is recorded, and nothing left in the folder
     assert project.run("git", "status", "--porcelain", "--untracked-files=no").stdout == ""
 
-    # the images change, and nobody has the old ones
-    image = next((project.root / "data/raw/shapes").rglob("*.png"))
-    image.write_bytes(next(path for path in image.parent.glob("*.png") if path != image).read_bytes())
+    # the images change, and nobody has the old ones; and a package is another
+    for image in (project.root / "data/raw/shapes").rglob("*.png"):
+        image.write_bytes(image.with_name("00.png").read_bytes() if image.stem < "20" else image.read_bytes())
+    project.client().set_tag(run.info.run_id, "udc.version.numpy", "1.0")
     changed = project.run("udc", "reproduce", run.info.run_id, check=False)
     assert changed.returncode == 1
-    assert "changed since then:" in changed.stdout
-    assert "  data: digest " in changed.stdout
-    assert "weights: sha256" in changed.stdout
+    told, _, since = changed.stdout.partition("changed since then:")
+    assert "weights: sha256" in told
+    assert "test/log_loss: " in told
+    assert "  data: digest " in since
+    assert ", was 1.0" in since
 
     image.parent.parent.rename(project.root / "data/raw/gone")
     missing = project.run("udc", "reproduce", "--check", run.info.run_id, check=False)

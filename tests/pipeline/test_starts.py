@@ -107,7 +107,7 @@ def test_stages_by_hand_a_failure_and_another_evaluation(by_hand):
 def test_killed_and_gone_on_with_and_once_more_in_a_temporary_folder(by_hand):
     """SIGKILL for dvc and the stage: the same command goes on in the same run, and ends with the bits of any other."""
     project = by_hand
-    epochs = 300
+    epochs = 100
     project.set_params(train={"epochs": epochs})
     process = project.start("dvc", "repro", "train")
     project.wait_for(".udc/checkpoints/*/000003-*", process)

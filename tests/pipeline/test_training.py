@@ -1,6 +1,5 @@
 """Trainings that are killed, interrupted or refused by the machine: one message each, and the same bits in the end."""
 
-import json
 import os
 import re
 import shutil
@@ -9,6 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 pytestmark = pytest.mark.pipeline
@@ -32,10 +32,10 @@ def _processes(project, variable):
     return found
 
 
-def test_two_processes_killed_one_by_one_and_together(by_hand):
+def test_two_processes_killed_and_gone_on_with(by_hand):
     """A process that dies ends the other; what was killed goes on in its run, to the bits of one never killed."""
     project = by_hand
-    project.set_params(train={"epochs": 40, "processes": 2, "ema_decay": 0.9, "mixup": 0.2})
+    project.set_params(train={"epochs": 30, "processes": 2, "ema_decay": 0.9, "mixup": 0.2})
     project.run("udc", "prepare")
     process = project.start("udc", "train")
     project.wait_for(".udc/checkpoints/*/000002-*", process)
@@ -59,30 +59,17 @@ def test_two_processes_killed_one_by_one_and_together(by_hand):
     (run,) = project.runs()
     assert run.data.tags["udc.processes"] == "2"
     expected = _sha256(project)
-    epochs = [row["epoch"] for row in _curves(project)]
-    assert epochs == list(range(1, 41))
-
-    project.run("udc", "train")
+    assert list(pd.read_csv(project.root / "training/curves.csv")["epoch"]) == list(range(1, 31))
+    # never killed, and by hand
+    project.run("torchrun", "--standalone", "--nproc-per-node", "2", "-m", "udc_model.stages.train",
+                OMP_NUM_THREADS="1")  # fmt: skip
+    assert [run.data.tags["udc.processes"] for run in project.runs()] == ["2", "2"]
     assert {run.data.tags["udc.model_sha256"] for run in project.runs()} == {expected}
-
-
-def _curves(project):
-    import pandas as pd
-
-    return pd.read_csv(project.root / "training/curves.csv").to_dict("records")
-
-
-def test_torchrun_by_hand(by_hand):
-    project = by_hand
-    project.run("udc", "prepare")
-    project.run("torchrun", "--standalone", "--nproc-per-node", "2", "-m", "udc_model.stages.train")
-    (run,) = project.runs()
-    assert (run.info.status, run.data.tags["udc.processes"]) == ("FINISHED", "2")
 
 
 def test_ctrl_c_keeps_the_checkpoint(by_hand):
     project = by_hand
-    project.set_params(train={"epochs": 300})
+    project.set_params(train={"epochs": 100})
     project.run("udc", "prepare")
     process = project.start("udc", "train")
     project.wait_for(".udc/checkpoints/*/000002-*", process)
@@ -91,7 +78,6 @@ def test_ctrl_c_keeps_the_checkpoint(by_hand):
     assert process.returncode == 130
     assert told.rstrip().endswith("error: interrupted")
     assert [run.info.status for run in project.runs()] == ["KILLED"]
-    project.set_params(train={"epochs": 300})
     done = project.run("udc", "train")
     assert "going on from the checkpoint" in done.stderr
     assert [run.info.status for run in project.runs()] == ["FINISHED"]
@@ -121,15 +107,16 @@ def test_a_full_disk_and_a_folder_that_cannot_be_written(by_hand):
     assert done.stdout.count(".safetensors") == 2
     assert ".partial" not in done.stdout
     full, read_only = re.findall("error: .*", done.stderr)
-    assert re.search(r"checkpoints/\w+: the checkpoint of epoch 3, step 0, cannot be written: .*make room", full)
+    assert re.search(r"checkpoints/\w+: the checkpoint of epoch \d, step 0, cannot be written: .*make room", full)
     assert re.search(r"checkpoints/\w+: checkpoints cannot be kept there: .*Read-only", read_only)
     assert "Traceback" not in done.stderr
     assert "going on from the checkpoint" in done.stderr
 
 
-def test_prepared_data_that_cannot_be_read_and_a_loss_that_explodes(by_hand):
+def test_a_profile_and_a_range_test_record_nothing_and_refusals_are_plain(by_hand):
     project = by_hand
     project.run("udc", "prepare")
+    _profile_and_range_test(project)
     images = project.root / "data/prepared/train.npy"
     whole = images.read_bytes()
     images.write_bytes(whole[:1000])
@@ -146,9 +133,7 @@ def test_prepared_data_that_cannot_be_read_and_a_loss_that_explodes(by_hand):
     assert {run.info.status for run in project.runs()} == {"FAILED"}
 
 
-def test_a_profile_and_a_range_test_record_nothing(by_hand):
-    project = by_hand
-    project.run("udc", "prepare")
+def _profile_and_range_test(project):
     done = project.run("udc", "train", "--profile")
     shares = dict(re.findall(r"^(.{2,33}?) +[\d.]+ +([\d.]+)%$", done.stdout, re.MULTILINE))
     assert {"load and augment", "forward", "loss", "backward", "optimiser", "the loop itself"} <= shares.keys()
@@ -161,19 +146,3 @@ def test_a_profile_and_a_range_test_record_nothing(by_hand):
     assert not (project.root / "model").exists()
     refused = project.run("udc", "find-lr", "--from", "1", "--to", "0.1", check=False)
     assert "error: the rates must rise" in refused.stderr
-
-
-def test_averaging_over_flips_is_the_same_in_evaluation_and_prediction(by_hand):
-    project = by_hand
-    project.run("dvc", "repro", "-q")
-    plain = json.loads((project.root / "metrics.json").read_text())
-    project.set_params(evaluate={"flip_averaging": True})
-    project.run("dvc", "repro", "-q")
-    assert json.loads((project.root / "metrics.json").read_text()) != plain
-    import pandas as pd
-
-    table = pd.read_csv(project.root / "evaluation/test/predictions.csv").set_index("path")
-    files = [f"data/raw/shapes/{path}" for path in table.index[:5]]
-    found = json.loads(project.run("udc", "predict", "--json", *files).stdout)
-    for row, path in zip(found, table.index, strict=False):
-        assert row["expected_cost"] == pytest.approx(table.loc[path, "expected_cost"], rel=1e-4, abs=1e-6)
