@@ -131,6 +131,12 @@ def free_port():
         return probe.getsockname()[1]
 
 
+@pytest.fixture
+def outside(tmp_path):
+    """A folder that is no project, with the commands of the environment."""
+    return Project(tmp_path)
+
+
 @pytest.fixture(scope="session")
 def new_project(tmp_path_factory):
     """A function that makes a fresh project, with changed sections of params.yaml."""
@@ -142,7 +148,7 @@ def by_hand(new_project, shapes_folder):
     """A small project on image files, nothing of it run."""
     project = new_project(
         data={"source": "folder", "path": "data/raw/shapes", "image_size": 16},
-        train={"epochs": 1}, costs={"preset": "uniform"}, evaluate={"resamples": 100},
+        train={"epochs": 1, "batch_size": 12}, costs={"preset": "uniform"}, evaluate={"resamples": 100},
     )  # fmt: skip
     shapes_folder.rename(project.root / "data/raw/shapes")
     project.run("git", "add", "-A")

@@ -116,7 +116,7 @@ def test_loss_and_dvc_must_agree_on_what_is_read(new_project):
     assert "Traceback" not in done.stderr
 
 
-def test_mlflow_run_is_one_run(new_project):
+def test_mlflow_run_is_one_run(new_project, outside):
     project = new_project()
     command = ("mlflow", "run", ".", "--env-manager", "local", "-P", "model_type=convnext", "-P", "train.epochs=1")
     project.run(*command)
@@ -129,7 +129,14 @@ def test_mlflow_run_is_one_run(new_project):
     assert run.data.params["train.epochs"] == "1"
     assert "test/accuracy" in run.data.metrics
     assert "epoch/train_loss" in run.data.metrics
-    project.run(*command[:3], "-e", "prepare", *command[3:5], "-P", "data.image_size=24")
+    # from outside, by a file's address, up to one stage; into the store of the one who calls
+    outside.run("mlflow", "run", f"file://{project.root}", "-e", "train", "--env-manager", "local",
+                "-P", "train.epochs=2", "-P", "data.image_size=24")  # fmt: skip
+    (other,) = outside.runs()
+    assert (other.info.status, other.data.params["train.epochs"]) == ("FINISHED", "2")
+    assert "epoch/train_loss" in other.data.metrics
+    assert "test/accuracy" not in other.data.metrics
+    assert len(project.runs()) == 1
     assert json.loads((project.root / "data/prepared/dataset.json").read_text())["preprocessing"]["size"] == 24
 
 

@@ -2,8 +2,8 @@
 
 import json
 import os
+import re
 import shutil
-import subprocess
 import urllib.parse
 from pathlib import Path
 
@@ -12,39 +12,64 @@ import pytest
 pytestmark = pytest.mark.pipeline
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync")  # fmt: skip
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]  # fmt: skip
 
 
-def _page(address, profile, *options):
-    """The page's text and markup once its scripts have come to rest."""
-    command = [BROWSER, *QUIET, f"--user-data-dir={profile}", "--window-size=1600,2400", "--virtual-time-budget=30000",
-               *options, address]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=True).stdout
+@pytest.fixture
+def page():
+    """An empty page; with ``UDC_SCREENSHOTS`` its pictures are kept in that folder, for a person to look at."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=QUIET)
+        page = browser.new_page(viewport={"width": 1600, "height": 2400})
+        page.set_default_timeout(60_000)
+        yield page
+        browser.close()
+
+
+def _keep(page, name):
+    if folder := os.environ.get("UDC_SCREENSHOTS"):
+        page.screenshot(path=str(Path(folder) / f"{name}.png"))
 
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium on this machine (apt install chromium)")
-def test_two_runs_side_by_side(by_hand, free_port, tmp_path):
+def test_two_runs_side_by_side(by_hand, free_port, page):
     project = by_hand
     project.run("dvc", "exp", "run", "-q", "--name", "first")
     project.run("dvc", "exp", "run", "-q", "--name", "second", "-S", "train.learning_rate=0.01")
-    ids = [run.info.run_id for run in project.runs()]
-    assert len(ids) == 2
-    experiment = project.runs()[0].info.experiment_id
+    runs = project.runs()
+    experiment = runs[0].info.experiment_id
+    query = urllib.parse.urlencode({"runs": json.dumps([run.info.run_id for run in runs]),
+                                    "experiments": json.dumps([experiment])})  # fmt: skip
     command = ("mlflow", "server", "--port", str(free_port), "--workers", "1", "--backend-store-uri",
                f"sqlite:///{project.root / 'mlflow.db'}")  # fmt: skip
     with project.server(*command, ready=f"http://127.0.0.1:{free_port}/health"):
-        query = urllib.parse.urlencode({"runs": json.dumps(ids), "experiments": json.dumps([experiment])})
-        addresses = {
-            "compare": f"http://127.0.0.1:{free_port}/#/compare-runs?{query}",
-            "charts": f"http://127.0.0.1:{free_port}/#/experiments/{experiment}/runs?compareRunsMode=CHART",
-        }
-        found = {name: _page(address, tmp_path / "profile", "--dump-dom") for name, address in addresses.items()}
-        if folder := os.environ.get("UDC_SCREENSHOTS"):  # for a person to look at
-            for name, address in addresses.items():
-                _page(address, tmp_path / "profile", f"--screenshot={Path(folder) / name}.png")
-    for name in ("test/mean_cost", "test/accuracy", "validation/log_loss", "train.learning_rate", "first", "second"):
-        assert name in found["compare"], name
-    assert "test/confusion_matrix" in found["charts"]
-    pictures = sum(found["charts"].count(f"confusion_matrix{plus}step{plus}0") for plus in ("+", "%2B"))
-    assert pictures >= 2, "both runs' confusion matrices"
+        page.goto(f"http://127.0.0.1:{free_port}/#/compare-runs?{query}")
+        page.get_by_text("Comparing 2 Runs from 1 Experiment").wait_for()
+        for name in ("first", "second", "train.learning_rate", "epoch/validation_log_loss"):
+            page.get_by_text(name, exact=True).first.wait_for()
+        _show_metrics(page, ["test/accuracy", "test/mean_cost", "validation/mean_cost"])
+        _keep(page, "compare")
+        page.goto(f"http://127.0.0.1:{free_port}/#/experiments/{experiment}/runs?compareRunsMode=CHART")
+        page.get_by_placeholder("Search metric charts").fill("confusion_matrix")
+        pictures = page.locator("img[src*=confusion_matrix]")
+        pictures.nth(1).wait_for()
+        shown = {re.search(r"run_uuid=(\w+)", pictures.nth(k).get_attribute("src")) for k in range(pictures.count())}
+        _keep(page, "charts")
+    assert {match[1] for match in shown if match} == {run.info.run_id for run in runs}
+
+
+def _show_metrics(page, names):
+    """Scroll the table of metrics, of which only the rows in sight are on the page, until each was there."""
+    table = page.get_by_role("link", name="epoch/train_loss")
+    table.hover()
+    missing = set(names)
+    for _ in range(200):
+        missing -= {name for name in missing if page.get_by_text(name, exact=True).count()}
+        if not missing:
+            return
+        page.mouse.wheel(0, 60)
+        page.wait_for_timeout(50)  # the page draws the rows that came into sight
+    raise AssertionError(f"not in the table: {missing}")

@@ -1,13 +1,18 @@
 """One experiment, one run, in every way of starting; what each run holds is its own."""
 
+import base64
+import http.client
 import io
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import mlflow
 import pandas as pd
 import pytest
 import yaml
@@ -78,6 +83,61 @@ def test_a_queue_of_eight_on_two_workers_and_its_report(by_hand):
     by_price = project.run("udc", "sweep-report", "true=3,predicted=8", check=False)
     assert "a sweep needs two values" in by_price.stderr  # the same price in all of them
     assert project.run("udc", "reproduce", runs[0].info.run_name).stdout.startswith("identical: run ")
+
+
+def test_a_server_with_a_password_that_is_told_to_nobody_else(by_hand, free_port, tmp_path):
+    project, store = by_hand, tmp_path / "store"
+    store.mkdir()
+    command = ("mlflow", "server", "--port", str(free_port), "--workers", "1", "--backend-store-uri",
+               f"sqlite:///{store / 'server.db'}", "--artifacts-destination", str(store / "files"))  # fmt: skip
+    gate = ThreadingHTTPServer(("127.0.0.1", 0), _gate(free_port, "anna", "open-sesame-42"))
+    threading.Thread(target=gate.serve_forever, daemon=True).start()
+    uri = f"http://127.0.0.1:{gate.server_port}"
+    settings = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_TRACKING_USERNAME": "anna"}
+    with project.server(*command, ready=f"http://127.0.0.1:{free_port}/health"):
+        project.run("udc", "prepare")
+        refused = project.run("udc", "train", MLFLOW_TRACKING_PASSWORD="wrong-guess", **settings)
+        assert "`udc sync` sends it" in refused.stderr  # the training is not harmed
+        done = project.run("udc", "evaluate", MLFLOW_TRACKING_PASSWORD="open-sesame-42", **settings)
+        client = mlflow.MlflowClient(f"http://127.0.0.1:{free_port}")
+        (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+        assert run.info.status == "FINISHED"
+        assert "test/mean_cost" in run.data.metrics
+    gate.shutdown()
+    told = refused.stdout + refused.stderr + done.stdout + done.stderr
+    kept = b"".join(path.read_bytes() for folder in (project.root / ".udc", store) for path in folder.rglob("*")
+                    if path.is_file())  # fmt: skip
+    for secret in ("open-sesame-42", "wrong-guess"):
+        assert secret not in told
+        assert secret.encode() not in kept
+
+
+def _gate(port, user, password):
+    """A handler that lets requests with this user and password through to the server on ``port``."""
+    expected = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+    class Gate(BaseHTTPRequestHandler):
+        def pass_on(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if self.headers.get("Authorization") != expected:
+                self.send_error(401)
+                return
+            connection = http.client.HTTPConnection("127.0.0.1", port)
+            connection.request(self.command, self.path, body, {**self.headers, "Host": f"127.0.0.1:{port}"})
+            answer = connection.getresponse()
+            contents = answer.read()
+            self.send_response(answer.status)
+            self.send_header("Content-Type", answer.headers.get("Content-Type", "application/json"))
+            self.send_header("Content-Length", str(len(contents)))
+            self.end_headers()
+            self.wfile.write(contents)
+
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = pass_on  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    return Gate
 
 
 def test_stages_by_hand_a_failure_and_another_evaluation(by_hand):
