@@ -146,7 +146,7 @@ def what_determines(setup: TrainingSetup, ranks: Ranks) -> dict[str, Any]:
         "code": {
             path.relative_to(package).as_posix(): sha256_of(path)
             for path in sorted([*code, *Path(__file__).parent.glob("train*.py")])
-            if path.suffix in (".py", ".c")
+            if path.suffix in (".py", ".c", ".h")
         },
     }
 
