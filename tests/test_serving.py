@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -81,3 +82,19 @@ def test_rule_of_other_classes_is_refused(served, tmp_path):
 
     with pytest.raises(UdcError, match="is for the classes x, y"):
         check_same_classes(served.classifier, DecisionRule(["x", "y"], [[0.0, 1.0], [1.0, 0.0]]), "decision.json")
+
+
+def test_a_rule_made_for_flip_averaging_has_the_model_served_so(served, rng, tmp_path):
+    """The decision file says it, so that evaluate, predict and the served model agree; an image and its mirror too."""
+    bundle = tmp_path / "bundle"
+    (bundle / "model").mkdir(parents=True)
+    served.classifier.model.save_pretrained(bundle / "model")
+    served.classifier.preprocessing.save(bundle / "model")
+    (bundle / "decision.json").write_text(replace(served.rule, flip_averaging=True).to_json())
+    averaging, pixels = ServedClassifier(bundle), rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    both = pd.DataFrame({"image": [pixels, pixels[:, ::-1]]})
+    assert np.ptp(averaging.predict(both)["expected_cost"]) < 1e-6
+    assert np.ptp(served.predict(both)["expected_cost"]) > 1e-6
+    images = [Image.fromarray(side) for side in both["image"]]
+    mean = served.classifier.logits(images).mean(axis=0)
+    np.testing.assert_allclose(averaging.classifier.logits(images), [mean, mean], rtol=1e-4, atol=1e-5)

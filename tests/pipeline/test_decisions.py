@@ -25,7 +25,7 @@ def shapes(new_project, tmp_path_factory):
         data={"source": "folder", "path": "data/raw/shapes", "image_size": 16, "group": "^(g[0-9]+)_"},
         train={"epochs": 2},
         costs={"preset": "uniform", "refer": 0.4},
-        evaluate={"recall_of": ["bar"], "resamples": 200, "flip_averaging": True},
+        evaluate={"recall_of": ["bar"], "resamples": 200},
     )
     rng = np.random.default_rng(0)
     for k, label in enumerate(("bar", "dot", "stripe")):

@@ -50,26 +50,15 @@ def test_two_runs_side_by_side(by_hand, free_port, page):
         page.get_by_text("Comparing 2 Runs from 1 Experiment").wait_for()
         for name in ("first", "second", "train.learning_rate", "epoch/validation_log_loss"):
             page.get_by_text(name, exact=True).first.wait_for()
-        _show_metrics(page, ["test/accuracy", "test/mean_cost", "validation/mean_cost"])
         _keep(page, "compare")
         page.goto(f"http://127.0.0.1:{free_port}/#/experiments/{experiment}/runs?compareRunsMode=CHART")
-        page.get_by_placeholder("Search metric charts").fill("confusion_matrix")
+        search = page.get_by_placeholder("Search metric charts")
+        for name in ("test/mean_cost", "validation/accuracy"):
+            search.fill(name)
+            page.get_by_text(name, exact=True).first.wait_for()
+        search.fill("confusion_matrix")
         pictures = page.locator("img[src*=confusion_matrix]")
         pictures.nth(1).wait_for()
         shown = {re.search(r"run_uuid=(\w+)", pictures.nth(k).get_attribute("src")) for k in range(pictures.count())}
         _keep(page, "charts")
     assert {match[1] for match in shown if match} == {run.info.run_id for run in runs}
-
-
-def _show_metrics(page, names):
-    """Scroll the table of metrics, of which only the rows in sight are on the page, until each was there."""
-    table = page.get_by_role("link", name="epoch/train_loss")
-    table.hover()
-    missing = set(names)
-    for _ in range(200):
-        missing -= {name for name in missing if page.get_by_text(name, exact=True).count()}
-        if not missing:
-            return
-        page.mouse.wheel(0, 60)
-        page.wait_for_timeout(50)  # the page draws the rows that came into sight
-    raise AssertionError(f"not in the table: {missing}")
