@@ -108,7 +108,6 @@ def ours(name: str, case: Case, folder: Path) -> Contender:
     import torch
 
     from udc_model.costs.losses import TrainingLoss
-    from udc_model.data.batches import Batch
     from udc_model.data.packed import PackedDataset
     from udc_model.models import build_model
     from udc_model.params import validate_params
@@ -124,8 +123,7 @@ def ours(name: str, case: Case, folder: Path) -> Contender:
     data = training_batches(dataset.split("train"), dataset.preprocessing, params.train, 1)
     state = start(model, loss, data, params.train, hardware)
     if "synthetic" in name:
-        batches = [batch for _, batch in data.load(0, 0, hardware.device)]
-        ready = [(k, Batch(b.images, b.targets, b.all_targets)) for k, b in enumerate(batches)]
+        ready = list(data.load(0, 0, hardware.device))
         data.load = lambda epoch, step, device: iter(ready)  # type: ignore[method-assign]
 
     def epoch() -> None:

@@ -45,11 +45,12 @@ def epoch_order(labels: NDArray[np.int64], seed: int, epoch: int, power: float =
 @dataclass(frozen=True)
 class Batch:
     """One step's ``images`` (n, 3, size, size) float32 and ``targets`` (n,), of the part that this process trains on,
-    and ``all_targets`` (N,) of the whole batch."""
+    and ``all_targets`` (N,) of the whole batch; the first ``overlap`` images are there only to be mixed with."""
 
     images: Tensor
     targets: Tensor
     all_targets: Tensor
+    overlap: int = 0
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,8 @@ class TrainingBatches(Dataset[Tensor]):
         images = training_input(stored.to(device, non_blocking=True), indices, repeats, self.plan(epoch).draws,
                                 self.augmentation, self.preprocessing)  # fmt: skip
         labels = self.split.labels
-        targets = (torch.from_numpy(labels[chosen]).to(device) for chosen in (indices, self.plan(epoch).indices[step]))
-        return Batch(images, *targets)
+        own, whole = (torch.from_numpy(labels[k]).to(device) for k in (indices, self.plan(epoch).indices[step]))
+        return Batch(images, own, whole, int(self.overlap))
 
     def paths(self, epoch: int, step: int) -> list[str]:
         """The files that the images of a step came from."""

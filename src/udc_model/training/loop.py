@@ -222,8 +222,7 @@ def train_step(
     key : (seed, epoch, step), which determine the mixtures and what the model draws.
     """
     images, partners, kept = Mixing(params.mixup, params.cutmix)(batch.images, batch.targets, *key)
-    targets, overlap = batch.targets, int(ranks.world > 1 and bool(Mixing(params.mixup, params.cutmix)))
-    images, targets, partners = (whole[overlap:] for whole in (images, targets, partners))
+    images, targets, partners = (whole[batch.overlap :] for whole in (images, batch.targets, partners))
     seed_drop_path(*key, ranks.rank)
     state.loss_fn.start_step(batch.all_targets)
     state.optimizer.zero_grad(set_to_none=True)
