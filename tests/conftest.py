@@ -14,6 +14,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest first, so that no worker is left alone with one at the end."""
+    longest = ("pipeline", "training", "models")
+    items.sort(key=lambda item: longest.index(item.path.parent.name) if item.path.parent.name in longest else 9)
+
+
 @pytest.fixture(autouse=True)
 def _settings_of_no_other_run(monkeypatch):
     """mlflow.set_tracking_uri() leaves its address in the environment for the tests that come after."""
