@@ -391,11 +391,14 @@ def checkpoint_cost(rounds: int) -> Iterator[str]:
     from udc_model.models import build_model
     from udc_model.params import ModelParams, TrainParams, validate_params
     from udc_model.training.checkpoint import open_checkpoints
+    from udc_model.training.hardware import Hardware
+    from udc_model.training.optimisation import averaged_model
     from udc_model.training.state import TrainingState
 
     model = build_model(ModelParams(model_type="convnext", preset="convnext-tiny"), ["a", "b", "c"], 1)
     loss = TrainingLoss(validate_params({}, "benchmark").loss, torch.ones(3, 3), [1, 1, 1])
-    state = TrainingState(model, loss, TrainParams(ema_decay=0.99), torch.device("cpu"), "fp32", [])
+    hardware = Hardware(torch.device("cpu"), "fp32")
+    state = TrainingState(model, averaged_model(model, 0.99), loss, TrainParams(), hardware, [])
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     state.optimizer.step()

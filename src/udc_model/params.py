@@ -263,6 +263,7 @@ class TrainParams(Section):
     loader_workers: Annotated[int, Field(ge=0)] = 0
     processes: Positive = 1
     sync_batchnorm: bool = False
+    sharded: bool = False
     compile: bool = False
     deterministic: bool = True
     tf32: bool = False

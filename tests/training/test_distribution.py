@@ -17,6 +17,7 @@ TESTS = Path(__file__).parent
 # Trains on the synthetic images of test_checkpoint; each process writes what it saw.
 WORKER = """
 import hashlib, json, sys
+from contextlib import ExitStack
 from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[1])
@@ -28,10 +29,11 @@ from udc_model.data.transforms import Preprocessing
 from udc_model.models import build_model
 from udc_model.params import LossParams, TrainParams
 from udc_model.training import loop
+from udc_model.training.checkpoint import open_checkpoints
 from udc_model.training.distribution import process_group
 from udc_model.training.hardware import pick_hardware
 
-kind, options, loss = sys.argv[3], json.loads(sys.argv[4]), json.loads(sys.argv[5])
+kind, options, loss, last = sys.argv[3], json.loads(sys.argv[4]), json.loads(sys.argv[5]), int(sys.argv[6])
 model_params = data.MODELS[kind]
 if kind == "convnext":
     plain = model_params.convnext.model_copy(update={"drop_path_rate": 0.0})
@@ -47,11 +49,17 @@ def count(self, epoch, number):
         seen.append((epoch, number, indices[int(self.overlap):].tolist()))
     return indices, repeats
 loop.train_step, TrainingBatches._own = record, count
-with process_group() as ranks:
+def stop(record):
+    if record.epoch == last:
+        raise SystemExit(7)
+with process_group() as ranks, ExitStack() as stack:
+    checkpoints = None
+    if ranks.is_first:
+        checkpoints = stack.enter_context(open_checkpoints(Path(sys.argv[2]).parent, {"kind": kind}, 1e-9))
     model = build_model(model_params, data.CLASSES, 1)
     loss_fn = TrainingLoss(LossParams(**loss), torch.tensor([[0.0, 1, 4], [1, 0, 1], [2, 1, 0]]), [13, 13, 24])
     result = loop.train_model(model, data._split(50, 0), data._split(31, 9), Preprocessing(16), loss_fn, params, 1,
-                              pick_hardware(params), ranks=ranks)
+                              pick_hardware(params), None, checkpoints, stop, ranks)
     out = {"sha256": data._sha256(result.best_state), "curves": result.curves, "steps": steps, "seen": seen}
     Path(sys.argv[2], f"{ranks.rank}.json").write_text(json.dumps(out))
 """
@@ -61,16 +69,19 @@ PLAIN = {"epochs": 5, "batch_size": 13, "optimizer": "sgd", "learning_rate": 0.0
 
 @pytest.fixture
 def train(tmp_path):
-    """A function that trains in so many processes; what each of them saw and came to."""
+    """A function that trains in so many processes, perhaps to an epoch alone; what each of them saw and came to."""
     (tmp_path / "worker.py").write_text(WORKER)
 
-    def run(processes, kind, options, loss=None):
+    def run(processes, kind, options, loss=None, last=0):
         out = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         out.mkdir()
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         command = [sys.executable, *(torchrun if processes > 1 else []), str(tmp_path / "worker.py"), str(TESTS),
-                   str(out), kind, json.dumps(options), json.dumps(loss or {})]  # fmt: skip
+                   str(out), kind, json.dumps(options), json.dumps(loss or {}), str(last)]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+        if last:
+            assert "exitcode  : 7" in done.stderr, done.stderr
+            return None
         assert done.returncode == 0, done.stderr
         return [json.loads((out / f"{rank}.json").read_text()) for rank in range(processes)]
 
@@ -107,6 +118,31 @@ def test_three_processes_give_the_same_bits_each_time(train):
     assert first == again
     assert len({found["sha256"] for found in first}) == 1
     assert first[0]["curves"] == first[2]["curves"]
+
+
+def test_a_sharded_model_is_the_same_model_and_goes_on(train):
+    """Parts of ConvNeXt's weights in two processes, averages too; stopped after the second epoch."""
+    options = PLAIN | {"optimizer": "adamw", "learning_rate": 0.003, "ema_decay": 0.9, "accumulation": 2,
+                       "clip_grad_norm": 1.0, "num_frozen_stages": 1, "sharded": True, "epochs": 3}  # fmt: skip
+    (alone,) = train(1, "convnext", options | {"sharded": False})
+    pair = train(2, "convnext", options)
+    assert _own_state(pair[0]) == _own_state(pair[1])
+    assert pair[0]["steps"] == pytest.approx(alone["steps"], rel=1e-4)
+    for row, expected in zip(pair[0]["curves"], alone["curves"], strict=True):
+        assert row == pytest.approx(expected, rel=1e-4)
+    assert train(2, "convnext", options, last=2) is None
+    rest = train(2, "convnext", options)
+    assert len(rest[0]["steps"]) == len(pair[0]["steps"]) // 3
+    assert (rest[0]["sha256"], rest[0]["curves"]) == (pair[0]["sha256"], pair[0]["curves"])
+
+
+def test_a_sharded_resnet_and_what_sharding_refuses(train):
+    options = PLAIN | {"sharded": True, "epochs": 1, "batch_size": 14}
+    pair = train(2, "resnet", options)
+    parallel = train(2, "resnet", options | {"sharded": False})
+    assert pair[0]["steps"] == pytest.approx(parallel[0]["steps"], rel=1e-4)
+    with pytest.raises(AssertionError, match="one process has nobody to share with"):
+        train(1, "resnet", options)
 
 
 def test_a_batch_that_is_too_small_to_share(train):

@@ -15,6 +15,7 @@ from udc_model.params import TrainParams
 from udc_model.training.distribution import Ranks
 from udc_model.training.hardware import Hardware
 from udc_model.training.loop import train_step
+from udc_model.training.optimisation import averaged_model
 from udc_model.training.state import TrainingState
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ def _fits(
     copy = deepcopy(model).to(hardware.device).to(memory_format=hardware.memory_format).train()
     copy.gradient_checkpointing_enable(params.gradient_checkpointing)
     try:
-        state = TrainingState(copy, deepcopy(loss_fn), params, hardware.device, hardware.precision, [])
+        averaged = None if params.ema_decay is None else averaged_model(copy, params.ema_decay)
+        state = TrainingState(copy, averaged, deepcopy(loss_fn), params, hardware, [])
         labels = torch.zeros(n, dtype=torch.int64, device=hardware.device)
         train_step(state, Batch(torch.zeros(n, 3, size, size, device=hardware.device), labels, labels), (0, 0, 0),
                    params, hardware)  # fmt: skip

@@ -91,7 +91,7 @@ class CheckpointFolder:
             "run_key": self.run_key,
         }
         try:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch, metadata)
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, scratch, metadata)
             with scratch.open("r+b") as handle, ThreadPoolExecutor(1) as executor:
                 synced = executor.submit(os.fsync, handle.fileno())
                 with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as contents:

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from udc_model.errors import UdcError
 
 if TYPE_CHECKING:
     from torch.nn.parallel import DistributedDataParallel
+
+    from udc_model.models.staged import ImageClassifier
 
 logger = logging.getLogger(__name__)
 
@@ -116,15 +119,56 @@ class Ranks:
         model.zero_grad(set_to_none=True)
         return parallel
 
+    def shard(self, model: ImageClassifier, device: torch.device) -> None:
+        """Leave each process a part of every parameter: of each layer, the whole is there only while it is at work.
+
+        FSDP (Zhao et al. 2023): parameters become DTensors, so gradients and what an optimiser or an average makes of
+        them are parts too.
+        """
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")  # nothing writes to one
+        mesh = init_device_mesh(device.type, (self.world,))
+        for layer in model.layers():
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+
     def without_sync(self, model: nn.Module) -> AbstractContextManager[object]:
         """Context of a backward pass whose gradients are not yet averaged."""
         if self.world == 1:
             return nullcontext()
+        if hasattr(model, "set_requires_gradient_sync"):
+            return _gradients_stay(model)
         parallel: DistributedDataParallel = model  # type: ignore[assignment]
         return parallel.no_sync()
 
 
 ALONE = Ranks()
+
+
+@contextmanager
+def _gradients_stay(model: nn.Module) -> Iterator[None]:
+    model.set_requires_gradient_sync(False)  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        model.set_requires_gradient_sync(True)  # type: ignore[operator]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that `Ranks.shard` may have parted; then, every process must call this."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def parted_as(tensor: Tensor, other: Tensor) -> Tensor:
+    """This process's part of a whole tensor, as it has of ``other``; the whole, if that is not parted."""
+    if not hasattr(other, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(other, DTensor)
+    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
 
 
 def is_launched() -> bool:

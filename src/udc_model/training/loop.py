@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,7 +29,13 @@ from udc_model.params import TrainParams
 from udc_model.training.checkpoint import Checkpoint, CheckpointFolder
 from udc_model.training.distribution import ALONE, Ranks
 from udc_model.training.hardware import Hardware, set_arithmetic
-from udc_model.training.optimisation import freeze_stages, learning_rate_factor, set_learning_rates, train_mode
+from udc_model.training.optimisation import (
+    averaged_model,
+    freeze_stages,
+    learning_rate_factor,
+    set_learning_rates,
+    train_mode,
+)
 from udc_model.training.state import EpochRecord, Metrics, TrainingState
 
 
@@ -95,7 +102,7 @@ def train_model(
 
     while progress.epoch < params.epochs and not is_spent(state, params, ranks):
         started = time.perf_counter()
-        train_mode(model, state.frozen)
+        train_mode(state.model, state.frozen)
         loss_fn.start_epoch(progress.epoch, params.epochs)
         train_epoch(state, data, params, hardware, checkpoints, ranks)
         images_per_second = len(train) / progress.epoch_seconds
@@ -111,7 +118,7 @@ def train_model(
         score = -monitored if params.monitor in ("log_loss", "normalised_cost") else monitored
         record = state.end_epoch(metrics, images_per_second, score)
         progress.seconds += time.perf_counter() - started
-        if checkpoints is not None:
+        if checkpoints is not None or params.sharded:
             state.save(checkpoints)
         on_epoch(record)
     if not progress.best_epoch:
@@ -143,22 +150,42 @@ def start(
     hardware: Hardware,
     ranks: Ranks = ALONE,
 ) -> TrainingState:
-    """The state before the first step; the model is moved to the hardware."""
+    """The state before the first step; the model is moved to the hardware, of a sharded one a copy."""
     set_arithmetic(params)
-    model.to(hardware.device).to(memory_format=hardware.memory_format)
+    if params.sharded:
+        check_sharding(params, hardware, ranks)
+        model = deepcopy(model)
+    else:
+        model.to(hardware.device).to(memory_format=hardware.memory_format)
     model.gradient_checkpointing_enable(params.gradient_checkpointing)
     if params.sync_batchnorm:
         if hardware.device.type != "cuda":
             raise UdcError("train.sync_batchnorm: torch has it for GPUs only; set it to false")
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     frozen = freeze_stages(model, params.num_frozen_stages)
-    state = TrainingState(model, loss_fn, params, hardware.device, hardware.precision, frozen)
+    averaged = None if params.ema_decay is None else averaged_model(model, params.ema_decay)
+    if params.sharded:
+        for unsharded in (model, *([] if averaged is None else [averaged.module])):
+            ranks.shard(unsharded, hardware.device)  # type: ignore[arg-type]
+    state = TrainingState(model, averaged, loss_fn, params, hardware, frozen)
     if params.compile:
         model.compile()
-    size = data.preprocessing.size
-    example = torch.zeros(1, 3, size, size, device=hardware.device).to(memory_format=hardware.memory_format)
-    state.forward = ranks.parallel(model, hardware.device, example)
+    if not params.sharded:
+        size = data.preprocessing.size
+        example = torch.zeros(1, 3, size, size, device=hardware.device).to(memory_format=hardware.memory_format)
+        state.forward = ranks.parallel(model, hardware.device, example)
     return state
+
+
+def check_sharding(params: TrainParams, hardware: Hardware, ranks: Ranks) -> None:
+    """:class:`UdcError` where ``train.sharded`` cannot be."""
+    if ranks.world == 1:
+        raise UdcError("train.sharded: one process has nobody to share with; set train.processes, or start several "
+                       "with torchrun")  # fmt: skip
+    if hardware.precision == "fp16":
+        raise UdcError("train.sharded: the loss scaler of fp16 knows no parted gradients; use bf16 or fp32")
+    if params.compile:
+        raise UdcError("train.sharded: train.compile would see the whole model; set one of them to false")
 
 
 def is_spent(state: TrainingState, params: TrainParams, ranks: Ranks = ALONE) -> bool:
@@ -198,10 +225,16 @@ def train_epoch(
         progress.total_loss += loss * len(batch.all_targets)
         progress.epoch_seconds += time.perf_counter() - started
         progress.step = step + 1
-        if checkpoints is not None and progress.step < data.steps and checkpoints.due():
+        if progress.step < data.steps and _is_due(checkpoints, params, ranks):
             state.save(checkpoints)
         seen = progress.step * len(data.split) / data.steps
         bar.set_postfix_str(f"loss {loss:.3f}, {told}{seen / progress.epoch_seconds:,.0f} img/s")
+
+
+def _is_due(checkpoints: CheckpointFolder | None, params: TrainParams, ranks: Ranks) -> bool:
+    """Whether to save within an epoch; the same in all processes of a sharded model, which all take part in it."""
+    due = checkpoints is not None and checkpoints.due()
+    return ranks.sum(due) > 0 if params.sharded else due
 
 
 def train_step(
@@ -285,11 +318,13 @@ def validation_scores(
             return torch.as_tensor(model(images).logits)
 
     def shared_logits(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        if not len(images):
+            return np.empty((0, model.config.num_labels), np.float32)
         own = images[ranks.part(len(images))]
-        logits = np.empty((0, model.config.num_labels), np.float32)
-        if len(own):
-            logits = compute_logits(forward, own, preprocessing, batch_size)
-        return ranks.gather(logits, len(images))
+        # as many for each process, for those of a sharded model need each other at every batch
+        missing = -(-len(images) // ranks.world) - len(own)
+        logits = compute_logits(forward, np.concatenate([own, images[:missing]]), preprocessing, batch_size)
+        return ranks.gather(logits[: len(own)], len(images))
 
     logits = shared_logits(split.images)
     decisions: NDArray[np.intp] = logits.argmax(axis=1)
@@ -300,8 +335,6 @@ def validation_scores(
         "validation_macro_f1": float(f1_score(split.labels, decisions, average="macro", zero_division=0.0)),
     }
     if priced is not None:
-        calibration = np.empty((0, logits.shape[1]), np.float32)  # some rules need no calibration split
-        if len(priced.calibration):
-            calibration = shared_logits(priced.calibration.images)
+        calibration = shared_logits(priced.calibration.images)  # perhaps none: some rules need no such split
         scores["validation_normalised_cost"] = priced.cost(calibration, logits)
     return scores

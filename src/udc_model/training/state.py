@@ -15,7 +15,9 @@ from udc_model.costs.losses import TrainingLoss
 from udc_model.models.staged import ImageClassifier
 from udc_model.params import TrainParams
 from udc_model.training.checkpoint import Checkpoint, CheckpointFolder
-from udc_model.training.optimisation import averaged_model, build_optimizer
+from udc_model.training.distribution import parted_as, whole
+from udc_model.training.hardware import Hardware
+from udc_model.training.optimisation import build_optimizer
 
 Metrics = dict[str, float]
 
@@ -52,15 +54,12 @@ class TrainingState:
     a random generator or schedule is part of it.
     """
 
-    def __init__(self, model: ImageClassifier, loss_fn: TrainingLoss, params: TrainParams, device: torch.device,
-                 precision: str, frozen: list[nn.Module]) -> None:  # fmt: skip
-        self.model, self.loss_fn, self.frozen = model, loss_fn, frozen
+    def __init__(self, model: ImageClassifier, averaged: AveragedModel | None, loss_fn: TrainingLoss,
+                 params: TrainParams, hardware: Hardware, frozen: list[nn.Module]) -> None:  # fmt: skip
+        self.model, self.averaged, self.loss_fn, self.frozen = model, averaged, loss_fn, frozen
         self.forward: nn.Module = model  # what a step calls: the same, or what averages its gradients over processes
         self.optimizer = build_optimizer(model, params)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self.averaged: AveragedModel | None = None
-        if params.ema_decay is not None:
-            self.averaged = averaged_model(model, params.ema_decay)
+        self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.precision == "fp16")
         self.progress = Progress()
         self.best_state: dict[str, Tensor] = {}
 
@@ -77,16 +76,21 @@ class TrainingState:
         if score > progress.best_score:
             progress.best_score, progress.best_epoch, progress.patience = score, record.epoch, 0
             state = self.judged.state_dict()
-            self.best_state = {key: value.detach().cpu().clone() for key, value in state.items()}
+            self.best_state = {key: whole(value.detach()).cpu().clone() for key, value in state.items()}
         else:
             progress.patience += 1
         progress.epoch, progress.step, progress.total_loss, progress.epoch_seconds = record.epoch, 0, 0.0, 0.0
         return record
 
-    def save(self, checkpoints: CheckpointFolder) -> None:
-        """Write a checkpoint; :class:`UdcError` if that is impossible."""
-        progress = asdict(self.progress) | {"scaler": self.scaler.state_dict()}
-        checkpoints.save(self.progress.epoch, self.progress.step, dict(self._tensors()), progress)
+    def save(self, checkpoints: CheckpointFolder | None) -> None:
+        """Write a checkpoint where there is a folder for it; :class:`UdcError` if that is impossible.
+
+        All processes of a model that is sharded call this, to put it together.
+        """
+        tensors = {key: whole(value.detach()).cpu() for key, value in self._tensors()}
+        if checkpoints is not None:
+            progress = asdict(self.progress) | {"scaler": self.scaler.state_dict()}
+            checkpoints.save(self.progress.epoch, self.progress.step, tensors, progress)
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for key, value in self.model.state_dict().items():
@@ -111,17 +115,22 @@ class TrainingState:
         records = [EpochRecord(**record) for record in plain.pop("records")]
         self.progress = Progress(**plain, records=records)
         self.best_state = _below("best.", checkpoint.tensors)
-        self.model.load_state_dict(_below("model.", checkpoint.tensors))
+        _load(self.model, _below("model.", checkpoint.tensors))
         if self.averaged is not None:
-            self.averaged.load_state_dict(_below("averaged.", checkpoint.tensors))
+            _load(self.averaged, _below("averaged.", checkpoint.tensors))
         self.loss_fn.seesaw.counts = checkpoint.tensors["loss.seesaw_counts"]
         for number, parameter in enumerate(self._parameters()):
             for key, value in _below(f"optimizer.{number}.", checkpoint.tensors).items():
                 # in the memory format of the parameter: a fused step walks through both by address
                 own = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(
                     value, device=parameter.device)  # fmt: skip
-                self.optimizer.state[parameter][key] = own.copy_(value)
+                self.optimizer.state[parameter][key] = own.copy_(parted_as(value, own))
         return self.progress
+
+
+def _load(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    own = module.state_dict()
+    module.load_state_dict({key: parted_as(value, own.get(key, value)) for key, value in tensors.items()})
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
