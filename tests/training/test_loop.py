@@ -1,5 +1,7 @@
 """The loop: same bits for same arguments, best epoch kept, frozen stages rest, errors name the images."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -73,6 +75,26 @@ def test_the_kept_weights_are_those_of_the_best_epoch():
     logits = compute_logits(lambda x: model.eval()(x).logits, split.images, PREPROCESSING, 7)
     again = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(split.labels))
     assert again.item() == pytest.approx(min(losses), rel=1e-4, abs=1e-6)
+
+
+def test_compiled_it_trains_alike(monkeypatch):
+    """By torch's own way to a graph and back; inductor would turn it into C++ for a minute or two."""
+    compiled_by = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled_by)
+    _, plain = _train(epochs=2)
+    model, compiled = _train(epochs=2, compile=True)
+    assert model._compiled_call_impl is not None
+    assert compiled.best_state.keys() == plain.best_state.keys()
+    for row, expected in zip(compiled.curves, plain.curves, strict=True):
+        assert row == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_trained_model_can_be_exported_in_the_same_process():
+    """Whatever a training has set for its arithmetic."""
+    model, _ = _train(epochs=1)
+    image = torch.zeros(1, 3, 16, 16)
+    exported = torch.export.export(model.eval(), (image,)).module()
+    torch.testing.assert_close(exported(image).logits, model(image).logits)
 
 
 def test_it_learns():

@@ -73,8 +73,9 @@ def set_arithmetic(params: TrainParams) -> None:
     # nothing here reads memory that it has not written
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not params.deterministic
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if params.tf32 else "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "tf32" if params.tf32 else "ieee"  # type: ignore[attr-defined]
+    # not by fp32_precision: with "ieee" torch.export, which asks for the flag by this name, fails from then on
+    torch.backends.cuda.matmul.allow_tf32 = params.tf32
+    torch.backends.cudnn.allow_tf32 = params.tf32
 
 
 def pick_hardware(params: TrainParams, local_rank: int = 0) -> Hardware:
