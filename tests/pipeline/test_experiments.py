@@ -116,8 +116,8 @@ def test_loss_and_dvc_must_agree_on_what_is_read(new_project):
     assert "Traceback" not in done.stderr
 
 
-def test_mlflow_run_is_one_run(new_project, outside):
-    project = new_project()
+def test_mlflow_run_is_one_run(by_hand, outside):
+    project = by_hand
     command = ("mlflow", "run", ".", "--env-manager", "local", "-P", "model_type=convnext", "-P", "train.epochs=1")
     project.run(*command)
     runs = project.runs()

@@ -75,7 +75,7 @@ def test_ctrl_c_keeps_the_checkpoint(by_hand):
     project.wait_for(".udc/checkpoints/*/000002-*", process)
     os.killpg(process.pid, signal.SIGINT)
     told, _ = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == 130, told
     assert told.rstrip().endswith("error: interrupted")
     assert [run.info.status for run in project.runs()] == ["KILLED"]
     done = project.run("udc", "train")
