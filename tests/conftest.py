@@ -16,8 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest first, so that no worker is left alone with one at the end."""
-    longest = ("pipeline", "training", "models")
-    items.sort(key=lambda item: longest.index(item.path.parent.name) if item.path.parent.name in longest else 9)
+    longest = ("starts", "experiments", "records", "pipeline/test_training", "readme", "pipeline", "training", "models")
+    items.sort(key=lambda item: next(k for k, name in enumerate((*longest, "")) if name in item.path.as_posix()))
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,9 +34,13 @@ class Project:
         return done
 
     def start(self, *command, **env):
-        """Start a command, in a process group of its own, whose id is its own; its output is read from ``stdout``."""
+        """Start a command, in a process group of its own, whose id is its own; its output is read from ``stdout``.
+
+        It hears Ctrl-C, even where these tests are run in the background, where it would inherit to ignore that.
+        """
         return subprocess.Popen(command, cwd=self.root, env=self.env(**env), text=True, start_new_session=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL))  # fmt: skip
 
     def wait_for(self, pattern, process):
         """Wait until a file of the project matches, while a process that `start` started is at work."""

@@ -136,15 +136,6 @@ def test_a_sharded_model_is_the_same_model_and_goes_on(train):
     assert (rest[0]["sha256"], rest[0]["curves"]) == (pair[0]["sha256"], pair[0]["curves"])
 
 
-def test_a_sharded_resnet_and_what_sharding_refuses(train):
-    options = PLAIN | {"sharded": True, "epochs": 1, "batch_size": 14}
-    pair = train(2, "resnet", options)
-    parallel = train(2, "resnet", options | {"sharded": False})
-    assert pair[0]["steps"] == pytest.approx(parallel[0]["steps"], rel=1e-4)
-    with pytest.raises(AssertionError, match="one process has nobody to share with"):
-        train(1, "resnet", options)
-
-
 def test_a_batch_that_is_too_small_to_share(train):
     with pytest.raises(AssertionError, match="2 processes cannot share a batch of 1; raise"):
         train(2, "resnet", PLAIN | {"batch_size": 1})

@@ -13,8 +13,9 @@ from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
 from udc_model.models import build_model
 from udc_model.params import ConvNextParams, LossParams, ModelParams, ResNetParams, TrainParams
-from udc_model.training.hardware import pick_hardware
-from udc_model.training.loop import PricedMonitor, train_model
+from udc_model.training.distribution import Ranks
+from udc_model.training.hardware import Hardware, pick_hardware
+from udc_model.training.loop import PricedMonitor, check_sharding, train_model
 
 CLASSES = ["a", "b"]
 DEFAULTS = {"epochs": 3, "batch_size": 16, "device": "cpu", "precision": "fp32"}  # auto depends on the machine
@@ -87,6 +88,17 @@ def test_compiled_it_trains_alike(monkeypatch):
     assert compiled.best_state.keys() == plain.best_state.keys()
     for row, expected in zip(compiled.curves, plain.curves, strict=True):
         assert row == pytest.approx(expected, rel=1e-3)
+
+
+def test_sharding_refuses_what_it_cannot_do():
+    for options, ranks, precision, message in (
+        ({}, Ranks(), "fp32", "one process has nobody to share with"),
+        ({}, Ranks(0, 2), "fp16", "the loss scaler of fp16"),
+        ({"compile": True}, Ranks(0, 2), "fp32", "train.compile would see"),
+    ):
+        params = TrainParams(sharded=True, **options)
+        with pytest.raises(UdcError, match=message):
+            check_sharding(params, Hardware(torch.device("cpu"), precision), ranks)
 
 
 def test_a_trained_model_can_be_exported_in_the_same_process():
