@@ -104,6 +104,13 @@ def test_two_runs_side_by_side_on_the_page_of_mlflow(project, free_port, page):
         page.get_by_text("Comparing 2 Runs from 1 Experiment").wait_for()
         for name in (*(run.info.run_name for run in runs), "train.learning_rate", "epoch/validation_log_loss"):
             page.get_by_text(name, exact=True).first.wait_for()
+        page.get_by_label("Close").first.click()  # the assistant, which leaves the list of files no room
+        page.reload()
+        page.locator("[artifact-name='confusion_matrix.png']").click()
+        shown = page.locator("img[src^='blob:']")
+        shown.nth(1).wait_for()
+        assert len({shown.nth(k).get_attribute("src") for k in range(shown.count())}) == 2
+        shown.first.scroll_into_view_if_needed()
         _keep(page, "compare")
         page.goto(f"http://127.0.0.1:{free_port}/#/experiments/{experiment}/runs?compareRunsMode=CHART")
         search = page.get_by_placeholder("Search metric charts")

@@ -197,6 +197,7 @@ def _log(
     for name in SHOWN:
         if (picture := folder / "test" / f"{name}.png").exists():
             run.log_image(picture, f"test/{name}")
+            run.log_file(picture)  # MLflow's page of two runs shows no files in folders side by side
     provenance = {"MLflow run": run.run_id() or "not sent yet, the tracker could not be reached"}
     run.log_text(render_report(folder, **about, provenance=provenance | identity(run.tags) | origin), "report.html")
     run.set_tags({EVALUATED: "true", f"{OUTS}evaluation": dvc_hash(folder)})

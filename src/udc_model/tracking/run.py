@@ -111,14 +111,17 @@ class StageRun:
         """Log all files of a folder, as they are now, as artifacts under ``name``."""
         self._append("artifact", file=self._journal.keep(folder), target=name)
 
+    def log_file(self, path: Path, folder: str = "") -> None:
+        """Log a file, as it is now, as an artifact under its own name."""
+        self._append("artifact", file=self._journal.keep(path), target=folder)
+
     def log_text(self, text: str, name: str) -> None:
         """Log a text as the artifact ``name``."""
         target = Path(name)
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / target.name
             path.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
-            folder = "" if target.parent == Path() else target.parent.as_posix()
-            self._append("artifact", file=self._journal.keep(path), target=folder)
+            self.log_file(path, "" if target.parent == Path() else target.parent.as_posix())
 
     def log_image(self, image: Path, key: str) -> None:
         """Log a PNG for MLflow's page to show beside the same picture of other runs.
@@ -134,7 +137,7 @@ class StageRun:
             opened.thumbnail((_THUMBNAIL, _THUMBNAIL))
             opened.save(Path(scratch) / f"{stem}+compressed.webp")
             for path in sorted(Path(scratch).iterdir()):
-                self._append("artifact", file=self._journal.keep(path), target="images")
+                self.log_file(path, "images")
         self.set_tags({"mlflow.loggedImages": "True"})
 
     def log_dataset(
