@@ -26,14 +26,13 @@ from PIL import Image
 from scipy.stats import t
 from tqdm import tqdm
 
-from udc_model.classifier import TrainedClassifier
 from udc_model.costs.calibration import negative_log_likelihood
 from udc_model.costs.decision import mean_cost
 from udc_model.costs.losses import TrainingLoss
 from udc_model.costs.matrix import cost_matrix
 from udc_model.costs.rule import fit_rule
 from udc_model.data.decode import SUFFIXES, decode_rgb
-from udc_model.data.packed import PackedDataset
+from udc_model.data.packed import PackedDataset, PackedSplit
 from udc_model.models import build_model
 from udc_model.params import COST_SENSITIVE_LOSSES, Params, load_params, validate_params
 from udc_model.stages.files import Workspace
@@ -158,18 +157,24 @@ def train_and_record(params: Params, dataset: PackedDataset, loss: str) -> list[
     costs = torch.from_numpy(cost_matrix(params.costs, dataset.classes))
     splits = {name: dataset.split(name) for name in ("train", "validation", "calibration", "test")}
     epochs: list[Logits] = []
+    n = len(splits["calibration"])
 
-    def keep(calibration: NDArray[np.float32], validation: NDArray[np.float32]) -> float:
-        test = TrainedClassifier(model, preprocessing, hardware.device).logits_of_stored(splits["test"].images)
+    def keep(calibration_and_test: NDArray[np.float32], validation: NDArray[np.float32]) -> float:
+        calibration, test = calibration_and_test[:n], calibration_and_test[n:]
         epochs.append({"calibration": calibration, "validation": validation, "test": test})
         return 0.0
 
     train_model(
         model, splits["train"], splits["validation"], preprocessing,
         TrainingLoss(params.loss, costs, dataset.training_counts), params.train, params.seed, hardware,
-        PricedMonitor(splits["calibration"], keep),
+        PricedMonitor(_together(splits["calibration"], splits["test"]), keep),
     )  # fmt: skip
     return epochs
+
+
+def _together(one: PackedSplit, other: PackedSplit) -> PackedSplit:
+    return PackedSplit(np.concatenate([one.images, other.images]), np.concatenate([one.labels, other.labels]),
+                       one.paths + other.paths, one.groups + other.groups, one.digests + other.digests)  # fmt: skip
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
