@@ -1,8 +1,9 @@
 """What recording costs: a training with MLflow's server at hand, away for the whole run, and with nothing recorded.
 
-    python benchmarks/tracking.py --epochs 150
+    python benchmarks/tracking.py --epochs 60
 
-Whole processes of the stage on digits, in turn. "nothing recorded" has a run that takes everything and keeps nothing.
+Whole processes of the stage on digits, in turn, and within them the training itself, from its first step to the end of
+its last epoch. "nothing recorded" has a run that takes everything and keeps nothing.
 """
 
 from __future__ import annotations
@@ -23,14 +24,23 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTHING = """
-import sys
+TIMED = """
+import sys, time
 from contextlib import contextmanager
 from unittest.mock import MagicMock
 from udc_model.stages import train
-train.stage_run = contextmanager(lambda *arguments: iter([MagicMock()]))
+if sys.argv.pop() == "nothing recorded":
+    train.stage_run = contextmanager(lambda *arguments: iter([MagicMock()]))
+run_loop = train.run_loop
+def timed(*arguments):
+    started = time.perf_counter()
+    result = run_loop(*arguments)
+    print(time.perf_counter() - started)
+    return result
+train.run_loop = timed
 train.main()
 """
+WAYS = ("server at hand", "server away", "nothing recorded")
 
 
 def start_server(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
@@ -53,7 +63,7 @@ def main() -> None:
     """Measure and print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=150)
+    parser.add_argument("--epochs", type=int, default=60)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -63,27 +73,27 @@ def main() -> None:
         (folder / ".dvc").mkdir()
         (folder / "data/raw").mkdir(parents=True)
         env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-        udc = [sys.executable, "-m", "udc_model.stages.train"]
         subprocess.run([sys.executable, "-m", "udc_model.stages.prepare"], cwd=folder, env=env, check=True)
         server, address = start_server(folder)
+        whole: dict[str, list[float]] = {name: [] for name in WAYS}
+        training: dict[str, list[float]] = {name: [] for name in WAYS}
         try:
-            ways = {
-                "nothing recorded": ([sys.executable, "-c", NOTHING], {}),
-                "server at hand": (udc, {"MLFLOW_TRACKING_URI": address}),
-                "server away": (udc, {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}),
-            }
-            seconds: dict[str, list[float]] = {name: [] for name in ways}
             for _ in range(options.rounds):
-                for name, (command, settings) in ways.items():
+                for name in WAYS:
+                    uri = "http://127.0.0.1:9" if name == "server away" else address
                     started = time.perf_counter()
-                    subprocess.run(command, cwd=folder, env=env | settings, check=True, stderr=subprocess.DEVNULL)
-                    seconds[name].append(time.perf_counter() - started)
+                    done = subprocess.run([sys.executable, "-c", TIMED, name], cwd=folder, check=True, text=True,
+                                          env=env | {"MLFLOW_TRACKING_URI": uri}, stdout=subprocess.PIPE,
+                                          stderr=subprocess.DEVNULL)  # fmt: skip
+                    whole[name].append(time.perf_counter() - started)
+                    training[name].append(float(done.stdout))
         finally:
             os.killpg(server.pid, signal.SIGKILL)
-    for name, taken in seconds.items():
-        ratios = [own / other for own, other in zip(taken, seconds["server at hand"], strict=True)]
-        sys.stdout.write(f"{name:20}{statistics.median(taken):8.2f} s, over that with the server at hand "
-                         f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})\n")  # fmt: skip
+    for title, seconds in (("training", training), ("whole process", whole)):
+        for name, taken in seconds.items():
+            ratios = [own / other for own, other in zip(taken, seconds["server at hand"], strict=True)]
+            sys.stdout.write(f"{title:15}{name:18}{statistics.median(taken):8.2f} s, over that with the server at hand "
+                             f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})\n")  # fmt: skip
 
 
 if __name__ == "__main__":

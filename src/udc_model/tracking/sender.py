@@ -9,6 +9,7 @@ import select
 import shutil
 import signal
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from udc_model.tracking.store import open_store, repository_root, without_creden
 logger = logging.getLogger("udc_model.tracking.sender")
 
 _PATIENCE = (1.0, 2.0, 4.0)  # seconds between the last attempts, where the tracker was there earlier in this run
+_TOGETHER = 2.0  # seconds of what the stage logs that are sent at once
 _LONGEST_WAIT = 30.0  # seconds between two attempts while the stage is at work
 
 
@@ -129,6 +131,8 @@ def accompany(folder: Path) -> bool:
                         _tell(trouble=str(error))
                         return False
             writing = _more(delay, writing)
+            if delay is None and writing:
+                writing = _gather()
 
 
 def _tell(**values: str) -> None:
@@ -146,6 +150,15 @@ def _more(timeout: float | None, writing: bool) -> bool:
         return False
     ready, _, _ = select.select([stdin], [], [], timeout)
     return not ready or os.read(stdin, 65536) != b""
+
+
+def _gather() -> bool:
+    """Let more come together for one request, as epochs may be short; False once standard input has ended."""
+    end = time.monotonic() + _TOGETHER
+    while (left := end - time.monotonic()) > 0:
+        if not _more(left, writing=True):
+            return False
+    return True
 
 
 def main(arguments: list[str]) -> int:
