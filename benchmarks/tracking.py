@@ -3,7 +3,8 @@
     python benchmarks/tracking.py --epochs 60
 
 Whole processes of the stage on digits, in turn, and within them the training itself, from its first step to the end of
-its last epoch. "nothing recorded" has a run that takes everything and keeps nothing.
+its last epoch, with the share of it that the training waits for what it logs. "nothing recorded" has a run that takes
+everything and keeps nothing.
 """
 
 from __future__ import annotations
@@ -31,14 +32,17 @@ from unittest.mock import MagicMock
 from udc_model.stages import train
 if sys.argv.pop() == "nothing recorded":
     train.stage_run = contextmanager(lambda *arguments: iter([MagicMock()]))
-run_loop = train.run_loop
-def timed(*arguments):
-    started = time.perf_counter()
-    result = run_loop(*arguments)
-    print(time.perf_counter() - started)
-    return result
-train.run_loop = timed
+def timed(function, told):
+    def call(*arguments):
+        started = time.perf_counter()
+        result = function(*arguments)
+        told.append(time.perf_counter() - started)
+        return result
+    return call
+loops, logs = [], []
+train.run_loop, train._log_epoch = timed(train.run_loop, loops), timed(train._log_epoch, logs)
 train.main()
+print(sum(loops), sum(logs))
 """
 WAYS = ("server at hand", "server away", "nothing recorded")
 
@@ -77,6 +81,7 @@ def main() -> None:
         server, address = start_server(folder)
         whole: dict[str, list[float]] = {name: [] for name in WAYS}
         training: dict[str, list[float]] = {name: [] for name in WAYS}
+        shares: dict[str, list[float]] = {name: [] for name in WAYS}
         try:
             for _ in range(options.rounds):
                 for name in WAYS:
@@ -86,14 +91,18 @@ def main() -> None:
                                           env=env | {"MLFLOW_TRACKING_URI": uri}, stdout=subprocess.PIPE,
                                           stderr=subprocess.DEVNULL)  # fmt: skip
                     whole[name].append(time.perf_counter() - started)
-                    training[name].append(float(done.stdout))
+                    seconds, logging = map(float, done.stdout.split())
+                    training[name].append(seconds)
+                    shares[name].append(logging / seconds)
         finally:
             os.killpg(server.pid, signal.SIGKILL)
-    for title, seconds in (("training", training), ("whole process", whole)):
-        for name, taken in seconds.items():
-            ratios = [own / other for own, other in zip(taken, seconds["server at hand"], strict=True)]
+    for title, measured in (("training", training), ("whole process", whole)):
+        for name, taken in measured.items():
+            ratios = [own / other for own, other in zip(taken, measured["server at hand"], strict=True)]
             sys.stdout.write(f"{title:15}{name:18}{statistics.median(taken):8.2f} s, over that with the server at hand "
                              f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})\n")  # fmt: skip
+    for name, share in shares.items():
+        sys.stdout.write(f"waits for logs {name:18}{statistics.median(share):8.3%} of the training\n")
 
 
 if __name__ == "__main__":

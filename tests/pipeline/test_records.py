@@ -107,7 +107,7 @@ def test_two_runs_side_by_side_on_the_page_of_mlflow(project, free_port, page):
         page.get_by_label("Close").first.click()  # the assistant, which leaves the list of files no room
         page.reload()
         page.locator("[artifact-name='confusion_matrix.png']").click()
-        shown = page.locator("img[src^='blob:']")
+        shown = page.locator("img[src^='blob:']").filter(visible=True)
         shown.nth(1).wait_for()
         assert len({shown.nth(k).get_attribute("src") for k in range(shown.count())}) == 2
         shown.first.scroll_into_view_if_needed()
