@@ -15,8 +15,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest first, so that no worker is left alone with one at the end."""
-    longest = ("starts", "experiments", "records", "pipeline/test_training", "readme", "pipeline", "training", "models")
+    """The files that take longest first, so that no worker is left alone with one at the end.
+
+    Those that look at the demo project as it comes are before the experiments that are added to it.
+    """
+    longest = ("starts", "decisions", "default_run", "experiments", "records", "pipeline/test_training", "readme",
+               "pipeline", "training", "models")  # fmt: skip
     items.sort(key=lambda item: next(k for k, name in enumerate((*longest, "")) if name in item.path.as_posix()))
 
 
