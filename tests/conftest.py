@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     longest = ("starts", "decisions", "default_run", "experiments", "records", "pipeline/test_training", "readme",
                "pipeline", "training", "models")  # fmt: skip
-    items.sort(key=lambda item: next(k for k, name in enumerate((*longest, "")) if name in item.path.as_posix()))
+    root = Path(__file__).parents[1]
+    names = {item: item.path.relative_to(root).as_posix() for item in items}
+    items.sort(key=lambda item: next(k for k, name in enumerate((*longest, "")) if name in names[item]))
 
 
 @pytest.fixture(autouse=True)

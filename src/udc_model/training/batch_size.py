@@ -66,7 +66,7 @@ def _fits(
     copy = deepcopy(model).to(hardware.device).to(memory_format=hardware.memory_format).train()
     copy.gradient_checkpointing_enable(params.gradient_checkpointing)
     try:
-        averaged = None if params.ema_decay is None else averaged_model(copy, params.ema_decay)
+        averaged = averaged_model(copy, params.ema_decay)
         state = TrainingState(copy, averaged, deepcopy(loss_fn), params, hardware, [])
         labels = torch.zeros(n, dtype=torch.int64, device=hardware.device)
         train_step(state, Batch(torch.zeros(n, 3, size, size, device=hardware.device), labels, labels), (0, 0, 0),

@@ -79,6 +79,8 @@ class CheckpointFolder:
     def save(self, epoch: int, step: int, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
         """Write a checkpoint, before the first step ``step`` of ``epoch`` that it does not know (both from 0).
 
+        ``tensors`` are on the CPU.
+
         Raises
         ------
         UdcError

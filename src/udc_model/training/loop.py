@@ -163,10 +163,11 @@ def start(
             raise UdcError("train.sync_batchnorm: torch has it for GPUs only; set it to false")
         torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     frozen = freeze_stages(model, params.num_frozen_stages)
-    averaged = None if params.ema_decay is None else averaged_model(model, params.ema_decay)
+    averaged = averaged_model(model, params.ema_decay)
     if params.sharded:
-        for unsharded in (model, *([] if averaged is None else [averaged.module])):
-            ranks.shard(unsharded, hardware.device)  # type: ignore[arg-type]
+        ranks.shard(model, hardware.device)
+        if averaged is not None:
+            ranks.shard(averaged.module, hardware.device)  # type: ignore[arg-type]
     state = TrainingState(model, averaged, loss_fn, params, hardware, frozen)
     if params.compile:
         model.compile()
@@ -320,11 +321,12 @@ def validation_scores(
     def shared_logits(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         if not len(images):
             return np.empty((0, model.config.num_labels), np.float32)
-        own = images[ranks.part(len(images))]
+        own = ranks.part(len(images))
         # as many for each process, for those of a sharded model need each other at every batch
-        missing = -(-len(images) // ranks.world) - len(own)
-        logits = compute_logits(forward, np.concatenate([own, images[:missing]]), preprocessing, batch_size)
-        return ranks.gather(logits[: len(own)], len(images))
+        longest = -(-len(images) // ranks.world)
+        first = min(own.start, len(images) - longest)
+        logits = compute_logits(forward, images[first : first + longest], preprocessing, batch_size)
+        return ranks.gather(logits[own.start - first : own.stop - first], len(images))
 
     logits = shared_logits(split.images)
     decisions: NDArray[np.intp] = logits.argmax(axis=1)

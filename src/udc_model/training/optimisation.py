@@ -118,12 +118,15 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
 
-def averaged_model(model: nn.Module, decay: float) -> AveragedModel:
-    """A copy of the model whose weights and statistics are exponential moving averages of the model's.
+def averaged_model(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    """A copy of the model whose weights and statistics are exponential moving averages of the model's; None without
+    ``decay``.
 
     ``min(decay, (1 + n) / (10 + n))`` after n updates, as in TensorFlow's ``ExponentialMovingAverage``: the average is
     of use from the first epoch on, however few steps there are.
     """
+    if decay is None:
+        return None
 
     def average(averaged: _Tensors, current: _Tensors, updates: Tensor | int) -> None:
         n = int(updates)

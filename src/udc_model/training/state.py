@@ -87,7 +87,11 @@ class TrainingState:
 
         All processes of a model that is sharded call this, to put it together.
         """
-        tensors = {key: whole(value.detach()).cpu() for key, value in self._tensors()}
+        tensors = {}
+        for key, value in self._tensors():
+            gathered = whole(value.detach())
+            if checkpoints is not None:  # the others need not hold it all
+                tensors[key] = gathered.cpu()
         if checkpoints is not None:
             progress = asdict(self.progress) | {"scaler": self.scaler.state_dict()}
             checkpoints.save(self.progress.epoch, self.progress.step, tensors, progress)
