@@ -16,12 +16,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest first, so that no worker is left alone with one at the end.
-
-    Those that look at the demo project as it comes are before the experiments that are added to it.
-    """
-    longest = ("starts", "decisions", "default_run", "experiments", "records", "pipeline/test_training", "readme",
-               "pipeline", "training", "models")  # fmt: skip
+    """The files that take longest first, so that no worker is left alone with one at the end."""
+    longest = ("experiments", "starts", "pipeline/test_training", "records", "default_run", "decisions", "pipeline",
+               "test_checkpoint.py", "tracking", "training", "models")  # fmt: skip
     root = Path(__file__).parents[1]
     names = {item: item.path.relative_to(root).as_posix() for item in items}
     items.sort(key=lambda item: next(k for k, name in enumerate((*longest, "")) if name in names[item]))

@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 
 from udc_model.costs.decision import (
+    clopper_pearson_bound,
     constant_costs,
     decide,
     mean_cost,
     normalised_cost,
     positives_needed,
-    recall_bound,
     recall_surcharge,
     shift_prior,
     with_surcharge,
@@ -85,7 +85,13 @@ def test_weights_change_the_class_frequencies():
 @pytest.mark.parametrize(("floor", "confidence", "n"), [(0.95, 0.9, 45), (0.95, 0.95, 59), (0.9, 0.95, 29)])
 def test_samples_needed_for_a_floor_are_the_published_ones(floor, confidence, n):
     assert positives_needed(floor, confidence) == n
-    assert recall_bound(n, n, confidence) >= floor > recall_bound(n - 1, n - 1, confidence)
+    assert clopper_pearson_bound(n, n, confidence) >= floor > clopper_pearson_bound(n - 1, n - 1, confidence)
+
+
+@pytest.mark.parametrize("found", range(13))
+def test_clopper_pearson_bound_is_scipys(found):
+    expected = binomtest(found, 12, alternative="greater").proportion_ci(0.9, method="exact").low
+    assert clopper_pearson_bound(found, 12, 0.9) == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_floor_that_the_data_cannot_prove_says_how_many_samples_are_missing(rng):

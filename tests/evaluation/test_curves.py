@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
 
@@ -55,7 +56,9 @@ def test_reliability_is_scikit_learns(rng):
     true, predicted = calibration_curve((p1 > 0.5) == targets, confidence, n_bins=10, strategy="quantile")
     assert table["accuracy"][10:].tolist() == pytest.approx(true.tolist(), abs=0.01)
     assert table["confidence"][10:].tolist() == pytest.approx(predicted.tolist(), abs=0.01)
-    assert ((table["low"] <= table["accuracy"]) & (table["accuracy"] <= table["high"])).all()
+    for row in table.itertuples():
+        interval = binomtest(round(row.accuracy * row.images), row.images).proportion_ci(0.95, method="exact")
+        assert (row.low, row.high) == pytest.approx((interval.low, interval.high))
 
 
 def test_cost_curve_of_two_classes_is_drummond_and_holtes(rng):

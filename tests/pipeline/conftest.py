@@ -159,11 +159,3 @@ def by_hand(new_project, shapes_folder):
     project.run("git", "add", "-A")
     project.run("git", "commit", "-qm", "data")
     return project
-
-
-@pytest.fixture(scope="session")
-def demo(new_project):
-    """A project with the default parameters after `dvc repro`; tests may add experiments to it, nothing else."""
-    project = new_project()
-    project.repro = project.run("dvc", "repro")
-    return project

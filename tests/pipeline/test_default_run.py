@@ -15,6 +15,14 @@ from PIL import Image
 pytestmark = pytest.mark.pipeline
 
 
+@pytest.fixture(scope="module")
+def demo(new_project):
+    """A project with the default parameters after `dvc repro`; tests only look at it."""
+    project = new_project()
+    project.repro = project.run("dvc", "repro")
+    return project
+
+
 def _metrics(project):
     return json.loads((project.root / "metrics.json").read_text(encoding="utf-8"))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 pytestmark = pytest.mark.pipeline
 
@@ -17,6 +18,43 @@ pytestmark = pytest.mark.pipeline
 def _sha256(project):
     (run,) = [run for run in project.runs() if run.info.status == "FINISHED"]
     return run.data.tags["udc.model_sha256"]
+
+
+def test_killed_and_gone_on_with_and_once_more_in_a_temporary_folder(by_hand):
+    """SIGKILL for dvc and the stage: the same command goes on in the same run, and ends with the bits of any other."""
+    project = by_hand
+    epochs = 100
+    project.set_params(train={"epochs": epochs})
+    process = project.start("dvc", "repro", "train")
+    project.wait_for(".udc/checkpoints/*/000003-*", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = project.run("dvc", "repro")
+    assert "going on from the checkpoint" in done.stderr + done.stdout
+    (run,) = project.runs()
+    assert run.info.status == "FINISHED"
+    assert "test/mean_cost" in run.data.metrics
+    for name in ("epoch/validation_log_loss", "epoch/images_per_second"):
+        points = project.client().get_metric_history(run.info.run_id, name)
+        assert [point.step for point in sorted(points, key=lambda point: point.step)] == list(range(1, epochs + 1))
+    assert not list(project.root.glob(".udc/checkpoints/*/*"))
+    outputs = yaml.safe_load((project.root / "dvc.lock").read_text())["stages"]["train"]["outs"]
+
+    project.run("dvc", "exp", "run", "--temp", "--force", "--name", "elsewhere")
+    locked = project.run("git", "show", f"{_revision(project, 'elsewhere')}:dvc.lock").stdout
+    assert yaml.safe_load(locked)["stages"]["train"]["outs"] == outputs
+    first, second = project.runs()
+    assert second.info.run_name == "elsewhere"
+    assert second.data.tags["udc.model_sha256"] == first.data.tags["udc.model_sha256"]
+    assert "test/mean_cost" in second.data.metrics
+    names = {item.path for item in project.client().list_artifacts(second.info.run_id)}
+    assert {"model", "training", "evaluation"} <= names
+    assert second.info.artifact_uri.startswith((project.root / "mlartifacts").as_uri())
+
+
+def _revision(project, name):
+    (line,) = project.run("git", "for-each-ref", "--format=%(objectname)", f"refs/exps/**/{name}").stdout.split()
+    return line
 
 
 def _processes(project, variable):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import beta
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from udc_model.costs.decision import constant_costs, expected_costs, shift_prior
+from udc_model.costs.decision import clopper_pearson_bound, constant_costs, expected_costs, shift_prior
 from udc_model.costs.rule import DecisionRule
 from udc_model.evaluation.intervals import areas, by_group, resample, score_table
 from udc_model.evaluation.metrics import Scored, equal_mass_bins
@@ -110,9 +109,8 @@ def reliability(scored: Scored, before: Floats, bins: int, confidence: float) ->
         top = p.max(axis=1)
         for part in equal_mass_bins(top, bins):
             n, hits = len(part), int(right[part].sum())
-            low = beta.ppf((1 - confidence) / 2, hits, n - hits + 1) if hits else 0.0
-            high = beta.ppf((1 + confidence) / 2, hits + 1, n - hits) if hits < n else 1.0
-            rows.append((name, top[part].mean(), hits / n, low, high, n))
+            low, above = clopper_pearson_bound(np.array([hits, n - hits]), n, (1 + confidence) / 2)
+            rows.append((name, top[part].mean(), hits / n, low, 1 - above, n))
     return pd.DataFrame(rows, columns=["calibration", "confidence", "accuracy", "low", "high", "images"])
 
 

@@ -1,0 +1,38 @@
+"""What DVC is asked for and cannot be done: one message, no traceback, nothing half made."""
+
+import pytest
+
+pytestmark = pytest.mark.pipeline
+
+
+def test_loss_and_dvc_must_agree_on_what_is_read(new_project):
+    project = new_project(loss={"name": "expected_cost"})
+    done = project.run("dvc", "repro", check=False)
+    assert done.returncode
+    assert "loss.reads must be 'costs'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_errors_reach_the_user_without_a_traceback(new_project):
+    project = new_project()
+    for flag, message in (
+        (["-S", "+train.lerning_rate=1"], "train.lerning_rate: no such parameter"),
+        (["-S", "model.num_labels=2"], "model.num_labels: is 2, but the data has 10 classes"),
+        (["-S", "data.source=folder", "-S", "data.path=config"], "config: has no class folders"),
+    ):
+        done = project.run("dvc", "exp", "run", *flag, check=False)
+        assert done.returncode
+        assert message in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (project.root / "data/prepared").exists()
+        project.run("git", "checkout", "-q", "params.yaml")  # where dvc exp run leaves its changes
+
+
+def test_a_failed_training_leaves_a_failed_run_and_no_model(new_project):
+    project = new_project(train={"epochs": 2, "optimizer": "sgd", "learning_rate": 1e30})
+    done = project.run("dvc", "repro", check=False)
+    assert done.returncode
+    assert "lower train.learning_rate" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [run.info.status for run in project.runs()] == ["FAILED"]
+    assert not (project.root / "model").exists()
