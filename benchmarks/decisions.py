@@ -63,7 +63,7 @@ def main() -> None:
             source = options.folder.resolve()
             if options.degrade:
                 source = degraded(source, Path(scratch) / "degraded", options.degrade)
-        for seed in tqdm(range(options.seeds), desc="seeds", disable=None):
+        for seed in tqdm(range(options.first_seed, options.first_seed + options.seeds), desc="seeds", disable=None):
             params = _params(options, source, seed)
             workspace = Workspace(Path(scratch) / str(seed))
             prepare(params, workspace)
@@ -88,6 +88,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--choose", choices=("cost", "log_loss"), default="cost",
                         help="the epoch by validation cost under the rule, or by validation log loss")  # fmt: skip
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--losses", nargs="+", default=LOSSES, choices=LOSSES)
     parser.add_argument("--output", type=Path, help="CSV of every seed, loss and rule")
