@@ -26,7 +26,7 @@ ui: setup ## compare runs in the browser
 	@mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --port $(PORT)
 
 test: setup ## all tests
-	@python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	@python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 lint: setup ## style, format, types
 	@ruff check .
