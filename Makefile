@@ -6,6 +6,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := src
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
+# MLflow's queue of jobs for language models: seven processes beside each server, for nothing here.
+export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
 .PHONY: setup demo ui test lint bench clean
 
@@ -26,7 +28,7 @@ ui: setup ## compare runs in the browser
 	@mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --port $(PORT)
 
 test: setup ## all tests
-	@python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	@python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: setup ## style, format, types
 	@ruff check .
