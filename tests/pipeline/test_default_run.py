@@ -17,7 +17,7 @@ pytestmark = pytest.mark.pipeline
 
 @pytest.fixture(scope="module")
 def demo(new_project):
-    """A project with the default parameters after `dvc repro`; tests only look at it."""
+    """A project with the default parameters after `dvc repro`; tests leave its outputs as they are."""
     project = new_project()
     project.repro = project.run("dvc", "repro")
     return project

@@ -40,15 +40,14 @@ def project(new_project):
     return project
 
 
-def test_the_same_bits_in_another_clone(project, new_project):
+def test_convnext_by_one_parameter_and_the_same_bits_in_another_clone(project, new_project):
     other = new_project()
     other.run("dvc", "repro", "-q")
     assert _results(other) == _results(project)
-
-
-def test_convnext_by_one_parameter(project):
-    done = project.run("dvc", "exp", "run", "--name", "convnext", "-S", "model.model_type=convnext")
-    assert _stages_run(done) == ["train", "evaluate"]
+    for clone in (project, other):
+        done = clone.run("dvc", "exp", "run", "--name", "convnext", "-S", "model.model_type=convnext")
+        assert _stages_run(done) == ["train", "evaluate"]
+    assert _results(other) == _results(project)
     assert json.loads(_results(project)[1])["test"]["accuracy"] >= 0.97
     run = project.runs()[-1]
     assert run.info.run_name == run.data.tags["dvc.exp_name"] == "convnext"

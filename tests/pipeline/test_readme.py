@@ -29,7 +29,7 @@ ELSEWHERE = {
     "udc decide -S costs.refer=0.2 --out cautious": "test_prices_of_the_readme",
     "udc decide --sweep true=9,predicted=3,values=0:20:2": "test_prices_of_the_readme",
     "udc compare . cautious": "test_prices_of_the_readme",
-    "dvc exp run -S model.model_type=convnext": "test_convnext_by_one_parameter",
+    "dvc exp run -S model.model_type=convnext": "test_convnext_by_one_parameter_and_the_same_bits_in_another_clone",
     "dvc exp show": "test_a_change_of_train_reruns_no_prepare_and_is_shown",
     "dvc params diff": "test_a_change_of_train_reruns_no_prepare_and_is_shown",
     "dvc metrics diff": "test_a_change_of_train_reruns_no_prepare_and_is_shown",
