@@ -3,8 +3,8 @@
     python benchmarks/decisions.py                                  # digits, price = distance
     python benchmarks/decisions.py FOLDER --group '^(.+)_[^_]*$' --costs costs.yaml --degrade 6
 
-For each seed all losses get the same split, initial weights and budget, and train once; each rule then takes the epoch
-whose validation split it finds cheapest (or, with --choose log_loss, that of least log loss), calibrated on the
+For each seed all losses get the same split, initial weights and budget, and train once; each decision then takes the
+epoch whose validation split it finds cheapest (or, with --choose log_loss, that of least log loss), calibrated on the
 calibration split where it uses probabilities. Reported is the mean test cost over seeds with its 95% interval, and the
 paired difference to the default (cross entropy, temperature, least expected cost), both from Student's t over seeds.
 """
@@ -26,19 +26,19 @@ from PIL import Image
 from scipy.stats import t
 from tqdm import tqdm
 
-from udc_model.costs.calibration import negative_log_likelihood
-from udc_model.costs.decision import mean_cost
-from udc_model.costs.losses import TrainingLoss
-from udc_model.costs.matrix import cost_matrix
-from udc_model.costs.rule import fit_rule
+from udc_model.config import COST_SENSITIVE_LOSSES, Params, load_params, validate_params
 from udc_model.data.decode import SUFFIXES, decode_rgb
 from udc_model.data.packed import PackedDataset, PackedSplit
+from udc_model.decisions.calibration import negative_log_likelihood
+from udc_model.decisions.decision import mean_cost
+from udc_model.decisions.matrix import cost_matrix
+from udc_model.decisions.policy import fit_policy
+from udc_model.files import Workspace
 from udc_model.models import build_model
-from udc_model.params import COST_SENSITIVE_LOSSES, Params, load_params, validate_params
-from udc_model.stages.files import Workspace
 from udc_model.stages.prepare import prepare
 from udc_model.training.hardware import keep_freed_memory, pick_hardware
-from udc_model.training.loop import PricedMonitor, train_model
+from udc_model.training.loop import CostMonitor, train_model
+from udc_model.training.losses import TrainingLoss
 
 LOSSES = ("cross_entropy", "cross_entropy balanced", "focal", "class_balanced", "ldam", "logit_adjusted", "seesaw",
           "expected_cost", "cost_regularized", "cost_weighted")  # fmt: skip
@@ -86,12 +86,12 @@ def _options() -> argparse.Namespace:
         "--degrade", type=int, metavar="N", help="reduce the images to N x N grey pixels and back first"
     )
     parser.add_argument("--choose", choices=("cost", "log_loss"), default="cost",
-                        help="the epoch by validation cost under the rule, or by validation log loss")  # fmt: skip
+                        help="the epoch by validation cost under the policy, or by validation log loss")  # fmt: skip
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--losses", nargs="+", default=LOSSES, choices=LOSSES)
-    parser.add_argument("--output", type=Path, help="CSV of every seed, loss and rule")
+    parser.add_argument("--output", type=Path, help="CSV of every seed, loss and policy")
     return parser.parse_args()
 
 
@@ -121,7 +121,7 @@ def degraded(source: Path, target: Path, pixels: int) -> Path:
 def _constant(params: Params, dataset: PackedDataset, seed: int) -> list[dict[str, Any]]:
     costs, targets = cost_matrix(params.costs, dataset.classes), dataset.split("test").labels
     best = float(costs[targets].mean(axis=0).min())
-    return [{"seed": seed, "loss": "-", "rule": "best constant answer", "cost": best, "accuracy": np.nan, "epoch": 0}]
+    return [{"seed": seed, "loss": "-", "policy": "best constant answer", "cost": best, "accuracy": np.nan, "epoch": 0}]
 
 
 def _measure(params: Params, dataset: PackedDataset, loss: str, seed: int, choose: str) -> list[dict[str, Any]]:
@@ -134,15 +134,15 @@ def _measure(params: Params, dataset: PackedDataset, loss: str, seed: int, choos
         evaluate = params.evaluate.model_copy(update=settings)
         found = []
         for number, logits in enumerate(epochs, 1):
-            rule = fit_rule(evaluate, params.costs, dataset.classes, counts, logits["calibration"],
+            policy = fit_policy(evaluate, params.costs, dataset.classes, counts, logits["calibration"],
                             labels["calibration"])  # fmt: skip
-            decided = {name: rule.apply(logits[name]).decided for name in ("validation", "test")}
+            decided = {name: policy.apply(logits[name]).decided for name in ("validation", "test")}
             paid = {name: mean_cost(labels[name], decided[name], costs) for name in decided}
             accuracy = float((decided["test"] == labels["test"]).mean())
             log_loss = negative_log_likelihood(logits["validation"], labels["validation"])
             found.append((paid["validation"] if choose == "cost" else log_loss, number, paid["test"], accuracy))
         _, epoch, cost, accuracy = min(found)
-        row = {"seed": seed, "loss": loss, "rule": rule_name, "cost": cost, "accuracy": accuracy, "epoch": epoch}
+        row = {"seed": seed, "loss": loss, "policy": rule_name, "cost": cost, "accuracy": accuracy, "epoch": epoch}
         rows.append(row)
     return rows
 
@@ -168,7 +168,7 @@ def train_and_record(params: Params, dataset: PackedDataset, loss: str) -> list[
     train_model(
         model, splits["train"], splits["validation"], preprocessing,
         TrainingLoss(params.loss, costs, dataset.training_counts), params.train, params.seed, hardware,
-        PricedMonitor(_together(splits["calibration"], splits["test"]), keep),
+        CostMonitor(_together(splits["calibration"], splits["test"]), keep),
     )  # fmt: skip
     return epochs
 
@@ -179,14 +179,14 @@ def _together(one: PackedSplit, other: PackedSplit) -> PackedSplit:
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean cost, interval over seeds, and the paired difference to the default, a row each loss and rule."""
-    default = table[(table["loss"] == DEFAULT[0]) & (table["rule"] == DEFAULT[1])].set_index("seed")["cost"]
+    """Mean cost, interval over seeds, and the paired difference to the default, a row each loss and policy."""
+    default = table[(table["loss"] == DEFAULT[0]) & (table["policy"] == DEFAULT[1])].set_index("seed")["cost"]
     rows = []
-    for (loss, rule), own in table.groupby(["loss", "rule"], sort=False):
+    for (loss, policy), own in table.groupby(["loss", "policy"], sort=False):
         cost = own.set_index("seed")["cost"]
         difference = cost - default
         rows.append({
-            "loss": loss, "rule": rule, "mean cost": f"{cost.mean():.3f}", "95% interval": _interval(cost),
+            "loss": loss, "policy": policy, "mean cost": f"{cost.mean():.3f}", "95% interval": _interval(cost),
             "minus default": f"{difference.mean():+.3f}", "paired interval": _interval(difference),
             "accuracy": f"{own['accuracy'].mean():.3f}",
         })  # fmt: skip

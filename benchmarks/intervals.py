@@ -19,7 +19,7 @@ from scipy import sparse
 from scipy.stats import binom
 from tqdm import tqdm
 
-from udc_model.costs.decision import decide, recall_surcharge, with_surcharge
+from udc_model.decisions.decision import decide, recall_surcharge, with_surcharge
 from udc_model.evaluation.comparison import compare_predictions
 from udc_model.evaluation.intervals import bca_intervals, by_group, metric_intervals
 from udc_model.evaluation.metrics import Scored, split_metrics
@@ -83,7 +83,7 @@ def _table(decided: NDArray[np.integer]) -> pd.DataFrame:
 
 
 def missed_floors(draws: int) -> float:
-    """Share of draws in which a rule that was to find 95% of a class, at confidence 0.9, finds fewer."""
+    """Share of draws in which a policy that was to find 95% of a class, at confidence 0.9, finds fewer."""
     rng = np.random.default_rng(2)
     costs = np.array([[0.0, 1.0, 4.0], [2.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
 

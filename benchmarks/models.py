@@ -66,8 +66,8 @@ def cases(batch: int, bf16_batch: int) -> list[Case]:
 def build(library: str, model: str):  # a module of any library
     """The model with random weights; drop path off everywhere."""
     if library == "ours":
+        from udc_model.config import ModelParams
         from udc_model.models import build_model
-        from udc_model.params import ModelParams
 
         params = ModelParams(model_type=model.split("-")[0], preset=model)
         return build_model(params, [str(i) for i in range(CLASSES)], seed=1)
@@ -91,7 +91,7 @@ def prepare_step(library: str, case: Case) -> Callable[[], None]:
     """One step of a library on fixed random images."""
     import torch
 
-    from udc_model.params import TrainParams
+    from udc_model.config import TrainParams
     from udc_model.training.hardware import keep_freed_memory, pick_hardware
 
     torch.manual_seed(0)
@@ -217,8 +217,8 @@ def main() -> None:
         return
     import torch
 
+    from udc_model.config import TrainParams
     from udc_model.native.library import load_library
-    from udc_model.params import TrainParams
     from udc_model.training.hardware import pick_hardware
 
     fast_bf16 = pick_hardware(TrainParams(device="cpu")).precision == "bf16"

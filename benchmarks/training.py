@@ -107,12 +107,12 @@ def ours(name: str, case: Case, folder: Path) -> Contender:
     """Our loop on what `prepare` made of the folder."""
     import torch
 
-    from udc_model.costs.losses import TrainingLoss
+    from udc_model.config import validate_params
     from udc_model.data.packed import PackedDataset
     from udc_model.models import build_model
-    from udc_model.params import validate_params
     from udc_model.training.hardware import keep_freed_memory, pick_hardware
     from udc_model.training.loop import start, train_epoch, training_batches
+    from udc_model.training.losses import TrainingLoss
     from udc_model.training.optimisation import train_mode
 
     keep_freed_memory()
@@ -387,11 +387,11 @@ def checkpoint_cost(rounds: int) -> Iterator[str]:
     """Seconds that a checkpoint of ConvNeXt-tiny, with averaged weights, holds up the training."""
     import torch
 
-    from udc_model.costs.losses import TrainingLoss
+    from udc_model.config import ModelParams, TrainParams, validate_params
     from udc_model.models import build_model
-    from udc_model.params import ModelParams, TrainParams, validate_params
-    from udc_model.training.checkpoint import open_checkpoints
+    from udc_model.training.checkpoints import open_checkpoints
     from udc_model.training.hardware import Hardware
+    from udc_model.training.losses import TrainingLoss
     from udc_model.training.optimisation import averaged_model
     from udc_model.training.state import TrainingState
 

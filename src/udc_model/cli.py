@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from udc_model.errors import UdcError
-from udc_model.stages.files import Workspace, exit_status
+from udc_model.files import Workspace, exit_status
 
 logger = logging.getLogger("udc_model.cli")
 
@@ -109,7 +109,7 @@ def _add_compare(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _add_decide(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    decide = verbs.add_parser("decide", help="decide stored predictions again, under other prices or another rule")
+    decide = verbs.add_parser("decide", help="decide stored predictions again, under other prices or another policy")
     decide.set_defaults(function=_decide)
     decide.add_argument("-S", "--set", dest="settings", action="append", default=[], metavar="NAME=VALUE",
                         help="a parameter of costs or evaluate in place of that in params.yaml")  # fmt: skip
@@ -158,18 +158,18 @@ def _add_tune(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    from udc_model.params import load_params
+    from udc_model.config import load_params
     from udc_model.stages.prepare import prepare
 
     prepare(load_params(options.params), Workspace())
 
 
 def _train(options: argparse.Namespace) -> None:
-    from udc_model.params import load_params
+    from udc_model.config import load_params
 
     params = load_params(options.params)
     if options.profile:
-        from udc_model.exploration import profile_training
+        from udc_model.experiments.exploration import profile_training
 
         sys.stdout.write(profile_training(params, Workspace()))
         return
@@ -179,8 +179,8 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _find_lr(options: argparse.Namespace) -> None:
-    from udc_model.exploration import find_learning_rate
-    from udc_model.params import load_params
+    from udc_model.config import load_params
+    from udc_model.experiments.exploration import find_learning_rate
 
     ends = getattr(options, "from"), options.to
     sys.stdout.write(
@@ -189,7 +189,7 @@ def _find_lr(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from udc_model.params import load_params
+    from udc_model.config import load_params
     from udc_model.stages.evaluate import evaluate
 
     evaluate(load_params(options.params), Workspace())
@@ -197,7 +197,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     """``dvc exp run`` with the given parameters; what the entry points of MLproject call."""
-    from udc_model.params import full_name
+    from udc_model.config import full_name
 
     settings = []
     pairs = iter(options.overrides)
@@ -251,7 +251,7 @@ def _show(options: argparse.Namespace) -> None:
 
 
 def _reproduce(options: argparse.Namespace) -> None:
-    from udc_model.reproduction import check, reproduce
+    from udc_model.experiments.reproduction import check, reproduce
 
     if options.check:
         sys.stdout.write(check(options.run))
@@ -263,7 +263,7 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 
 def _promote(options: argparse.Namespace) -> None:
-    from udc_model.registry import promote
+    from udc_model.experiments.promotion import promote
 
     found = promote(options.run, options.name, force=options.force)
     role = "champion" if found.is_champion else "challenger, not champion"
@@ -273,7 +273,7 @@ def _promote(options: argparse.Namespace) -> None:
 
 
 def _tune(options: argparse.Namespace) -> None:
-    from udc_model.tuning import SearchRange, TuningPlan, tune
+    from udc_model.experiments.tuning import SearchRange, TuningPlan, tune
 
     ranges = [SearchRange.parse(setting) for setting in options.settings]
     plan = TuningPlan(options.study, ranges, options.trials, options.metric, options.sampler, not options.no_prune)
@@ -281,13 +281,13 @@ def _tune(options: argparse.Namespace) -> None:
 
 
 def _summary(options: argparse.Namespace) -> None:
-    from udc_model.summary import summary
+    from udc_model.experiments.summary import summary
 
     sys.stdout.write(summary(Workspace()))
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from udc_model.prediction import image_files, predict_files, write_predictions
+    from udc_model.inference.prediction import image_files, predict_files, write_predictions
 
     predictions = predict_files(image_files(options.paths), Workspace(options.root))
     write_predictions(predictions.rows, options.form, sys.stdout)
@@ -299,7 +299,7 @@ def _predict(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     import json
 
-    from udc_model.results import compare
+    from udc_model.experiments.results import compare
 
     found = compare(options.a, options.b, options.split)
     text = json.dumps(found.to_dict(), indent=2, ensure_ascii=False) + "\n" if options.json else found.to_text()
@@ -307,8 +307,8 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _decide(options: argparse.Namespace) -> None:
+    from udc_model.config import load_params
     from udc_model.evaluation.redecision import StoredEvaluation, Sweep, decision_report, write_decisions, write_sweep
-    from udc_model.params import load_params
 
     params = load_params(options.params, options.settings)
     sweep = Sweep.parse(options.sweep) if options.sweep else None
@@ -317,15 +317,15 @@ def _decide(options: argparse.Namespace) -> None:
         table, files = write_sweep(sweep, stored, params.evaluate, params.costs, options.out or Path("sweeps"))
         sys.stdout.write(table + "\n" + "\n".join(map(str, files)) + "\n")
         return
-    rule, scored = stored.decide(params.evaluate, params.costs)
-    sys.stdout.write(decision_report(stored, rule, scored, params.evaluate))
+    policy, scored = stored.decide(params.evaluate, params.costs)
+    sys.stdout.write(decision_report(stored, policy, scored, params.evaluate))
     if options.out is not None:
-        write_decisions(options.out, stored, rule, scored)
+        write_decisions(options.out, stored, policy, scored)
 
 
 def _sweep_report(options: argparse.Namespace) -> None:
     from udc_model.evaluation.redecision import write_sweep_files
-    from udc_model.results import sweep_of_runs
+    from udc_model.experiments.results import sweep_of_runs
 
     table, varying = sweep_of_runs(options.swept, options.metrics, options.where)
     panels = [(f"test {name}".replace("_", " "), [name]) for name in options.metrics]
@@ -342,8 +342,8 @@ def _export(options: argparse.Namespace) -> None:
     import json
 
     from udc_model.data.transforms import Preprocessing
+    from udc_model.inference.onnx_export import export_onnx
     from udc_model.models import load_model
-    from udc_model.models.onnx_export import export_onnx
 
     folder = Workspace(options.root).model
     preprocessing = Preprocessing.load(folder)

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
+from udc_model.config import TrainParams
 from udc_model.data import augmentation
 from udc_model.data.augmentation import Augmentation, EpochDraws, Mixing, crop_resize, training_input
 from udc_model.data.transforms import Preprocessing
 from udc_model.native.library import load_library
-from udc_model.params import TrainParams
 
 
 def _stored(n, side=20):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.utils import shuffle
 
+from udc_model.config import SPLITS, SplitShares
 from udc_model.data.splits import assign_splits, connected_components
-from udc_model.params import SPLITS, SplitShares
 
 SHARES = SplitShares()
 
@@ -60,8 +60,8 @@ def test_given_splits_are_left_and_copies_go_to_training():
 def test_listing_order_does_not_matter(shapes_folder, monkeypatch):
     from pathlib import Path
 
+    from udc_model.config import DataParams
     from udc_model.data.sources import open_source
-    from udc_model.params import DataParams
 
     params = DataParams(source="folder", path=str(shapes_folder))
     straight = open_source(params)

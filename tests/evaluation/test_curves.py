@@ -6,10 +6,10 @@ from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
 
-from udc_model.costs.rule import DecisionRule
+from udc_model.decisions.policy import Policy
 from udc_model.evaluation.curves import (
     cost_curve,
-    dear_class,
+    costliest_class,
     mean_curves,
     precision_recall_curves,
     referral_curve,
@@ -66,12 +66,12 @@ def test_cost_curve_of_two_classes_is_drummond_and_holtes(rng):
     targets = (p1 > rng.random(800)).astype(int)
     p = np.column_stack([1 - p1, p1])
     costs = np.array([[0.0, 1.0], [5.0, 0.0]])
-    rule = DecisionRule(["neg", "pos"], costs.tolist())
-    decided = rule.decide(p)
-    table = cost_curve(Scored(targets, decided, p, costs), rule)
+    policy = Policy(["neg", "pos"], costs.tolist())
+    decided = policy.decide(p)
+    table = cost_curve(Scored(targets, decided, p, costs), policy)
     false_negative, false_positive = (decided[targets == 1] == 0).mean(), (decided[targets == 0] == 1).mean()
     x = table["x"].to_numpy()
-    assert dear_class(costs) == 1
+    assert costliest_class(costs) == 1
     assert table["as_decided"].to_numpy() == pytest.approx(false_negative * x + false_positive * (1 - x))
     assert table["constant"].to_numpy() == pytest.approx(np.minimum(x, 1 - x))
     assert (table["this_rule"] <= table["constant"] + 0.02).all()
@@ -80,13 +80,13 @@ def test_cost_curve_of_two_classes_is_drummond_and_holtes(rng):
 
 def test_no_cost_curve_without_two_priced_classes(scored):
     costs = np.array([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    rule = DecisionRule(CLASSES, costs.tolist())
-    assert cost_curve(Scored(scored.targets, scored.decided, scored.probabilities, costs), rule) is None
+    policy = Policy(CLASSES, costs.tolist())
+    assert cost_curve(Scored(scored.targets, scored.decided, scored.probabilities, costs), policy) is None
 
 
 def test_referral_falls_from_the_mean_cost_and_ends_at_its_price(scored):
     table = referral_curve(scored, 0.4)
-    cost = scored.price.mean()
+    cost = scored.cost_paid.mean()
     assert table.iloc[0].tolist() == pytest.approx([0, cost, cost])
     assert table["cost_of_decided"].iloc[-1] < cost
     assert table["cost_with_referral"].iloc[-1] == pytest.approx(0.4, abs=0.01)

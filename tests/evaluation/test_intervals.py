@@ -39,7 +39,7 @@ def test_metrics_of_a_resample_are_those_of_its_images(rng):
     drawn = rng.integers(0, 60, 60)
     counts = np.bincount(drawn, minlength=60)[:, None].astype(float)
     found = sums.metrics(sums.features.T @ counts)
-    copy = Scored(scored.targets[drawn], scored.decided[drawn], scored.probabilities[drawn], scored.costs)
+    copy = Scored(scored.targets[drawn], scored.decided[drawn], scored.probabilities[drawn], scored.outcome_costs)
     for name, value in split_metrics(copy, 1, RECALLS).items():
         assert found[name][0] == pytest.approx(value, rel=1e-9), name
 
@@ -56,7 +56,7 @@ def test_groups_are_resampled_whole(rng):
     """Images of a group that are alike are worth one: the interval is wider by the root of their number."""
     alone = _scored(rng, 200)
     fields = (np.repeat(x, 9, axis=0) for x in (alone.targets, alone.decided, alone.probabilities))
-    copied = Scored(*fields, alone.costs, None, np.repeat(np.arange(200), 9))
+    copied = Scored(*fields, alone.outcome_costs, None, np.repeat(np.arange(200), 9))
     point = split_metrics(alone, 15)
     of_groups = metric_intervals(copied, point, 15, (), 1000, 0.95)
     of_images = metric_intervals(alone, point, 15, (), 1000, 0.95)

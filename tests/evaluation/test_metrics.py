@@ -6,11 +6,11 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from udc_model.evaluation.metrics import (
     Scored,
+    baselines_table,
     cost_by_pair,
     expected_calibration_error,
     one_vs_rest_auc,
     per_class_table,
-    rules_table,
 )
 from udc_model.evaluation.metrics import split_metrics as split_metrics_of
 
@@ -110,5 +110,5 @@ def test_where_the_money_went():
     scored = Scored(np.array([0, 0, 1, 1]), np.array([1, 1, 0, 1]), np.full((4, 2), 0.5), costs)
     table = cost_by_pair(scored, ["a", "b"], ["a", "b"])
     assert table.to_numpy().tolist() == [["b", "a", 1, 10.0, 10 / 12], ["a", "b", 2, 2.0, 2 / 12]]
-    rules = rules_table(scored, ["a", "b"], "min_expected_cost").set_index("decision")["mean_cost"]
+    rules = baselines_table(scored, ["a", "b"], "min_expected_cost").set_index("decision")["mean_cost"]
     assert rules.to_dict() == {"min_expected_cost": 3.0, "argmax": 5.0, "always b": 0.5}

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from udc_model.costs.rule import DecisionRule
+from udc_model.decisions.policy import Policy
 from udc_model.evaluation import plots
 from udc_model.evaluation.curves import mean_curves, precision_recall_curves, roc_curves
 from udc_model.evaluation.metrics import Scored
@@ -16,7 +16,7 @@ def test_matrices_and_curves_of_few_and_many_classes(n, rng, tmp_path):
     targets = np.repeat(np.arange(n), 4)
     p = rng.dirichlet(np.ones(n), 4 * n)
     counts = rng.integers(0, 2000, (n, n + 1)) * (rng.random((n, n + 1)) < 5 / n)
-    outcomes = DecisionRule(classes, (1 - np.eye(n)).tolist(), refer=0.3).outcomes
+    outcomes = Policy(classes, (1 - np.eye(n)).tolist(), refer=0.3).outcomes
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     for kind, values in (("counts", counts), ("shares", shares), ("money", counts * 3.5)):
         files = [tmp_path / f"{kind}{i}.png" for i in (1, 2)]

@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pytest
 
-from udc_model.costs.rule import DecisionRule
+from udc_model.config import EvaluateParams, Params
 from udc_model.data.packed import PackedSplit
+from udc_model.decisions.policy import Policy
 from udc_model.evaluation.report import render_report
-from udc_model.params import EvaluateParams, Params
 from udc_model.stages.evaluate import write_split
 from udc_model.stages.train import training_params
 
@@ -18,14 +18,14 @@ NAMES = ["<script>alert(1)</script>", "b & c", "plain"]
 def _evaluation(folder, rng, classes, **options):
     folder.mkdir()
     n = len(classes)
-    rule = DecisionRule(classes, (1 - np.eye(n)).tolist(), **options)
-    (folder / "decision.json").write_text(rule.to_json())
+    policy = Policy(classes, (1 - np.eye(n)).tolist(), **options)
+    (folder / "policy.json").write_text(policy.to_json())
     labels = np.repeat(np.arange(n), 4)
     split = PackedSplit(np.zeros((4 * n, 8, 8, 3), np.uint8), labels, [f"<i>{i}.png" for i in range(4 * n)],
                         [""] * 4 * n, [""] * 4 * n)  # fmt: skip
     logits = (rng.normal(0, 1, (4 * n, n)) + 2 * np.eye(n)[labels]).astype(np.float32)
     for name in ("test", "validation"):
-        write_split(folder / name, split, logits, rule, EvaluateParams(resamples=100), [])
+        write_split(folder / name, split, logits, policy, EvaluateParams(resamples=100), [])
     return folder
 
 

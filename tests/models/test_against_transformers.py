@@ -4,13 +4,13 @@ import pytest
 import torch
 import transformers
 
+from udc_model.config.presets import PRESETS
 from udc_model.models import (
     ConvNextConfig,
     ConvNextForImageClassification,
     ResNetConfig,
     ResNetForImageClassification,
 )
-from udc_model.presets import PRESETS
 
 # The largest differs from the one before it in widths alone; its parameters are compared without being computed with.
 LARGEST = "convnext-xlarge"

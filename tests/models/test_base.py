@@ -126,7 +126,7 @@ def test_an_activation_that_is_not_there():
         ConvNextForImageClassification(ConvNextConfig(**CONVNEXT, hidden_act="gellu"))
     from typing import get_args
 
-    from udc_model.params import Activation
+    from udc_model.config import Activation
 
     assert set(get_args(Activation)) == set(ACTIVATIONS)
 

@@ -8,6 +8,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
+from udc_model.config.presets import PRESETS
 from udc_model.errors import UdcError
 from udc_model.models import (
     ConvNextConfig,
@@ -16,7 +17,6 @@ from udc_model.models import (
     ResNetForImageClassification,
 )
 from udc_model.models.checkpoints import load_weights
-from udc_model.presets import PRESETS
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 

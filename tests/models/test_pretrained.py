@@ -10,13 +10,13 @@ import pytest
 import torch
 import torchvision
 
+from udc_model.config import ModelParams
+from udc_model.config.presets import PRESETS
 from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
 from udc_model.models import build_model
 from udc_model.models.pretrained import find_weights
-from udc_model.params import ModelParams
-from udc_model.presets import PRESETS
-from udc_model.stages.training_setup import start_from_weights
+from udc_model.training.setup import start_from_weights
 
 RESNET_18 = ModelParams(preset="resnet-18", weights="imagenet")
 PREPROCESSING = Preprocessing(32)

@@ -72,8 +72,8 @@ def test_metrics_intervals_and_the_report_reach_mlflow(shapes):
         assert low <= metrics["test"][name] <= high
     client = shapes.client()
     names = {item.path for item in client.list_artifacts(run.info.run_id, "evaluation/test")}
-    pictures = ("confusion_matrix", "confusion_shares", "confusion_money", "reliability", "cost_curve", "referral",
-                "roc", "precision_recall", "dearest_mistakes")  # fmt: skip
+    pictures = ("confusion_matrix", "confusion_shares", "confusion_cost", "reliability", "cost_curve", "referral",
+                "roc", "precision_recall", "costliest_mistakes")  # fmt: skip
     assert {f"evaluation/test/{name}.png" for name in pictures} <= names
     report = (shapes.root / "evaluation/report.html").read_text(encoding="utf-8")
     assert report.count("data:image/png;base64,") == len(pictures)
@@ -91,8 +91,8 @@ def test_decide_again_without_the_model(shapes):
     finally:
         (shapes.root / "away").rename(shapes.root / "model")
     assert "always bar" in done.stdout
-    rule = json.loads((shapes.root / "dear/decision.json").read_text())
-    assert rule["costs"][0] == [0, 20, 1]
+    policy = json.loads((shapes.root / "dear/policy.json").read_text())
+    assert policy["costs"][0] == [0, 20, 1]
     assert "refer" not in set(pd.read_csv(shapes.root / "dear/predictions.csv")["predicted"])
     failed = shapes.run("udc", "decide", "-S", "evaluate.decision=recall_floor",
                         "-S", "evaluate.recall_floor={class: bar}", check=False)  # fmt: skip

@@ -39,7 +39,7 @@ def test_accuracy_and_outputs(demo):
         "training/curves.csv", "training/curves.png", "training/augmented.png", "evaluation/decision.json",
         "evaluation/test/predictions.csv", "evaluation/test/confusion_matrix.png", "evaluation/test/roc.png",
         "evaluation/test/precision_recall.png", "evaluation/test/per_class.csv", "evaluation/test/metrics.csv",
-        "evaluation/report.html", "evaluation/test/reliability.png", "evaluation/test/confusion_money.png",
+        "evaluation/report.html", "evaluation/test/reliability.png", "evaluation/test/confusion_cost.png",
     }  # fmt: skip
     predictions = pd.read_csv(demo.root / "evaluation/test/predictions.csv", dtype={"true": str, "predicted": str})
     assert (predictions["true"] == predictions["predicted"]).mean() == metrics["test"]["accuracy"]

@@ -96,7 +96,7 @@ def test_make_ui_answers(project, free_port):
 
 
 def test_tables_name_every_parameter_and_json_key():
-    from udc_model.json_config import _KEYS
+    from udc_model.config.json_config import _KEYS
 
     shipped = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     for section, values in shipped.items():

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from udc_model.config import SPLITS, CostParams, CsvFile, DataParams, ModelParams, Params
 from udc_model.data.packed import PackedDataset
 from udc_model.errors import UdcError
-from udc_model.params import SPLITS, CostParams, CsvFile, DataParams, ModelParams, Params
-from udc_model.stages.files import Workspace, exit_status, whole_folder
+from udc_model.files import Workspace, atomic_folder, exit_status
 from udc_model.stages.prepare import prepare
 
 
@@ -245,10 +245,10 @@ def test_what_the_parameters_say_of_classes_is_checked_before_any_image_is(tmp_p
 
 def test_an_error_leaves_the_older_folder_and_no_scratch(tmp_path):
     target = tmp_path / "model"
-    with whole_folder(target) as folder:
+    with atomic_folder(target) as folder:
         (folder / "a").write_text("old")
     (tmp_path / ".model.1.partial").mkdir()  # of a process that was killed
-    with contextlib.suppress(RuntimeError), whole_folder(target) as folder:
+    with contextlib.suppress(RuntimeError), atomic_folder(target) as folder:
         (folder / "a").write_text("new")
         raise RuntimeError
     assert (target / "a").read_text() == "old"

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from udc_model.costs.losses import TrainingLoss
+from udc_model.config import LossParams, ModelParams, ResNetParams, TrainParams
 from udc_model.errors import UdcError
 from udc_model.models import build_model
-from udc_model.params import LossParams, ModelParams, ResNetParams, TrainParams
 from udc_model.training import batch_size
 from udc_model.training.distribution import Ranks
 from udc_model.training.hardware import Hardware
+from udc_model.training.losses import TrainingLoss
 
 SMALL = ModelParams(resnet=ResNetParams(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"))
 CPU, GPU = (Hardware(torch.device(kind), "fp32") for kind in ("cpu", "cuda"))

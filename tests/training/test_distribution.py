@@ -22,14 +22,14 @@ from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[1])
 torch.set_num_threads(1)
-import test_checkpoint as data
-from udc_model.costs.losses import TrainingLoss
+import test_checkpoints as data
+from udc_model.training.losses import TrainingLoss
 from udc_model.data.batches import TrainingBatches
 from udc_model.data.transforms import Preprocessing
 from udc_model.models import build_model
-from udc_model.params import LossParams, TrainParams
+from udc_model.config import LossParams, TrainParams
 from udc_model.training import loop
-from udc_model.training.checkpoint import open_checkpoints
+from udc_model.training.checkpoints import open_checkpoints
 from udc_model.training.distribution import process_group
 from udc_model.training.hardware import pick_hardware
 

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from udc_model.costs.losses import TrainingLoss
-from udc_model.data.loading import compute_logits
+from udc_model.config import ConvNextParams, LossParams, ModelParams, ResNetParams, TrainParams
+from udc_model.data.logits import compute_logits
 from udc_model.data.packed import PackedSplit
 from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
 from udc_model.models import build_model
-from udc_model.params import ConvNextParams, LossParams, ModelParams, ResNetParams, TrainParams
 from udc_model.training.distribution import Ranks
 from udc_model.training.hardware import Hardware, pick_hardware
-from udc_model.training.loop import PricedMonitor, check_sharding, train_model
+from udc_model.training.loop import CostMonitor, check_sharding, train_model
+from udc_model.training.losses import TrainingLoss
 
 CLASSES = ["a", "b"]
 DEFAULTS = {"epochs": 3, "batch_size": 16, "device": "cpu", "precision": "fp32"}  # auto depends on the machine
@@ -132,7 +132,7 @@ def test_the_priced_monitor_keeps_the_epoch_that_it_finds_cheapest():
     model = build_model(MODELS["resnet"], CLASSES, 1)
     loss = TrainingLoss(LossParams(), torch.ones(2, 2), [1, 1])
     result = train_model(model, _split(50, 0), _split(30, 9), PREPROCESSING, loss, params, 1, pick_hardware(params),
-                         PricedMonitor(calibration, cost))  # fmt: skip
+                         CostMonitor(calibration, cost))  # fmt: skip
     assert result.best_epoch == 2
     assert seen == [((20, 2), (30, 2))] * 3
     assert [row["validation_normalised_cost"] for row in result.curves] == [0.7, 0.2, 0.5]
@@ -141,7 +141,7 @@ def test_the_priced_monitor_keeps_the_epoch_that_it_finds_cheapest():
 def test_a_priced_monitor_without_a_calibration_split():
     params = TrainParams(**DEFAULTS | {"epochs": 1}, monitor="normalised_cost", reads="evaluate")
     empty = PackedSplit(np.empty((0,), np.uint8), np.empty(0, np.int64), [], [], [])
-    monitor = PricedMonitor(empty, lambda calibration, logits: float(calibration.shape == (0, 2)))
+    monitor = CostMonitor(empty, lambda calibration, logits: float(calibration.shape == (0, 2)))
     model, loss = build_model(MODELS["resnet"], CLASSES, 1), TrainingLoss(LossParams(), torch.ones(2, 2), [1, 1])
     found = train_model(
         model, _split(20, 0), _split(10, 9), PREPROCESSING, loss, params, 1, pick_hardware(params), monitor

@@ -6,6 +6,8 @@ import torch
 import transformers
 from timm.optim import param_groups_layer_decay
 
+from udc_model.config import ConvNextParams, ModelParams, ResNetParams, TrainParams
+from udc_model.config.presets import PRESETS
 from udc_model.errors import UdcError
 from udc_model.models import (
     ConvNextConfig,
@@ -16,8 +18,6 @@ from udc_model.models import (
 )
 from udc_model.models.checkpoints import to_our_layout
 from udc_model.models.convnext import ConvNextDropPath
-from udc_model.params import ConvNextParams, ModelParams, ResNetParams, TrainParams
-from udc_model.presets import PRESETS
 from udc_model.training.optimisation import (
     averaged_model,
     build_optimizer,

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from udc_model.config import TrainParams
 from udc_model.data.transforms import Preprocessing
 from udc_model.native.library import call, load_library
-from udc_model.params import TrainParams
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2

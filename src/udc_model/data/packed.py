@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from udc_model.config import SPLITS
 from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
-from udc_model.params import SPLITS
 
 MANIFEST_COLUMNS = ("split", "row", "path", "label", "group", "width", "height", "sha256")
 _BLOCK_BYTES = 32 * 2**20  # copied at a time, so that memory stays small whatever the size of the data set

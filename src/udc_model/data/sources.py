@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 from numpy.typing import NDArray
 
+from udc_model.config import SPLITS, CsvFile, DataParams
 from udc_model.data.decode import SUFFIXES
 from udc_model.errors import UdcError
-from udc_model.params import SPLITS, CsvFile, DataParams
 
 _SHOWN = 50  # entries of a long list that an error prints
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from udc_model.params import SPLITS, SplitShares
+from udc_model.config import SPLITS, SplitShares
 
 
 def connected_components(n: int, keys: Sequence[Sequence[str | None]]) -> NDArray[np.intp]:

@@ -7,8 +7,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from udc_model.costs.decision import clopper_pearson_bound, constant_costs, expected_costs, shift_prior
-from udc_model.costs.rule import DecisionRule
+from udc_model.decisions.decision import clopper_pearson_bound, constant_costs, expected_costs, shift_prior
+from udc_model.decisions.policy import Policy
 from udc_model.evaluation.intervals import areas, by_group, resample, score_table
 from udc_model.evaluation.metrics import Scored, equal_mass_bins
 
@@ -114,7 +114,7 @@ def reliability(scored: Scored, before: Floats, bins: int, confidence: float) ->
     return pd.DataFrame(rows, columns=["calibration", "confidence", "accuracy", "low", "high", "images"])
 
 
-def dear_class(costs: Floats) -> int:
+def costliest_class(costs: Floats) -> int:
     """The class whose mistakes cost most, mean over wrong classes of (K, D)."""
     return int(_mean_prices(costs).argmax())
 
@@ -124,7 +124,7 @@ def _mean_prices(costs: Floats) -> Floats:
     return np.asarray((costs[:, :k].sum(axis=1) - np.diag(costs)) / (k - 1))
 
 
-def cost_curve(scored: Scored, rule: DecisionRule) -> pd.DataFrame | None:
+def cost_curve(scored: Scored, policy: Policy) -> pd.DataFrame | None:
     """Normalised expected cost against the odds of the dear class (Drummond and Holte 2006), generalised to K classes.
 
     ``x`` is the dear class's share of the money at stake, ``pi_d c_d / sum_y pi_y c_y`` with c the mean price of a
@@ -133,14 +133,14 @@ def cost_curve(scored: Scored, rule: DecisionRule) -> pd.DataFrame | None:
     deciding anew), ``as_decided``, ``argmax``, ``constant`` (the cheapest constant answer). None where the mistakes of
     at most one class cost anything.
     """
-    prices, dear = _mean_prices(scored.costs), dear_class(scored.costs)
+    prices, dear = _mean_prices(scored.outcome_costs), costliest_class(scored.outcome_costs)
     shares = np.bincount(scored.targets, minlength=len(prices)) / len(scored.targets)
     others = np.where(np.arange(len(prices)) == dear, 0.0, shares)
     others /= others.sum()
     if prices[dear] <= 0 or others @ prices <= 0:
         return None
-    present = shares if rule.deployment_prior is None else np.array(rule.deployment_prior)
-    own = scored.costs[scored.targets]
+    present = shares if policy.deployment_prior is None else np.array(policy.deployment_prior)
+    own = scored.outcome_costs[scored.targets]
     argmax = scored.probabilities.argmax(axis=1)
     rows = []
     for x in np.linspace(0, 1, 101)[1:-1]:
@@ -148,12 +148,11 @@ def cost_curve(scored: Scored, rule: DecisionRule) -> pd.DataFrame | None:
         prior = others / (1 + odds)
         prior[dear] = odds / (1 + odds)
         weights = (prior / shares)[scored.targets]
-        told = rule.decide(shift_prior(scored.probabilities, present, np.maximum(prior, 1e-12)))
+        told = policy.decide(shift_prior(scored.probabilities, present, np.maximum(prior, 1e-12)))
         scale = prior @ prices
         costs = [np.average(own[np.arange(len(own)), d], weights=weights) for d in (told, scored.decided, argmax)]
-        rows.append(
-            (x, *(c / scale for c in costs), constant_costs(scored.targets, scored.costs, weights).min() / scale)
-        )
+        constant = constant_costs(scored.targets, scored.outcome_costs, weights).min()
+        rows.append((x, *(c / scale for c in costs), constant / scale))
     return pd.DataFrame(rows, columns=["x", "this_rule", "as_decided", "argmax", "constant"])
 
 
@@ -165,8 +164,8 @@ def referral_curve(scored: Scored, refer: float | None) -> pd.DataFrame:
     """
     k = scored.num_classes
     weights = scored.counted
-    expected = expected_costs(scored.probabilities, scored.costs[:, :k])
-    price = scored.costs[scored.targets, expected.argmin(axis=1)]
+    expected = expected_costs(scored.probabilities, scored.outcome_costs[:, :k])
+    price = scored.outcome_costs[scored.targets, expected.argmin(axis=1)]
     order = np.argsort(-expected.min(axis=1), kind="stable")
     left = np.append((weights * price)[order][::-1].cumsum()[::-1], 0.0)  # money after the first n are referred
     kept = np.append(weights[order][::-1].cumsum()[::-1], 0.0)

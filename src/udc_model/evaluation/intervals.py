@@ -119,7 +119,7 @@ class Sums:
     @classmethod
     def of(cls, scored: Scored, ece_bins: int, recall_of: Sequence[tuple[int, str]] = ()) -> Sums:
         """Build the table for one split."""
-        n, k, d = len(scored.targets), scored.num_classes, scored.costs.shape[1]
+        n, k, d = len(scored.targets), scored.num_classes, scored.outcome_costs.shape[1]
         p, w = scored.probabilities, scored.counted
         argmax, rows = p.argmax(axis=1), np.arange(n)
         own = np.maximum(p[rows, scored.targets], np.finfo(float).eps)  # as scikit-learn's log_loss does
@@ -149,13 +149,13 @@ class Sums:
 
     def metrics(self, sums: Floats) -> dict[str, Floats]:
         """The metrics (B,) of sums (M, B), by the names of `split_metrics`."""
-        k, d = self.scored.costs.shape
+        k, d = self.scored.outcome_costs.shape
         widths = np.cumsum([k * d, k * k, 1, 1, 1, self.ece_bins])
         cells, by_argmax, weight, log_loss, brier, gaps, scores = np.split(sums, widths)
         cells, by_argmax = cells.reshape(k, d, -1), by_argmax.reshape(k, k, -1)
-        paid = np.einsum("kd,kdb->b", self.scored.costs, cells) / weight[0]
-        paid_argmax = np.einsum("kd,kdb->b", self.scored.costs[:, :k], by_argmax) / weight[0]
-        constant = np.einsum("kd,kb->db", self.scored.costs, cells.sum(axis=1)).min(axis=0) / weight[0]
+        paid = np.einsum("kd,kdb->b", self.scored.outcome_costs, cells) / weight[0]
+        paid_argmax = np.einsum("kd,kdb->b", self.scored.outcome_costs[:, :k], by_argmax) / weight[0]
+        constant = np.einsum("kd,kb->db", self.scored.outcome_costs, cells.sum(axis=1)).min(axis=0) / weight[0]
         with np.errstate(divide="ignore", invalid="ignore"):
             found = {
                 **_confusion_metrics(cells[:, :k]),

@@ -22,7 +22,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from udc_model.costs.decision import constant_costs, mean_cost, normalised_cost
+from udc_model.decisions.decision import constant_costs, mean_cost, normalised_cost
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.integer]
@@ -36,9 +36,9 @@ class Scored:
     Parameters
     ----------
     targets : (N,) true class indices; every class must be among them.
-    decided : (N,) columns of ``costs``; K is referral.
+    decided : (N,) columns of ``outcome_costs``; K is referral.
     probabilities : (N, K) calibrated posteriors.
-    costs : (K, D), rows true, D = K, or K + 1 with referral.
+    outcome_costs : (K, D), rows true, D = K, or K + 1 with referral.
     weights : (N,) how often each sample counts, or None for once.
     groups : (N,) group indices, or None where each sample is its own.
     """
@@ -46,14 +46,14 @@ class Scored:
     targets: Indices
     decided: Indices
     probabilities: Floats
-    costs: Floats
+    outcome_costs: Floats
     weights: Floats | None = None
     groups: Indices | None = None
 
     @property
     def num_classes(self) -> int:
         """K."""
-        return len(self.costs)
+        return len(self.outcome_costs)
 
     @property
     def counted(self) -> Floats:
@@ -61,9 +61,9 @@ class Scored:
         return np.ones(len(self.targets)) if self.weights is None else self.weights
 
     @property
-    def price(self) -> Floats:
-        """(N,) price paid for each sample."""
-        return np.asarray(self.costs[self.targets, self.decided])
+    def cost_paid(self) -> Floats:
+        """(N,) cost paid for each sample."""
+        return np.asarray(self.outcome_costs[self.targets, self.decided])
 
 
 def split_metrics(scored: Scored, ece_bins: int, recall_of: Sequence[tuple[int, str]] = ()) -> Metrics:
@@ -86,12 +86,12 @@ def split_metrics(scored: Scored, ece_bins: int, recall_of: Sequence[tuple[int, 
     """
     targets, p, weights = scored.targets, scored.probabilities, scored.weights
     argmax = p.argmax(axis=1)
-    paid, by_argmax = (mean_cost(targets, d, scored.costs, weights) for d in (scored.decided, argmax))
+    paid, by_argmax = (mean_cost(targets, d, scored.outcome_costs, weights) for d in (scored.decided, argmax))
     found: Metrics = {
         **_decision_metrics(scored),
         "mean_cost": paid,
-        "normalised_cost": normalised_cost(targets, scored.decided, scored.costs, weights),
-        "constant_mean_cost": float(constant_costs(targets, scored.costs, weights).min()),
+        "normalised_cost": normalised_cost(targets, scored.decided, scored.outcome_costs, weights),
+        "constant_mean_cost": float(constant_costs(targets, scored.outcome_costs, weights).min()),
         "argmax_accuracy": float(accuracy_score(targets, argmax, sample_weight=weights)),
         "argmax_mean_cost": by_argmax,
         "cost_saved": by_argmax - paid,
@@ -180,7 +180,7 @@ def cost_by_pair(scored: Scored, classes: list[str], outcomes: list[str]) -> pd.
         "true": names[scored.targets],
         "decided": decided[scored.decided],
         "images": 1,
-        "cost": scored.counted * scored.price,
+        "cost": scored.counted * scored.cost_paid,
     })  # fmt: skip
     table = rows.groupby(["true", "decided"], as_index=False).sum()
     table = table[table["cost"] != 0].sort_values(["cost", "true", "decided"], ascending=[False, True, True])
@@ -188,21 +188,21 @@ def cost_by_pair(scored: Scored, classes: list[str], outcomes: list[str]) -> pd.
     return table.assign(share=table["cost"] / total if total else 0.0)
 
 
-def rules_table(scored: Scored, outcomes: list[str], rule: str) -> pd.DataFrame:
-    """Mean cost, normalised cost and accuracy of the rule, of argmax, and of the cheapest constant answer."""
-    constant = int(constant_costs(scored.targets, scored.costs, scored.weights).argmin())
+def baselines_table(scored: Scored, outcomes: list[str], policy: str) -> pd.DataFrame:
+    """Mean cost, normalised cost and accuracy of the policy, of argmax, and of the cheapest constant answer."""
+    constant = int(constant_costs(scored.targets, scored.outcome_costs, scored.weights).argmin())
     answers = {
-        rule: scored.decided,
+        policy: scored.decided,
         "argmax": scored.probabilities.argmax(axis=1),
         f"always {outcomes[constant]}": np.full(len(scored.targets), constant),
     }
     rows = []
     for name, decided in answers.items():
-        one = Scored(scored.targets, decided, scored.probabilities, scored.costs, scored.weights)
+        one = Scored(scored.targets, decided, scored.probabilities, scored.outcome_costs, scored.weights)
         rows.append({
             "decision": name,
-            "mean_cost": mean_cost(one.targets, decided, one.costs, one.weights),
-            "normalised_cost": normalised_cost(one.targets, decided, one.costs, one.weights),
+            "mean_cost": mean_cost(one.targets, decided, one.outcome_costs, one.weights),
+            "normalised_cost": normalised_cost(one.targets, decided, one.outcome_costs, one.weights),
             "accuracy": _decision_metrics(one)["accuracy"],
         })  # fmt: skip
     return pd.DataFrame(rows)

@@ -1,4 +1,4 @@
-"""Stored predictions under other prices or another rule, without the model: ``udc decide``."""
+"""Stored predictions under other prices or another policy, without the model: ``udc decide``."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from udc_model.costs.calibration import Calibration
-from udc_model.costs.rule import DECISION_FILE, DecisionRule, fit_rule
+from udc_model.config import CostEntry, CostParams, EvaluateParams
 from udc_model.data.packed import group_indices
+from udc_model.decisions.calibration import Calibration
+from udc_model.decisions.policy import POLICY_FILE, Policy, fit_policy
 from udc_model.errors import UdcError
 from udc_model.evaluation.intervals import metric_intervals
-from udc_model.evaluation.metrics import Scored, rules_table, split_metrics
+from udc_model.evaluation.metrics import Scored, baselines_table, split_metrics
 from udc_model.evaluation.tables import confusion, logits_of, read_predictions, write_csv
-from udc_model.params import CostEntry, CostParams, EvaluateParams
 
 
 @dataclass(frozen=True)
 class StoredEvaluation:
-    """An ``evaluation/`` folder: the rule that was, and the tables of the calibration split and of one other."""
+    """An ``evaluation/`` folder: the policy that was, and the tables of the calibration split and of one other."""
 
-    rule: DecisionRule
+    policy: Policy
     calibration: pd.DataFrame
     predictions: pd.DataFrame
 
     @classmethod
     def load(cls, folder: Path, split: str) -> StoredEvaluation:
         """Read a folder; :class:`UdcError` if a file is missing or damaged."""
-        rule = DecisionRule.load(folder / DECISION_FILE)
-        return cls(rule, *(read_predictions(folder / name / "predictions.csv") for name in ("calibration", split)))
+        policy = Policy.load(folder / POLICY_FILE)
+        return cls(policy, *(read_predictions(folder / name / "predictions.csv") for name in ("calibration", split)))
 
     def decide(
         self, evaluate: EvaluateParams, costs: CostParams, calibration: Calibration | None = None
-    ) -> tuple[DecisionRule, Scored]:
-        """The rule for other prices, fitted on the stored calibration split, and its decisions.
+    ) -> tuple[Policy, Scored]:
+        """The policy for other prices, fitted on the stored calibration split, and its decisions.
 
         ``calibration`` is one that was fitted before; None fits it.
 
@@ -47,26 +47,28 @@ class StoredEvaluation:
         UdcError
             The prices do not fit the classes, or the calibration split is too small for what is asked.
         """
-        classes = self.rule.classes
-        prior = self.rule.training_prior
+        classes = self.policy.classes
+        prior = self.policy.training_prior
         assert prior is not None  # written by evaluate
         known, targets = logits_of(self.calibration, classes), _targets(self.calibration, classes)
         groups = group_indices(list(self.calibration["group"]))
-        rule = fit_rule(evaluate, costs, classes, prior, known, targets, groups, calibration)
-        decisions = rule.apply(logits_of(self.predictions, classes))
+        policy = fit_policy(evaluate, costs, classes, prior, known, targets, groups, calibration)
+        decisions = policy.apply(logits_of(self.predictions, classes))
         targets = _targets(self.predictions, classes)
         groups = group_indices(list(self.predictions["group"]))
-        weights = rule.weights(targets)
-        return rule, Scored(targets, decisions.decided, decisions.probabilities, rule.prices, weights, groups)
+        weights = policy.weights(targets)
+        return policy, Scored(
+            targets, decisions.decided, decisions.probabilities, policy.outcome_costs, weights, groups
+        )
 
-    def table(self, rule: DecisionRule, scored: Scored) -> pd.DataFrame:
-        """The predictions table under another rule."""
-        outcomes = np.array(rule.outcomes, dtype=object)
+    def table(self, policy: Policy, scored: Scored) -> pd.DataFrame:
+        """The predictions table under another policy."""
+        outcomes = np.array(policy.outcomes, dtype=object)
         rows = np.arange(len(scored.targets))
         return self.predictions.assign(
             predicted=outcomes[scored.decided],
-            expected_cost=(scored.probabilities @ scored.costs)[rows, scored.decided],
-            cost=scored.price,
+            expected_cost=(scored.probabilities @ scored.outcome_costs)[rows, scored.decided],
+            cost=scored.cost_paid,
             weight=scored.counted,
         )
 
@@ -112,10 +114,10 @@ class Sweep:
         calibration = stored.decide(evaluate, costs)[0].calibration  # no price changes it
         for price in self.values:
             entry = CostEntry(true=self.true, predicted=self.predicted, cost=price)
-            rule, scored = stored.decide(
+            policy, scored = stored.decide(
                 evaluate, costs.model_copy(update={"entries": [*costs.entries, entry]}), calibration
             )
-            metrics = split_metrics(scored, evaluate.ece_bins, list(enumerate(rule.classes)))
+            metrics = split_metrics(scored, evaluate.ece_bins, list(enumerate(policy.classes)))
             counts, _ = confusion(scored)
             names = [name for name in metrics if name.startswith(("recall/", "miss_rate/"))]
             kept = (
@@ -126,37 +128,37 @@ class Sweep:
                 "accuracy",
                 "referral_rate",
             )
-            images = int(counts[rule.classes.index(self.true), rule.outcomes.index(self.predicted)])
+            images = int(counts[policy.classes.index(self.true), policy.outcomes.index(self.predicted)])
             rows.append({"price": price} | {name: metrics[name] for name in (*kept, *names)} | {"images": images})
             for i, j in zip(*np.nonzero(counts), strict=True):
-                cells.append((price, rule.classes[i], rule.outcomes[j], int(counts[i, j])))
+                cells.append((price, policy.classes[i], policy.outcomes[j], int(counts[i, j])))
         return pd.DataFrame(rows), pd.DataFrame(cells, columns=["price", "true", "decided", "images"])
 
 
-def decision_report(stored: StoredEvaluation, rule: DecisionRule, scored: Scored, evaluate: EvaluateParams) -> str:
+def decision_report(stored: StoredEvaluation, policy: Policy, scored: Scored, evaluate: EvaluateParams) -> str:
     """What the decisions cost beside argmax and the cheapest constant answer, recalls, how many decisions changed."""
-    metrics = split_metrics(scored, evaluate.ece_bins, list(enumerate(rule.classes)))
+    metrics = split_metrics(scored, evaluate.ece_bins, list(enumerate(policy.classes)))
     intervals = metric_intervals(scored, metrics, evaluate.ece_bins, (), evaluate.resamples, evaluate.confidence)
-    changed = int((np.array(rule.outcomes, dtype=object)[scored.decided] != stored.predictions["predicted"]).sum())
+    changed = int((np.array(policy.outcomes, dtype=object)[scored.decided] != stored.predictions["predicted"]).sum())
     low, high = intervals["mean_cost"]
     lines = [
         f"{changed} of {len(scored.targets)} decisions change; mean cost {metrics['mean_cost']:.4f}, "
         f"{evaluate.confidence:.0%} interval {low:.4f} to {high:.4f}",
         "",
-        rules_table(scored, rule.outcomes, rule.rule).round(4).to_string(index=False, na_rep="-"),
+        baselines_table(scored, policy.outcomes, policy.decision).round(4).to_string(index=False, na_rep="-"),
         "",
         f"referral rate {metrics['referral_rate']:.4f}",
         *(f"recall of {name} {metrics[f'recall/{name}']:.4f}, missed {metrics[f'miss_rate/{name}']:.4f}"
-          for name in rule.classes),
+          for name in policy.classes),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
-def write_decisions(folder: Path, stored: StoredEvaluation, rule: DecisionRule, scored: Scored) -> None:
-    """``decision.json`` and ``predictions.csv`` of the new decisions, which ``udc compare`` takes."""
+def write_decisions(folder: Path, stored: StoredEvaluation, policy: Policy, scored: Scored) -> None:
+    """``policy.json`` and ``predictions.csv`` of the new decisions, which ``udc compare`` takes."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / DECISION_FILE).write_text(rule.to_json(), encoding="utf-8")
-    write_csv(stored.table(rule, scored), folder / "predictions.csv")
+    (folder / POLICY_FILE).write_text(policy.to_json(), encoding="utf-8")
+    write_csv(stored.table(policy, scored), folder / "predictions.csv")
 
 
 def write_sweep(

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from udc_model.costs.rule import DecisionRule
+from udc_model.decisions.policy import Policy
 
 _LARGEST_MATRIX = 12  # classes up to which the cost matrix is shown whole
 _LONGEST_TABLE = 24
 _PICTURES = (
-    ("confusion_money", "Where the money goes: cost by true class (row) and decision (column)."),
+    ("confusion_cost", "Where the money goes: cost by true class (row) and decision (column)."),
     ("confusion_matrix", "The same in images; colours are shares of the true class."),
     ("confusion_shares", "Shares of each true class."),
     ("reliability", "Do the probabilities mean what they say? Accuracy against confidence, bins of equal mass."),
@@ -25,7 +25,7 @@ _PICTURES = (
     ("referral", "What remains to pay when the images of largest expected cost go to a person."),
     ("roc", "ROC of each class against the rest."),
     ("precision_recall", "Precision and recall of each class against the rest."),
-    ("dearest_mistakes", "The dearest mistakes, the most certain first."),
+    ("costliest_mistakes", "The dearest mistakes, the most certain first."),
 )  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def render_report(
     confidence : level of the intervals.
     provenance : names and values of what identifies the run.
     """
-    rule = DecisionRule.load(evaluation / "decision.json")
+    policy = Policy.load(evaluation / "policy.json")
     tables = {
         name: pd.read_csv(evaluation / name / "metrics.csv").set_index("metric") for name in ("test", "validation")
     }
@@ -64,10 +64,10 @@ def render_report(
         record=record,
         counts=counts,
         splits=[split for split in ("train", "validation", "calibration", "test") if split in counts],
-        rule=rule,
-        calibration=_calibration(rule),
-        matrix=rule.prices.tolist() if len(rule.classes) <= _LARGEST_MATRIX else None,
-        dear_cells=_dear_cells(rule),
+        policy=policy,
+        calibration=_calibration(policy),
+        matrix=policy.outcome_costs.tolist() if len(policy.classes) <= _LARGEST_MATRIX else None,
+        dear_cells=_dear_cells(policy),
         findings=findings,
         percent=f"{confidence:.0%}",
         test={name: tuple(row) for name, row in zip(tables["test"].index, tables["test"].to_numpy(), strict=True)},
@@ -77,7 +77,7 @@ def render_report(
         },
         rules=pd.read_csv(test / "rules.csv").to_dict("records"),
         pairs=_rows(test / "cost_by_pair.csv"),
-        mistakes=_rows(test / "dearest_mistakes.csv"),
+        mistakes=_rows(test / "costliest_mistakes.csv"),
         pictures=[
             (name, about, base64.b64encode((test / f"{name}.png").read_bytes()).decode())
             for name, about in _PICTURES
@@ -97,18 +97,18 @@ def _number(value: float | None) -> str:
     return "–" if value is None or np.isnan(value) else f"{value:.4f}"
 
 
-def _calibration(rule: DecisionRule) -> str:
-    parameters = rule.calibration.parameters
+def _calibration(policy: Policy) -> str:
+    parameters = policy.calibration.parameters
     known = f" (T = {parameters['temperature']:.3f})" if "temperature" in parameters else ""
-    return rule.calibration.method + known
+    return policy.calibration.method + known
 
 
-def _dear_cells(rule: DecisionRule) -> list[tuple[str, str, float]]:
+def _dear_cells(policy: Policy) -> list[tuple[str, str, float]]:
     """The dearest prices of a matrix that is too large to show, with their classes."""
-    prices = np.array(rule.costs)
+    prices = np.array(policy.class_costs)
     order = np.argsort(-prices, axis=None, kind="stable")[:_LONGEST_TABLE]
     cells = zip(*np.unravel_index(order, prices.shape), strict=True)
-    return [(rule.classes[i], rule.classes[j], float(prices[i, j])) for i, j in cells]
+    return [(policy.classes[i], policy.classes[j], float(prices[i, j])) for i, j in cells]
 
 
 def write_report(evaluation: Path, **about: Any) -> None:

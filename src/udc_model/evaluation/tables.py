@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from udc_model.costs.calibration import Calibration
-from udc_model.costs.rule import DecisionRule, Decisions
+from udc_model.config import EvaluateParams
 from udc_model.data.packed import PackedSplit
+from udc_model.decisions.calibration import Calibration
+from udc_model.decisions.policy import Decisions, Policy
 from udc_model.errors import UdcError
 from udc_model.evaluation.curves import (
     cost_curve,
-    dear_class,
+    costliest_class,
     mean_curves,
     precision_recall_curves,
     referral_curve,
@@ -23,8 +24,7 @@ from udc_model.evaluation.curves import (
     roc_curves,
 )
 from udc_model.evaluation.intervals import Intervals
-from udc_model.evaluation.metrics import Metrics, Scored, cost_by_pair, per_class_table, rules_table
-from udc_model.params import EvaluateParams
+from udc_model.evaluation.metrics import Metrics, Scored, baselines_table, cost_by_pair, per_class_table
 
 _LOGIT = "logit_"
 
@@ -38,13 +38,13 @@ def predictions_table(
     split: PackedSplit,
     decisions: Decisions,
     logits: NDArray[np.floating],
-    rule: DecisionRule,
+    policy: Policy,
 ) -> pd.DataFrame:
     """One row an image: path, SHA-256 of its file, group, true and predicted class, expected cost of the decision, cost
     paid, weight (how often it counts, see ``costs.prior``), raw logits."""
-    names, outcomes = np.array(rule.classes, dtype=object), np.array(rule.outcomes, dtype=object)
+    names, outcomes = np.array(policy.classes, dtype=object), np.array(policy.outcomes, dtype=object)
     targets = split.labels
-    weights = rule.weights(targets)
+    weights = policy.weights(targets)
     table = {
         "path": split.paths,
         "sha256": split.digests,
@@ -52,10 +52,10 @@ def predictions_table(
         "true": names[targets],
         "predicted": outcomes[decisions.decided],
         "expected_cost": decisions.expected_cost,
-        "cost": rule.prices[targets, decisions.decided],
+        "cost": policy.outcome_costs[targets, decisions.decided],
         "weight": np.ones(len(targets)) if weights is None else weights,
     }
-    return pd.DataFrame(table | {f"{_LOGIT}{name}": logits[:, k] for k, name in enumerate(rule.classes)})
+    return pd.DataFrame(table | {f"{_LOGIT}{name}": logits[:, k] for k, name in enumerate(policy.classes)})
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
@@ -87,57 +87,59 @@ def metrics_table(metrics: Metrics, intervals: Intervals) -> pd.DataFrame:
 
 def confusion(scored: Scored) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Images and money (K, D) by true class and decision."""
-    counts = np.zeros(scored.costs.shape, dtype=np.int64)
+    counts = np.zeros(scored.outcome_costs.shape, dtype=np.int64)
     np.add.at(counts, (scored.targets, scored.decided), 1)
-    money = np.zeros(scored.costs.shape)
-    np.add.at(money, (scored.targets, scored.decided), scored.counted * scored.price)
+    money = np.zeros(scored.outcome_costs.shape)
+    np.add.at(money, (scored.targets, scored.decided), scored.counted * scored.cost_paid)
     return counts, money
 
 
-def write_confusion(folder: Path, scored: Scored, rule: DecisionRule) -> None:
+def write_confusion(folder: Path, scored: Scored, policy: Policy) -> None:
     """``confusion_matrix.json`` with counts and money, ``confusion.csv`` for `dvc plots`, ``cost_by_pair.csv``."""
     counts, money = confusion(scored)
-    about = {"rows": "true", "columns": "decided", "classes": rule.classes, "outcomes": rule.outcomes}
+    about = {"rows": "true", "columns": "decided", "classes": policy.classes, "outcomes": policy.outcomes}
     text = json.dumps(about | {"counts": counts.tolist(), "money": money.tolist()}, indent=2, ensure_ascii=False)
     (folder / "confusion_matrix.json").write_text(text + "\n", encoding="utf-8")
-    names, outcomes = np.array(rule.classes, dtype=object), np.array(rule.outcomes, dtype=object)
+    names, outcomes = np.array(policy.classes, dtype=object), np.array(policy.outcomes, dtype=object)
     write_csv(
         pd.DataFrame({"true": names[scored.targets], "decided": outcomes[scored.decided]}), folder / "confusion.csv"
     )
-    write_csv(per_class_table(scored.targets, scored.decided, rule.classes), folder / "per_class.csv")
-    write_csv(cost_by_pair(scored, rule.classes, rule.outcomes), folder / "cost_by_pair.csv")
-    write_csv(rules_table(scored, rule.outcomes, rule.rule), folder / "rules.csv")
+    write_csv(per_class_table(scored.targets, scored.decided, policy.classes), folder / "per_class.csv")
+    write_csv(cost_by_pair(scored, policy.classes, policy.outcomes), folder / "cost_by_pair.csv")
+    write_csv(baselines_table(scored, policy.outcomes, policy.decision), folder / "rules.csv")
 
 
 def write_curves(
-    folder: Path, scored: Scored, rule: DecisionRule, logits: NDArray[np.floating], evaluate: EvaluateParams
+    folder: Path, scored: Scored, policy: Policy, logits: NDArray[np.floating], evaluate: EvaluateParams
 ) -> None:
     """All curves of a split: ROC, precision-recall, reliability, cost, referral."""
-    write_csv(roc_curves(scored, rule.classes), folder / "roc_by_class.csv")
-    write_csv(precision_recall_curves(scored, rule.classes), folder / "precision_recall_by_class.csv")
+    write_csv(roc_curves(scored, policy.classes), folder / "roc_by_class.csv")
+    write_csv(precision_recall_curves(scored, policy.classes), folder / "precision_recall_by_class.csv")
     resamples = max(100, evaluate.resamples // 10)  # a band needs fewer than the end of an interval
-    roc, pr, areas = mean_curves(scored, rule.classes, resamples, evaluate.confidence)
+    roc, pr, areas = mean_curves(scored, policy.classes, resamples, evaluate.confidence)
     for table, name in ((roc, "roc"), (pr, "precision_recall"), (areas, "areas")):
         write_csv(table, folder / f"{name}.csv")
     before = Calibration().probabilities(logits)
     write_csv(reliability(scored, before, evaluate.ece_bins, evaluate.confidence), folder / "reliability.csv")
-    write_csv(referral_curve(scored, rule.refer), folder / "referral.csv")
-    curve = cost_curve(scored, rule)
+    write_csv(referral_curve(scored, policy.refer), folder / "referral.csv")
+    curve = cost_curve(scored, policy)
     if curve is not None:
         write_csv(curve, folder / "cost_curve.csv")
-        (folder / "dear_class.txt").write_text(rule.classes[dear_class(scored.costs)], encoding="utf-8")
+        (folder / "costliest_class.txt").write_text(
+            policy.classes[costliest_class(scored.outcome_costs)], encoding="utf-8"
+        )
 
 
-def dearest_mistakes(predictions: pd.DataFrame, scored: Scored) -> pd.DataFrame:
+def costliest_mistakes(predictions: pd.DataFrame, scored: Scored) -> pd.DataFrame:
     """Wrong decisions that cost something, the dearest and most certain first; ``row`` is the image's place."""
     top = scored.probabilities[np.arange(len(scored.targets)), np.minimum(scored.decided, scored.num_classes - 1)]
-    wrong = (scored.decided != scored.targets) & (scored.decided < scored.num_classes) & (scored.price > 0)
+    wrong = (scored.decided != scored.targets) & (scored.decided < scored.num_classes) & (scored.cost_paid > 0)
     table = pd.DataFrame({
         "path": predictions["path"],
         "true": predictions["true"],
         "decided": predictions["predicted"],
         "probability": top,
-        "cost": scored.price,
+        "cost": scored.cost_paid,
         "row": np.arange(len(top)),
     })[wrong]  # fmt: skip
     return pd.DataFrame(table.sort_values(["cost", "probability", "path"], ascending=[False, False, True]))

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
+from udc_model.config import ModelParams
 from udc_model.errors import UdcError
 from udc_model.models.base import read_config
 from udc_model.models.convnext import ConvNextConfig, ConvNextForImageClassification
 from udc_model.models.resnet import ResNetConfig, ResNetForImageClassification
 from udc_model.models.staged import ImageClassifier
-from udc_model.params import ModelParams
 
 
 def build_model(params: ModelParams, classes: list[str], seed: int) -> ImageClassifier:

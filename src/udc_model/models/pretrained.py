@@ -13,8 +13,8 @@ from urllib.error import URLError
 
 import torch
 
+from udc_model.config.presets import PRESETS
 from udc_model.errors import UdcError
-from udc_model.presets import PRESETS
 
 logger = logging.getLogger(__name__)
 

@@ -16,24 +16,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 import udc_model
-from udc_model.costs.matrix import lint_costs
-from udc_model.costs.rule import DECISION_FILE, DecisionRule, fit_rule
+from udc_model.config import EvaluateParams, Params, load_params
 from udc_model.data.packed import PackedDataset, PackedSplit, group_indices
+from udc_model.decisions.matrix import lint_costs
+from udc_model.decisions.policy import POLICY_FILE, Policy, fit_policy
 from udc_model.errors import UdcError
 from udc_model.evaluation.intervals import Intervals, metric_intervals
 from udc_model.evaluation.metrics import Metrics, Scored, split_metrics
 from udc_model.evaluation.report import model_identity, render_report, write_report
 from udc_model.evaluation.tables import (
-    dearest_mistakes,
+    costliest_mistakes,
     metrics_table,
     predictions_table,
     write_confusion,
     write_csv,
     write_curves,
 )
-from udc_model.params import EvaluateParams, Params, load_params
-from udc_model.stages.files import Workspace, exit_status, sha256_of, whole_folder, write_whole
-from udc_model.stored_logits import Logits, stored_logits
+from udc_model.files import Workspace, atomic_folder, exit_status, sha256_of, write_atomically
+from udc_model.inference.stored_logits import Logits, stored_logits
 from udc_model.tracking.delivery import EVALUATED, MODEL_SHA256
 from udc_model.tracking.provenance import OUTS, dvc_hash, identity
 from udc_model.tracking.run import StageRun, stage_run
@@ -42,7 +42,7 @@ from udc_model.tracking.store import repository_root
 logger = logging.getLogger("udc_model.stages.evaluate")  # __name__ is __main__ when DVC runs the stage
 
 SCORED = ("test", "validation")
-SHOWN = ("confusion_matrix", "confusion_money", "reliability", "cost_curve")  # pictures that runs are compared by
+SHOWN = ("confusion_matrix", "confusion_cost", "reliability", "cost_curve")  # pictures that runs are compared by
 CACHE = Path(".udc") / "logits"
 # What loading and running the served model imports.
 _REQUIREMENTS = (
@@ -72,11 +72,11 @@ def evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         repository_root() / CACHE, workspace.model, dataset.info["digest"], params.evaluate,
         lambda: run_model(workspace, dataset.classes, splits, params.evaluate),
     )  # fmt: skip
-    rule = fit_rule(
+    policy = fit_policy(
         params.evaluate, params.costs, dataset.classes, dataset.training_counts, logits["calibration"],
         splits["calibration"].labels, group_indices(splits["calibration"].groups),
     )  # fmt: skip
-    findings = lint_costs(np.array(rule.costs), rule.classes, rule.refer)
+    findings = lint_costs(np.array(policy.class_costs), policy.classes, policy.refer)
     for finding in findings:
         logger.warning("%s", finding)
 
@@ -84,14 +84,14 @@ def evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
             "udc.seed": str(record["params"]["seed"])}  # fmt: skip
     with (
         _Pictures(workspace.prepared) as pictures,
-        whole_folder(workspace.evaluation) as folder,
+        atomic_folder(workspace.evaluation) as folder,
         stage_run("evaluate", record["hardware"] | tags) as run,
     ):
         _carry_over(run, record, dataset)
-        (folder / DECISION_FILE).write_text(rule.to_json(), encoding="utf-8")
+        (folder / POLICY_FILE).write_text(policy.to_json(), encoding="utf-8")
         scores = {}
         for name, split in splits.items():
-            found = write_split(folder / name, split, logits[name], rule, params.evaluate, recall_of)
+            found = write_split(folder / name, split, logits[name], policy, params.evaluate, recall_of)
             if found is not None:
                 scores[name] = found
                 pictures.draw(folder / name)
@@ -100,7 +100,7 @@ def evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
     logger.info("test: mean cost %.4f (%.0f%% interval %.4f to %.4f), of argmax %.4f; MLflow run %s", test["mean_cost"],
                 100 * params.evaluate.confidence, *interval, test["argmax_mean_cost"], run)  # fmt: skip
     metrics = {name: values for name, (values, _) in scores.items()}
-    write_whole(workspace.metrics, _json(metrics))
+    write_atomically(workspace.metrics, _json(metrics))
     return metrics
 
 
@@ -112,7 +112,7 @@ def run_model(
     workspace: Workspace, classes: list[str], splits: dict[str, PackedSplit], evaluate: EvaluateParams
 ) -> Logits:
     """The logits of each split; :class:`UdcError` if the model is not whole or knows other classes."""
-    from udc_model.classifier import TrainedClassifier  # torch, which stored logits do not need
+    from udc_model.inference.classifier import TrainedClassifier  # torch, which stored logits do not need
 
     classifier = TrainedClassifier.load(workspace.model, evaluate.flip_averaging)
     if classifier.classes != classes:
@@ -142,27 +142,27 @@ def write_split(
     folder: Path,
     split: PackedSplit,
     logits: NDArray[np.float32],
-    rule: DecisionRule,
+    policy: Policy,
     evaluate: EvaluateParams,
     recall_of: list[tuple[int, str]],
 ) -> tuple[Metrics, Intervals] | None:
     """Write a split's tables into the folder that is called as it; returns its metrics with intervals, None for the
     calibration split."""
     folder.mkdir()
-    decisions = rule.apply(logits)
-    predictions = predictions_table(split, decisions, logits, rule)
+    decisions = policy.apply(logits)
+    predictions = predictions_table(split, decisions, logits, policy)
     write_csv(predictions, folder / "predictions.csv")
     if folder.name not in SCORED:
         return None
-    scored = Scored(split.labels, decisions.decided, decisions.probabilities, rule.prices,
-                    rule.weights(split.labels), group_indices(split.groups))  # fmt: skip
+    scored = Scored(split.labels, decisions.decided, decisions.probabilities, policy.outcome_costs,
+                    policy.weights(split.labels), group_indices(split.groups))  # fmt: skip
     metrics = split_metrics(scored, evaluate.ece_bins, recall_of)
     intervals = metric_intervals(scored, metrics, evaluate.ece_bins, recall_of, evaluate.resamples, evaluate.confidence)
     write_csv(metrics_table(metrics, intervals), folder / "metrics.csv")
-    write_confusion(folder, scored, rule)
+    write_confusion(folder, scored, policy)
     if folder.name == "test":
-        write_curves(folder, scored, rule, logits, evaluate)
-    write_csv(dearest_mistakes(predictions, scored), folder / "dearest_mistakes.csv")
+        write_curves(folder, scored, policy, logits, evaluate)
+    write_csv(costliest_mistakes(predictions, scored), folder / "costliest_mistakes.csv")
     return metrics, intervals
 
 
@@ -207,7 +207,7 @@ class _Pictures:
     """A process that draws the pictures beside the rest of the stage; it loads its libraries while tables are made."""
 
     def __init__(self, prepared: Path) -> None:
-        command = [sys.executable, "-m", "udc_model.evaluation.pictures", str(prepared)]
+        command = [sys.executable, "-m", "udc_model.evaluation.figures", str(prepared)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def __enter__(self) -> _Pictures:
@@ -239,11 +239,11 @@ def _carry_over(run: StageRun, record: dict[str, Any], dataset: PackedDataset) -
 
 
 def _log_model(run: StageRun, folder: Path, workspace: Workspace) -> None:
-    """Log weights and decision rule together, as a model that MLflow can load and serve."""
+    """Log weights and decision policy together, as a model that MLflow can load and serve."""
     with tempfile.TemporaryDirectory() as scratch:
         bundle = Path(scratch) / "classifier"
         shutil.copytree(workspace.model, Workspace(bundle).model)
-        shutil.copy(folder / DECISION_FILE, bundle / DECISION_FILE)
+        shutil.copy(folder / POLICY_FILE, bundle / POLICY_FILE)
         run.log_classifier(bundle, Path(udc_model.__file__).parent, _REQUIREMENTS)
 
 

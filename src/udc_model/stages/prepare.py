@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from udc_model.costs.matrix import cost_matrix
+from udc_model.config import SPLITS, DataParams, Params, load_params
 from udc_model.data.audit import Checked, check_images, report_rejections
 from udc_model.data.packed import write_packed
 from udc_model.data.sources import ImageRecord, ImageSource, Rejection, listed, open_source
 from udc_model.data.splits import assign_splits, connected_components
 from udc_model.data.transforms import Preprocessing
+from udc_model.decisions.matrix import cost_matrix
 from udc_model.errors import UdcError
-from udc_model.params import SPLITS, DataParams, Params, load_params
-from udc_model.stages.files import Workspace, exit_status, whole_folder
+from udc_model.files import Workspace, atomic_folder, exit_status
 
 logger = logging.getLogger("udc_model.stages.prepare")  # __name__ is __main__ when DVC runs the stage
 
@@ -34,7 +34,7 @@ def prepare(params: Params, workspace: Workspace) -> dict[str, Any]:
         The source, an image, or a class with too few images, named so that it can be mended.
     """
     data = params.data
-    with whole_folder(workspace.prepared) as folder:
+    with atomic_folder(workspace.prepared) as folder:
         source = open_source(data)
         if source.ignored:
             logger.warning("ignored %d file(s) without an image's ending: %s",

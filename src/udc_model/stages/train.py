@@ -17,20 +17,20 @@ import pandas as pd
 import torch
 import yaml
 
+from udc_model.config import Params, load_params
 from udc_model.data.packed import PackedDataset
 from udc_model.errors import PrunedError
 from udc_model.evaluation.plots import plot_training_curves
-from udc_model.params import Params, load_params
-from udc_model.stages.files import Workspace, exit_status, sha256_of, whole_folder
-from udc_model.stages.training_setup import TrainingSetup, set_up
+from udc_model.files import Workspace, atomic_folder, exit_status, sha256_of
 from udc_model.tracking.delivery import MODEL_SHA256
 from udc_model.tracking.provenance import OUTS, dvc_hash
 from udc_model.tracking.run import StageRun, stage_run
 from udc_model.tracking.store import repository_root
-from udc_model.training.checkpoint import CheckpointFolder, open_checkpoints
+from udc_model.training.checkpoints import CheckpointFolder, open_checkpoints
 from udc_model.training.contact_sheet import contact_sheet
 from udc_model.training.distribution import Ranks, is_launched, launch, process_group
 from udc_model.training.loop import TrainingResult, train_model
+from udc_model.training.setup import TrainingSetup, set_up
 from udc_model.training.state import EpochRecord
 
 logger = logging.getLogger("udc_model.stages.train")  # __name__ is __main__ when DVC runs the stage
@@ -94,8 +94,8 @@ def train_and_record(setup: TrainingSetup, workspace: Workspace, ranks: Ranks) -
         open_checkpoints(
             repository_root(), what_determines(setup, ranks), params.train.checkpoint_minutes
         ) as checkpoints,
-        whole_folder(workspace.model) as model_folder,
-        whole_folder(workspace.training) as training_folder,
+        atomic_folder(workspace.model) as model_folder,
+        atomic_folder(workspace.training) as training_folder,
         stage_run("train", tags, checkpoints.run_key if checkpoints else None) as run,
     ):
         if checkpoints and checkpoints.last:
@@ -134,7 +134,7 @@ def what_determines(setup: TrainingSetup, ranks: Ranks) -> dict[str, Any]:
         values["evaluate"] = params.evaluate.model_dump()
     package = Path(__file__).parent.parent
     code = [
-        path for part in ("costs", "data", "models", "native", "training") for path in (package / part).rglob("*.*")
+        path for part in ("data", "decisions", "models", "native", "training") for path in (package / part).rglob("*.*")
     ]
     return {
         "params": values,
@@ -145,7 +145,7 @@ def what_determines(setup: TrainingSetup, ranks: Ranks) -> dict[str, Any]:
         "torch": torch.__version__,
         "code": {
             path.relative_to(package).as_posix(): sha256_of(path)
-            for path in sorted([*code, *Path(__file__).parent.glob("train*.py")])
+            for path in sorted([*code, Path(__file__)])
             if path.suffix in (".py", ".c", ".h")
         },
     }

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def log_classifier(model_id: str, run_id: str, bundle: Path, package: Path, requirements: Sequence[str]) -> None:
-    """Fill a logged model of MLflow with a folder that ``udc_model.serving`` can load.
+    """Fill a logged model of MLflow with a folder that ``udc_model.inference.serving`` can load.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def save_model(
     _save_example(mlflow_model, _example(), path)
     mlflow.pyfunc.add_to_model(
         mlflow_model,
-        loader_module="udc_model.serving",
+        loader_module="udc_model.inference.serving",
         data=f"data/{bundle.name}",
         code="code",
         python_env="python_env.yaml",

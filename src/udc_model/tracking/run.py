@@ -147,7 +147,7 @@ class StageRun:
         self._append("dataset", name=name, digest=digest, source=dict(source), context=context, new_only=new_only)
 
     def log_classifier(self, bundle: Path, package: Path, requirements: Sequence[str]) -> None:
-        """Log a folder that ``udc_model.serving`` can load, with the code that loads it, as a model.
+        """Log a folder that ``udc_model.inference.serving`` can load, with the code that loads it, as a model.
 
         ``requirements`` names the distributions that the model needs, which are pinned to the versions installed here.
         """

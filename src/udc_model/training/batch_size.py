@@ -7,14 +7,14 @@ from copy import deepcopy
 
 import torch
 
-from udc_model.costs.losses import TrainingLoss
+from udc_model.config import TrainParams
 from udc_model.data.batches import Batch
 from udc_model.errors import UdcError
 from udc_model.models.staged import ImageClassifier
-from udc_model.params import TrainParams
 from udc_model.training.distribution import Ranks
 from udc_model.training.hardware import Hardware
 from udc_model.training.loop import train_step
+from udc_model.training.losses import TrainingLoss
 from udc_model.training.optimisation import averaged_model
 from udc_model.training.state import TrainingState
 

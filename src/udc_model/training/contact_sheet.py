@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from udc_model.config import TrainParams
 from udc_model.data.augmentation import Mixing
 from udc_model.data.packed import PackedSplit
 from udc_model.data.transforms import Preprocessing
-from udc_model.params import TrainParams
 from udc_model.training.loop import training_batches
 
 _IMAGES, _COLUMNS, _SIDE = 32, 8, 64  # at most so many, in so many columns, enlarged to at least so many pixels

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
+from udc_model.config import TrainParams
 from udc_model.errors import UdcError
 from udc_model.models.factory import best_device
 from udc_model.native.library import load_library
-from udc_model.params import TrainParams
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of malloc.h
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -16,19 +16,19 @@ from torch import Tensor
 from torch.profiler import record_function
 from tqdm import tqdm
 
-from udc_model.costs.calibration import negative_log_likelihood
-from udc_model.costs.losses import TrainingLoss
+from udc_model.config import TrainParams
 from udc_model.data.augmentation import Augmentation, Mixing, seed_drop_path
 from udc_model.data.batches import Batch, TrainingBatches
-from udc_model.data.loading import compute_logits
+from udc_model.data.logits import compute_logits
 from udc_model.data.packed import PackedSplit
 from udc_model.data.transforms import Preprocessing
+from udc_model.decisions.calibration import negative_log_likelihood
 from udc_model.errors import UdcError
 from udc_model.models.staged import ImageClassifier
-from udc_model.params import TrainParams
-from udc_model.training.checkpoint import Checkpoint, CheckpointFolder
+from udc_model.training.checkpoints import Checkpoint, CheckpointFolder
 from udc_model.training.distribution import ALONE, Ranks
 from udc_model.training.hardware import Hardware, set_arithmetic
+from udc_model.training.losses import TrainingLoss
 from udc_model.training.optimisation import (
     averaged_model,
     freeze_stages,
@@ -49,7 +49,7 @@ class TrainingResult:
 
 
 @dataclass(frozen=True)
-class PricedMonitor:
+class CostMonitor:
     """The cost of an epoch's decisions under the rule that will be deployed.
 
     ``cost`` maps logits of the calibration split (M, K), on which the rule is fitted, and of the validation split
@@ -69,7 +69,7 @@ def train_model(
     params: TrainParams,
     seed: int,
     hardware: Hardware,
-    priced: PricedMonitor | None = None,
+    priced: CostMonitor | None = None,
     checkpoints: CheckpointFolder | None = None,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     ranks: Ranks = ALONE,
@@ -304,7 +304,7 @@ def validation_scores(
     preprocessing: Preprocessing,
     batch_size: int,
     hardware: Hardware,
-    priced: PricedMonitor | None = None,
+    priced: CostMonitor | None = None,
     ranks: Ranks = ALONE,
 ) -> Metrics:
     """The metrics that ``train.monitor`` can name on one split: of argmax decisions, and of the priced ones.

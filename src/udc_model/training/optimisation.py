@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from udc_model.config import TrainParams
 from udc_model.errors import UdcError
 from udc_model.models.staged import ImageClassifier
-from udc_model.params import TrainParams
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 

@@ -10,12 +10,12 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's library would 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from udc_model.costs.losses import TrainingLoss
+from udc_model.config import TrainParams
 from udc_model.data.batches import TrainingBatches
 from udc_model.models.staged import ImageClassifier
-from udc_model.params import TrainParams
 from udc_model.training.hardware import Hardware
 from udc_model.training.loop import start, train_epoch
+from udc_model.training.losses import TrainingLoss
 from udc_model.training.optimisation import train_mode
 
 _OWN = "udc: "  # what the loop marks its parts with

@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from udc_model.costs.losses import TrainingLoss
+from udc_model.config import TrainParams
 from udc_model.data.batches import TrainingBatches
 from udc_model.errors import UdcError
 from udc_model.models.staged import ImageClassifier
-from udc_model.params import TrainParams
 from udc_model.training.hardware import Hardware
 from udc_model.training.loop import start, train_step
+from udc_model.training.losses import TrainingLoss
 from udc_model.training.optimisation import set_learning_rates, train_mode
 
 _SMOOTHING = 0.9  # of the moving average of the loss

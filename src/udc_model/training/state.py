@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from udc_model.costs.losses import TrainingLoss
+from udc_model.config import TrainParams
 from udc_model.models.staged import ImageClassifier
-from udc_model.params import TrainParams
-from udc_model.training.checkpoint import Checkpoint, CheckpointFolder
+from udc_model.training.checkpoints import Checkpoint, CheckpointFolder
 from udc_model.training.distribution import parted_as, whole
 from udc_model.training.hardware import Hardware
+from udc_model.training.losses import TrainingLoss
 from udc_model.training.optimisation import build_optimizer
 
 Metrics = dict[str, float]

@@ -1,0 +1,203 @@
+"""The policy: calibration and decision together, everything between logits and decisions, in one file."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from udc_model.config import CostParams, EvaluateParams
+from udc_model.decisions.calibration import Calibration, fit_calibration
+from udc_model.decisions.decision import decide, expected_costs, recall_surcharge, shift_prior, with_surcharge
+from udc_model.decisions.matrix import class_prior, cost_matrix, with_referral
+from udc_model.errors import UdcError
+
+Floats = NDArray[np.float64]
+logger = logging.getLogger(__name__)
+
+POLICY_FILE = "policy.json"
+POLICY_FILE_0_1 = "decision.json"  # its name, and below its field names, in version 0.1.0
+_FIELDS_0_1 = {"costs": "class_costs", "rule": "decision"}
+REFER = "refer"  # the outcome of an image that is referred to a person
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Decisions for N images.
+
+    Parameters
+    ----------
+    decided : (N,) indices into the policy's ``outcomes``.
+    probabilities : (N, K) calibrated.
+    expected_cost : (N,) expected cost of each decision.
+    """
+
+    decided: NDArray[np.intp]
+    probabilities: Floats
+    expected_cost: Floats
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Turns logits into decisions. Evaluate, predict and the served model all call :meth:`apply`.
+
+    Parameters
+    ----------
+    classes : in the order of the logits.
+    class_costs : (K, K), true class by decision.
+    decision : ``min_expected_cost``, ``argmax`` or ``recall_floor``.
+    calibration : from logits to probabilities.
+    refer : cost of referring an image to a person; None if referral is not available.
+    training_prior, deployment_prior : (K,) class frequencies; None if those of deployment are as in training.
+    recall_floor : ``class``, ``floor``, ``confidence`` and the fitted ``surcharge`` on missing the class.
+    flip_averaging : whether the logits are means over an image and its mirror image.
+    """
+
+    classes: list[str]
+    class_costs: list[list[float]]
+    decision: str = "min_expected_cost"
+    calibration: Calibration = field(default_factory=Calibration)
+    refer: float | None = None
+    training_prior: list[float] | None = None
+    deployment_prior: list[float] | None = None
+    recall_floor: dict[str, Any] | None = None
+    flip_averaging: bool = False
+
+    @classmethod
+    def load(cls, path: Path) -> Policy:
+        """Read a policy file, or the policy file in a folder.
+
+        Files of version 0.1.0 (``decision.json``) are read too.
+
+        Raises
+        ------
+        UdcError
+            The file is missing or damaged.
+        """
+        if path.is_dir():
+            path = path / (POLICY_FILE_0_1 if (path / POLICY_FILE_0_1).is_file() else POLICY_FILE)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            values = {_FIELDS_0_1.get(name, name): value for name, value in values.items()}
+            return cls(**values | {"calibration": Calibration(**values["calibration"])})
+        except FileNotFoundError:
+            raise UdcError(f"{path}: no such file; run evaluate first (dvc repro)") from None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UdcError(f"{path}: cannot be read: {error!r}") from None
+
+    def to_json(self) -> str:
+        """The contents of ``policy.json``."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @property
+    def outcomes(self) -> list[str]:
+        """All possible decisions: the classes, then ``refer`` if referral is available."""
+        return self.classes if self.refer is None else [*self.classes, REFER]
+
+    @property
+    def outcome_costs(self) -> Floats:
+        """Cost of each outcome, (K, D): ``class_costs`` with a column for referral if it is available."""
+        return with_referral(np.array(self.class_costs), self.refer)
+
+    def weights(self, targets: NDArray[np.integer]) -> Floats | None:
+        """Weight of each of (N,) samples, mean 1, that gives the classes the frequencies of deployment."""
+        if self.deployment_prior is None:
+            return None
+        shares = np.bincount(targets, minlength=len(self.classes)) / len(targets)
+        return np.asarray((np.array(self.deployment_prior) / np.maximum(shares, 1e-300))[targets])
+
+    def probabilities(self, logits: NDArray[np.floating]) -> Floats:
+        """Calibrated probabilities (N, K) under the class frequencies of deployment."""
+        p = self.calibration.probabilities(logits)
+        if self.training_prior is None or self.deployment_prior is None:
+            return p
+        return shift_prior(p, np.array(self.training_prior), np.array(self.deployment_prior))
+
+    def decide(self, probabilities: Floats) -> NDArray[np.intp]:
+        """The decision for each row of (N, K) probabilities."""
+        if self.recall_floor is None:
+            return decide(probabilities, self.outcome_costs, self.decision)
+        k = self.classes.index(self.recall_floor["class"])
+        costs = with_surcharge(self.outcome_costs, k, self.recall_floor["surcharge"])
+        return decide(probabilities, costs, "min_expected_cost")
+
+    def apply(self, logits: NDArray[np.floating]) -> Decisions:
+        """Decide (N, K) logits."""
+        p = self.probabilities(logits)
+        decided = self.decide(p)
+        return Decisions(decided, p, expected_costs(p, self.outcome_costs)[np.arange(len(p)), decided])
+
+
+def fit_policy(
+    evaluate: EvaluateParams,
+    costs: CostParams,
+    classes: list[str],
+    training_counts: Sequence[float],
+    logits: NDArray[np.floating],
+    targets: NDArray[np.integer],
+    groups: NDArray[np.integer] | None = None,
+    calibration: Calibration | None = None,
+) -> Policy:
+    """Fit the policy that the sections ``evaluate`` and ``costs`` describe on the calibration split.
+
+    Parameters
+    ----------
+    training_counts : training images of each class, or numbers proportional to them.
+    logits, targets, groups : (N, K), (N,), (N,) of the calibration split; N may be 0 if nothing is fitted.
+    calibration : a calibration fitted before; None fits ``evaluate.calibration``.
+
+    Raises
+    ------
+    UdcError
+        The costs do not fit the classes, or the calibration split is too small for the policy.
+    """
+    if evaluate.calibration != "none" and not len(targets):
+        raise UdcError(f"evaluate.calibration: {evaluate.calibration} needs images, but the calibration split is "
+                       "empty; raise data.splits.calibration or set evaluate.calibration: none")  # fmt: skip
+    check_refer(costs, classes)
+    if calibration is None:
+        calibration = fit_calibration(evaluate.calibration, logits.astype(np.float64), targets, groups)
+        if calibration.parameters.get("temperature") == 1.0:
+            logger.info("temperature stays 1: no other is more likely on the %d calibration images", len(targets))
+    deployment = class_prior(costs, classes)
+    policy = Policy(
+        classes,
+        cost_matrix(costs, classes).tolist(),
+        evaluate.decision,
+        calibration,
+        costs.refer,
+        (np.array(training_counts) / sum(training_counts)).tolist(),
+        None if deployment is None else deployment.tolist(),
+        flip_averaging=evaluate.flip_averaging,
+    )
+    if evaluate.decision != "recall_floor":
+        return policy
+    return _with_recall_floor(policy, evaluate, logits, targets)
+
+
+def check_refer(costs: CostParams, classes: list[str]) -> None:
+    """:class:`UdcError` if referral is available and a class has the name of that outcome."""
+    if costs.refer is not None and REFER in classes:
+        raise UdcError(f"costs.refer: not available for data with a class called {REFER!r}; rename the class")
+
+
+def _with_recall_floor(
+    policy: Policy, evaluate: EvaluateParams, logits: NDArray[np.floating], targets: NDArray[np.integer]
+) -> Policy:
+    requested = evaluate.recall_floor
+    assert requested is not None  # config/evaluate.py checks it
+    if requested.name not in policy.classes:
+        raise UdcError(f"evaluate.recall_floor.class: the data has no class {requested.name!r}; "
+                       f"its classes are {', '.join(policy.classes)}")  # fmt: skip
+    surcharge = recall_surcharge(
+        policy.probabilities(logits), targets, policy.outcome_costs, policy.classes.index(requested.name),
+        requested.floor, requested.confidence, requested.name,
+    )  # fmt: skip
+    floor = {"class": requested.name, "floor": requested.floor, "confidence": requested.confidence}
+    return replace(policy, recall_floor=floor | {"surcharge": surcharge})

@@ -1,0 +1,80 @@
+"""The short table that ends ``make demo``: what was trained, how good it is, where everything lies, what next."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pandas as pd
+
+from udc_model.errors import UdcError
+from udc_model.files import Workspace
+from udc_model.tracking.store import tracking_uri, without_credentials
+
+_HEADLINES = (
+    "mean_cost", "normalised_cost", "accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss",
+    "expected_calibration_error",
+)  # fmt: skip
+
+
+def summary(workspace: Workspace) -> str:
+    """The table for a workspace that went through all stages.
+
+    Raises
+    ------
+    UdcError
+        A stage has not run yet.
+    """
+    record = _read(workspace.training / "record.json")
+    info = _read(workspace.prepared / "dataset.json")
+    test, validation = (_table(workspace, name, "metrics").set_index("metric") for name in ("test", "validation"))
+    rules = _table(workspace, "test", "rules").itertuples(index=False)
+    model_type = record["params"]["model"]["model_type"]
+    splits = ", ".join(f"{name} {sum(counts.values()):,}" for name, counts in info["counts"].items())
+    rows = [(name, *test.loc[name], validation.loc[name, "value"]) for name in _HEADLINES]
+    lines = [
+        f"trained     {model_type}, best epoch {record['best_epoch']} of {record['final_metrics']['epochs']}"
+        f" ({record['hardware']['device']}, {record['hardware']['precision']})",
+        f"images      {info['images']:,} of {record['data']['name']}: {splits}",
+        "",
+        f"{'decision, on test':<28}{'mean cost':>10}{'normalised':>12}{'accuracy':>10}",
+        *(f"{rule:<28}{_number(cost, 10)}{_number(normalised, 12)}{_number(accuracy, 10)}"
+          for rule, cost, normalised, accuracy in rules),
+        "",
+        f"{'metric':<28}{'test':>10}{'interval':>22}{'validation':>12}",
+        *(f"{name.replace('_', ' '):<28}{_number(value, 10)}{_interval(low, high):>22}{_number(other, 12)}"
+          for name, value, low, high, other in rows),
+        "",
+        f"report      {workspace.evaluation}/report.html  (all of this with pictures; open it in a browser)",
+        f"model       {workspace.model}/",
+        f"plots       {workspace.evaluation}/test/*.png, {workspace.training}/curves.png",
+        f"MLflow runs {without_credentials(tracking_uri())}",
+        "",
+        "Next:       make ui                                         (runs, curves and models in the browser)",
+        "            . .venv/bin/activate && udc predict data/samples  (decide ten images)",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float, width: int) -> str:
+    return f"{'-':>{width}}" if math.isnan(value) else f"{value:>{width}.4f}"
+
+
+def _interval(low: float, high: float) -> str:
+    return "-" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
+
+
+def _table(workspace: Workspace, split: str, name: str) -> pd.DataFrame:
+    path = workspace.evaluation / split / f"{name}.csv"
+    try:
+        return pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise UdcError(f"{path}: cannot be read ({error}); run the pipeline first (dvc repro)") from None
+
+
+def _read(path: Any) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise UdcError(f"{path}: cannot be read ({error}); run the pipeline first (dvc repro)") from None

@@ -1,0 +1,86 @@
+"""The model as MLflow serves it: images in, decisions out. MLflow loads it with :func:`_load_pyfunc`, no pickle."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from udc_model.config import DataParams
+from udc_model.data.decode import BadImageError, decode_rgb
+from udc_model.decisions.policy import POLICY_FILE, Policy
+from udc_model.errors import UdcError
+from udc_model.files import Workspace
+from udc_model.inference.classifier import TrainedClassifier, check_same_classes
+
+_MAX_PIXELS = DataParams().max_pixels
+
+
+class ServedClassifier:
+    """Decides images given as arrays or as base64 strings of image files.
+
+    ``predict`` takes a data frame with the column ``image``: each value an (H, W) or (H, W, 3) array or nested list of
+    integers from 0 to 255, or the base64 text of a JPEG, PNG, … file. It returns a data frame with ``class``,
+    ``expected_cost`` and ``probabilities`` (a mapping from class name to calibrated probability).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.policy = Policy.load(folder)
+        self.classifier = TrainedClassifier.load(Workspace(folder).model, self.policy.flip_averaging)
+        check_same_classes(self.classifier, self.policy, POLICY_FILE)
+
+    def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Decide every row.
+
+        Raises
+        ------
+        UdcError
+            A row that is no image, with its number.
+        """
+        if "image" not in model_input:
+            raise UdcError(f"the input needs a column 'image', it has {', '.join(map(str, model_input.columns))}")
+        images = [_image(value, row) for row, value in enumerate(model_input["image"])]
+        decisions = self.policy.apply(self.classifier.logits(images))
+        names = self.policy.classes
+        return pd.DataFrame(
+            {
+                "class": [self.policy.outcomes[k] for k in decisions.decided],
+                "expected_cost": decisions.expected_cost,
+                "probabilities": [dict(zip(names, map(float, p), strict=True)) for p in decisions.probabilities],
+            }
+        )
+
+
+def _image(value: Any, row: int) -> Image.Image:
+    try:
+        if isinstance(value, str):
+            if len(value) > 4 * _MAX_PIXELS:
+                raise BadImageError("the base64 text is too long")
+            return decode_rgb(base64.b64decode(value, validate=True), _MAX_PIXELS)
+        return Image.fromarray(_pixels(value)).convert("RGB")
+    except (BadImageError, binascii.Error) as error:
+        raise UdcError(f"image {row}: {error}") from None
+
+
+def _pixels(value: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # ragged lists
+        raise BadImageError(str(error)) from None
+    if array.dtype == object and array.ndim == 1:
+        array = np.array(array.tolist())
+    if array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+        raise BadImageError(f"an array must be (H, W) or (H, W, 3), got shape {array.shape}")
+    if not np.issubdtype(array.dtype, np.integer) or array.min() < 0 or array.max() > 255:
+        raise BadImageError("an array must hold integers from 0 to 255")
+    return array.astype(np.uint8)
+
+
+def _load_pyfunc(path: str) -> ServedClassifier:
+    """The entry point that MLflow calls with the folder that was logged."""
+    return ServedClassifier(Path(path))

@@ -1,0 +1,122 @@
+"""torch.export, torch.compile, TorchScript tracing and ONNX give the logits of the model itself."""
+
+import json
+import shutil
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from udc_model.errors import UdcError
+from udc_model.inference.onnx_export import export_onnx
+from udc_model.models import (
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    kernels,
+)
+from udc_model.models.kernels import operators
+from udc_model.native import library
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+]
+KINDS = ["resnet", "convnext"]
+IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=["native kernels", "torch's own operators"])
+def _kernels(request, monkeypatch):
+    monkeypatch.setattr(kernels, "WORTHWHILE", 0)
+    if request.param != "native kernels":
+        monkeypatch.setattr(kernels, "load_library", lambda: None)
+
+
+def _model(kind):
+    torch.manual_seed(0)
+    names = {0: "a", 1: "b", 2: "ç"}
+    if kind == "resnet":
+        config = ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 2], id2label=names)
+        model = ResNetForImageClassification(config)
+    else:
+        shape = {"num_stages": 2, "hidden_sizes": [8, 16], "depths": [1, 2], "layer_scale_init_value": 0.5}
+        model = ConvNextForImageClassification(ConvNextConfig(**shape, drop_path_rate=0.2, id2label=names))
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+@pytest.mark.usefixtures("_kernels")
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_export(kind, gradients):
+    model = _model(kind)
+    with torch.set_grad_enabled(gradients):
+        shapes = {"pixel_values": {0: torch.export.Dim("batch")}}
+        program = torch.export.export(model, (IMAGES,), dynamic_shapes=shapes)
+    assert not any("udc" in str(node.target) for node in program.graph.nodes)  # runs where this project is not
+    for images in (IMAGES, IMAGES[:2]):
+        torch.testing.assert_close(program.module()(images).logits, model(images).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "native", "backend"),
+    [("resnet", True, "inductor"), ("convnext", True, "inductor"), ("convnext", False, "aot_eager")],
+)
+def test_compile_in_training(kind, native, backend, monkeypatch):
+    monkeypatch.setattr(kernels, "WORTHWHILE", 0)
+    if not native:
+        monkeypatch.setattr(kernels, "load_library", lambda: None)
+    torch.compiler.reset()
+    used, found = [], []
+    monkeypatch.setattr(operators, "call", lambda name, *a: (used.append(name), library.call(name, *a)))
+    for compiled in (False, True):
+        model = _model(kind).train()
+        for module in model.modules():
+            if type(module).__name__ == "ConvNextDropPath":
+                module.p = 0.0  # compiled code draws other numbers
+        if backend == "inductor" and shutil.which("g++") is None:
+            backend = "aot_eager"  # inductor compiles C++
+        step = torch.compile(model, fullgraph=True, backend=backend) if compiled else model
+        used.clear()
+        output = step(IMAGES, labels=torch.tensor([0, 2, 1]))
+        output.loss.backward()
+        found.append((output.logits.detach(), {key: p.grad for key, p in model.named_parameters()}))
+    # inductor fuses GELU and residual itself; the depthwise gradient it would leave to oneDNN
+    with_kernels = kind == "convnext" and native and library.load_library() is not None
+    assert set(used) == ({"udc_depthwise_gradient"} if with_kernels else set())
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-5)
+    for key, gradient in found[0][1].items():
+        torch.testing.assert_close(found[1][1][key], gradient, rtol=1e-3, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.usefixtures("_kernels")
+@pytest.mark.parametrize("kind", KINDS)
+def test_torchscript_tracing(kind, tmp_path):
+    model = _model(kind)
+    model.config.return_dict = False
+    torch.jit.trace(model, IMAGES).save(str(tmp_path / "model.pt"))
+    traced = torch.jit.load(str(tmp_path / "model.pt"))
+    assert "udc::" not in str(traced.inlined_graph)
+    torch.testing.assert_close(traced(IMAGES[:2])[0], model(IMAGES[:2])[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_onnx(kind, tmp_path):
+    model, path = _model(kind), tmp_path / "model.onnx"
+    export_onnx(model, path, 32, {"image_size": "32"})
+    onnx.checker.check_model(path, full_check=True)
+    session = onnxruntime.InferenceSession(path)
+    for images in (IMAGES, IMAGES[:1]):
+        (logits,) = session.run(["logits"], {"pixel_values": images.numpy()})
+        np.testing.assert_allclose(logits, model(images).logits.detach().numpy(), rtol=1e-4, atol=1e-4)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["classes"]) == ["a", "b", "ç"]
+    assert metadata["image_size"] == "32"
+    assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]
+    with pytest.raises(UdcError, match=r"nowhere/model.onnx: cannot be written"):
+        export_onnx(model, tmp_path / "nowhere" / "model.onnx", 32)

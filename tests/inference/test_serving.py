@@ -1,0 +1,100 @@
+"""The served model refuses what is no image, with the row's number, and takes every honest form of one."""
+
+import base64
+import io
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from udc_model.config import ModelParams, ResNetParams
+from udc_model.data.transforms import Preprocessing
+from udc_model.decisions.calibration import Calibration
+from udc_model.decisions.policy import Policy
+from udc_model.errors import UdcError
+from udc_model.inference.serving import ServedClassifier
+from udc_model.models import build_model
+
+CLASSES = ["a", "b", "c"]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundle")
+    (folder / "model").mkdir()
+    resnet = ResNetParams(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    build_model(ModelParams(resnet=resnet), CLASSES, 0).save_pretrained(folder / "model")
+    Preprocessing(16).save(folder / "model")
+    policy = Policy(CLASSES, (1 - np.eye(3)).tolist(), calibration=Calibration("temperature", {"temperature": 2.0}))
+    (folder / "policy.json").write_text(policy.to_json())
+    return ServedClassifier(folder)
+
+
+def _encoded(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def test_every_form_of_one_image_gives_one_answer(served, rng):
+    pixels = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    out = served.predict(pd.DataFrame({"image": [_encoded(pixels), pixels, pixels.tolist()]}))
+    assert len(set(out["class"])) == 1
+    assert np.ptp(out["expected_cost"]) < 1e-6
+    assert sum(out["probabilities"][0].values()) == pytest.approx(1)
+    assert out["expected_cost"][0] == pytest.approx(1 - max(out["probabilities"][0].values()))
+
+
+def test_grey_arrays(served, rng):
+    grey = rng.integers(0, 256, (9, 9), dtype=np.uint8)
+    out = served.predict(pd.DataFrame({"image": [grey.tolist(), _encoded(grey)]}))
+    assert np.ptp(out["expected_cost"]) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("not base64!", "image 0: "),
+        (base64.b64encode(b"text").decode(), "image 0: not an image"),
+        ("", "image 0: there are no bytes"),
+        ([[1, 2], [3]], "image 0: "),
+        ([[0.5, 0.5]], "image 0: an array must hold integers"),
+        ([[300, 0]], "image 0: an array must hold integers from 0 to 255"),
+        ([[[1, 2]]], r"image 0: an array must be \(H, W\) or \(H, W, 3\), got shape \(1, 1, 2\)"),
+        ([], "image 0: an array must be"),
+        (7, "image 0: an array must be"),
+    ],
+)
+def test_what_is_no_image_is_refused(served, value, message):
+    with pytest.raises(UdcError, match=message):
+        served.predict(pd.DataFrame({"image": pd.Series([value], dtype=object)}))
+
+
+def test_missing_column(served):
+    with pytest.raises(UdcError, match="needs a column 'image', it has picture"):
+        served.predict(pd.DataFrame({"picture": ["x"]}))
+
+
+def test_rule_of_other_classes_is_refused(served, tmp_path):
+    from udc_model.inference.classifier import check_same_classes
+
+    with pytest.raises(UdcError, match="is for the classes x, y"):
+        check_same_classes(served.classifier, Policy(["x", "y"], [[0.0, 1.0], [1.0, 0.0]]), "policy.json")
+
+
+def test_a_rule_made_for_flip_averaging_has_the_model_served_so(served, rng, tmp_path):
+    """The decision file says it, so that evaluate, predict and the served model agree; an image and its mirror too."""
+    bundle = tmp_path / "bundle"
+    (bundle / "model").mkdir(parents=True)
+    served.classifier.model.save_pretrained(bundle / "model")
+    served.classifier.preprocessing.save(bundle / "model")
+    (bundle / "policy.json").write_text(replace(served.policy, flip_averaging=True).to_json())
+    averaging, pixels = ServedClassifier(bundle), rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    both = pd.DataFrame({"image": [pixels, pixels[:, ::-1]]})
+    assert np.ptp(averaging.predict(both)["expected_cost"]) < 1e-6
+    assert np.ptp(served.predict(both)["expected_cost"]) > 1e-6
+    images = [Image.fromarray(side) for side in both["image"]]
+    mean = served.classifier.logits(images).mean(axis=0)
+    np.testing.assert_allclose(averaging.classifier.logits(images), [mean, mean], rtol=1e-4, atol=1e-5)
