@@ -10,9 +10,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from udc_model.errors import UdcError
 from udc_model.files import Workspace, exit_status
+
+if TYPE_CHECKING:
+    from udc_model.stages.resolve import ResolvedParams
 
 logger = logging.getLogger("udc_model.cli")
 
@@ -165,9 +169,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from udc_model.config import load_params
-
-    params = load_params(options.params)
+    params = _resolved(options.params).train
     if options.profile:
         from udc_model.experiments.exploration import profile_training
 
@@ -178,21 +180,27 @@ def _train(options: argparse.Namespace) -> None:
     train(params, Workspace())
 
 
-def _find_lr(options: argparse.Namespace) -> None:
+def _resolved(params: Path) -> ResolvedParams:
+    """The parameters of a file, checked against the prepared data and reduced to what each stage depends on."""
     from udc_model.config import load_params
+    from udc_model.stages.resolve import read_dataset_info, resolve
+
+    return resolve(load_params(params), read_dataset_info(Workspace()))
+
+
+def _find_lr(options: argparse.Namespace) -> None:
     from udc_model.experiments.exploration import find_learning_rate
 
     ends = getattr(options, "from"), options.to
     sys.stdout.write(
-        find_learning_rate(load_params(options.params), Workspace(), options.out, *ends, steps=options.steps)
+        find_learning_rate(_resolved(options.params).train, Workspace(), options.out, *ends, steps=options.steps)
     )
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from udc_model.config import load_params
     from udc_model.stages.evaluate import evaluate
 
-    evaluate(load_params(options.params), Workspace())
+    evaluate(_resolved(options.params).evaluate, Workspace())
 
 
 def _run(options: argparse.Namespace) -> None:

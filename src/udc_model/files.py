@@ -32,6 +32,11 @@ class Workspace:
         return self.root / "data" / "prepared"
 
     @property
+    def resolved(self) -> Path:
+        """The parameters that ``train`` and ``evaluate`` depend on; written by ``resolve``."""
+        return self.root / "resolved"
+
+    @property
     def model(self) -> Path:
         """The trained model, complete in itself; written by ``train``."""
         return self.root / "model"

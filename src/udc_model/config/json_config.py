@@ -167,7 +167,7 @@ def _csv_layout(folder: Path) -> dict[str, Any]:
 def _map_loss(config: dict[str, Any], raw: dict[str, Any]) -> None:
     name = _one_of(config, "loss_function", _LOSSES, default="cross_entropy")
     sensitive = name in COST_SENSITIVE_LOSSES
-    raw["loss"] = {"name": name, "reads": "costs" if sensitive else "loss"}
+    raw["loss"] = {"name": name}
     matrix = config.get("cost_matrix")
     if matrix is not None and not _all_zero(matrix):
         raw["costs"]["matrix"] = [[float(x) if _is_number(x) else x for x in row] for row in _rows(matrix)]

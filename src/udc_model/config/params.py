@@ -183,13 +183,25 @@ COST_SENSITIVE_LOSSES = frozenset(
 )
 
 
-class LossParams(Section):
-    """The training loss.
+# The parameters of the section that each loss uses, besides ``name``.
+LOSS_OPTIONS: dict[str, tuple[str, ...]] = {
+    "cross_entropy": ("label_smoothing", "class_weights"),
+    "focal": ("focal_gamma",),
+    "class_balanced": ("class_balanced_beta",),
+    "ldam": ("ldam_max_margin", "ldam_scale", "class_balanced_beta"),
+    "logit_adjusted": ("logit_adjusted_tau",),
+    "seesaw": (),
+    "expected_cost": ("warmup_epochs",),
+    "cost_regularized": ("cost_lambda", "warmup_epochs"),
+    "cost_weighted": (),
+    "legacy_logit_adjustment": (),
+    "legacy_logit_adjustment_regularized": ("cost_lambda", "warmup_epochs"),
+    "legacy_cost_matrix_cross_entropy": (),
+}
 
-    ``reads`` is the section of ``params.yaml`` that DVC watches for the loss: ``costs`` where training looks at the
-    cost matrix, through the loss or through ``train.monitor`` (a new price then trains again), else ``loss`` (a new
-    price re-runs ``evaluate`` alone).
-    """
+
+class LossParams(Section):
+    """The training loss."""
 
     name: Literal[
         "cross_entropy",
@@ -205,7 +217,6 @@ class LossParams(Section):
         "legacy_logit_adjustment_regularized",
         "legacy_cost_matrix_cross_entropy",
     ] = "cross_entropy"
-    reads: Literal["loss", "costs"] = "loss"
     label_smoothing: Share = 0.0
     class_weights: Literal["balanced"] | None = None
     focal_gamma: Annotated[float, Field(ge=0)] = 2.0
@@ -222,13 +233,14 @@ class LossParams(Section):
             raise ValueError(f"label_smoothing and class_weights belong to cross_entropy, not to {self.name}")
         return self
 
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The parameters of this section that the loss uses, besides ``name``."""
+        return LOSS_OPTIONS[self.name]
+
 
 class TrainParams(Section):
-    """Optimisation. Read by ``train`` alone.
-
-    ``reads`` is the section that DVC watches for ``monitor``: ``evaluate`` for ``normalised_cost``, which is that of
-    the rule to be deployed, else ``train``.
-    """
+    """Optimisation of the model."""
 
     epochs: Positive = 20
     batch_size: Positive | Literal["auto"] = 64
@@ -250,13 +262,12 @@ class TrainParams(Section):
     sampling_power: Annotated[float, Field(ge=0, le=1)] = 1.0
     augment: Literal["none", "light", "standard", "strong"] = "none"
     horizontal_flip: bool = False
-    policy: Literal["none", "randaugment", "trivialaugment"] | None = None
+    auto_augment: Literal["none", "randaugment", "trivialaugment"] | None = None
     color_jitter: Share = 0.0
     random_erasing: Annotated[float, Field(ge=0, le=1)] | None = None
     mixup: Annotated[float, Field(ge=0)] = 0.0
     cutmix: Annotated[float, Field(ge=0)] = 0.0
     monitor: Literal["log_loss", "accuracy", "balanced_accuracy", "macro_f1", "normalised_cost"] = "log_loss"
-    reads: Literal["train", "evaluate"] = "train"
     early_stopping_patience: Positive | None = None
     max_minutes: Annotated[float, Field(gt=0)] | None = None
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 10.0
@@ -369,25 +380,15 @@ class Params(Section):
                              "but data.splits.calibration is 0; raise it")  # fmt: skip
         return self
 
-    @model_validator(mode="after")
-    def _dvc_watches_what_is_read(self) -> Params:
-        by_monitor = self.train.monitor == "normalised_cost"
-        by_loss = self.loss.name in COST_SENSITIVE_LOSSES
-        loss_reads = "costs" if by_loss or by_monitor else "loss"
-        train_reads = "evaluate" if by_monitor else "train"
-        what = f"the loss {self.loss.name}" if by_loss or not by_monitor else "train.monitor: normalised_cost"
-        if self.loss.reads != loss_reads:
-            raise ValueError(
-                f"{what} {'looks' if loss_reads == 'costs' else 'does not look'} at the cost matrix, so loss.reads "
-                f"must be '{loss_reads}', for DVC to know it (dvc exp run … -S loss.reads={loss_reads})"
-            )
-        if self.train.reads != train_reads:
-            raise ValueError(
-                f"train.monitor: {self.train.monitor} {'looks' if by_monitor else 'does not look'} at the decision "
-                f"rule, so train.reads must be '{train_reads}', for DVC to know it "
-                f"(dvc exp run … -S train.reads={train_reads})"
-            )
-        return self
+    @property
+    def training_uses_costs(self) -> bool:
+        """Whether the training result depends on the cost matrix."""
+        return self.loss.name in COST_SENSITIVE_LOSSES or self.training_uses_policy
+
+    @property
+    def training_uses_policy(self) -> bool:
+        """Whether the training result depends on the section ``evaluate``."""
+        return self.train.monitor == "normalised_cost"
 
 
 def load_params(path: str | Path = "params.yaml", overrides: Sequence[str] = ()) -> Params:

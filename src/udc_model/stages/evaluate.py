@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import udc_model
-from udc_model.config import EvaluateParams, Params, load_params
+from udc_model.config import EvaluateParams, Params
 from udc_model.data.packed import PackedDataset, PackedSplit, group_indices
 from udc_model.decisions.matrix import lint_costs
 from udc_model.decisions.policy import POLICY_FILE, Policy, fit_policy
@@ -34,6 +34,7 @@ from udc_model.evaluation.tables import (
 )
 from udc_model.files import Workspace, atomic_folder, exit_status, sha256_of, write_atomically
 from udc_model.inference.stored_logits import Logits, stored_logits
+from udc_model.stages.resolve import load_evaluation_params
 from udc_model.tracking.delivery import EVALUATED, MODEL_SHA256
 from udc_model.tracking.provenance import OUTS, dvc_hash, identity
 from udc_model.tracking.run import StageRun, stage_run
@@ -249,7 +250,8 @@ def _log_model(run: StageRun, folder: Path, workspace: Workspace) -> None:
 
 def main() -> None:
     """Run the stage in the current folder."""
-    evaluate(load_params(), Workspace())
+    workspace = Workspace()
+    evaluate(load_evaluation_params(workspace), workspace)
 
 
 if __name__ == "__main__":

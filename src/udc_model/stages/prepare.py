@@ -18,7 +18,7 @@ from udc_model.data.packed import write_packed
 from udc_model.data.sources import ImageRecord, ImageSource, Rejection, listed, open_source
 from udc_model.data.splits import assign_splits, connected_components
 from udc_model.data.transforms import Preprocessing
-from udc_model.decisions.matrix import cost_matrix
+from udc_model.decisions.checks import check_classes
 from udc_model.errors import UdcError
 from udc_model.files import Workspace, atomic_folder, exit_status
 
@@ -82,19 +82,6 @@ class _Usable:
             "sha256": self.checked.sha256,
             "scratch_row": self.scratch_row,
         }
-
-
-def check_classes(params: Params, classes: list[str]) -> None:
-    """Hold what the parameters say of classes against the classes of the data, before any hour is spent.
-
-    Raises
-    ------
-    UdcError
-    """
-    wanted = params.model.num_labels
-    if wanted is not None and wanted != len(classes):
-        raise UdcError(f"model.num_labels: is {wanted}, but the data has {len(classes)} classes: {listed(classes)}")
-    cost_matrix(params.costs, classes)
 
 
 def _usable(source: ImageSource, outcomes: list[Checked | Rejection]) -> list[_Usable]:
