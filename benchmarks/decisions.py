@@ -37,8 +37,9 @@ from udc_model.files import Workspace
 from udc_model.models import build_model
 from udc_model.stages.prepare import prepare
 from udc_model.training.hardware import keep_freed_memory, pick_hardware
-from udc_model.training.loop import CostMonitor, train_model
-from udc_model.training.losses import TrainingLoss
+from udc_model.training.loop import train_model
+from udc_model.training.session import CostMonitor, TrainingSession
+from udc_model.training.training_loss import TrainingLoss
 
 LOSSES = ("cross_entropy", "cross_entropy balanced", "focal", "class_balanced", "ldam", "logit_adjusted", "seesaw",
           "expected_cost", "cost_regularized", "cost_weighted")  # fmt: skip
@@ -164,11 +165,13 @@ def train_and_record(params: Params, dataset: PackedDataset, loss: str) -> list[
         epochs.append({"calibration": calibration, "validation": validation, "test": test})
         return 0.0
 
+    loss = TrainingLoss(params.loss, costs, dataset.training_counts)
+    monitor = CostMonitor(_together(splits["calibration"], splits["test"]), keep)
     train_model(
-        model, splits["train"], splits["validation"], preprocessing,
-        TrainingLoss(params.loss, costs, dataset.training_counts), params.train, params.seed, hardware,
-        CostMonitor(_together(splits["calibration"], splits["test"]), keep),
-    )  # fmt: skip
+        TrainingSession(
+            model, loss, splits["train"], splits["validation"], preprocessing, params, hardware, cost_monitor=monitor
+        )
+    )
     return epochs
 
 

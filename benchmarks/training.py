@@ -111,29 +111,32 @@ def ours(name: str, case: Case, folder: Path) -> Contender:
     from udc_model.data.packed import PackedDataset
     from udc_model.models import build_model
     from udc_model.training.hardware import keep_freed_memory, pick_hardware
-    from udc_model.training.loop import start, train_epoch, training_batches
-    from udc_model.training.losses import TrainingLoss
+    from udc_model.training.loop import train_epoch
     from udc_model.training.optimisation import train_mode
+    from udc_model.training.session import TrainingSession
+    from udc_model.training.training_loss import TrainingLoss
 
     keep_freed_memory()
     params = validate_params(params_of(case, "auto" if "default" in name else "fp32"), "benchmark")
     dataset = PackedDataset.open(folder / "data/prepared")
     loss = TrainingLoss(params.loss, torch.ones(CLASSES, CLASSES) - torch.eye(CLASSES), dataset.training_counts)
     model, hardware = build_model(params.model, dataset.classes, 1), pick_hardware(params.train)
-    data = training_batches(dataset.split("train"), dataset.preprocessing, params.train, 1)
-    state = start(model, loss, data, params.train, hardware)
+    splits = dataset.split("train"), dataset.split("validation")
+    session = TrainingSession(model, loss, *splits, dataset.preprocessing, params, hardware)
+    session.start()
+    batches, progress = session.batches, session.progress
     if "synthetic" in name:
-        ready = list(data.load(0, 0, hardware.device))
-        data.load = lambda epoch, step, device: iter(ready)  # type: ignore[method-assign]
+        loaded = list(batches.load(0, 0, hardware.device))
+        batches.load = lambda epoch, step, device: iter(loaded)  # type: ignore[method-assign]
 
     def epoch() -> None:
-        train_mode(model, state.frozen)
-        loss.start_epoch(state.progress.epoch, 1000)
-        train_epoch(state, data, params.train, hardware)
-        state.progress.epoch, state.progress.step = state.progress.epoch + 1, 0
+        train_mode(model, session.frozen)
+        loss.start_epoch(progress.epoch, 1000)
+        train_epoch(session)
+        progress.epoch, progress.step = progress.epoch + 1, 0
 
     def load() -> None:
-        for _ in data.load(state.progress.epoch, 0, hardware.device):
+        for _ in batches.load(progress.epoch, 0, hardware.device):
             pass
 
     return Contender(epoch, load, model)
@@ -387,28 +390,34 @@ def checkpoint_cost(rounds: int) -> Iterator[str]:
     """Seconds that a checkpoint of ConvNeXt-tiny, with averaged weights, holds up the training."""
     import torch
 
-    from udc_model.config import ModelParams, TrainParams, validate_params
+    from udc_model.config import ModelParams, Params, TrainParams
+    from udc_model.data.packed import PackedSplit
+    from udc_model.data.transforms import Preprocessing
     from udc_model.models import build_model
     from udc_model.training.checkpoints import open_checkpoints
     from udc_model.training.hardware import Hardware
-    from udc_model.training.losses import TrainingLoss
-    from udc_model.training.optimisation import averaged_model
-    from udc_model.training.state import TrainingState
+    from udc_model.training.session import TrainingSession
+    from udc_model.training.training_loss import TrainingLoss
 
-    model = build_model(ModelParams(model_type="convnext", preset="convnext-tiny"), ["a", "b", "c"], 1)
-    loss = TrainingLoss(validate_params({}, "benchmark").loss, torch.ones(3, 3), [1, 1, 1])
-    hardware = Hardware(torch.device("cpu"), "fp32")
-    state = TrainingState(model, averaged_model(model, 0.99), loss, TrainParams(), hardware, [])
+    params = Params(model=ModelParams(model_type="convnext", preset="convnext-tiny"), train=TrainParams(ema_decay=0.99))
+    model = build_model(params.model, ["a", "b", "c"], 1)
+    loss = TrainingLoss(params.loss, torch.ones(3, 3), [1, 1, 1])
+    split = PackedSplit(np.zeros((1, 64, 64, 3), np.uint8), np.zeros(1, np.int64), ["a.png"], [""], [""])
+    session = TrainingSession(
+        model, loss, split, split, Preprocessing(64), params, Hardware(torch.device("cpu"), "fp32")
+    )
+    session.start()
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    state.optimizer.step()
-    state.end_epoch({}, 1.0, 1.0)
+    session.optimizer.step()
+    session.end_epoch({}, 1.0, 1.0)
     taken = []
     with tempfile.TemporaryDirectory() as scratch, open_checkpoints(Path(scratch), {}, 1) as checkpoints:
         assert checkpoints is not None
+        session.checkpoints = checkpoints
         for _ in range(rounds):
             started = time.perf_counter()
-            state.save(checkpoints)
+            session.save()
             taken.append(time.perf_counter() - started)
         size = checkpoints.last.stat().st_size / 2**20 if checkpoints.last else 0
     median = statistics.median(taken)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from udc_model.config import Params
+from udc_model.data.packed import PackedDataset
 from udc_model.evaluation.tables import write_csv
 from udc_model.files import Workspace
-from udc_model.training.loop import training_batches
 from udc_model.training.profiling import profile_steps
 from udc_model.training.range_test import range_test, steepest
 from udc_model.training.setup import set_up
@@ -19,10 +19,8 @@ def find_learning_rate(
     """Run the range test on the prepared data; writes ``learning_rates.csv`` and ``.png``, and returns the finding."""
     from udc_model.evaluation.plots import plot_range_test
 
-    setup = set_up(params, workspace)
-    train = setup.params.train
-    data = training_batches(setup.train, setup.preprocessing, train, params.seed)
-    table = range_test(setup.model, setup.loss_fn, data, train, setup.hardware, lowest, highest, steps)
+    session = set_up(params, PackedDataset.open(workspace.prepared))
+    table = range_test(session, lowest, highest, steps)
     found = steepest(table)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "learning_rates.csv", folder / "learning_rates.png"]
@@ -31,11 +29,9 @@ def find_learning_rate(
     end = table["learning_rate"].iloc[-1]
     told = f"the loss falls fastest at a learning rate of {found:.2g}"
     told += f", and diverges above {end:.2g}" if end < highest else ""
-    return f"{told} (params.yaml has {train.learning_rate:g})\n" + "\n".join(map(str, files)) + "\n"
+    return f"{told} (params.yaml has {params.train.learning_rate:g})\n" + "\n".join(map(str, files)) + "\n"
 
 
 def profile_training(params: Params, workspace: Workspace) -> str:
     """Two epochs on the prepared data, the second under torch's profiler; returns where the time of a step goes."""
-    setup = set_up(params, workspace)
-    data = training_batches(setup.train, setup.preprocessing, setup.params.train, params.seed)
-    return profile_steps(setup.model, setup.loss_fn, data, setup.params.train, setup.hardware)
+    return profile_steps(set_up(params, PackedDataset.open(workspace.prepared)))

@@ -8,8 +8,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,102 +16,93 @@ import pandas as pd
 import torch
 import yaml
 
+import udc_model
 from udc_model.config import Params, load_params
 from udc_model.data.packed import PackedDataset
-from udc_model.errors import PrunedError
+from udc_model.errors import UdcError
 from udc_model.evaluation.plots import plot_training_curves
 from udc_model.files import Workspace, atomic_folder, exit_status, sha256_of
+from udc_model.stages.code import STAGES
 from udc_model.stages.resolve import load_training_params
 from udc_model.tracking.delivery import MODEL_SHA256
 from udc_model.tracking.provenance import OUTS, dvc_hash
 from udc_model.tracking.run import StageRun, stage_run
 from udc_model.tracking.store import repository_root
-from udc_model.training.checkpoints import CheckpointFolder, open_checkpoints
+from udc_model.training.checkpoints import open_checkpoints
 from udc_model.training.contact_sheet import contact_sheet
-from udc_model.training.distribution import Ranks, is_launched, launch, process_group
+from udc_model.training.distribution import is_launched, launch, process_group
 from udc_model.training.loop import TrainingResult, train_model
-from udc_model.training.setup import TrainingSetup, set_up
-from udc_model.training.state import EpochRecord
+from udc_model.training.session import EpochRecord, TrainingSession
+from udc_model.training.setup import set_up
 
-logger = logging.getLogger("udc_model.stages.train")  # __name__ is __main__ when DVC runs the stage
+logger = logging.getLogger("udc_model.stages.train")  # __name__ is __main__ if DVC runs the stage
 
-PRUNE_FILE = "UDC_PRUNE_FILE"  # variable with the path of a file that, once it exists, ends the training
+PRUNE_FILE = "UDC_PRUNE_FILE"  # environment variable: path of a file whose existence ends the training run
+_WITHOUT_EFFECT = ("checkpoint_minutes", "loader_workers", "processes")  # of train; the real number is an input itself
 
 
 def train(params: Params, workspace: Workspace) -> None:
     """Train the model that ``params`` describe; writes ``model/`` and ``training/``.
 
+    Parameters
+    ----------
+    params : resolved by stage ``resolve``.
+
     Raises
     ------
     UdcError
-        The prepared data is missing or does not fit the parameters, or the training cannot go on.
+        The prepared data is missing or does not fit the parameters, or the training run failed or was pruned.
     """
     if params.train.processes > 1 and not is_launched():
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "params.yaml"
-            file.write_text(yaml.safe_dump(params.model_dump(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+            file.write_text(_as_yaml(params), encoding="utf-8")
             arguments = ["--params", str(file), "--root", str(workspace.root)]
             launch("udc_model.stages.train", arguments, params.train.processes)
         return
     with process_group() as ranks:
-        setup = set_up(params, workspace, ranks)
+        dataset = PackedDataset.open(workspace.prepared)
+        session = set_up(params, dataset, ranks)
         if ranks.is_first:
-            train_and_record(setup, workspace, ranks)
+            train_and_record(session, dataset, workspace)
         else:
-            run_loop(setup, ranks)
+            train_model(session)
 
 
-def run_loop(
-    setup: TrainingSetup,
-    ranks: Ranks,
-    checkpoints: CheckpointFolder | None = None,
-    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
-) -> TrainingResult:
-    """The training itself, in each process."""
-    return train_model(
-        setup.model,
-        setup.train,
-        setup.dataset.split("validation"),
-        setup.preprocessing,
-        setup.loss_fn,
-        setup.params.train,
-        setup.params.seed,
-        setup.hardware,
-        setup.priced,
-        checkpoints,
-        on_epoch,
-        ranks,
-    )
-
-
-def train_and_record(setup: TrainingSetup, workspace: Workspace, ranks: Ranks) -> None:
-    """Train, in the process that writes: checkpoints, outputs and the MLflow run."""
-    params, dataset, model = setup.params, setup.dataset, setup.model
-    hardware = setup.hardware.describe()
+def train_and_record(session: TrainingSession, dataset: PackedDataset, workspace: Workspace) -> None:
+    """Train in the first process, which writes checkpoints, outputs and the MLflow run."""
+    params, hardware = session.params, session.hardware.describe()
     tags = hardware | {"udc.seed": str(params.seed), "udc.deterministic": str(params.train.deterministic),
-                       "udc.processes": str(ranks.world)}  # fmt: skip
+                       "udc.processes": str(session.ranks.world)}  # fmt: skip
+    inputs = checkpoint_inputs(session, dataset.info["digest"])
     with (
-        open_checkpoints(
-            repository_root(), what_determines(setup, ranks), params.train.checkpoint_minutes
-        ) as checkpoints,
+        open_checkpoints(repository_root(), inputs, params.train.checkpoint_minutes) as checkpoints,
         atomic_folder(workspace.model) as model_folder,
         atomic_folder(workspace.training) as training_folder,
         stage_run("train", tags, checkpoints.run_key if checkpoints else None) as run,
     ):
         if checkpoints and checkpoints.last:
-            logger.info("going on from the checkpoint %s", checkpoints.last)
+            logger.info("resuming from checkpoint %s", checkpoints.last)
+        session.checkpoints = checkpoints
         run.log_params(training_params(params))
-        run.log_text(yaml.safe_dump(params.model_dump(), sort_keys=False, allow_unicode=True), "params.yaml")
+        run.log_text(_as_yaml(params), "params.yaml")
         run.log_dataset(**dataset_input(params, dataset), context="training")
-        result = run_loop(setup, ranks, checkpoints, partial(_log_epoch, run))
-        model.load_state_dict(result.best_state)
-        model.save_pretrained(model_folder)
-        setup.preprocessing.save(model_folder)
+
+        def on_epoch(record: EpochRecord) -> bool:
+            _log_epoch(run, record)
+            return PRUNE_FILE in os.environ and Path(os.environ[PRUNE_FILE]).exists()
+
+        result = train_model(session, on_epoch)
+        if result.is_pruned:
+            _end_pruned(session, run, len(result.curves))
+        session.model.load_state_dict(result.best_state)
+        session.model.save_pretrained(model_folder)
+        session.preprocessing.save(model_folder)
         record = training_record(params, dataset, result, hardware)
         write_training(training_folder, result, record)
-        contact_sheet(training_folder / "augmented.png", setup.train, setup.preprocessing, params.train, params.seed)
-        if setup.weights is not None:
-            (training_folder / "weights.json").write_text(setup.weights.to_json(), encoding="utf-8")
+        contact_sheet(training_folder / "augmented.png", session)
+        if session.weights is not None:
+            (training_folder / "weights.json").write_text(session.weights.to_json(), encoding="utf-8")
         run.log_metrics({f"train/{name}": value for name, value in record["final_metrics"].items()})
         run.log_folder(model_folder, "model")
         run.log_folder(training_folder, "training")
@@ -123,44 +113,50 @@ def train_and_record(setup: TrainingSetup, workspace: Workspace, ranks: Ranks) -
                 len(result.curves), run)  # fmt: skip
 
 
-def what_determines(setup: TrainingSetup, ranks: Ranks) -> dict[str, Any]:
-    """All that the bits of a training depend on, as JSON values: a checkpoint of anything else is of no use to it."""
-    params, weights = setup.params, setup.weights
-    values = training_params(params)
-    for name in ("checkpoint_minutes", "loader_workers", "processes"):
-        del values["train"][name]
-    values |= {"costs": params.costs.model_dump(), "evaluate": params.evaluate.model_dump()}
-    package = Path(__file__).parent.parent
-    code = [
-        path for part in ("data", "decisions", "models", "native", "training") for path in (package / part).rglob("*.*")
-    ]
+def checkpoint_inputs(session: TrainingSession, data_digest: str) -> dict[str, Any]:
+    """Everything that the bits of the result depend on, as JSON values; a checkpoint of other inputs is not used."""
+    values = session.params.model_dump(exclude={"data": True, "train": set(_WITHOUT_EFFECT)})
+    package = Path(udc_model.__file__).parent
     return {
         "params": values,
-        "data": setup.dataset.info["digest"],
-        "weights": weights and weights.sha256,
-        "hardware": setup.hardware.describe(),
-        "processes": ranks.world,
+        "data": data_digest,
+        "weights": session.weights and session.weights.sha256,
+        "hardware": session.hardware.describe(),
+        "processes": session.ranks.world,
         "torch": torch.__version__,
-        "code": {
-            path.relative_to(package).as_posix(): sha256_of(path)
-            for path in sorted([*code, Path(__file__)])
-            if path.suffix in (".py", ".c", ".h")
-        },
+        "code": {path.relative_to(package).as_posix(): sha256_of(path) for path in _code_files(package)},
     }
 
 
+def _code_files(package: Path) -> Iterator[Path]:
+    """The files of the code that stage ``train`` depends on."""
+    for name in STAGES["train"]:
+        path = package / name
+        files = [path] if path.is_file() else sorted(path.rglob("*"))
+        yield from (file for file in files if file.suffix in (".py", ".c", ".h"))
+
+
 def _log_epoch(run: StageRun, record: EpochRecord) -> None:
-    named = {f"epoch/{name}": value for name, value in record.metrics.items()}
-    run.log_metrics(named | {"epoch/images_per_second": record.images_per_second}, record.epoch, measured=record.ended)
+    metrics = {f"epoch/{name}": value for name, value in record.metrics.items()}
+    metrics["epoch/images_per_second"] = record.images_per_second
+    run.log_metrics(metrics, record.epoch, measured=record.ended)
     logger.info("epoch %d: training loss %.4f, validation log loss %.4f, accuracy %.4f (%s images/s)", record.epoch,
                 record.metrics["train_loss"], record.metrics["validation_log_loss"],
                 record.metrics["validation_accuracy"], f"{record.images_per_second:,.0f}")  # fmt: skip
-    if (sentence := os.environ.get(PRUNE_FILE)) and Path(sentence).exists():
-        raise PrunedError(f"pruned after epoch {record.epoch}: other trials of the study are better")
+
+
+def _end_pruned(session: TrainingSession, run: StageRun, epochs: int) -> None:
+    """Discard the checkpoints and end with an error: DVC must not store the outputs of a pruned training run."""
+    message = f"pruned after epoch {epochs}: other trials of the study are better"
+    run.set_tags({"udc.pruned": message})
+    run.status_on_error = "KILLED"
+    if session.checkpoints is not None:
+        session.checkpoints.remove()
+    raise UdcError(message)
 
 
 def training_params(params: Params) -> dict[str, Any]:
-    """The parameters that determine the training; of the two architectures the one in use."""
+    """The parameters that describe the training run, with the architecture in use only."""
     model = params.model.model_dump(exclude={"resnet", "convnext"})
     model[params.model.model_type] = params.model.architecture.model_dump()
     return {
@@ -182,7 +178,7 @@ def dataset_input(params: Params, dataset: PackedDataset) -> dict[str, Any]:
 def training_record(
     params: Params, dataset: PackedDataset, result: TrainingResult, hardware: dict[str, str]
 ) -> dict[str, Any]:
-    """What ``evaluate`` needs to know about a training that may have happened elsewhere or long ago."""
+    """What ``evaluate`` must know about the training run, which may have happened earlier or on another machine."""
     final = result.curves[result.best_epoch - 1]
     return {
         "params": training_params(params),
@@ -202,10 +198,14 @@ def write_training(folder: Path, result: TrainingResult, record: dict[str, Any])
     (folder / "record.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def _as_yaml(params: Params) -> str:
+    return yaml.safe_dump(params.model_dump(), sort_keys=False, allow_unicode=True)
+
+
 def main() -> None:
     """Run the stage, by default in the current folder."""
-    parser = argparse.ArgumentParser(description="Stage train; also to be started by torchrun.")
-    parser.add_argument("--params", type=Path, metavar="FILE", help="default: what stage resolve wrote")
+    parser = argparse.ArgumentParser(description="Run stage train; torchrun can start it too.")
+    parser.add_argument("--params", type=Path, metavar="FILE", help="parameters; default: the output of stage resolve")
     parser.add_argument("--root", type=Path, default=Path(), metavar="DIR", help="folder of inputs and outputs")
     options = parser.parse_args()
     workspace = Workspace(options.root)

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import udc_model
-from udc_model.errors import PrunedError
 from udc_model.tracking.journal import Journal, milliseconds
 from udc_model.tracking.provenance import COMMIT, DIRTY, provenance, uncommitted
 from udc_model.tracking.store import experiment_name, repository_root, tracking_uri, without_credentials
@@ -46,6 +45,7 @@ class StageRun:
     """What a stage logs. Nothing here waits for the tracker, but :meth:`run_id` and the end of the stage.
 
     ``new_only`` marks what an evaluation says of the training: it is left out where the run holds the training already.
+    ``status_on_error`` is the status of a run that ends with an error; one other than FAILED has no traceback.
     """
 
     def __init__(self, stage: str, tags: Mapping[str, str], key: str | None = None) -> None:
@@ -69,6 +69,7 @@ class StageRun:
         assert self._sender.stdout is not None
         os.set_blocking(self._sender.stdin.fileno(), False)
         self._told: dict[str, str] = {}
+        self.status_on_error = "FAILED"
 
     def _append(self, kind: str, **values: Any) -> None:
         self._journal.append(kind, **values)
@@ -214,12 +215,10 @@ def stage_run(stage: str, tags: Mapping[str, str], key: str | None = None) -> It
     except KeyboardInterrupt:
         status = "KILLED"
         raise
-    except PrunedError as error:
-        run.set_tags({"udc.pruned": str(error)})
-        status = "KILLED"
-        raise
     except Exception:
-        run.log_text(without_credentials(traceback.format_exc()), f"error/{stage}.txt")
+        status = run.status_on_error
+        if status == "FAILED":
+            run.log_text(without_credentials(traceback.format_exc()), f"error/{stage}.txt")
         raise
     finally:
         run.end(status)

@@ -1,1 +1,1 @@
-"""The training loop and what it is made of."""
+"""The training run: session, loop, losses, optimiser, checkpoints and distribution over processes."""

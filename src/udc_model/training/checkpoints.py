@@ -1,4 +1,4 @@
-"""Checkpoints of a training on disk: whole or not there, checked when read, and of one training alone."""
+"""Checkpoints of a training run on disk: written atomically, verified when read, and used by equal inputs only."""
 
 from __future__ import annotations
 
@@ -22,19 +22,30 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from udc_model.errors import PrunedError, UdcError
+from udc_model.errors import UdcError
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS = Path(".udc") / "checkpoints"  # under the repository's root: git-ignored, outside DVC, of all experiments
-_KEPT = 2
-_BLOCK = 2**25  # bytes that are summed up at a time
+CHECKPOINTS = Path(".udc") / "checkpoints"  # below the repository's root, ignored by git and DVC; of all experiments
+_FORMAT = "2"  # of the metadata; files of version 0.1.0 have none
+_NUM_FILES = 2  # checkpoints in a folder
+_BLOCK = 2**25  # bytes of which a digest is computed at a time
+_MAX_HEADER = 2**26  # bytes of a header that is read without its tensors
 _SUFFIX = ".safetensors"
+_ENVIRONMENT = {"code": "code", "torch": "torch version", "hardware": "hardware"}  # names of inputs that are no data
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds: tensors, plain values, what determines the training, and the key of its run."""
+    """The contents of a checkpoint.
+
+    Parameters
+    ----------
+    tensors : on the CPU.
+    progress : plain values of the state.
+    inputs : everything that determines the result of the training run.
+    run_key : key of the MLflow run, see `udc_model.tracking.run`.
+    """
 
     tensors: dict[str, Tensor]
     progress: dict[str, Any]
@@ -43,7 +54,7 @@ class Checkpoint:
 
     @classmethod
     def parse(cls, contents: bytes) -> Checkpoint:
-        """Read the contents of a checkpoint file; `SafetensorError`, `ValueError` or `KeyError` if it is none."""
+        """Parse the contents of a file; `SafetensorError`, `ValueError` or `KeyError` if it is no checkpoint."""
         length = int.from_bytes(contents[:8], "little")  # of safetensors' header, which is JSON
         metadata = json.loads(contents[8 : 8 + length])["__metadata__"]
         progress, inputs = (json.loads(metadata[name]) for name in ("progress", "inputs"))
@@ -51,13 +62,18 @@ class Checkpoint:
 
 
 class CheckpointFolder:
-    """The checkpoints of one training, which ``inputs`` determine; see `open_checkpoints`.
+    """The checkpoints of the training run that ``inputs`` determine; see `open_checkpoints`.
 
-    A file is named by epoch, step and a digest of its contents; the last two are kept.
+    A file's name has epoch, step and a digest of its contents. The folder holds the two newest.
 
     Parameters
     ----------
-    minutes : between two checkpoints within an epoch.
+    minutes : time between two checkpoints within an epoch.
+
+    Attributes
+    ----------
+    run_key : key of the MLflow run; a resumed training run has the same.
+    last : the newest valid checkpoint; None if there is none.
     """
 
     def __init__(self, folder: Path, inputs: Mapping[str, Any], minutes: float) -> None:
@@ -67,27 +83,26 @@ class CheckpointFolder:
         self._contents = self._newest()
         self._saved = time.monotonic()
 
-    def take(self) -> bytes | None:
-        """The contents of the checkpoint that was found, once, for they are large; see `Checkpoint.parse`."""
+    def take_contents(self) -> bytes | None:
+        """The contents of the checkpoint to resume from (see `Checkpoint.parse`), then None, to free the memory."""
         contents, self._contents = self._contents, None
         return contents
 
-    def due(self) -> bool:
+    def is_due(self) -> bool:
         """Whether the last checkpoint is older than ``minutes``."""
         return time.monotonic() - self._saved >= 60 * self.minutes
 
     def save(self, epoch: int, step: int, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
-        """Write a checkpoint, before the first step ``step`` of ``epoch`` that it does not know (both from 0).
-
-        ``tensors`` are on the CPU.
+        """Write a checkpoint of the state before step ``step`` of ``epoch`` (both from 0); ``tensors`` are on the CPU.
 
         Raises
         ------
         UdcError
-            It cannot be written; earlier ones are as they were.
+            It cannot be written. Earlier checkpoints are unchanged.
         """
         scratch = self.folder / f"writing{_SUFFIX}.partial"
         metadata = {
+            "format": _FORMAT,
             "progress": json.dumps(progress),
             "inputs": json.dumps(self.inputs, sort_keys=True),
             "run_key": self.run_key,
@@ -101,51 +116,47 @@ class CheckpointFolder:
                 synced.result()
             self.last = scratch.rename(self.folder / f"{epoch:06d}-{step:09d}-{digest}{_SUFFIX}")
             _sync_folder(self.folder)
-            for path in self._files()[_KEPT:]:
+            for path in _newest_first(self.folder)[_NUM_FILES:]:
                 path.unlink()
         except (OSError, SafetensorError) as error:
             scratch.unlink(missing_ok=True)
             raise UdcError(
-                f"{self.folder}: the checkpoint of epoch {epoch + 1}, step {step}, cannot be written: {error}. "
-                "Earlier ones are kept; make room and start again, to go on from there"
+                f"{self.folder}: the checkpoint of epoch {epoch + 1}, step {step}, cannot be written: {error}; "
+                "earlier checkpoints are unchanged: free disk space and start the training run again to resume"
             ) from error
         self._saved = time.monotonic()
 
     def remove(self) -> None:
-        """Delete all of it, for it is not needed any more."""
+        """Delete all checkpoints."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _files(self) -> list[Path]:
-        """The newest first."""
-        return sorted(self.folder.glob(f"*{_SUFFIX}"), reverse=True)
-
     def _newest(self) -> bytes | None:
-        """The contents of the newest checkpoint that is whole; a warning names those that are not."""
-        for path in self._files():
+        """The contents of the newest valid checkpoint; deletes damaged ones with a warning."""
+        for path in _newest_first(self.folder):
             try:
                 return self._read(path)
             except (OSError, SafetensorError, ValueError, KeyError) as error:
-                logger.warning("the checkpoint %s is damaged (%s); going on from the one before it", path, error)
+                logger.warning("checkpoint %s is damaged (%s); using the one before it", path, error)
                 path.unlink(missing_ok=True)
         return None
 
     def _read(self, path: Path) -> bytes:
         contents = path.read_bytes()
         if _digest(contents) != path.stem.rpartition("-")[2]:
-            raise ValueError("its contents are not those that were written")
-        found = Checkpoint.parse(contents)
-        if differing := _differing(found.inputs, json.loads(json.dumps(self.inputs))):
-            raise UdcError(f"{path}: is of another training, for {differing}; delete {self.folder}")
-        self.run_key, self.last = found.run_key, path
+            raise ValueError("its contents do not match the digest in its name")
+        checkpoint = Checkpoint.parse(contents)
+        if difference := _difference(checkpoint.inputs, json.loads(json.dumps(self.inputs))):
+            raise UdcError(f"{path}: belongs to another training run: {difference}; delete {self.folder}")
+        self.run_key, self.last = checkpoint.run_key, path
         return contents
 
 
 @contextmanager
 def open_checkpoints(root: Path, inputs: Mapping[str, Any], minutes: float) -> Iterator[CheckpointFolder | None]:
-    """The checkpoints below ``root`` of the training that ``inputs`` (JSON values) determine.
+    """The checkpoints below ``root`` of the training run that ``inputs`` (JSON values) determine.
 
-    They are deleted when the block ends well, or in a `PrunedError`; any other end keeps them. None, with a line in
-    the log, if another process is at the same training.
+    They are deleted when the block ends without an error. If another process has them open, the context is None, with
+    a warning. Another warning names checkpoints that cannot be used only because of the code or the machine.
     """
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
     folder = root / CHECKPOINTS / key
@@ -154,18 +165,16 @@ def open_checkpoints(root: Path, inputs: Mapping[str, Any], minutes: float) -> I
         lock = FileLock(folder.with_suffix(".lock"))
         lock.acquire(timeout=0)
     except Timeout:
-        logger.warning("another process is at this very training; this one keeps no checkpoints")
+        logger.warning("another process runs the same training run; this one writes no checkpoints")
         yield None
         return
     except OSError as error:
-        raise UdcError(f"{folder}: checkpoints cannot be kept there: {error}") from error
+        raise UdcError(f"{folder}: checkpoints cannot be written there: {error}") from error
     try:
         checkpoints = CheckpointFolder(folder, inputs, minutes)
-        try:
-            yield checkpoints
-        except PrunedError:
-            checkpoints.remove()
-            raise
+        if checkpoints.last is None:
+            _warn_of_unusable(root / CHECKPOINTS, json.loads(json.dumps(inputs)))
+        yield checkpoints
         checkpoints.remove()
     finally:
         if not any(folder.glob(f"*{_SUFFIX}")):
@@ -174,8 +183,41 @@ def open_checkpoints(root: Path, inputs: Mapping[str, Any], minutes: float) -> I
         lock.release()
 
 
+def _newest_first(folder: Path) -> list[Path]:
+    """The checkpoints in a folder."""
+    return sorted(folder.glob(f"*{_SUFFIX}"), reverse=True)
+
+
+def _warn_of_unusable(root: Path, inputs: dict[str, Any]) -> None:
+    """Log one line for each folder whose checkpoints have the same ``inputs`` but other code, torch or hardware."""
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        for path in _newest_first(folder)[:1]:
+            try:
+                metadata = _read_metadata(path)
+                other = json.loads(metadata["inputs"])
+                differing = [name for name in inputs.keys() | other.keys() if inputs.get(name) != other.get(name)]
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                continue  # damaged
+            if "format" not in metadata:
+                logger.warning("checkpoints in %s are of an older version, which this one cannot resume; delete the "
+                               "folder", folder)  # fmt: skip
+            elif differing and _ENVIRONMENT.keys() >= set(differing):
+                names = " and ".join(text for name, text in _ENVIRONMENT.items() if name in differing)
+                logger.warning("checkpoints in %s are of the same parameters and data but of other %s; "
+                               "this training run starts from the beginning", folder, names)  # fmt: skip
+
+
+def _read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a checkpoint, from safetensors' header alone; `ValueError` or `KeyError` if it is damaged."""
+    with path.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        if length > _MAX_HEADER:
+            raise ValueError(f"a header of {length} bytes")
+        return dict(json.loads(handle.read(length))["__metadata__"])
+
+
 def _digest(contents: bytes | mmap.mmap) -> str:
-    """SHA-256 of the SHA-256 of each block, for blocks can be summed side by side while the training waits."""
+    """SHA-256 of the SHA-256 of each block; the blocks are hashed in parallel, because the training run waits."""
     with memoryview(contents) as view, ThreadPoolExecutor() as executor:
 
         def of_block(start: int) -> bytes:
@@ -185,19 +227,19 @@ def _digest(contents: bytes | mmap.mmap) -> str:
         return hashlib.sha256(b"".join(executor.map(of_block, range(0, len(view), _BLOCK)))).hexdigest()
 
 
-def _differing(there: Any, here: Any, name: str = "") -> str:
-    """The first value that differs between two nested mappings, with both values; empty if none does."""
+def _difference(there: Any, here: Any, name: str = "") -> str:
+    """The first value that differs between two nested mappings, with both values; empty if they are equal."""
     if isinstance(there, dict) and isinstance(here, dict):
         for key in sorted(there.keys() | here.keys()):
-            inner = _differing(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
+            inner = _difference(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
             if inner:
                 return inner
         return ""
-    return "" if there == here else f"{name} is {here!r} here and {there!r} there"
+    return "" if there == here else f"{name} is {there!r} there and {here!r} here"
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut; where folders cannot be opened (Windows), do nothing."""
+    """Flush a folder to disk, so that a rename survives a power failure; not on Windows, which cannot open folders."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)

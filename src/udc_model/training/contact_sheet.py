@@ -1,30 +1,31 @@
-"""What the network sees of the training images, as one picture."""
+"""A contact sheet: the augmented training images that the network gets, as one image."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from udc_model.config import TrainParams
 from udc_model.data.augmentation import Mixing
-from udc_model.data.packed import PackedSplit
-from udc_model.data.transforms import Preprocessing
-from udc_model.training.loop import training_batches
+from udc_model.training.distribution import ALONE
+from udc_model.training.session import TrainingSession
 
-_IMAGES, _COLUMNS, _SIDE = 32, 8, 64  # at most so many, in so many columns, enlarged to at least so many pixels
+_MAX_IMAGES, _COLUMNS, _MIN_SIDE = 32, 8, 64  # images are enlarged to at least _MIN_SIDE pixels
 
 
-def contact_sheet(path: Path, split: PackedSplit, preprocessing: Preprocessing, params: TrainParams, seed: int) -> None:
+def contact_sheet(path: Path, session: TrainingSession) -> None:
     """Write the first images of the first epoch as a PNG: cropped, mirrored, recoloured, erased and mixed."""
-    params = params.model_copy(update={"loader_workers": 0})
-    _, batch = next(training_batches(split, preprocessing, params, seed).load(0, 0, torch.device("cpu")))
-    mixed = Mixing(params.mixup, params.cutmix)(batch.images, batch.targets, seed, 0, 0)[0][:_IMAGES]
+    params, preprocessing = session.params.train, session.preprocessing
+    batches = replace(session.with_train_params(loader_workers=0), ranks=ALONE).build_batches()
+    _, batch = next(batches.load(0, 0, torch.device("cpu")))
+    mixing = Mixing(params.mixup, params.cutmix)
+    mixed = mixing(batch.images, batch.targets, session.params.seed, 0, 0)[0][:_MAX_IMAGES]
     pixels = (preprocessing.denormalise(mixed) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-    times = -(-_SIDE // pixels.shape[1])
-    tiles = pixels.repeat(times, axis=1).repeat(times, axis=2)
+    factor = -(-_MIN_SIDE // pixels.shape[1])
+    tiles = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
     tiles = np.pad(tiles, ((0, -len(tiles) % _COLUMNS), (2, 2), (2, 2), (0, 0)), constant_values=255)
     rows, side = len(tiles) // _COLUMNS, tiles.shape[1]
     sheet = tiles.reshape(rows, _COLUMNS, side, side, 3).swapaxes(1, 2).reshape(rows * side, _COLUMNS * side, 3)

@@ -1,6 +1,6 @@
-"""One training in several processes: who is who, what they tell each other, and how they are started.
+"""A training run in several processes: their ranks, what they exchange, and how they are started.
 
-Everything but the gradients goes through gloo on the CPU, as plain numbers: objects would be pickled.
+Everything but the gradients is exchanged through gloo on the CPU, as plain numbers: objects would be pickled.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_LAUNCHED = "UDC_LAUNCHED"  # variable that marks the processes that `launch` started
+_LAUNCHED = "UDC_LAUNCHED"  # environment variable of the processes that `launch` started
 _PR_SET_PDEATHSIG = 1  # of prctl.h
-_PATIENCE = timedelta(minutes=10)  # for a process that is at something that the others are not, as a checkpoint
-_LAST_WORDS = 10  # seconds in which processes may end by themselves, once one has failed
+_TIMEOUT = timedelta(minutes=10)  # of a collective operation; one process may be writing a checkpoint meanwhile
+_SHUTDOWN_SECONDS = 10  # for the other processes to end, once one has failed
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of a training: number ``rank`` of ``world``, ``local`` on this machine."""
+    """Process ``rank`` of the ``world`` processes of a training run, number ``local`` on this machine."""
 
     rank: int = 0
     world: int = 1
@@ -53,9 +53,9 @@ class Ranks:
         return self.rank == 0
 
     def part(self, n: int) -> slice:
-        """Which of n things are this process's: consecutive ones, as many as the others have, to within one."""
-        own = np.array_split(np.arange(n), self.world)[self.rank]
-        return slice(int(own[0]), int(own[-1]) + 1) if len(own) else slice(n, n)
+        """This process's part of n items: consecutive, and of the same size in all processes to within one."""
+        indices = np.array_split(np.arange(n), self.world)[self.rank]
+        return slice(int(indices[0]), int(indices[-1]) + 1) if len(indices) else slice(n, n)
 
     def sum(self, value: float) -> float:
         """The sum over all processes."""
@@ -66,7 +66,7 @@ class Ranks:
         return total.item()
 
     def gather(self, rows: NDArray[np.float32], n: int) -> NDArray[np.float32]:
-        """The rows (N, K) of which each process has its ``part(n)``."""
+        """All rows (N, K), in every process, of which each process has its ``part(n)``."""
         if self.world == 1:
             return rows
         longest = -(-n // self.world)
@@ -78,7 +78,7 @@ class Ranks:
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]).numpy()
 
     def from_first(self, data: bytes | None) -> bytes | None:
-        """What the first process gives."""
+        """The data of the first process, in every process; ``data`` of the others is ignored."""
         if self.world == 1:
             return data
         size = torch.tensor(-1 if data is None else len(data))
@@ -86,7 +86,7 @@ class Ranks:
         if size < 0:
             return None
         if self.is_first and data is not None:
-            # torch would warn that bytes cannot be written to; they are only read
+            # a copy: PyTorch warns of tensors on read-only bytes
             contents = torch.from_numpy(np.frombuffer(data, np.uint8).copy())
         else:
             contents = torch.empty(int(size), dtype=torch.uint8)
@@ -100,11 +100,11 @@ class Ranks:
                 dist.broadcast(tensor, 0)
 
     def parallel(self, model: nn.Module, device: torch.device, example: Tensor) -> nn.Module:
-        """The model with gradients that are the mean over all processes.
+        """The model with gradients that are averaged over all processes.
 
-        ``example`` is a batch that the model takes. One pass of it, without effect, brings DistributedDataParallel to
-        the order of gradients that it keeps from its second pass on; a training that goes on starts with it too, for
-        sums of more than two numbers depend on their order.
+        ``example`` is a batch for the model. DistributedDataParallel changes the order of its gradients after the first
+        pass, and sums of more than two numbers depend on their order. One pass of ``example`` without effect sets the
+        final order, so that a resumed training run computes the same bits.
         """
         if self.world == 1:
             return model
@@ -120,10 +120,9 @@ class Ranks:
         return parallel
 
     def shard(self, model: ImageClassifier, device: torch.device) -> None:
-        """Leave each process a part of every parameter: of each layer, the whole is there only while it is at work.
+        """Leave each process a shard of every parameter; a layer is gathered while it is in use.
 
-        FSDP (Zhao et al. 2023): parameters become DTensors, so gradients and what an optimiser or an average makes of
-        them are parts too.
+        FSDP (Zhao et al. 2023): parameters become DTensors, and so do gradients, optimiser states and averages.
         """
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
@@ -135,11 +134,11 @@ class Ranks:
         fully_shard(model, mesh=mesh)
 
     def without_sync(self, model: nn.Module) -> AbstractContextManager[object]:
-        """Context of a backward pass whose gradients are not yet averaged."""
+        """Context of a backward pass whose gradients are not yet averaged over the processes."""
         if self.world == 1:
             return nullcontext()
         if hasattr(model, "set_requires_gradient_sync"):
-            return _gradients_stay(model)
+            return _without_sharded_sync(model)
         parallel: DistributedDataParallel = model  # type: ignore[assignment]
         return parallel.no_sync()
 
@@ -148,7 +147,7 @@ ALONE = Ranks()
 
 
 @contextmanager
-def _gradients_stay(model: nn.Module) -> Iterator[None]:
+def _without_sharded_sync(model: nn.Module) -> Iterator[None]:
     model.set_requires_gradient_sync(False)  # type: ignore[operator]
     try:
         yield
@@ -156,34 +155,34 @@ def _gradients_stay(model: nn.Module) -> Iterator[None]:
         model.set_requires_gradient_sync(True)  # type: ignore[operator]
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that `Ranks.shard` may have parted; then, every process must call this."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The complete tensor, gathered if `Ranks.shard` has sharded it; then every process must call this."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def parted_as(tensor: Tensor, other: Tensor) -> Tensor:
-    """This process's part of a whole tensor, as it has of ``other``; the whole, if that is not parted."""
-    if not hasattr(other, "full_tensor"):
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's shard of a complete tensor, sharded like ``like``; the tensor itself if ``like`` is complete."""
+    if not hasattr(like, "full_tensor"):
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    assert isinstance(other, DTensor)
-    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+    assert isinstance(like, DTensor)
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def is_launched() -> bool:
-    """Whether this process is one of several that torchrun, or `launch`, started."""
+    """Whether torchrun or `launch` started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 @contextmanager
 def process_group() -> Iterator[Ranks]:
-    """Join the other processes that torchrun started, while the block lasts; `ALONE` without it.
+    """Join the processes that torchrun started, until the block ends; `ALONE` if there are none.
 
     Raises
     ------
     UdcError
-        Another process ended, so that this one cannot go on.
+        Another process has ended.
     """
     if not is_launched():
         yield ALONE
@@ -197,38 +196,38 @@ def process_group() -> Iterator[Ranks]:
     if torch.cuda.is_available():
         torch.cuda.set_device(ranks.local % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=_PATIENCE)
+    dist.init_process_group(backend, timeout=_TIMEOUT)
     try:
         yield ranks
     except RuntimeError as error:
         if "gloo" in str(error) or isinstance(error, dist.DistError):
-            raise UdcError(f"process {ranks.rank} of {ranks.world}: another process of this training has ended; "
-                           "start it again, and it goes on from its last checkpoint") from error  # fmt: skip
+            raise UdcError(f"process {ranks.rank} of {ranks.world}: another process of this training run has ended; "
+                           "start it again, and it resumes from its last checkpoint") from error  # fmt: skip
         raise
     finally:
         dist.destroy_process_group()
 
 
 def launch(module: str, arguments: Sequence[str], processes: int) -> None:
-    """Run a module in several processes on this machine, as ``torchrun --nproc-per-node`` does, until all have ended.
+    """Run a module in several processes on this machine, like ``torchrun --nproc-per-node``, until all have ended.
 
     Raises
     ------
     UdcError
-        One of them failed; the others were ended.
+        One of them failed; the others were terminated.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     for name in ("torch.distributed", "torch.distributed.elastic"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong is said below, and by the process itself
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are reported below and by the process itself
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
     os.environ[_LAUNCHED] = "1"
     config = LaunchConfig(
         1, 1, processes, rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1",
         run_id=f"udc-{socket.gethostname()}-{os.getpid()}", max_restarts=0, monitor_interval=0.1,
-        shutdown_timeout=_LAST_WORDS, logs_specs=DefaultLogsSpecs(),
+        shutdown_timeout=_SHUTDOWN_SECONDS, logs_specs=DefaultLogsSpecs(),
     )  # fmt: skip
     try:
         elastic_launch(config, sys.executable)("-u", "-m", module, *arguments)
@@ -237,16 +236,16 @@ def launch(module: str, arguments: Sequence[str], processes: int) -> None:
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
         how = f"by signal {-first.exitcode}" if first.exitcode < 0 else f"with status {first.exitcode}"
-        raise UdcError(f"process {rank} of {processes} ended {how}, and the others with it; start the training again, "
-                       "and it goes on from its last checkpoint") from None  # fmt: skip
+        raise UdcError(f"process {rank} of {processes} ended {how}, and the others were terminated; start the training "
+                       "run again, and it resumes from its last checkpoint") from None  # fmt: skip
     finally:
         del os.environ[_LAUNCHED]
 
 
 def _die_with_parent() -> None:
-    """Be killed once the launching process is dead.
+    """Let the system kill this process when the launching process dies.
 
-    It started this one in a session of its own, out of reach of whoever killed it.
+    Signals to the group of the launching process do not reach this one, which has a session of its own.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,64 +1,60 @@
-"""Where a training step's time goes."""
+"""The time of each part of a training step."""
 
 from __future__ import annotations
 
 import os
 import time
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's library would tell its own steps on stderr
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler's library logs its progress to stderr
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from udc_model.config import TrainParams
-from udc_model.data.batches import TrainingBatches
-from udc_model.models.staged import ImageClassifier
-from udc_model.training.hardware import Hardware
-from udc_model.training.loop import start, train_epoch
-from udc_model.training.losses import TrainingLoss
+from udc_model.training.loop import train_epoch
 from udc_model.training.optimisation import train_mode
+from udc_model.training.session import TrainingSession
 
-_OWN = "udc: "  # what the loop marks its parts with
-_OPERATORS = 12  # rows of the second table
+_PART = "udc: "  # prefix of the names that the training loop gives to the parts of a step
+_NUM_OPERATORS = 12  # rows of the second table
 
 
-def profile_steps(
-    model: ImageClassifier, loss_fn: TrainingLoss, data: TrainingBatches, params: TrainParams, hardware: Hardware
-) -> str:
-    """Train the second epoch of a throw-away training under torch's profiler; returns two tables as text.
+def profile_steps(session: TrainingSession) -> str:
+    """Train two epochs, the second under PyTorch's profiler; returns two tables as text.
 
-    The first names the parts of a step, with their share of its time; what is missing to 100% is the loop itself. The
-    second names the operators that take longest. The first epoch, without the profiler, gives the speed.
+    The first table lists the parts of a step with their share of its time; the remainder is the loop itself. The second
+    lists the operators that take most time. The first epoch measures the speed without the profiler.
     """
-    state = start(model, loss_fn, data, params, hardware)
-    train_mode(model, state.frozen)
-    loss_fn.start_epoch(0, params.epochs)
-    train_epoch(state, data, params, hardware)
-    speed = len(data.split) / state.progress.epoch_seconds
-    state.progress.epoch, state.progress.step = 1, 0
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if hardware.device.type == "cuda" else [])]
-    with profile(activities=activities) as found:
+    session.start()
+    train_mode(session.trained, session.frozen)
+    session.loss_fn.start_epoch(0, session.params.train.epochs)
+    train_epoch(session)
+    images_per_second = len(session.train_split) / session.progress.epoch_seconds
+    session.progress.epoch, session.progress.step = 1, 0
+    has_gpu = session.hardware.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if has_gpu else [])]
+    with profile(activities=activities) as profiler:
         started = time.perf_counter()
-        train_epoch(state, data, params, hardware)
+        train_epoch(session)
         seconds = time.perf_counter() - started
-    return _tables(found, seconds, data.steps, speed)
+    return _tables(profiler, seconds, session.batches.steps, images_per_second)
 
 
-def _tables(found: profile, seconds: float, steps: int, speed: float) -> str:
-    events = found.key_averages()
-    # the backward pass runs in a thread of its own, so inclusive times are told of the parts, own times of operators
-    parts = {event.key.removeprefix(_OWN): event.cpu_time_total / 1e6 for event in events if event.key.startswith(_OWN)}
-    lines = [f"{speed:,.0f} images/s; under the profiler {steps} steps of {1000 * seconds / steps:.1f} ms"]
+def _tables(profiler: profile, seconds: float, steps: int, images_per_second: float) -> str:
+    events = profiler.key_averages()
+    # the backward pass has a thread of its own: inclusive times are right for parts, exclusive times for operators
+    parts = {event.key.removeprefix(_PART): event.cpu_time_total / 1e6 for event in events
+             if event.key.startswith(_PART)}  # fmt: skip
+    lines = [f"{images_per_second:,.0f} images/s; under the profiler {steps} steps of {1000 * seconds / steps:.1f} ms"]
     lines += ["", f"{'part of a step':<34}{'ms':>9}{'share':>9}"]
     lines += [f"{name:<34}{1000 * spent / steps:>9.2f}{spent / seconds:>9.1%}" for name, spent in parts.items()]
     rest = seconds - sum(parts.values())
     lines += [f"{'the loop itself':<34}{1000 * rest / steps:>9.2f}{rest / seconds:>9.1%}", ""]
     lines += [f"{'operator':<34}{'ms':>9}{'share':>9}{'calls':>9}"]
-    operators = sorted((event for event in events if not event.key.startswith(_OWN)),
+    operators = sorted((event for event in events if not event.key.startswith(_PART)),
                        key=lambda event: event.self_cpu_time_total, reverse=True)  # fmt: skip
     lines += [f"{event.key[:33]:<34}{event.self_cpu_time_total / 1000 / steps:>9.2f}"
               f"{event.self_cpu_time_total / 1e6 / seconds:>9.1%}{event.count / steps:>9.1f}"
-              for event in operators[:_OPERATORS]]  # fmt: skip
+              for event in operators[:_NUM_OPERATORS]]  # fmt: skip
     if torch.cuda.is_available():
-        lines += ["", found.key_averages().table(sort_by="self_device_time_total", row_limit=_OPERATORS)]
+        lines += ["", profiler.key_averages().table(sort_by="self_device_time_total", row_limit=_NUM_OPERATORS)]
     return "\n".join(lines) + "\n"
