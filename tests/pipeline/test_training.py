@@ -1,4 +1,4 @@
-"""Trainings that are killed, interrupted or refused by the machine: one message each, and the same bits in the end."""
+"""Training runs that are killed, interrupted, pruned or fail: clear messages, and the same bits after a resume."""
 
 import os
 import re
@@ -15,13 +15,8 @@ import yaml
 pytestmark = pytest.mark.pipeline
 
 
-def _sha256(project):
-    (run,) = [run for run in project.runs() if run.info.status == "FINISHED"]
-    return run.data.tags["udc.model_sha256"]
-
-
-def test_killed_and_gone_on_with_and_once_more_in_a_temporary_folder(by_hand):
-    """SIGKILL for dvc and the stage: the same command goes on in the same run, and ends with the bits of any other."""
+def test_killed_repro_resumes_in_its_run_to_the_bits_of_a_temporary_experiment(by_hand):
+    """SIGKILL for dvc and the stage; then the same command, and an uninterrupted experiment in a temporary folder."""
     project = by_hand
     epochs = 100
     project.set_params(train={"epochs": epochs})
@@ -30,7 +25,7 @@ def test_killed_and_gone_on_with_and_once_more_in_a_temporary_folder(by_hand):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     done = project.run("dvc", "repro")
-    assert "going on from the checkpoint" in done.stderr + done.stdout
+    assert "resuming from checkpoint" in done.stderr + done.stdout
     (run,) = project.runs()
     assert run.info.status == "FINISHED"
     assert "test/mean_cost" in run.data.metrics
@@ -40,11 +35,11 @@ def test_killed_and_gone_on_with_and_once_more_in_a_temporary_folder(by_hand):
     assert not list(project.root.glob(".udc/checkpoints/*/*"))
     outputs = yaml.safe_load((project.root / "dvc.lock").read_text())["stages"]["train"]["outs"]
 
-    project.run("dvc", "exp", "run", "--temp", "--force", "--name", "elsewhere")
-    locked = project.run("git", "show", f"{_revision(project, 'elsewhere')}:dvc.lock").stdout
+    project.run("dvc", "exp", "run", "--temp", "--force", "--name", "temporary")
+    locked = project.run("git", "show", f"{_revision(project, 'temporary')}:dvc.lock").stdout
     assert yaml.safe_load(locked)["stages"]["train"]["outs"] == outputs
     first, second = project.runs()
-    assert second.info.run_name == "elsewhere"
+    assert second.info.run_name == "temporary"
     assert second.data.tags["udc.model_sha256"] == first.data.tags["udc.model_sha256"]
     assert "test/mean_cost" in second.data.metrics
     names = {item.path for item in project.client().list_artifacts(second.info.run_id)}
@@ -58,20 +53,20 @@ def _revision(project, name):
 
 
 def _processes(project, variable):
-    """Ids of the processes that were started with this ``NAME=value`` and work in the project's folder."""
-    found = []
+    """Ids of the processes that were started with this ``NAME=value`` and run in the project's folder."""
+    ids = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             environment = (folder / "environ").read_bytes().split(b"\0")
             if variable.encode() in environment and (folder / "cwd").resolve() == project.root.resolve():
-                found.append(int(folder.name))
-        except OSError:  # it ended
+                ids.append(int(folder.name))
+        except OSError:  # the process ended
             continue
-    return found
+    return ids
 
 
-def test_two_processes_killed_and_gone_on_with(by_hand):
-    """A process that dies ends the other; what was killed goes on in its run, to the bits of one never killed."""
+def test_two_killed_processes_resume_to_the_same_bits(by_hand):
+    """A killed process ends the other. The training run resumes in its MLflow run, to the bits of an unkilled one."""
     project = by_hand
     project.set_params(train={"epochs": 30, "processes": 2, "ema_decay": 0.9, "mixup": 0.2})
     project.run("udc", "prepare")
@@ -79,46 +74,85 @@ def test_two_processes_killed_and_gone_on_with(by_hand):
     project.wait_for(".udc/checkpoints/*/000002-*", process)
     (second,) = _processes(project, "RANK=1")
     os.kill(second, signal.SIGKILL)
-    told, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "error: process 1 of 2 ended by signal 9, and the others with it" in told
-    assert "Traceback" not in told
+    assert "error: process 1 of 2 ended by signal 9, and the others were terminated" in output
+    assert "Traceback" not in output
 
     process = project.start("udc", "train")
     project.wait_for(".udc/checkpoints/*/000010-*", process)
-    os.kill(process.pid, signal.SIGKILL)  # the processes that it started are in sessions of their own
+    os.kill(process.pid, signal.SIGKILL)  # not its group: the processes that it started are in other sessions
     process.wait()
     deadline = time.monotonic() + 60
     while _processes(project, "RANK=0") + _processes(project, "RANK=1"):
-        assert time.monotonic() < deadline, "they live on without the one that started them"
+        assert time.monotonic() < deadline, "the processes outlive the one that started them"
         time.sleep(0.05)  # between two polls
     done = project.run("udc", "train")
-    assert "going on from the checkpoint" in done.stderr
+    assert "resuming from checkpoint" in done.stderr
     (run,) = project.runs()
     assert run.data.tags["udc.processes"] == "2"
-    expected = _sha256(project)
     assert list(pd.read_csv(project.root / "training/curves.csv")["epoch"]) == list(range(1, 31))
-    # never killed, and by hand
+    # without a kill, started by torchrun
     project.run("torchrun", "--standalone", "--nproc-per-node", "2", "-m", "udc_model.stages.train",
                 OMP_NUM_THREADS="1")  # fmt: skip
     assert [run.data.tags["udc.processes"] for run in project.runs()] == ["2", "2"]
-    assert {run.data.tags["udc.model_sha256"] for run in project.runs()} == {expected}
+    assert {other.data.tags["udc.model_sha256"] for other in project.runs()} == {run.data.tags["udc.model_sha256"]}
 
 
-def test_ctrl_c_keeps_the_checkpoint(by_hand):
+def test_interrupted_training_run_resumes(by_hand):
     project = by_hand
     project.set_params(train={"epochs": 100})
     project.run("udc", "prepare")
     process = project.start("udc", "train")
     project.wait_for(".udc/checkpoints/*/000002-*", process)
     os.killpg(process.pid, signal.SIGINT)
-    told, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, told
-    assert told.rstrip().endswith("error: interrupted")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert output.rstrip().endswith("error: interrupted")
     assert [run.info.status for run in project.runs()] == ["KILLED"]
     done = project.run("udc", "train")
-    assert "going on from the checkpoint" in done.stderr
+    assert "resuming from checkpoint" in done.stderr
     assert [run.info.status for run in project.runs()] == ["FINISHED"]
+
+
+def test_pruned_training_run_is_killed_and_leaves_no_outputs(by_hand):
+    project = by_hand
+    project.set_params(train={"epochs": 5})
+    project.run("udc", "prepare")
+    prune_file = project.root / "prune"
+    prune_file.touch()
+    done = project.run("udc", "train", check=False, UDC_PRUNE_FILE=str(prune_file))
+    assert done.returncode == 1
+    message = "pruned after epoch 1: other trials of the study are better"
+    assert done.stderr.rstrip().endswith(f"error: {message}")
+    assert not (project.root / "model").exists()
+    assert not (project.root / "training").exists()
+    assert not list(project.root.glob(".udc/checkpoints/*"))
+    (run,) = project.runs()
+    assert run.info.status == "KILLED"
+    assert run.data.tags["udc.pruned"] == message
+    assert not list(project.client().list_artifacts(run.info.run_id, "error"))
+
+
+def test_checkpoint_of_other_code_is_reported(by_hand):
+    """After a change of the package's code a training run starts from the beginning and logs why."""
+    project = by_hand
+    project.set_params(train={"epochs": 3})
+    project.run("udc", "prepare")
+    package = project.root / "src/udc_model"
+    code = package / "training/loop.py"
+    code.write_text(code.read_text() + "# changed\n")
+    env = {"PYTHONPATH": str(project.root / "src")}
+    process = project.start("udc", "train", **env)
+    project.wait_for(".udc/checkpoints/*/000001-*", process)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=120)
+    code.write_text(code.read_text() + "# changed again\n")
+    done = project.run("udc", "train", **env)
+    assert re.search(r"^checkpoints in \S+ are of the same parameters and data but of other code; this training run "
+                     "starts from the beginning$", done.stderr, re.MULTILINE)  # fmt: skip
+    assert "resuming" not in done.stderr
+    assert sum(line.startswith("epoch ") for line in done.stderr.splitlines()) == 3
 
 
 def _can_mount():
@@ -126,9 +160,9 @@ def _can_mount():
     return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True).returncode == 0
 
 
-@pytest.mark.skipif(not _can_mount(), reason="this user may not mount a small disk")
-def test_a_full_disk_and_a_folder_that_cannot_be_written(by_hand):
-    """In a name space with mounts of its own: a disk with room for two checkpoints, and the project read-only."""
+@pytest.mark.skipif(not _can_mount(), reason="this user cannot mount a small disk")
+def test_full_disk_and_read_only_folder_are_reported(by_hand):
+    """In a separate mount namespace: first a disk with space for two checkpoints, then a read-only project."""
     project = by_hand
     project.set_params(train={"epochs": 4})
     project.run("udc", "prepare")
@@ -145,23 +179,22 @@ def test_a_full_disk_and_a_folder_that_cannot_be_written(by_hand):
     assert done.stdout.count(".safetensors") == 2
     assert ".partial" not in done.stdout
     full, read_only = re.findall("error: .*", done.stderr)
-    assert re.search(r"checkpoints/\w+: the checkpoint of epoch \d, step 0, cannot be written: .*make room", full)
-    assert re.search(r"checkpoints/\w+: checkpoints cannot be kept there: .*Read-only", read_only)
+    assert re.search(r"checkpoints/\w+: the checkpoint of epoch \d, step 0, cannot be written: .*free disk space", full)
+    assert re.search(r"checkpoints/\w+: checkpoints cannot be written there: .*Read-only", read_only)
     assert "Traceback" not in done.stderr
-    assert "going on from the checkpoint" in done.stderr
+    assert "resuming from checkpoint" in done.stderr
 
 
-def test_a_profile_and_a_range_test_record_nothing_and_refusals_are_plain(by_hand):
+def test_damaged_data_and_a_loss_that_is_not_finite_are_reported(by_hand):
     project = by_hand
     project.run("udc", "prepare")
-    _profile_and_range_test(project)
     images = project.root / "data/prepared/train.npy"
-    whole = images.read_bytes()
-    images.write_bytes(whole[:1000])
+    contents = images.read_bytes()
+    images.write_bytes(contents[:1000])
     done = project.run("udc", "train", check=False)
     assert done.returncode == 1
     assert re.search(r"^error: .*train\.npy: cannot be read .*run prepare again", done.stderr, re.MULTILINE)
-    images.write_bytes(whole)
+    images.write_bytes(contents)
     project.set_params(train={"optimizer": "sgd", "learning_rate": 1e30, "epochs": 5, "warmup_ratio": 0.5})
     done = project.run("udc", "train", check=False)
     assert done.returncode == 1
@@ -171,16 +204,18 @@ def test_a_profile_and_a_range_test_record_nothing_and_refusals_are_plain(by_han
     assert {run.info.status for run in project.runs()} == {"FAILED"}
 
 
-def _profile_and_range_test(project):
+def test_profile_and_range_test_record_nothing(by_hand):
+    project = by_hand
+    project.run("udc", "prepare")
     done = project.run("udc", "train", "--profile")
     shares = dict(re.findall(r"^(.{2,33}?) +[\d.]+ +([\d.]+)%$", done.stdout, re.MULTILINE))
     assert {"load and augment", "forward", "loss", "backward", "optimiser", "the loop itself"} <= shares.keys()
     assert sum(map(float, shares.values())) == pytest.approx(100, abs=1)
     assert done.stderr == ""
-    told = project.run("udc", "find-lr", "--steps", "40", "--from", "1e-5").stdout
-    assert re.match(r"the loss falls fastest at a learning rate of [\d.e-]+", told)
+    output = project.run("udc", "find-lr", "--steps", "40", "--from", "1e-5").stdout
+    assert re.match(r"the loss falls fastest at a learning rate of [\d.e-]+", output)
     assert (project.root / "sweeps/learning_rates.png").is_file()
     assert not (project.root / "mlflow.db").exists()
     assert not (project.root / "model").exists()
-    refused = project.run("udc", "find-lr", "--from", "1", "--to", "0.1", check=False)
-    assert "error: the rates must rise" in refused.stderr
+    done = project.run("udc", "find-lr", "--from", "1", "--to", "0.1", check=False)
+    assert "error: the rates must rise" in done.stderr

@@ -1,4 +1,4 @@
-"""Exact resume: killed at any line or in the middle of a write, a training ends with the bits of one never killed."""
+"""Exact resume: a training run that is killed at any line or within a write ends with the same bits."""
 
 import hashlib
 import json
@@ -14,16 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from udc_model.config import ConvNextParams, LossParams, ModelParams, ResNetParams, TrainParams
+from udc_model.config import ConvNextParams, LossParams, ModelParams, Params, ResNetParams, TrainParams
 from udc_model.data.packed import PackedSplit
 from udc_model.data.transforms import Preprocessing
-from udc_model.errors import PrunedError, UdcError
+from udc_model.errors import UdcError
 from udc_model.models import build_model
-from udc_model.training import checkpoints, loop, state
+from udc_model.training import checkpoints, loop, session
 from udc_model.training.checkpoints import CHECKPOINTS, open_checkpoints
 from udc_model.training.hardware import pick_hardware
-from udc_model.training.losses import TrainingLoss
+from udc_model.training.session import TrainingSession
+from udc_model.training.training_loss import TrainingLoss
 
 TRIALS = int(os.environ.get("UDC_KILL_TRIALS", "3"))  # two kills each
 CLASSES = ["a", "b", "c"]
@@ -44,14 +46,15 @@ TRAIN = {"epochs": 3, "batch_size": 16, "augment": "strong", "horizontal_flip": 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """As the processes that are killed have: how products are summed up may depend on the number."""
+    """One thread, as in the killed processes: the order of sums may depend on the number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
 
-def _split(n, seed):
+def synthetic_split(n, seed):
+    """n images of three classes, of which one is separable."""
     rng = np.random.default_rng(seed)
     labels = np.minimum(np.arange(n) % 4, 2)
     images = rng.integers(0, 100, (n, 16, 16, 3), dtype=np.uint8)
@@ -59,7 +62,7 @@ def _split(n, seed):
     return PackedSplit(images, labels, [f"{i}.png" for i in range(n)], [""] * n, [""] * n)
 
 
-def _sha256(tensors):
+def sha256_of_tensors(tensors):
     digest = hashlib.sha256()
     for key, tensor in sorted(tensors.items()):
         digest.update(key.encode() + tensor.contiguous().numpy().tobytes())
@@ -67,20 +70,21 @@ def _sha256(tensors):
 
 
 def _train(root, kind, options=None, loss="cross_entropy"):
-    """A whole training, or the rest of one; what it told at each epoch, and what it came to."""
-    params, told = TrainParams(**TRAIN | (options or {})), []
+    """Start or resume a training run; the hash of its weights, its curves and the epochs that it reported."""
+    params, reported = TrainParams(**TRAIN | (options or {})), []
     model = build_model(MODELS[kind], CLASSES, 1)
     loss_fn = TrainingLoss(LossParams(name=loss), torch.ones(3, 3) - torch.eye(3), [13, 13, 24])
     inputs = {"kind": kind, "params": params.model_dump()}
-    with open_checkpoints(root, inputs, params.checkpoint_minutes) as checkpoints:
-        result = loop.train_model(model, _split(50, 0), _split(30, 9), Preprocessing(16), loss_fn, params, 1,
-                                  pick_hardware(params), None, checkpoints, told.append)  # fmt: skip
-    return {"sha256": _sha256(result.best_state), "curves": result.curves, "told": [record.epoch for record in told]}
+    with open_checkpoints(root, inputs, params.checkpoint_minutes) as folder:
+        run = TrainingSession(model, loss_fn, synthetic_split(50, 0), synthetic_split(30, 9), Preprocessing(16),
+                              Params(train=params, seed=1), pick_hardware(params), checkpoints=folder)  # fmt: skip
+        result = loop.train_model(run, lambda record: bool(reported.append(record.epoch)))
+    return {"sha256": sha256_of_tensors(result.best_state), "curves": result.curves, "reported": reported}
 
 
-def _die_at_line(n):
-    """SIGKILL this process at the n-th line that it runs of the training; returns the count of lines so far."""
-    files, count = {module.__file__ for module in (loop, state, checkpoints)}, [0]
+def _kill_at_line(n):
+    """SIGKILL this process at the n-th executed line of the training code; returns the count of executed lines."""
+    files, count = {module.__file__ for module in (loop, session, checkpoints)}, [0]
 
     def local(frame, event, argument):
         if event == "line":
@@ -93,39 +97,38 @@ def _die_at_line(n):
     return count
 
 
-def _die_while_writing(n):
+def _kill_at_write(n):
     """SIGKILL this process when half of the n-th checkpoint is written."""
     write, count = checkpoints.save_file, [0]
 
-    def half(tensors, path, metadata):
+    def write_half(tensors, path, metadata):
         write(tensors, path, metadata)
         count[0] += 1
         if count[0] == n:
             os.truncate(path, Path(path).stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    checkpoints.save_file = half
+    checkpoints.save_file = write_half
 
 
-def _life(root, kind, options, out, line, write):
-    """One process of a training, in a process of its own."""
+def _train_in_process(root, kind, options, out, line, write):
     torch.set_num_threads(1)
-    count = _die_at_line(line)
-    _die_while_writing(write)
+    count = _kill_at_line(line)
+    _kill_at_write(write)
     result = _train(root, kind, options)
     out.write_text(json.dumps(result | {"lines": count[0]}))
 
 
 @pytest.fixture(scope="module")
-def live():
-    """A function that runs `_life`; what it came to, or None if it was killed."""
+def train_and_kill():
+    """A function that runs `_train` in a process of its own; its result, or None if the process was killed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["udc_model.training.loop"])
 
     def run(root, kind, options=None, line=-1, write=-1):
         out = root / "result.json"
         out.unlink(missing_ok=True)
-        process = context.Process(target=_life, args=(root, kind, options, out, line, write))
+        process = context.Process(target=_train_in_process, args=(root, kind, options, out, line, write))
         process.start()
         process.join()
         if process.exitcode == 0:
@@ -137,118 +140,180 @@ def live():
 
 
 @pytest.fixture(scope="module")
-def unkilled(live, tmp_path_factory):
-    return {kind: live(tmp_path_factory.mktemp("unkilled"), kind) for kind in MODELS}
+def uninterrupted(train_and_kill, tmp_path_factory):
+    return {kind: train_and_kill(tmp_path_factory.mktemp("uninterrupted"), kind) for kind in MODELS}
 
 
 @pytest.mark.parametrize("trial", range(TRIALS))
-def test_killed_twice_and_the_same_bits(trial, live, unkilled, tmp_path):
+def test_killed_twice_gives_the_same_bits(trial, train_and_kill, uninterrupted, tmp_path):
     kind, draw = list(MODELS)[trial % 2], random.Random(trial)
-    expected = unkilled[kind]
+    expected = uninterrupted[kind]
     first = {"write": draw.randint(1, 12)} if trial % 3 == 2 else {"line": draw.randint(1, expected["lines"] - 40)}
-    assert live(tmp_path, kind, **first) is None
-    live(tmp_path, kind, line=draw.randint(1, expected["lines"] // 2))  # it may be through before that
-    found = live(tmp_path, kind) or {}
-    assert found["sha256"] == expected["sha256"]
-    assert found["curves"] == expected["curves"]
-    assert not list((tmp_path / CHECKPOINTS).glob("*/*"))  # gone when all is well
+    assert train_and_kill(tmp_path, kind, **first) is None
+    train_and_kill(tmp_path, kind, line=draw.randint(1, expected["lines"] // 2))  # it may finish before that line
+    resumed = train_and_kill(tmp_path, kind) or {}
+    assert resumed["sha256"] == expected["sha256"]
+    assert resumed["curves"] == expected["curves"]
+    assert not list((tmp_path / CHECKPOINTS).glob("*/*"))  # deleted after success
 
 
 @pytest.mark.parametrize("options", [{"optimizer": "sgd", "schedule": "one_cycle"}, {"early_stopping_patience": 1}])
-def test_other_optimisers_and_early_stopping_go_on_as_well(options, live, tmp_path):
-    expected = live(tmp_path, "resnet", options)
-    assert live(tmp_path, "resnet", options, write=5) is None
-    found = live(tmp_path, "resnet", options)
-    assert (found["sha256"], found["curves"]) == (expected["sha256"], expected["curves"])
-    assert found["told"][0] == 1  # the last epoch before the kill is told again
+def test_sgd_and_early_stopping_resume_to_the_same_bits(options, train_and_kill, tmp_path):
+    expected = train_and_kill(tmp_path, "resnet", options)
+    assert train_and_kill(tmp_path, "resnet", options, write=5) is None
+    resumed = train_and_kill(tmp_path, "resnet", options)
+    assert (resumed["sha256"], resumed["curves"]) == (expected["sha256"], expected["curves"])
+    assert resumed["reported"][0] == 1  # the last epoch before the kill is reported again
 
 
-def test_the_counts_of_a_loss_are_kept(tmp_path, monkeypatch):
+def test_seesaw_counts_are_restored(tmp_path, monkeypatch):
     expected = _train(tmp_path, "resnet", loss="seesaw")
-    _interrupted(monkeypatch, tmp_path, at=7, loss="seesaw")
-    assert _train(tmp_path, "resnet", loss="seesaw") == expected | {"told": [1, 2, 3]}
+    _interrupt(monkeypatch, tmp_path, at=7, loss="seesaw")
+    assert _train(tmp_path, "resnet", loss="seesaw") == expected | {"reported": [1, 2, 3]}
 
 
-def _interrupted(monkeypatch, root, at, **options):
-    """A training that Ctrl-C ends in a step."""
+def _interrupt(monkeypatch, root, at, **options):
+    """Start a training run and interrupt it in step ``at``; the paths of its checkpoints."""
     step, count = loop.train_step, [0]
 
-    def interrupt(*arguments):
+    def interrupted_step(*arguments):
         count[0] += 1
         if count[0] == at:
             raise KeyboardInterrupt
         return step(*arguments)
 
-    monkeypatch.setattr(loop, "train_step", interrupt)
+    monkeypatch.setattr(loop, "train_step", interrupted_step)
     with pytest.raises(KeyboardInterrupt):
         _train(root, "resnet", **options)
     monkeypatch.setattr(loop, "train_step", step)
     return sorted((root / CHECKPOINTS).glob("*/*.safetensors"))
 
 
-def test_a_damaged_checkpoint_falls_back(tmp_path, monkeypatch, caplog, unkilled):
-    older, newest = _interrupted(monkeypatch, tmp_path, at=7)
+def test_truncated_checkpoint_falls_back_to_the_one_before(tmp_path, monkeypatch, caplog, uninterrupted):
+    older, newest = _interrupt(monkeypatch, tmp_path, at=7)
     os.truncate(newest, newest.stat().st_size - 10)
     with caplog.at_level(logging.WARNING):
-        assert _train(tmp_path, "resnet")["sha256"] == unkilled["resnet"]["sha256"]
-    assert f"the checkpoint {newest} is damaged" in caplog.text
+        assert _train(tmp_path, "resnet")["sha256"] == uninterrupted["resnet"]["sha256"]
+    assert f"checkpoint {newest} is damaged" in caplog.text
     assert str(older) not in caplog.text
 
 
-def test_a_changed_byte_is_seen(tmp_path, monkeypatch, caplog, unkilled):
-    for path in _interrupted(monkeypatch, tmp_path, at=7):
+def test_changed_byte_is_detected(tmp_path, monkeypatch, caplog, uninterrupted):
+    for path in _interrupt(monkeypatch, tmp_path, at=7):
         contents = bytearray(path.read_bytes())
         contents[-100] ^= 1
         path.write_bytes(contents)
     with caplog.at_level(logging.WARNING):
-        assert _train(tmp_path, "resnet")["sha256"] == unkilled["resnet"]["sha256"]
-    assert caplog.text.count("is damaged (its contents are not those that were written)") == 2
+        assert _train(tmp_path, "resnet")["sha256"] == uninterrupted["resnet"]["sha256"]
+    assert caplog.text.count("is damaged (its contents do not match the digest in its name)") == 2
 
 
-def test_another_training_is_refused_by_name(tmp_path, monkeypatch):
-    path = _interrupted(monkeypatch, tmp_path, at=3)[-1]
-    path.rename(path.parent / "kept")
+def test_checkpoint_of_another_training_run_raises(tmp_path, monkeypatch):
+    path = _interrupt(monkeypatch, tmp_path, at=3)[-1]
+    path.rename(path.parent / "moved")
     inputs = {"kind": "convnext", "params": TrainParams(**TRAIN).model_dump()}
-    with open_checkpoints(tmp_path, inputs, 1) as checkpoints:
-        folder = checkpoints.folder
+    with open_checkpoints(tmp_path, inputs, 1) as opened:
+        folder = opened.folder
     folder.mkdir()
-    (path.parent / "kept").rename(folder / path.name)
-    with pytest.raises(UdcError, match="is of another training, for kind is 'convnext' here and 'resnet' there"):
+    (path.parent / "moved").rename(folder / path.name)
+    with pytest.raises(UdcError, match="another training run: kind is 'resnet' there and 'convnext' here; delete"):
         _train(tmp_path, "convnext")
 
 
-def test_a_second_process_at_the_same_training_keeps_none(tmp_path, caplog):
+INPUTS = {"params": {"seed": 1}, "data": "d", "torch": "2", "hardware": {"device": "cpu"}, "code": {"a.py": "1"}}
+
+
+def _leave_checkpoint(root, inputs):
+    """The path of a checkpoint that a failed training run has left."""
+    with pytest.raises(KeyboardInterrupt), open_checkpoints(root, inputs, 1) as opened:  # noqa: PT012
+        opened.save(0, 0, {"a": torch.zeros(1)}, {})
+        raise KeyboardInterrupt
+    return opened.last
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"code": {"a.py": "2"}}, "code"),
+        ({"torch": "3"}, "torch version"),
+        ({"hardware": {"device": "cuda"}, "code": {}}, "code and hardware"),
+        ({"params": {"seed": 2}}, None),
+        ({"data": "e", "code": {}}, None),
+        ({"weights": "w"}, None),
+    ],
+)
+def test_checkpoints_of_other_code_or_environment_are_reported(changes, names, tmp_path, caplog):
+    path = _leave_checkpoint(tmp_path, INPUTS | changes)
+    with open_checkpoints(tmp_path, INPUTS, 1) as opened:
+        assert opened.last is None
+    expected = [
+        f"checkpoints in {path.parent} are of the same parameters and data but of other {names}; "
+        "this training run starts from the beginning"
+    ]
+    assert caplog.messages == (expected if names else [])
+
+
+def test_resumed_training_run_does_not_report_checkpoints_of_other_code(tmp_path, caplog):
+    _leave_checkpoint(tmp_path, INPUTS | {"code": {}})
+    _leave_checkpoint(tmp_path, INPUTS)
+    caplog.clear()
+    with open_checkpoints(tmp_path, INPUTS, 1) as opened:
+        assert opened.last is not None
+    assert caplog.messages == []
+
+
+def test_checkpoints_without_format_are_reported_as_older(tmp_path, caplog):
+    path = _leave_checkpoint(tmp_path, INPUTS | {"code": {}})
+    metadata = {"inputs": json.dumps(INPUTS), "progress": "{}", "run_key": "k"}  # as version 0.1.0 wrote it
+    save_file({"a": torch.zeros(1)}, path, metadata)
+    with open_checkpoints(tmp_path, INPUTS, 1):
+        pass
+    assert caplog.messages == [
+        f"checkpoints in {path.parent} are of an older version, which this one cannot resume; delete the folder"
+    ]
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [b"", b"\xff" * 100, (2**40).to_bytes(8, "little"), b"\x02" + bytes(7) + b"[]", b"\x02" + bytes(7) + b"{}",
+     b"\x14" + bytes(7) + b'{"__metadata__": 3} ', b"\x09" + bytes(7) + b"not JSON!"],
+)  # fmt: skip
+def test_damaged_checkpoints_of_other_training_runs_are_ignored(contents, tmp_path, caplog):
+    _leave_checkpoint(tmp_path, INPUTS | {"code": {}}).write_bytes(contents)
+    with open_checkpoints(tmp_path, INPUTS, 1) as opened:
+        assert opened.last is None
+    assert caplog.messages == []
+
+
+def test_second_process_of_the_same_training_run_gets_no_checkpoints(tmp_path, caplog):
     with open_checkpoints(tmp_path, {}, 1) as first, open_checkpoints(tmp_path, {}, 1) as second:
         assert first is not None
         assert second is None
-    assert "another process is at this very training" in caplog.text
+    assert "another process runs the same training run" in caplog.text
 
 
-def test_a_pruned_training_leaves_nothing(tmp_path):
-    def prune():
-        with open_checkpoints(tmp_path, {}, 1) as checkpoints:
-            checkpoints.save(0, 0, {"a": torch.zeros(1)}, {})
-            raise PrunedError("pruned")
-
-    with pytest.raises(PrunedError):
-        prune()
-    assert not list((tmp_path / CHECKPOINTS).glob("*/*"))
+def test_removed_checkpoints_stay_removed_after_an_error(tmp_path):
+    with pytest.raises(UdcError), open_checkpoints(tmp_path, {}, 1) as opened:  # noqa: PT012
+        opened.save(0, 0, {"a": torch.zeros(1)}, {})
+        opened.remove()
+        raise UdcError("pruned")
+    assert not list((tmp_path / CHECKPOINTS).iterdir())
 
 
-def test_a_full_disk_keeps_the_last_good_one(tmp_path, monkeypatch, unkilled):
-    """A limit on the size of files stands for the disk: the system refuses the write halfway."""
-    size = _interrupted(monkeypatch, tmp_path, at=7)[-1].stat().st_size
+def test_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch, uninterrupted):
+    """A limit on the file size simulates the full disk: the system refuses the write halfway."""
+    size = _interrupt(monkeypatch, tmp_path, at=7)[-1].stat().st_size
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
     try:
-        with pytest.raises(UdcError, match=r"the checkpoint of epoch 2, step \d, cannot be written: .*Earlier ones"):
+        with pytest.raises(UdcError, match=r"the checkpoint of epoch 2, step \d, cannot be written: .*; earlier"):
             _train(tmp_path, "resnet")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert len(list((tmp_path / CHECKPOINTS).glob("*/*"))) == 2
-    assert _train(tmp_path, "resnet")["sha256"] == unkilled["resnet"]["sha256"]
+    assert _train(tmp_path, "resnet")["sha256"] == uninterrupted["resnet"]["sha256"]
 
 
-def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path):
+def test_error_of_a_loss_that_is_not_finite_names_the_last_checkpoint(tmp_path):
     with pytest.raises(UdcError, match=r"The last good checkpoint is .*\.safetensors\. Images: "):
         _train(tmp_path, "resnet", {"optimizer": "sgd", "learning_rate": 1e20, "warmup_epochs": 1, "epochs": 5})

@@ -1,4 +1,4 @@
-"""Several processes at one training, started by the real torchrun: what they compute is what one process computes."""
+"""Training runs in several processes, started by the real torchrun, give the result of a single process."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from udc_model.training.distribution import Ranks
 
 TESTS = Path(__file__).parent
 
-# Trains on the synthetic images of test_checkpoint; each process writes what it saw.
+# Trains on the synthetic images of test_checkpoints; each process writes its losses, images and result.
 WORKER = """
 import hashlib, json, sys
 from contextlib import ExitStack
@@ -23,44 +23,50 @@ import torch
 sys.path.insert(0, sys.argv[1])
 torch.set_num_threads(1)
 import test_checkpoints as data
-from udc_model.training.losses import TrainingLoss
+from udc_model.config import LossParams, Params, TrainParams
 from udc_model.data.batches import TrainingBatches
 from udc_model.data.transforms import Preprocessing
 from udc_model.models import build_model
-from udc_model.config import LossParams, TrainParams
 from udc_model.training import loop
 from udc_model.training.checkpoints import open_checkpoints
 from udc_model.training.distribution import process_group
 from udc_model.training.hardware import pick_hardware
+from udc_model.training.session import TrainingSession
+from udc_model.training.training_loss import TrainingLoss
 
 kind, options, loss, last = sys.argv[3], json.loads(sys.argv[4]), json.loads(sys.argv[5]), int(sys.argv[6])
+prune = int(sys.argv[7])
 model_params = data.MODELS[kind]
 if kind == "convnext":
     plain = model_params.convnext.model_copy(update={"drop_path_rate": 0.0})
     model_params = model_params.model_copy(update={"convnext": plain})
-params, steps, seen = TrainParams(**options), [], []
-step, own = loop.train_step, TrainingBatches._own
-def record(state, batch, *arguments, **named):
-    steps.append(step(state, batch, *arguments, **named))
-    return steps[-1]
-def count(self, epoch, number):
-    indices, repeats = own(self, epoch, number)
-    if number >= 0 and (epoch, number) not in [entry[:2] for entry in seen]:
-        seen.append((epoch, number, indices[int(self.overlap):].tolist()))
+params, losses, images = TrainParams(**options), [], []
+train_step, own_images = loop.train_step, TrainingBatches._own
+def recorded_step(session, batch, key):
+    losses.append(train_step(session, batch, key))
+    return losses[-1]
+def recorded_images(self, epoch, step):
+    indices, repeats = own_images(self, epoch, step)
+    if step >= 0 and (epoch, step) not in [entry[:2] for entry in images]:
+        images.append((epoch, step, indices[int(self.overlap):].tolist()))
     return indices, repeats
-loop.train_step, TrainingBatches._own = record, count
-def stop(record):
+loop.train_step, TrainingBatches._own = recorded_step, recorded_images
+def on_epoch(record):
     if record.epoch == last:
         raise SystemExit(7)
+    return prune and ranks.is_first and record.epoch == prune
 with process_group() as ranks, ExitStack() as stack:
     checkpoints = None
     if ranks.is_first:
         checkpoints = stack.enter_context(open_checkpoints(Path(sys.argv[2]).parent, {"kind": kind}, 1e-9))
     model = build_model(model_params, data.CLASSES, 1)
     loss_fn = TrainingLoss(LossParams(**loss), torch.tensor([[0.0, 1, 4], [1, 0, 1], [2, 1, 0]]), [13, 13, 24])
-    result = loop.train_model(model, data._split(50, 0), data._split(31, 9), Preprocessing(16), loss_fn, params, 1,
-                              pick_hardware(params), None, checkpoints, stop, ranks)
-    out = {"sha256": data._sha256(result.best_state), "curves": result.curves, "steps": steps, "seen": seen}
+    session = TrainingSession(
+        model, loss_fn, data.synthetic_split(50, 0), data.synthetic_split(31, 9), Preprocessing(16),
+        Params(train=params, seed=1), pick_hardware(params), ranks, checkpoints=checkpoints)
+    result = loop.train_model(session, on_epoch)
+    out = {"sha256": data.sha256_of_tensors(result.best_state), "curves": result.curves, "losses": losses,
+           "images": images, "is_pruned": result.is_pruned}
     Path(sys.argv[2], f"{ranks.rank}.json").write_text(json.dumps(out))
 """
 PLAIN = {"epochs": 5, "batch_size": 13, "optimizer": "sgd", "learning_rate": 0.05, "augment": "light", "device": "cpu",
@@ -69,15 +75,19 @@ PLAIN = {"epochs": 5, "batch_size": 13, "optimizer": "sgd", "learning_rate": 0.0
 
 @pytest.fixture
 def train(tmp_path):
-    """A function that trains in so many processes, perhaps to an epoch alone; what each of them saw and came to."""
+    """A function that trains in several processes and returns what each of them wrote.
+
+    ``last`` is an epoch after which the processes fail, ``prune`` one after which the first ends the training run.
+    """
     (tmp_path / "worker.py").write_text(WORKER)
 
-    def run(processes, kind, options, loss=None, last=0):
+    def run(processes, kind, options, loss=None, last=0, prune=0):
         out = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         out.mkdir()
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         command = [sys.executable, *(torchrun if processes > 1 else []), str(tmp_path / "worker.py"), str(TESTS),
-                   str(out), kind, json.dumps(options), json.dumps(loss or {}), str(last)]  # fmt: skip
+                   str(out), kind, json.dumps(options), json.dumps(loss or {}), str(last),
+                   str(prune)]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
         if last:
             assert "exitcode  : 7" in done.stderr, done.stderr
@@ -88,67 +98,73 @@ def train(tmp_path):
     return run
 
 
-def _own_state(found):
-    return {key: value for key, value in found.items() if key != "seen"}
+def _shared(result):
+    """What is equal in all processes."""
+    return {key: value for key, value in result.items() if key != "images"}
 
 
-def test_two_processes_compute_what_one_does(train):
+def test_two_processes_give_the_result_of_one(train):
     """ConvNeXt, 20 steps, a batch of odd size, weighted classes, mixtures, accumulation; 31 validation images."""
     options = PLAIN | {"mixup": 0.4, "accumulation": 2, "clip_grad_norm": 1.0}
     weighted = {"class_weights": "balanced"}
-    (alone,) = train(1, "convnext", options, weighted)
+    (single,) = train(1, "convnext", options, weighted)
     pair = train(2, "convnext", options, weighted)
-    assert len(alone["steps"]) == 20
-    assert _own_state(pair[0]) == _own_state(pair[1])
-    assert pair[0]["steps"] == pytest.approx(alone["steps"], rel=1e-4)
-    for row, expected in zip(pair[0]["curves"], alone["curves"], strict=True):
+    assert len(single["losses"]) == 20
+    assert _shared(pair[0]) == _shared(pair[1])
+    assert pair[0]["losses"] == pytest.approx(single["losses"], rel=1e-4)
+    for row, expected in zip(pair[0]["curves"], single["curves"], strict=True):
         assert row == pytest.approx(expected, rel=1e-4)
         assert row["validation_accuracy"] == expected["validation_accuracy"]
-    # the same images in each step, none twice
-    for whole, first, second in zip(alone["seen"], pair[0]["seen"], pair[1]["seen"], strict=True):
-        assert first[2] + second[2] == whole[2]
+    for batch, first, second in zip(single["images"], pair[0]["images"], pair[1]["images"], strict=True):
+        assert first[2] + second[2] == batch[2]
+
+
+def test_first_process_ends_the_training_run_of_all(train):
+    pair = train(2, "resnet", PLAIN, prune=2)
+    assert [result["is_pruned"] for result in pair] == [True, True]
+    assert [len(result["curves"]) for result in pair] == [2, 2]
 
 
 def test_three_processes_give_the_same_bits_each_time(train):
-    """With BatchNorm, averaged weights and every kind of draw; all processes end alike."""
+    """With BatchNorm, averaged weights and every kind of random draw; all processes have the same result."""
     options = PLAIN | {"epochs": 2, "ema_decay": 0.9, "augment": "strong", "cutmix": 1.0, "optimizer": "adamw",
                        "sampling_power": 0.5, "max_minutes": 60}  # fmt: skip
     first = train(3, "resnet", options, {"name": "seesaw"})
     again = train(3, "resnet", options, {"name": "seesaw"})
     assert first == again
-    assert len({found["sha256"] for found in first}) == 1
+    assert len({result["sha256"] for result in first}) == 1
     assert first[0]["curves"] == first[2]["curves"]
 
 
-def test_a_sharded_model_is_the_same_model_and_goes_on(train):
-    """Parts of ConvNeXt's weights in two processes, averages too; stopped after the second epoch."""
+def test_sharded_model_gives_the_result_of_one_process_and_resumes(train):
+    """ConvNeXt with averaged weights, sharded over two processes; stopped after the second epoch and resumed."""
     options = PLAIN | {"optimizer": "adamw", "learning_rate": 0.003, "ema_decay": 0.9, "accumulation": 2,
                        "clip_grad_norm": 1.0, "num_frozen_stages": 1, "sharded": True, "epochs": 3}  # fmt: skip
-    (alone,) = train(1, "convnext", options | {"sharded": False})
+    (single,) = train(1, "convnext", options | {"sharded": False})
     pair = train(2, "convnext", options)
-    assert _own_state(pair[0]) == _own_state(pair[1])
-    assert pair[0]["steps"] == pytest.approx(alone["steps"], rel=1e-4)
-    for row, expected in zip(pair[0]["curves"], alone["curves"], strict=True):
+    assert _shared(pair[0]) == _shared(pair[1])
+    assert pair[0]["losses"] == pytest.approx(single["losses"], rel=1e-4)
+    for row, expected in zip(pair[0]["curves"], single["curves"], strict=True):
         assert row == pytest.approx(expected, rel=1e-4)
     assert train(2, "convnext", options, last=2) is None
-    rest = train(2, "convnext", options)
-    assert len(rest[0]["steps"]) == len(pair[0]["steps"]) // 3
-    assert (rest[0]["sha256"], rest[0]["curves"]) == (pair[0]["sha256"], pair[0]["curves"])
+    resumed = train(2, "convnext", options)
+    assert len(resumed[0]["losses"]) == len(pair[0]["losses"]) // 3
+    assert (resumed[0]["sha256"], resumed[0]["curves"]) == (pair[0]["sha256"], pair[0]["curves"])
 
 
-def test_a_batch_that_is_too_small_to_share(train):
-    with pytest.raises(AssertionError, match="2 processes cannot share a batch of 1; raise"):
+def test_batch_smaller_than_the_number_of_processes_raises(train):
+    with pytest.raises(AssertionError, match=r"train\.batch_size: 2 processes cannot share a batch of 1; raise"):
         train(2, "resnet", PLAIN | {"batch_size": 1})
 
 
 @pytest.mark.parametrize(("n", "world"), [(7, 3), (2, 4), (0, 2), (12, 4)])
-def test_parts_are_consecutive_and_whole(n, world):
+def test_parts_are_consecutive_and_complete(n, world):
     parts = [np.arange(n)[Ranks(rank, world).part(n)] for rank in range(world)]
     assert np.concatenate(parts).tolist() == list(range(n))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_alone_nothing_is_sent():
+def test_single_process_exchanges_nothing():
     ranks, rows = Ranks(), np.ones((2, 3), np.float32)
     assert (ranks.sum(1.5), ranks.gather(rows, 2) is rows, ranks.from_first(b"x")) == (1.5, True, b"x")
     model = torch.nn.Linear(1, 1)

@@ -1,4 +1,4 @@
-"""The loop: same bits for same arguments, best epoch kept, frozen stages rest, errors name the images."""
+"""The training loop: reproducibility, selection of the best epoch, frozen stages, accumulation, early ends, errors."""
 
 import functools
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from udc_model.config import ConvNextParams, LossParams, ModelParams, ResNetParams, TrainParams
+from udc_model.config import ConvNextParams, LossParams, ModelParams, Params, ResNetParams, TrainParams
 from udc_model.data.logits import compute_logits
 from udc_model.data.packed import PackedSplit
 from udc_model.data.transforms import Preprocessing
@@ -14,8 +14,9 @@ from udc_model.errors import UdcError
 from udc_model.models import build_model
 from udc_model.training.distribution import Ranks
 from udc_model.training.hardware import Hardware, pick_hardware
-from udc_model.training.loop import CostMonitor, check_sharding, train_model
-from udc_model.training.losses import TrainingLoss
+from udc_model.training.loop import train_model
+from udc_model.training.session import CostMonitor, TrainingSession, check_sharding
+from udc_model.training.training_loss import TrainingLoss
 
 CLASSES = ["a", "b"]
 DEFAULTS = {"epochs": 3, "batch_size": 16, "device": "cpu", "precision": "fp32"}  # auto depends on the machine
@@ -46,42 +47,52 @@ def _split(n, seed):
     return PackedSplit(images, labels, [f"{i}.png" for i in range(n)], [""] * n, [""] * n)
 
 
-def _train(kind="resnet", seed=1, train=None, **options):
-    params = TrainParams(**DEFAULTS | {"augment": "standard", "horizontal_flip": True} | options)
-    model = build_model(MODELS[kind], CLASSES, seed)
-    loss = TrainingLoss(LossParams(), torch.ones(2, 2), [1, 1])
-    data = train or _split(50, 0)
-    result = train_model(model, data, _split(30, 9), PREPROCESSING, loss, params, seed, pick_hardware(params))
-    return model, result
+def _session(kind="resnet", seed=1, train_split=None, loss_fn=None, cost_monitor=None, **options):
+    params = Params(train=TrainParams(**DEFAULTS | options), seed=seed)
+    model_params = MODELS[kind] if isinstance(kind, str) else kind
+    return TrainingSession(
+        build_model(model_params, CLASSES, seed), loss_fn or TrainingLoss(LossParams(), torch.ones(2, 2), [1, 1]),
+        train_split or _split(50, 0), _split(30, 9), PREPROCESSING, params, pick_hardware(params.train),
+        cost_monitor=cost_monitor,
+    )  # fmt: skip
+
+
+def _train(kind="resnet", **options):
+    session = _session(kind, **{"augment": "standard", "horizontal_flip": True} | options)
+    return session.model, train_model(session)
 
 
 @pytest.mark.parametrize("kind", ["resnet", "convnext"])
-def test_same_arguments_same_bits(kind):
-    _, one = _train(kind)
+def test_equal_arguments_give_equal_bits(kind):
+    _, first = _train(kind)
     torch.manual_seed(123)
-    np.random.seed(5)  # noqa: NPY002 (global generators must not matter)
-    _, two = _train(kind)
-    assert one.curves == two.curves
-    assert all(torch.equal(one.best_state[key], two.best_state[key]) for key in one.best_state)
-    _, other = _train(kind, seed=2)
-    assert one.curves != other.curves
+    np.random.seed(5)  # noqa: NPY002 (global generators must have no effect)
+    _, second = _train(kind)
+    assert first.curves == second.curves
+    assert all(torch.equal(first.best_state[key], second.best_state[key]) for key in first.best_state)
+    _, other_seed = _train(kind, seed=2)
+    assert first.curves != other_seed.curves
 
 
-def test_the_kept_weights_are_those_of_the_best_epoch():
+def _validation_log_loss(model, state):
+    """The log loss of a model with these weights on the validation split, computed again."""
+    model.load_state_dict(state)
+    split = _split(30, 9)
+    logits = compute_logits(lambda x: model.eval()(x).logits, split.images, PREPROCESSING, 7)
+    return torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(split.labels)).item()
+
+
+def test_result_has_the_weights_of_the_best_epoch():
     model, result = _train(epochs=6, learning_rate=0.05)
     losses = [row["validation_log_loss"] for row in result.curves]
     assert result.best_epoch == int(np.argmin(losses)) + 1
-    model.load_state_dict(result.best_state)
-    split = _split(30, 9)
-    logits = compute_logits(lambda x: model.eval()(x).logits, split.images, PREPROCESSING, 7)
-    again = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(split.labels))
-    assert again.item() == pytest.approx(min(losses), rel=1e-4, abs=1e-6)
+    assert _validation_log_loss(model, result.best_state) == pytest.approx(min(losses), rel=1e-4, abs=1e-6)
 
 
-def test_compiled_it_trains_alike(monkeypatch):
-    """By torch's own way to a graph and back; inductor would turn it into C++ for a minute or two."""
-    compiled_by = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
-    monkeypatch.setattr(torch.nn.Module, "compile", compiled_by)
+def test_compiled_model_trains_alike(monkeypatch):
+    """With torch's backend aot_eager; inductor would compile C++ for a minute or two."""
+    compile_eagerly = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
     _, plain = _train(epochs=2)
     model, compiled = _train(epochs=2, compile=True)
     assert model._compiled_call_impl is not None
@@ -90,84 +101,87 @@ def test_compiled_it_trains_alike(monkeypatch):
         assert row == pytest.approx(expected, rel=1e-3)
 
 
-def test_sharding_refuses_what_it_cannot_do():
-    for options, ranks, precision, message in (
-        ({}, Ranks(), "fp32", "one process has nobody to share with"),
+@pytest.mark.parametrize(
+    ("options", "ranks", "precision", "message"),
+    [
+        ({}, Ranks(), "fp32", "a single process cannot shard a model"),
         ({}, Ranks(0, 2), "fp16", "the loss scaler of fp16"),
-        ({"compile": True}, Ranks(0, 2), "fp32", "train.compile would see"),
-    ):
-        params = TrainParams(sharded=True, **options)
-        with pytest.raises(UdcError, match=message):
-            check_sharding(params, Hardware(torch.device("cpu"), precision), ranks)
+        ({"compile": True}, Ranks(0, 2), "fp32", "cannot be combined with train.compile"),
+    ],
+)
+def test_impossible_sharding_raises(options, ranks, precision, message):
+    with pytest.raises(UdcError, match=f"train.sharded: {message}"):
+        check_sharding(TrainParams(sharded=True, **options), Hardware(torch.device("cpu"), precision), ranks)
 
 
-def test_a_trained_model_can_be_exported_in_the_same_process():
-    """Whatever a training has set for its arithmetic."""
+def test_trained_model_can_be_exported_in_the_same_process():
+    """Whatever the training run has set for its arithmetic."""
     model, _ = _train(epochs=1)
     image = torch.zeros(1, 3, 16, 16)
     exported = torch.export.export(model.eval(), (image,)).module()
     torch.testing.assert_close(exported(image).logits, model(image).logits)
 
 
-def test_it_learns():
+def test_training_reaches_a_high_accuracy():
     _, result = _train(epochs=8, augment="none", learning_rate=3e-3)
     assert result.curves[-1]["validation_accuracy"] > 0.9
 
 
-def test_early_stopping():
+def test_early_stopping_ends_after_epochs_without_improvement():
     _, result = _train(epochs=40, early_stopping_patience=2, learning_rate=1e-9, monitor="accuracy")
     assert len(result.curves) < 40
     assert len(result.curves) >= result.best_epoch + 2
+    assert not result.is_pruned
 
 
-def test_the_priced_monitor_keeps_the_epoch_that_it_finds_cheapest():
-    """Its cost is computed from the calibration split's logits and the validation split's, in this order."""
-    calibration, costs, seen = _split(20, 4), iter([0.7, 0.2, 0.5]), []
+def test_on_epoch_ends_the_training_run():
+    epochs = []
+    result = train_model(_session(epochs=5), lambda record: bool(epochs.append(record.epoch)) or record.epoch == 2)
+    assert epochs == [1, 2]
+    assert len(result.curves) == 2
+    assert result.is_pruned
+
+
+def test_cost_monitor_selects_the_epoch_of_least_cost():
+    """Its cost is a function of the logits of the calibration split and of the validation split, in this order."""
+    costs, shapes = iter([0.7, 0.2, 0.5]), []
 
     def cost(calibration_logits, logits):
-        seen.append((calibration_logits.shape, logits.shape))
+        shapes.append((calibration_logits.shape, logits.shape))
         return next(costs)
 
-    params = TrainParams(**DEFAULTS, monitor="normalised_cost")
-    model = build_model(MODELS["resnet"], CLASSES, 1)
-    loss = TrainingLoss(LossParams(), torch.ones(2, 2), [1, 1])
-    result = train_model(model, _split(50, 0), _split(30, 9), PREPROCESSING, loss, params, 1, pick_hardware(params),
-                         CostMonitor(calibration, cost))  # fmt: skip
+    result = train_model(_session(monitor="normalised_cost", cost_monitor=CostMonitor(_split(20, 4), cost)))
     assert result.best_epoch == 2
-    assert seen == [((20, 2), (30, 2))] * 3
+    assert shapes == [((20, 2), (30, 2))] * 3
     assert [row["validation_normalised_cost"] for row in result.curves] == [0.7, 0.2, 0.5]
 
 
-def test_a_priced_monitor_without_a_calibration_split():
-    params = TrainParams(**DEFAULTS | {"epochs": 1}, monitor="normalised_cost")
+def test_cost_monitor_accepts_an_empty_calibration_split():
     empty = PackedSplit(np.empty((0,), np.uint8), np.empty(0, np.int64), [], [], [])
-    monitor = CostMonitor(empty, lambda calibration, logits: float(calibration.shape == (0, 2)))
-    model, loss = build_model(MODELS["resnet"], CLASSES, 1), TrainingLoss(LossParams(), torch.ones(2, 2), [1, 1])
-    found = train_model(
-        model, _split(20, 0), _split(10, 9), PREPROCESSING, loss, params, 1, pick_hardware(params), monitor
-    )
-    assert found.curves[0]["validation_normalised_cost"] == 1.0
+    monitor = CostMonitor(empty, lambda calibration_logits, logits: float(calibration_logits.shape == (0, 2)))
+    result = train_model(_session(epochs=1, monitor="normalised_cost", cost_monitor=monitor))
+    assert result.curves[0]["validation_normalised_cost"] == 1.0
 
 
-def test_frozen_stages_do_not_move():
+def test_frozen_stages_do_not_change():
     before = build_model(MODELS["resnet"], CLASSES, 1).state_dict()
     model, _ = _train(num_frozen_stages=1)
     for key, value in model.state_dict().items():
-        frozen = key.startswith(("resnet.embedder", "resnet.encoder.stages.0"))
-        if value.is_floating_point() and (frozen or "stages.1" in key):
-            assert torch.equal(before[key], value) == frozen, key
+        is_frozen = key.startswith(("resnet.embedder", "resnet.encoder.stages.0"))
+        if value.is_floating_point() and (is_frozen or "stages.1" in key):
+            assert torch.equal(before[key], value) == is_frozen, key
 
 
-def test_a_loss_that_is_not_finite_names_the_images():
+def test_loss_that_is_not_finite_raises_with_the_images():
     with pytest.raises(UdcError, match=r"the loss is (nan|inf) in epoch \d, step \d.*Images: .*\.png"):
         _train(optimizer="sgd", learning_rate=1e30, epochs=5)
 
 
-def test_a_single_training_image_is_enough():
-    _train("convnext", train=_split(1, 0))
+def test_single_training_image_is_enough():
+    _train("convnext", train_split=_split(1, 0))
 
 
-def test_hardware_that_is_not_there():
+def test_unavailable_hardware_raises():
     assert pick_hardware(TrainParams(device="cpu", precision="bf16")).precision == "bf16"
     with pytest.raises(UdcError, match=r"train\.precision: fp16 needs a GPU"):
         pick_hardware(TrainParams(device="cpu", precision="fp16"))
@@ -178,36 +192,32 @@ def test_hardware_that_is_not_there():
 
 @pytest.mark.parametrize("loss", [{}, {"class_weights": "balanced"}, {"name": "class_balanced"}, {"name": "seesaw"},
                                   {"name": "ldam"}, {"name": "cost_weighted"}])  # fmt: skip
-def test_accumulation_is_the_whole_batch(loss):
-    """Four parts of 16 give the weights of a batch of 64, for a net without BatchNorm, mixtures and clipping too."""
+def test_accumulation_gives_the_result_of_the_complete_batch(loss):
+    """Four parts of 16 give the weights of a batch of 64, without BatchNorm, with MixUp and clipped gradients."""
     plain = MODELS["convnext"].model_copy(
         update={"convnext": MODELS["convnext"].convnext.model_copy(update={"drop_path_rate": 0.0})}
     )
-    found = []
+    results = []
     for parts in (1, 4):
-        params = TrainParams(**DEFAULTS | {"epochs": 2, "batch_size": 64}, augment="light", mixup=0.5,
-                             clip_grad_norm=0.5, accumulation=parts, optimizer="sgd", learning_rate=0.05)  # fmt: skip
-        model, costs = build_model(plain, CLASSES, 1), torch.tensor([[0.0, 3.0], [1.0, 0.0]])
-        loss_fn = TrainingLoss(LossParams(**loss), costs, [40, 88])
-        result = train_model(model, _split(128, 0), _split(30, 9), PREPROCESSING, loss_fn, params, 1,
-                             pick_hardware(params))  # fmt: skip
-        found.append(result)
-    assert found[0].curves[-1]["train_loss"] == pytest.approx(found[1].curves[-1]["train_loss"], rel=1e-5)
-    for key, value in found[0].best_state.items():
-        torch.testing.assert_close(value, found[1].best_state[key], rtol=1e-4, atol=1e-5, msg=key)
+        loss_fn = TrainingLoss(LossParams(**loss), torch.tensor([[0.0, 3.0], [1.0, 0.0]]), [40, 88])
+        session = _session(plain, train_split=_split(128, 0), loss_fn=loss_fn, epochs=2, batch_size=64, augment="light",
+                           mixup=0.5, clip_grad_norm=0.5, accumulation=parts, optimizer="sgd",
+                           learning_rate=0.05)  # fmt: skip
+        results.append(train_model(session))
+    batch, accumulated = results
+    assert batch.curves[-1]["train_loss"] == pytest.approx(accumulated.curves[-1]["train_loss"], rel=1e-5)
+    for key, value in batch.best_state.items():
+        torch.testing.assert_close(value, accumulated.best_state[key], rtol=1e-4, atol=1e-5, msg=key)
 
 
-def test_averaged_weights_are_judged_and_kept():
+def test_averaged_weights_are_validated_and_returned():
     model, result = _train(ema_decay=0.9, learning_rate=0.05)
     assert any(not torch.equal(value, model.state_dict()[key]) for key, value in result.best_state.items())
-    model.load_state_dict(result.best_state)
-    split = _split(30, 9)
-    logits = compute_logits(lambda x: model.eval()(x).logits, split.images, PREPROCESSING, 7)
-    again = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(split.labels))
-    assert again.item() == pytest.approx(result.curves[result.best_epoch - 1]["validation_log_loss"], rel=1e-4)
+    expected = result.curves[result.best_epoch - 1]["validation_log_loss"]
+    assert _validation_log_loss(model, result.best_state) == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_time_limit_ends_after_an_epoch():
+def test_max_minutes_ends_after_an_epoch():
     _, result = _train(epochs=50, max_minutes=1e-9)
     assert len(result.curves) == 1
 

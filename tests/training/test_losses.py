@@ -1,4 +1,4 @@
-"""Losses: gradients, stability, published tables, and which posterior they take for a tie at 10:1."""
+"""Losses: gradients, numerical stability, published equations, and effective decision thresholds at costs of 10:1."""
 
 import numpy as np
 import pytest
@@ -7,25 +7,26 @@ import torch.nn.functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from udc_model.config import LossParams
-from udc_model.training import losses
+from udc_model.training import legacy_losses, losses
+from udc_model.training.training_loss import TrainingLoss
 
 COSTS = torch.tensor([[0.0, 1.0, 2.0], [10.0, 0.0, 1.0], [3.0, 4.0, 0.0]])
-BLIND = ["cross_entropy", "focal", "class_balanced", "ldam", "logit_adjusted", "seesaw"]
 ALL = [
-    *BLIND, "expected_cost", "cost_regularized", "cost_weighted", "legacy_logit_adjustment",
+    "cross_entropy", "focal", "class_balanced", "ldam", "logit_adjusted", "seesaw", "expected_cost",
+    "cost_regularized", "cost_weighted", "legacy_logit_adjustment",
     "legacy_logit_adjustment_regularized", "legacy_cost_matrix_cross_entropy",
 ]  # fmt: skip
 
 
 def _loss(name, costs=COSTS, **options):
-    loss = losses.TrainingLoss(LossParams(name=name, **options), costs, [5] * len(costs))
+    loss = TrainingLoss(LossParams(name=name, **options), costs, [5] * len(costs))
     loss.start_epoch(99, 100)
     return loss
 
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_no_nan_at_extreme_logits(name, dtype):
+def test_loss_and_gradient_are_finite_at_extreme_logits(name, dtype):
     logits = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 5.0]], dtype=dtype, requires_grad=True)
     value = _loss(name)(logits, torch.tensor([1, 1]))
     value.backward()
@@ -34,27 +35,27 @@ def test_no_nan_at_extreme_logits(name, dtype):
     assert torch.isfinite(logits.grad).all()
 
 
-def test_cross_entropy_is_torchs():
+def test_cross_entropy_equals_torch():
     logits, targets = torch.randn(8, 3), torch.randint(0, 3, (8,))
-    loss = losses.TrainingLoss(LossParams(label_smoothing=0.1, class_weights="balanced"), COSTS, [10, 20, 30])
+    loss = TrainingLoss(LossParams(label_smoothing=0.1, class_weights="balanced"), COSTS, [10, 20, 30])
     weight = torch.tensor([60 / 30, 60 / 60, 60 / 90])  # scikit-learn's n / (K * n_k)
     assert loss(logits, targets) == F.cross_entropy(logits, targets, weight, label_smoothing=0.1)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_gradients_in_double_precision(name, monkeypatch):
-    """Against finite differences; ``float()`` is made to keep doubles, for the losses compute in float32."""
+def test_gradients_equal_finite_differences(name, monkeypatch):
+    """In double precision: ``float()``, which the losses call, is replaced by the identity."""
     monkeypatch.setattr(torch.Tensor, "float", lambda self: self)
     loss = _loss(name, COSTS.double())
     loss.counts = torch.tensor([5.0, 50.0, 500.0], dtype=torch.float64)
     logits = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2), requires_grad=True)
     targets = torch.tensor([0, 1, 2, 2, 1, 0])
-    if name == "seesaw":  # its factors are held constant by design, so only the frozen form has this gradient
+    if name == "seesaw":  # its factors are held constant by design, so they are made constant here
         loss.seesaw.q, loss.seesaw.counts = 0.0, loss.counts * 1e15
     assert torch.autograd.gradcheck(lambda z: loss(z, targets), (logits,))
 
 
-def test_focal_is_torchvisions_for_two_classes():
+def test_focal_equals_torchvision_for_two_classes():
     margins = torch.linspace(-8, 8, 33)
     logits = torch.stack([torch.zeros_like(margins), margins], dim=1)
     for gamma in (0.0, 0.5, 2.0, 5.0):
@@ -65,18 +66,18 @@ def test_focal_is_torchvisions_for_two_classes():
     torch.testing.assert_close(losses.focal(logits, targets, 0.0), F.cross_entropy(logits, targets))
 
 
-def test_class_balanced_weights_by_hand():
-    """Cui 2019: E_n = (1 - beta^n) / (1 - beta), weights 1 / E_n scaled to a sum of K."""
+def test_class_balanced_weights_equal_the_paper():
+    """Cui et al. 2019: E_n = (1 - beta^n) / (1 - beta), weights 1 / E_n scaled to a sum of K."""
     effective = [1.0, 1 + 0.9, 1 + 0.9 + 0.81]  # geometric sums for n = 1, 2, 3
     raw = np.array([1 / e for e in effective])
-    found = losses.class_balanced_weights(torch.tensor([1.0, 2.0, 3.0]), 0.9)
-    np.testing.assert_allclose(found.numpy(), raw / raw.sum() * 3, rtol=1e-6)
+    weights = losses.class_balanced_weights(torch.tensor([1.0, 2.0, 3.0]), 0.9)
+    np.testing.assert_allclose(weights.numpy(), raw / raw.sum() * 3, rtol=1e-6)
     torch.testing.assert_close(losses.class_balanced_weights(torch.tensor([7.0, 70.0]), 0.0), torch.ones(2))
     near_one = losses.class_balanced_weights(torch.tensor([10.0, 40.0]), 1 - 1e-9)
     torch.testing.assert_close(near_one[0] / near_one[1], torch.tensor(4.0), rtol=1e-4, atol=0)
 
 
-def test_ldam_by_hand():
+def test_ldam_equals_the_paper():
     margins = losses.ldam_margins(torch.tensor([16.0, 81.0, 10_000.0]), 0.5)
     np.testing.assert_allclose(margins.numpy(), [0.5, 0.5 * 2 / 3, 0.5 * 2 / 10], rtol=1e-6)
     logits = torch.tensor([[1.0, 2.0, 0.5]])
@@ -86,7 +87,7 @@ def test_ldam_by_hand():
 
 
 def test_ldam_reweights_in_the_last_fifth():
-    loss = losses.TrainingLoss(LossParams(name="ldam", class_balanced_beta=0.9), COSTS, [2, 20, 200])
+    loss = TrainingLoss(LossParams(name="ldam", class_balanced_beta=0.9), COSTS, [2, 20, 200])
     logits, targets = torch.randn(9, 3), torch.tensor([0, 1, 2] * 3)
     values = []
     for epoch in range(10):
@@ -96,23 +97,23 @@ def test_ldam_reweights_in_the_last_fifth():
     assert values[0] != values[-1]
 
 
-def test_logit_adjusted_by_menons_equation():
+def test_logit_adjusted_equals_the_paper():
     logits, targets = torch.tensor([[0.3, -0.2], [1.0, 0.1]]), torch.tensor([0, 1])
     prior = np.array([0.75, 0.25])
     total = 0.0
     for z, y in zip(logits.numpy().astype(float), (0, 1), strict=True):
         other = 1 - y
         total += np.log(1 + (prior[other] / prior[y]) ** 0.5 * np.exp(z[other] - z[y]))
-    found = losses.logit_adjusted(logits, targets, torch.tensor([30.0, 10.0]), 0.5)
-    assert found.item() == pytest.approx(total / 2, rel=1e-5)
+    value = losses.logit_adjusted(logits, targets, torch.tensor([30.0, 10.0]), 0.5)
+    assert value.item() == pytest.approx(total / 2, rel=1e-5)
 
 
-def test_expected_cost_by_hand():
+def test_expected_cost_of_one_sample():
     p = torch.tensor([[0.5, 0.3, 0.2]])
     assert losses.expected_cost(p.log(), torch.tensor([1]), COSTS) == pytest.approx(0.5 * 10 + 0.2 * 1)
 
 
-def test_seesaw_by_the_papers_equations():
+def test_seesaw_equals_the_paper():
     logits = torch.tensor([[0.2, 1.0, -0.5], [2.0, 0.1, 0.3]])
     targets = torch.tensor([0, 2])
     seesaw = losses.SeesawLoss(3)
@@ -132,31 +133,31 @@ def test_seesaw_by_the_papers_equations():
     assert value.item() == pytest.approx(total / 2, rel=1e-5)
 
 
-def test_legacy_logit_adjustment_by_hand():
+def test_legacy_logit_adjustment_raises_the_largest_logit_of_wrong_samples():
     logits = torch.tensor([[1.0, 3.0, 0.0], [2.0, 0.0, 1.0]])
-    value = losses.legacy_logit_adjustment(logits, torch.tensor([2, 0]), COSTS)
+    value = legacy_losses.logit_adjustment(logits, torch.tensor([2, 0]), COSTS)
     raised = torch.tensor([[1.0, 3.0 + 4 * 3.0, 0.0], [2.0, 0.0, 1.0]])
     torch.testing.assert_close(value, F.cross_entropy(raised, torch.tensor([2, 0])))
 
 
-def test_legacy_logit_adjustment_keeps_its_gradient_on_dear_errors():
-    """With log(p + 1e-9) the gradient at gap 5, cost 10 was 1e-14 instead of 11."""
+def test_legacy_logit_adjustment_has_a_gradient_on_costly_mistakes():
+    """Computed with log(p + 1e-9), the gradient at a gap of 5 and a cost of 10 would be 1e-14 instead of 11."""
     logits = torch.tensor([[5.0, 0.0]], requires_grad=True)
     costs = torch.tensor([[0.0, 1.0], [10.0, 0.0]])
-    losses.legacy_logit_adjustment(logits, torch.tensor([1]), costs).backward()
+    legacy_losses.logit_adjustment(logits, torch.tensor([1]), costs).backward()
     assert logits.grad[0, 0] == pytest.approx(11.0, rel=1e-4)
 
 
-def test_legacy_cost_matrix_cross_entropy_has_no_gradient_where_the_price_is_zero():
+def test_legacy_cost_matrix_cross_entropy_has_no_gradient_if_the_cost_is_zero():
     logits = torch.tensor([[3.0, 1.0, 0.0]], requires_grad=True)
-    value = losses.legacy_cost_matrix_cross_entropy(logits, torch.tensor([0]), COSTS)
+    value = legacy_losses.cost_matrix_cross_entropy(logits, torch.tensor([0]), COSTS)
     value.backward()
     assert value.item() == pytest.approx(np.log(3))
     assert (logits.grad == 0).all()
 
 
-def test_lambda_warms_up():
-    loss = losses.TrainingLoss(LossParams(name="cost_regularized", cost_lambda=6.0, warmup_epochs=2), COSTS, [1, 1, 1])
+def test_cost_weight_rises_linearly():
+    loss = TrainingLoss(LossParams(name="cost_regularized", cost_lambda=6.0, warmup_epochs=2), COSTS, [1, 1, 1])
     weights = []
     for epoch in range(4):
         loss.start_epoch(epoch, 4)
@@ -179,7 +180,7 @@ def test_lambda_warms_up():
     ],
 )
 def test_effective_binary_threshold_at_ten_to_one(name, options, threshold):
-    """The posterior of the dear class at which the loss's optimal margin changes sign."""
+    """The posterior of the costly class at which the optimal margin of the loss changes sign."""
     costs = torch.tensor([[0.0, 1.0], [10.0, 0.0]])
     loss = _loss(name, costs, **options)
     margins = torch.linspace(-12, 12, 4801)
@@ -189,12 +190,12 @@ def test_effective_binary_threshold_at_ten_to_one(name, options, threshold):
         targets = torch.full((1,), y)
         risks.append(torch.stack([_unweighted(loss, row[None], targets) for row in logits]))
     best = [margins[((1 - p) * risks[0] + p * risks[1]).argmin()].item() for p in np.linspace(0.01, 0.99, 197)]
-    found = next(p for p, margin in zip(np.linspace(0.01, 0.99, 197), best, strict=True) if margin > 0)
-    assert found == pytest.approx(threshold, abs=0.011)
+    crossing = next(p for p, margin in zip(np.linspace(0.01, 0.99, 197), best, strict=True) if margin > 0)
+    assert crossing == pytest.approx(threshold, abs=0.011)
 
 
 def _unweighted(loss, logits, targets):
-    """The loss of one sample; a weighted mean over one sample would divide its weight out again."""
+    """The loss of one sample; a weighted mean over one sample would cancel its weight."""
     if loss.params.name == "cost_weighted":
         return F.cross_entropy(logits, targets) * loss.costs[targets].sum()
     return loss(logits, targets)

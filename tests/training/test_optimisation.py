@@ -1,4 +1,4 @@
-"""Parameter groups, frozen stages, schedules, drop path: against timm and transformers where they have them."""
+"""Parameter groups, frozen stages, schedules, averages and drop path, compared with timm and transformers."""
 
 import pytest
 import timm
@@ -42,32 +42,32 @@ MODELS = {
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 @pytest.mark.parametrize("warmup", [{"warmup_ratio": 0.1}, {"warmup_epochs": 2.0, "warmup_ratio": 0.5}])
-def test_schedules_are_transformers(schedule, warmup):
+def test_schedules_equal_transformers(schedule, warmup):
     params = TrainParams(schedule=schedule, learning_rate=1.0, epochs=20, **warmup)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    theirs = transformers.get_scheduler(schedule, optimizer, num_warmup_steps=10, num_training_steps=100)
+    scheduler = transformers.get_scheduler(schedule, optimizer, num_warmup_steps=10, num_training_steps=100)
     for step in range(100):
-        assert learning_rate_factor(step, 5, params) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+        assert learning_rate_factor(step, 5, params) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-12)
         optimizer.step()
-        theirs.step()
+        scheduler.step()
 
 
 @pytest.mark.parametrize("schedule", ["one_cycle", "step"])
-def test_schedules_are_torchs(schedule):
+def test_schedules_equal_torch(schedule):
     params = TrainParams(schedule=schedule, learning_rate=1.0, epochs=20, warmup_ratio=0.3 * (schedule == "one_cycle"),
                          step_epochs=6, step_factor=0.2)  # fmt: skip
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    theirs = {
+    scheduler = {
         "one_cycle": lambda: torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=100, cycle_momentum=False),
         "step": lambda: torch.optim.lr_scheduler.StepLR(optimizer, 6 * 5, 0.2),
     }[schedule]()
     for step in range(99):
-        assert learning_rate_factor(step, 5, params) == pytest.approx(theirs.get_last_lr()[0], abs=1e-9), step
+        assert learning_rate_factor(step, 5, params) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-9), step
         optimizer.step()
-        theirs.step()
+        scheduler.step()
 
 
-def test_learning_rates_keep_the_groups_proportions():
+def test_learning_rates_scale_by_the_same_factor_in_all_groups():
     first, second = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([{"params": [first], "lr": 0.1}, {"params": [second], "lr": 0.4}], lr=1.0)
     for factor in (0.5, 0.25):
@@ -75,48 +75,48 @@ def test_learning_rates_keep_the_groups_proportions():
         assert [group["lr"] for group in optimizer.param_groups] == [0.1 * factor, 0.4 * factor]
 
 
-def test_averaged_weights_are_timms():
-    """With a decay of 0.1 the warm-up has no effect; timm's then has the same weights and statistics."""
+def test_averaged_weights_equal_timm():
+    """With a decay of 0.1 the warm-up has no effect, so that weights and statistics are the same."""
     model = build_model(MODELS["resnet"], CLASSES, 1).train()
-    ours, theirs = averaged_model(model, 0.1), timm.utils.ModelEmaV3(model, decay=0.1)
+    averaged, timm_averaged = averaged_model(model, 0.1), timm.utils.ModelEmaV3(model, decay=0.1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(4):
         torch.manual_seed(step)
         model(torch.randn(4, 3, 16, 16), labels=torch.tensor([0, 1, 1, 0])).loss.backward()
         optimizer.step()
-        ours.update_parameters(model)
-        theirs.update(model) if step else theirs.set(model)
-    expected = theirs.module.state_dict()
-    for key, value in ours.module.state_dict().items():
+        averaged.update_parameters(model)
+        timm_averaged.update(model) if step else timm_averaged.set(model)
+    expected = timm_averaged.module.state_dict()
+    for key, value in averaged.module.state_dict().items():
         torch.testing.assert_close(value, expected[key], msg=key)
 
 
-def test_the_average_warms_up():
-    """After n updates the weight of the past is (1 + n) / (10 + n), at most the decay."""
+def test_decay_of_the_average_warms_up():
+    """After n updates the decay is (1 + n) / (10 + n), at most ``ema_decay``."""
     model = torch.nn.Linear(1, 1, bias=False)
     averaged, expected = averaged_model(model, 0.5), 0.0
     for n in range(30):
         with torch.no_grad():
             model.weight.fill_(float(n))
         averaged.update_parameters(model)
-        kept = min(0.5, (1 + n) / (10 + n)) if n else 0.0
-        expected = kept * expected + (1 - kept) * n
+        decay = min(0.5, (1 + n) / (10 + n)) if n else 0.0
+        expected = decay * expected + (1 - decay) * n
         assert averaged.module.weight.item() == pytest.approx(expected)
 
 
-def test_no_decay_for_vectors():
+def test_vectors_have_no_weight_decay():
     model = build_model(MODELS["convnext"], CLASSES, 1)
-    decayed, bare = parameter_groups(model, TrainParams(weight_decay=0.05))
+    decayed, undecayed = parameter_groups(model, TrainParams(weight_decay=0.05))
     assert decayed["weight_decay"] == 0.05
-    assert bare["weight_decay"] == 0
+    assert undecayed["weight_decay"] == 0
     names = {id(p): key for key, p in model.named_parameters()}
-    assert {names[id(p)].rsplit(".", 1)[-1] for p in bare["params"]} == {"weight", "bias", "layer_scale_parameter"}
-    assert all(p.ndim == 1 for p in bare["params"])
+    assert {names[id(p)].rsplit(".", 1)[-1] for p in undecayed["params"]} == {"weight", "bias", "layer_scale_parameter"}
+    assert all(p.ndim == 1 for p in undecayed["params"])
     assert all(p.ndim > 1 for p in decayed["params"])
-    assert len(decayed["params"]) + len(bare["params"]) == len(list(model.parameters()))
+    assert len(decayed["params"]) + len(undecayed["params"]) == len(list(model.parameters()))
 
 
-def test_optimizers():
+def test_build_optimizer_selects_adamw_or_nesterov_sgd():
     model = build_model(MODELS["resnet"], CLASSES, 1)
     assert isinstance(build_optimizer(model, TrainParams()), torch.optim.AdamW)
     sgd = build_optimizer(model, TrainParams(optimizer="sgd"))
@@ -124,12 +124,12 @@ def test_optimizers():
     assert sgd.defaults["momentum"] == 0.9
 
 
-def test_too_many_frozen_stages():
+def test_too_many_frozen_stages_raises():
     with pytest.raises(UdcError, match=r"train\.num_frozen_stages: is 3, but the model has 2 stages"):
         freeze_stages(build_model(MODELS["resnet"], CLASSES, 1), 3)
 
 
-def test_drop_path_keeps_the_expectation_and_rests_in_eval():
+def test_drop_path_preserves_the_expectation_and_is_off_in_evaluation():
     torch.manual_seed(0)
     drop = ConvNextDropPath(0.3).train()
     factors = drop(torch.ones(20_000, 1))
@@ -151,29 +151,29 @@ def test_drop_path_rates_rise_linearly():
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
 
 
-def test_layer_decay_is_timms():
-    """Rate and weight decay of each parameter of a ResNet-18 as timm's groups have them."""
-    theirs = timm.create_model("resnet18", num_classes=1000)
-    ours = ResNetForImageClassification(ResNetConfig(num_labels=1000, **PRESETS["resnet-18"].settings))
-    _, renamed = to_our_layout(theirs.state_dict(), "resnet")
-    names = {id(parameter): renamed[key][0] for key, parameter in theirs.named_parameters()}
+def test_layer_decay_equals_timm():
+    """Learning rate and weight decay of each parameter of a ResNet-18."""
+    timm_model = timm.create_model("resnet18", num_classes=1000)
+    model = ResNetForImageClassification(ResNetConfig(num_labels=1000, **PRESETS["resnet-18"].settings))
+    _, renamed = to_our_layout(timm_model.state_dict(), "resnet")
+    timm_names = {id(parameter): renamed[key][0] for key, parameter in timm_model.named_parameters()}
     expected = {
-        names[id(parameter)]: (group["lr_scale"], group["weight_decay"])
-        for group in param_groups_layer_decay(theirs, weight_decay=0.05, layer_decay=0.8)
+        timm_names[id(parameter)]: (group["lr_scale"], group["weight_decay"])
+        for group in param_groups_layer_decay(timm_model, weight_decay=0.05, layer_decay=0.8)
         for parameter in group["params"]
     }
-    own_names = {id(parameter): key for key, parameter in ours.named_parameters()}
-    found = {
-        own_names[id(parameter)]: (group["lr"], group["weight_decay"])
-        for group in parameter_groups(ours, TrainParams(learning_rate=1.0, weight_decay=0.05, layer_decay=0.8))
+    names = {id(parameter): key for key, parameter in model.named_parameters()}
+    groups = {
+        names[id(parameter)]: (group["lr"], group["weight_decay"])
+        for group in parameter_groups(model, TrainParams(learning_rate=1.0, weight_decay=0.05, layer_decay=0.8))
         for parameter in group["params"]
     }
-    assert found.keys() == expected.keys()
-    for key, values in found.items():
+    assert groups.keys() == expected.keys()
+    for key, values in groups.items():
         assert values == pytest.approx(expected[key]), key
 
 
-def test_layer_decay_of_a_convnext():
+def test_layer_decay_of_a_convnext_falls_by_block():
     model = ConvNextForImageClassification(
         ConvNextConfig(num_stages=2, hidden_sizes=[8, 16], depths=[2, 1], num_labels=2)
     )
@@ -197,7 +197,7 @@ def test_layer_decay_of_a_convnext():
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_head_only_training(kind):
+def test_frozen_all_trains_the_head_only(kind):
     model = build_model(MODELS[kind], CLASSES, 1)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     train_mode(model, freeze_stages(model, "all"))
@@ -205,14 +205,14 @@ def test_head_only_training(kind):
     loss = model(torch.randn(4, 3, 16, 16), labels=torch.tensor([0, 1, 1, 0])).loss
     loss.backward()
     optimizer.step()
-    moved = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
-    assert moved == {key for key in before if key.startswith("classifier.")}
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {key for key in before if key.startswith("classifier.")}
 
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_gradient_checkpointing_changes_no_bit(kind):
-    """Neither the gradients nor BatchNorm's statistics, which a plain second pass would count twice."""
-    found = []
+    """Neither gradients nor BatchNorm's statistics, which a plain second forward pass would update twice."""
+    results = []
     images, labels = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(3)), torch.tensor([0, 1, 1, 0])
     for enabled in (False, True):
         model = build_model(MODELS[kind], CLASSES, 1).train()
@@ -222,7 +222,7 @@ def test_gradient_checkpointing_changes_no_bit(kind):
         model.base_model.encoder.stages[0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         model(images, labels=labels).loss.backward()
         assert len(calls) == 1 + enabled
-        found.append({key: p.grad for key, p in model.named_parameters()} | model.state_dict())
+        results.append({key: p.grad for key, p in model.named_parameters()} | model.state_dict())
         assert all(m.momentum == 0.1 for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
-    for key, value in found[0].items():
-        assert torch.equal(value, found[1][key]), key
+    for key, value in results[0].items():
+        assert torch.equal(value, results[1][key]), key

@@ -38,7 +38,7 @@ class Hardware:
         return torch.channels_last if self.device.type in ("cpu", "cuda") else torch.contiguous_format
 
     def describe(self) -> dict[str, str]:
-        """Device, precision and, on a CPU, native kernels and number of threads: the bits of a result depend on them."""
+        """What the bits of a result depend on: device, precision, and on a CPU native kernels and number of threads."""
         if self.device.type != "cpu":
             name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
             return {"device": name, "precision": self.precision}
