@@ -6,7 +6,3 @@ class UdcError(Exception):
 
     Command-line entry points print the message without a traceback and exit with status 1.
     """
-
-
-class PrunedError(UdcError):
-    """A study of hyperparameters ended this training early, for it would not have been among the best."""

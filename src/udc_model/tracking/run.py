@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import udc_model
-from udc_model.errors import PrunedError
 from udc_model.tracking.journal import Journal, milliseconds
 from udc_model.tracking.provenance import COMMIT, DIRTY, provenance, uncommitted
 from udc_model.tracking.store import experiment_name, repository_root, tracking_uri, without_credentials
@@ -49,6 +48,7 @@ class StageRun:
     """
 
     def __init__(self, stage: str, tags: Mapping[str, str], key: str | None = None) -> None:
+        self.status_on_error = "FAILED"
         self.tags = {**provenance(stage), **tags}
         root = repository_root()
         header = {
@@ -203,7 +203,7 @@ def stage_run(stage: str, tags: Mapping[str, str], key: str | None = None) -> It
     The run ends as FINISHED, as FAILED on an error (with the traceback as an artifact), as KILLED on Ctrl-C or SIGTERM.
     """
     run = StageRun(stage, tags, key)
-    status = "FAILED"
+    status = run.status_on_error
     try:
         # evaluate may go on in a run that another state of the code trained
         run.set_tags({f"{tag}.{stage}": run.tags[tag] for tag in (COMMIT, DIRTY) if tag in run.tags})
@@ -214,12 +214,10 @@ def stage_run(stage: str, tags: Mapping[str, str], key: str | None = None) -> It
     except KeyboardInterrupt:
         status = "KILLED"
         raise
-    except PrunedError as error:
-        run.set_tags({"udc.pruned": str(error)})
-        status = "KILLED"
-        raise
     except Exception:
-        run.log_text(without_credentials(traceback.format_exc()), f"error/{stage}.txt")
+        status = run.status_on_error
+        if status == "FAILED":
+            run.log_text(without_credentials(traceback.format_exc()), f"error/{stage}.txt")
         raise
     finally:
         run.end(status)
