@@ -80,8 +80,8 @@ def main() -> None:
     """Run the comparison and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--size", type=int, default=200, help="side of the files' pictures, pixels")
-    parser.add_argument("--image-size", type=int, default=64, help="side of the prepared pictures, pixels")
+    parser.add_argument("--size", type=int, default=200, help="side of the images in the files, pixels")
+    parser.add_argument("--image-size", type=int, default=64, help="side of the prepared images, pixels")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,12 +1,13 @@
-"""The one exception whose message is written for the person at the terminal."""
+"""Exceptions that carry a message for the user."""
 
 
 class UdcError(Exception):
-    """Something the user can mend: the message names the file, line or parameter, what is wrong, and what to do.
+    """An error that the user can fix.
 
-    Command-line entry points print the message without a traceback and exit with status 1.
+    The message names the file, line or parameter, what is wrong, and what to do. Command-line entry points print it
+    without a traceback and exit with status 1.
     """
 
 
 class PrunedError(UdcError):
-    """A study of hyperparameters ended this training early, for it would not have been among the best."""
+    """Ends a training run early because the hyperparameter search pruned its trial."""

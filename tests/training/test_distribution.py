@@ -39,7 +39,7 @@ if kind == "convnext":
     plain = model_params.convnext.model_copy(update={"drop_path_rate": 0.0})
     model_params = model_params.model_copy(update={"convnext": plain})
 params, steps, seen = TrainParams(**options), [], []
-step, own = loop.train_step, TrainingBatches._own
+step, own = loop.train_step, TrainingBatches._local
 def record(state, batch, *arguments, **named):
     steps.append(step(state, batch, *arguments, **named))
     return steps[-1]
@@ -48,7 +48,7 @@ def count(self, epoch, number):
     if number >= 0 and (epoch, number) not in [entry[:2] for entry in seen]:
         seen.append((epoch, number, indices[int(self.overlap):].tolist()))
     return indices, repeats
-loop.train_step, TrainingBatches._own = record, count
+loop.train_step, TrainingBatches._local = record, count
 def stop(record):
     if record.epoch == last:
         raise SystemExit(7)
