@@ -203,7 +203,7 @@ def _gradients(model, autocast=False):
 def test_a_model_is_the_same_with_and_without_them(settings, autocast, monkeypatch):
     used = []
     monkeypatch.setattr(operators, "call", lambda name, *a: (used.append(name), library.call(name, *a)))
-    monkeypatch.setattr(kernels, "WORTHWHILE", 0)
+    monkeypatch.setattr(kernels, "MIN_FUSED_ELEMENTS", 0)
     logits, gradients = _gradients(_tiny(**settings), autocast)
     assert "udc_depthwise_gradient" in used
     assert ("udc_bias_gelu_backward" in used) == ("hidden_act" not in settings)
