@@ -1,4 +1,4 @@
-"""The model that MLflow serves: it maps images to decisions. MLflow loads it by :func:`_load_pyfunc`, without pickle."""
+"""The model that MLflow serves: maps images to decisions. MLflow loads it by :func:`_load_pyfunc`, without pickle."""
 
 from __future__ import annotations
 
