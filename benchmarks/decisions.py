@@ -26,7 +26,7 @@ from PIL import Image
 from scipy.stats import t
 from tqdm import tqdm
 
-from udc_model.config import COST_SENSITIVE_LOSSES, Params, load_params, validate_params
+from udc_model.config import Params, load_params, validate_params
 from udc_model.data.decode import SUFFIXES, decode_rgb
 from udc_model.data.packed import PackedDataset, PackedSplit
 from udc_model.decisions.calibration import negative_log_likelihood
@@ -150,8 +150,7 @@ def _measure(params: Params, dataset: PackedDataset, loss: str, seed: int, choos
 def train_and_record(params: Params, dataset: PackedDataset, loss: str) -> list[Logits]:
     """Train once; the logits of the three other splits after each epoch."""
     name, _, weighting = loss.partition(" ")
-    own = params.loss.model_dump() | {"name": name, "class_weights": weighting or None,
-                                      "reads": "costs" if name in COST_SENSITIVE_LOSSES else "loss"}  # fmt: skip
+    own = params.loss.model_dump() | {"name": name, "class_weights": weighting or None}
     params = validate_params(params.model_dump() | {"loss": own}, "benchmark")
     hardware, preprocessing = pick_hardware(params.train), dataset.preprocessing
     model = build_model(params.model, dataset.classes, params.seed)

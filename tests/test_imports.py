@@ -10,8 +10,8 @@ import pytest
 
 import udc_model
 
-# The architecture. A package may import itself and the packages in its entry. Modules at the root of udc_model have an
-# entry like a package. Packages of one layer do not import each other, except that data and models use native.
+# The architecture. A package may import itself and the packages in its entry; errors.py and files.py count as packages.
+# Packages of one layer do not import each other, except that data and models use native.
 GROUND = ("errors", "files", "config")
 LIBRARY = (*GROUND, "native", "data", "models", "decisions")
 APPLICATION = (*LIBRARY, "training", "inference", "evaluation", "tracking")
@@ -35,7 +35,7 @@ ALLOWED = {
     "experiments": APPLICATION,
     "cli": (*APPLICATION, "stages", "experiments"),
 }
-ROOT_MODULES = {"__init__", "errors", "files", "cli"}
+ROOT_MODULES = {"__init__", "errors", "files"}
 WITHOUT_TORCH = ("config", "decisions", "tracking")
 HEAVY = {"torch", "torchvision", "mlflow", "sklearn", "matplotlib", "pandas", "dvc", "optuna"}  # slow to import
 
@@ -152,8 +152,9 @@ def test_module_does_not_import_torch(module):
     assert [line for line in heavy_imports(module) if " imports torch" in line] == []
 
 
-def test_command_line_imports_no_heavy_library_at_module_level():
-    assert heavy_imports("udc_model.cli") == []
+@pytest.mark.parametrize("module", [module for module in FILES if package_of(module) == "cli"])
+def test_command_line_imports_no_heavy_library_at_module_level(module):
+    assert heavy_imports(module) == []
 
 
 def test_modules_have_no_import_cycles():

@@ -32,6 +32,11 @@ class Workspace:
         return self.root / "data" / "prepared"
 
     @property
+    def resolved(self) -> Path:
+        """The parameters that ``train`` and ``evaluate`` depend on; written by ``resolve``."""
+        return self.root / "resolved"
+
+    @property
     def model(self) -> Path:
         """Self-contained folder of the trained model; written by ``train``."""
         return self.root / "model"

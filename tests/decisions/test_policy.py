@@ -87,5 +87,5 @@ def test_what_does_not_fit_the_classes_is_refused(known):
 def test_a_damaged_file_is_named(tmp_path):
     for text in ("{", "[]", '{"classes": ["a"]}', '{"calibration": {"methd": 1}}'):
         (tmp_path / "policy.json").write_text(text)
-        with pytest.raises(UdcError, match=r"decision\.json: cannot be read"):
+        with pytest.raises(UdcError, match=r"policy\.json: cannot be read"):
             Policy.load(tmp_path / "policy.json")

@@ -8,10 +8,9 @@ import pytest
 import udc_model
 from udc_model.config import EvaluateParams
 from udc_model.inference.stored_logits import stored_logits
-from udc_model.stages.code import CODE
+from udc_model.stages.code import LOGITS
 
 PLAIN = EvaluateParams(batch_size=4)
-LOGITS = CODE["logits"]
 
 
 @pytest.fixture

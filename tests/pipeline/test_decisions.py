@@ -134,7 +134,7 @@ def test_compare_experiments_runs_and_folders(shapes):
 
 def test_a_priced_monitor_reruns_train_when_a_price_or_the_rule_changes(shapes):
     shapes.run("git", "checkout", "-q", "params.yaml")
-    shapes.set_params(train={"monitor": "normalised_cost", "reads": "evaluate", "epochs": 1}, loss={"reads": "costs"})
+    shapes.set_params(train={"monitor": "normalised_cost", "epochs": 1})
     priced = (shapes.root / "params.yaml").read_text()
     shapes.run("dvc", "repro", "-q", "train")
     curves = pd.read_csv(shapes.root / "training/curves.csv")

@@ -36,7 +36,7 @@ def test_accuracy_and_outputs(demo):
              for p in (demo.root / f).rglob("*") if p.is_file()}  # fmt: skip
     assert names >= {
         "model/model.safetensors", "model/config.json", "model/preprocessor_config.json",
-        "training/curves.csv", "training/curves.png", "training/augmented.png", "evaluation/decision.json",
+        "training/curves.csv", "training/curves.png", "training/augmented.png", "evaluation/policy.json",
         "evaluation/test/predictions.csv", "evaluation/test/confusion_matrix.png", "evaluation/test/roc.png",
         "evaluation/test/precision_recall.png", "evaluation/test/per_class.csv", "evaluation/test/metrics.csv",
         "evaluation/report.html", "evaluation/test/reliability.png", "evaluation/test/confusion_cost.png",

@@ -102,8 +102,8 @@ def test_a_change_of_evaluate_reruns_no_train_and_opens_a_run_of_its_own(project
 def test_costs_rerun_train_only_where_the_loss_reads_them(project):
     done = project.run("dvc", "exp", "run", "-S", "costs.entries=[{actual: '3', predicted: '8', cost: 50}]")
     assert _stages_run(done) == ["evaluate"]
-    assert json.loads((project.root / "evaluation/decision.json").read_text())["costs"][3][8] == 50
-    done = project.run("dvc", "exp", "run", *SHORT, "-S", "loss.name=cost_weighted", "-S", "loss.reads=costs")
+    assert json.loads((project.root / "evaluation/policy.json").read_text())["class_costs"][3][8] == 50
+    done = project.run("dvc", "exp", "run", *SHORT, "-S", "loss.name=cost_weighted")
     assert _stages_run(done) == ["train", "evaluate"]
     project.set_params(costs={"entries": []})
     assert _stages_run(project.run("dvc", "repro", "--dry"))[0] == "train"

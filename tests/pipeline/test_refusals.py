@@ -5,14 +5,6 @@ import pytest
 pytestmark = pytest.mark.pipeline
 
 
-def test_loss_and_dvc_must_agree_on_what_is_read(new_project):
-    project = new_project(loss={"name": "expected_cost"})
-    done = project.run("dvc", "repro", check=False)
-    assert done.returncode
-    assert "loss.reads must be 'costs'" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 def test_errors_reach_the_user_without_a_traceback(new_project):
     project = new_project()
     for flag, message in (

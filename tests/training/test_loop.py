@@ -128,7 +128,7 @@ def test_the_priced_monitor_keeps_the_epoch_that_it_finds_cheapest():
         seen.append((calibration_logits.shape, logits.shape))
         return next(costs)
 
-    params = TrainParams(**DEFAULTS, monitor="normalised_cost", reads="evaluate")
+    params = TrainParams(**DEFAULTS, monitor="normalised_cost")
     model = build_model(MODELS["resnet"], CLASSES, 1)
     loss = TrainingLoss(LossParams(), torch.ones(2, 2), [1, 1])
     result = train_model(model, _split(50, 0), _split(30, 9), PREPROCESSING, loss, params, 1, pick_hardware(params),
@@ -139,7 +139,7 @@ def test_the_priced_monitor_keeps_the_epoch_that_it_finds_cheapest():
 
 
 def test_a_priced_monitor_without_a_calibration_split():
-    params = TrainParams(**DEFAULTS | {"epochs": 1}, monitor="normalised_cost", reads="evaluate")
+    params = TrainParams(**DEFAULTS | {"epochs": 1}, monitor="normalised_cost")
     empty = PackedSplit(np.empty((0,), np.uint8), np.empty(0, np.int64), [], [], [])
     monitor = CostMonitor(empty, lambda calibration, logits: float(calibration.shape == (0, 2)))
     model, loss = build_model(MODELS["resnet"], CLASSES, 1), TrainingLoss(LossParams(), torch.ones(2, 2), [1, 1])
@@ -177,7 +177,7 @@ def test_hardware_that_is_not_there():
 
 
 @pytest.mark.parametrize("loss", [{}, {"class_weights": "balanced"}, {"name": "class_balanced"}, {"name": "seesaw"},
-                                  {"name": "ldam"}, {"name": "cost_weighted", "reads": "costs"}])  # fmt: skip
+                                  {"name": "ldam"}, {"name": "cost_weighted"}])  # fmt: skip
 def test_accumulation_is_the_whole_batch(loss):
     """Four parts of 16 give the weights of a batch of 64, for a net without BatchNorm, mixtures and clipping too."""
     plain = MODELS["convnext"].model_copy(

@@ -18,8 +18,7 @@ ALL = [
 
 
 def _loss(name, costs=COSTS, **options):
-    reads = "loss" if name in BLIND else "costs"
-    loss = losses.TrainingLoss(LossParams(name=name, reads=reads, **options), costs, [5] * len(costs))
+    loss = losses.TrainingLoss(LossParams(name=name, **options), costs, [5] * len(costs))
     loss.start_epoch(99, 100)
     return loss
 
@@ -157,9 +156,7 @@ def test_legacy_cost_matrix_cross_entropy_has_no_gradient_where_the_price_is_zer
 
 
 def test_lambda_warms_up():
-    loss = losses.TrainingLoss(
-        LossParams(name="cost_regularized", reads="costs", cost_lambda=6.0, warmup_epochs=2), COSTS, [1, 1, 1]
-    )
+    loss = losses.TrainingLoss(LossParams(name="cost_regularized", cost_lambda=6.0, warmup_epochs=2), COSTS, [1, 1, 1])
     weights = []
     for epoch in range(4):
         loss.start_epoch(epoch, 4)

@@ -59,7 +59,7 @@ class Augmentation:
         }[params.augment]
         return cls(
             area, ratio, params.horizontal_flip,
-            auto_augment=auto_augment if params.policy is None else params.policy,
+            auto_augment=auto_augment if params.auto_augment is None else params.auto_augment,
             color_jitter=params.color_jitter,
             random_erasing=erasing if params.random_erasing is None else params.random_erasing,
         )  # fmt: skip

@@ -111,10 +111,7 @@ def _cross_validated(fit: Any, logits: Floats, targets: Indices, groups: Indices
 
     classes = logits.shape[1]
     least = int(np.bincount(targets, minlength=classes).min())
-    if least < 2:
-        raise UdcError("evaluate.calibration: auto and dirichlet are chosen by cross-validation, which needs two "
-                       "images of each class in the calibration split; raise data.splits.calibration, or set "
-                       "evaluate.calibration: temperature")  # fmt: skip
+    check_cross_validation(least)
     folds = min(_FOLDS, least)
     if groups is None:
         parts = StratifiedKFold(folds, shuffle=True, random_state=0).split(logits, targets)
@@ -125,6 +122,14 @@ def _cross_validated(fit: Any, logits: Floats, targets: Indices, groups: Indices
     for known, unknown in parts:
         found[unknown] = fit(logits[known], targets[known]).probabilities(logits[unknown])
     return float(log_loss(targets, found, labels=np.arange(classes)))
+
+
+def check_cross_validation(fewest: int) -> None:
+    """:class:`UdcError` if the smallest class of the calibration split has too few images for cross-validation."""
+    if fewest < 2:
+        raise UdcError("evaluate.calibration: auto and dirichlet are chosen by cross-validation, which needs two "
+                       "images of each class in the calibration split; raise data.splits.calibration, or set "
+                       "evaluate.calibration: temperature")  # fmt: skip
 
 
 def negative_log_likelihood(logits: NDArray[np.floating], targets: Indices, temperature: float = 1.0) -> float:

@@ -70,13 +70,7 @@ def recall_surcharge(
     """
     own = probabilities[targets == k]
     n = len(own)
-    needed = positives_needed(floor, confidence)
-    if n < needed:
-        raise UdcError(
-            f"evaluate.recall_floor: a recall of {floor:g} of {name} at confidence {confidence:g} needs at least "
-            f"{needed} of its images in the calibration split, which has {n}: {needed - n} more are needed. Raise "
-            "data.splits.calibration, or lower the floor or the confidence"
-        )
+    check_provable(n, floor, confidence, name)
     found = np.arange(1, n + 1)
     r = int(found[clopper_pearson_bound(found, n, confidence) >= floor][0])
     expected = expected_costs(own, costs)
@@ -89,6 +83,17 @@ def recall_surcharge(
         raise UdcError(f"evaluate.recall_floor: the model calls it impossible that some images of {name} are {name}; "
                        "no price changes that. Calibrate (evaluate.calibration), or train longer")  # fmt: skip
     return surcharge
+
+
+def check_provable(n: int, floor: float, confidence: float, name: str) -> None:
+    """:class:`UdcError` if ``n`` images of the class ``name`` are too few to prove a recall of ``floor``."""
+    needed = positives_needed(floor, confidence)
+    if n < needed:
+        raise UdcError(
+            f"evaluate.recall_floor: a recall of {floor:g} of {name} at confidence {confidence:g} needs at least "
+            f"{needed} of its images in the calibration split, which has {n}: {needed - n} more are needed. Raise "
+            "data.splits.calibration, or lower the floor or the confidence"
+        )
 
 
 def positives_needed(floor: float, confidence: float) -> int:

@@ -75,8 +75,8 @@ def compare(a: str, b: str, split: str) -> Comparison:
         for i, j in np.argwhere(~np.isclose(one.policy.class_costs, other.policy.class_costs)):
             raise UdcError(
                 f"{a} and {b} were decided under other prices: {classes[i]} decided as {classes[j]} costs "
-                f"{one.policy.class_costs[i][j]:g} and {other.policy.class_costs[i][j]:g}; decide one of them again with "
-                "the costs of the other (udc decide --out)"
+                f"{one.policy.class_costs[i][j]:g} and {other.policy.class_costs[i][j]:g}; decide one of them again "
+                "with the costs of the other (udc decide --out)"
             )
     return compare_predictions(one.predictions, other.predictions)
 

@@ -1,3 +1,34 @@
-"""The code files that the results of each computation depend on, relative to the package."""
+"""The code that each result depends on: one list for DVC, for checkpoints and for stored logits.
 
-CODE = {"logits": ("data/logits.py", "data/transforms.py", "inference/classifier.py", "models", "native")}
+Paths are relative to the package. DVC requires that ``dvc.yaml`` names the files of `STAGES` too; a test compares them.
+"""
+
+from __future__ import annotations
+
+STAGES = {
+    "prepare": ("data", "stages/prepare.py"),
+    "resolve": ("decisions/checks.py", "decisions/matrix.py", "stages/resolve.py"),
+    "train": (
+        "config/presets.py",
+        "data/augmentation.py",
+        "data/batches.py",
+        "data/logits.py",
+        "data/transforms.py",
+        "decisions",
+        "models",
+        "native",
+        "stages/train.py",
+        "training",
+    ),
+    "evaluate": (
+        "data/logits.py",
+        "data/transforms.py",
+        "decisions",
+        "evaluation",
+        "inference",
+        "models",
+        "native",
+        "stages/evaluate.py",
+    ),
+}
+LOGITS = ("data/logits.py", "data/transforms.py", "inference/classifier.py", "models", "native")

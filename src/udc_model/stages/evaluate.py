@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import udc_model
-from udc_model.config import EvaluateParams, Params, load_params
+from udc_model.config import EvaluateParams, Params
 from udc_model.data.packed import PackedDataset, PackedSplit, group_indices
 from udc_model.decisions.matrix import lint_costs
 from udc_model.decisions.policy import POLICY_FILE, Policy, fit_policy
@@ -34,7 +34,8 @@ from udc_model.evaluation.tables import (
 )
 from udc_model.files import Workspace, atomic_folder, exit_status, sha256_of, write_atomically
 from udc_model.inference.stored_logits import Logits, stored_logits
-from udc_model.stages.code import CODE
+from udc_model.stages.code import LOGITS
+from udc_model.stages.resolve import load_evaluation_params
 from udc_model.tracking.delivery import EVALUATED, MODEL_SHA256
 from udc_model.tracking.provenance import OUTS, dvc_hash, identity
 from udc_model.tracking.run import StageRun, stage_run
@@ -70,7 +71,7 @@ def evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
     recall_of = named_classes(params.evaluate, dataset.classes)
     splits = {name: dataset.split(name) for name in ("calibration", *SCORED)}
     logits = stored_logits(
-        repository_root() / CACHE, workspace.model, dataset.info["digest"], params.evaluate, CODE["logits"],
+        repository_root() / CACHE, workspace.model, dataset.info["digest"], params.evaluate, LOGITS,
         lambda: run_model(workspace, dataset.classes, splits, params.evaluate),
     )  # fmt: skip
     policy = fit_policy(
@@ -250,7 +251,8 @@ def _log_model(run: StageRun, folder: Path, workspace: Workspace) -> None:
 
 def main() -> None:
     """Run the stage in the current folder."""
-    evaluate(load_params(), Workspace())
+    workspace = Workspace()
+    evaluate(load_evaluation_params(workspace), workspace)
 
 
 if __name__ == "__main__":

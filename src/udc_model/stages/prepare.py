@@ -18,7 +18,7 @@ from udc_model.data.packed import write_packed
 from udc_model.data.sources import ImageRecord, ImageSource, Rejection, join_for_message, open_source
 from udc_model.data.splits import assign_splits, connected_components
 from udc_model.data.transforms import Preprocessing
-from udc_model.decisions.matrix import cost_matrix
+from udc_model.decisions.checks import check_classes
 from udc_model.errors import UdcError
 from udc_model.files import Workspace, atomic_folder, exit_status
 
@@ -86,21 +86,6 @@ class _UsableImage:
             "sha256": self.checked.sha256,
             "scratch_row": self.scratch_row,
         }
-
-
-def check_classes(params: Params, classes: list[str]) -> None:
-    """Check parameters that depend on the classes against the classes of the data.
-
-    Raises
-    ------
-    UdcError
-        ``model.num_labels`` differs from the number of classes, or ``costs`` does not match the class names.
-    """
-    num_labels = params.model.num_labels
-    if num_labels is not None and num_labels != len(classes):
-        raise UdcError(f"model.num_labels: is {num_labels}, but the data has {len(classes)} classes: "
-                       f"{join_for_message(classes)}")  # fmt: skip
-    cost_matrix(params.costs, classes)
 
 
 def _usable(source: ImageSource, outcomes: list[Checked | Rejection]) -> list[_UsableImage]:

@@ -22,6 +22,7 @@ from udc_model.data.packed import PackedDataset
 from udc_model.errors import PrunedError
 from udc_model.evaluation.plots import plot_training_curves
 from udc_model.files import Workspace, atomic_folder, exit_status, sha256_of
+from udc_model.stages.resolve import load_training_params
 from udc_model.tracking.delivery import MODEL_SHA256
 from udc_model.tracking.provenance import OUTS, dvc_hash
 from udc_model.tracking.run import StageRun, stage_run
@@ -128,10 +129,7 @@ def what_determines(setup: TrainingSetup, ranks: Ranks) -> dict[str, Any]:
     values = training_params(params)
     for name in ("checkpoint_minutes", "loader_workers", "processes"):
         del values["train"][name]
-    if params.loss.reads == "costs":
-        values["costs"] = params.costs.model_dump()
-    if params.train.reads == "evaluate":
-        values["evaluate"] = params.evaluate.model_dump()
+    values |= {"costs": params.costs.model_dump(), "evaluate": params.evaluate.model_dump()}
     package = Path(__file__).parent.parent
     code = [
         path for part in ("data", "decisions", "models", "native", "training") for path in (package / part).rglob("*.*")
@@ -205,12 +203,13 @@ def write_training(folder: Path, result: TrainingResult, record: dict[str, Any])
 
 
 def main() -> None:
-    """Run the stage: by default on ``params.yaml`` and in the current folder."""
+    """Run the stage, by default in the current folder."""
     parser = argparse.ArgumentParser(description="Stage train; also to be started by torchrun.")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE")
+    parser.add_argument("--params", type=Path, metavar="FILE", help="default: what stage resolve wrote")
     parser.add_argument("--root", type=Path, default=Path(), metavar="DIR", help="folder of inputs and outputs")
     options = parser.parse_args()
-    train(load_params(options.params), Workspace(options.root))
+    workspace = Workspace(options.root)
+    train(load_params(options.params) if options.params else load_training_params(workspace), workspace)
 
 
 if __name__ == "__main__":

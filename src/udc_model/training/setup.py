@@ -21,7 +21,6 @@ from udc_model.models import build_model
 from udc_model.models.checkpoints import WeightsReport, load_weights
 from udc_model.models.pretrained import find_weights
 from udc_model.models.staged import ImageClassifier
-from udc_model.stages.prepare import check_classes
 from udc_model.training.batch_size import largest_batch_size
 from udc_model.training.distribution import ALONE, Ranks
 from udc_model.training.hardware import Hardware, keep_freed_memory, pick_hardware
@@ -59,7 +58,6 @@ def set_up(params: Params, workspace: Workspace, ranks: Ranks = ALONE) -> Traini
         The prepared data is missing or does not fit the parameters, or the machine lacks what they ask for.
     """
     dataset = PackedDataset.open(workspace.prepared)
-    check_classes(params, dataset.classes)
     check_channels(params)
     hardware = pick_hardware(params.train, ranks.local)
     keep_freed_memory()

@@ -1,0 +1,111 @@
+"""Stage ``resolve``: checks all parameters against the data and writes what each later stage depends on.
+
+DVC runs ``train`` again if ``resolved/train.yaml`` changes and ``evaluate`` if ``resolved/evaluate.yaml`` does. A
+parameter without effect on a stage is not in its file, so a changed cost trains again only if the loss or
+``train.monitor`` uses the costs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from udc_model.config import CostParams, EvaluateParams, LossParams, Params, load_params
+from udc_model.decisions.checks import check_classes, check_counts
+from udc_model.errors import UdcError
+from udc_model.files import Workspace, atomic_folder, exit_status
+
+logger = logging.getLogger("udc_model.stages.resolve")  # __name__ is __main__ if DVC runs the stage
+
+TRAIN, EVALUATE = "train.yaml", "evaluate.yaml"
+_WITHOUT_EFFECT = ("checkpoint_minutes", "loader_workers")  # of train: they change no bit of the result
+
+
+@dataclass(frozen=True)
+class ResolvedParams:
+    """The parameters of each later stage; sections and values without effect on the stage have their defaults."""
+
+    train: Params
+    evaluate: Params
+
+
+def resolve(params: Params, dataset_info: Mapping[str, Any]) -> ResolvedParams:
+    """Check the parameters against the prepared data, and reduce them to what each later stage depends on.
+
+    Parameters
+    ----------
+    dataset_info : contents of ``data/prepared/dataset.json``.
+
+    Raises
+    ------
+    UdcError
+        A parameter does not fit the classes or the number of images.
+    """
+    check_classes(params, dataset_info["classes"])
+    check_counts(params.evaluate, dataset_info["counts"]["calibration"])
+    model_type = params.model.model_type
+    unused = "convnext" if model_type == "resnet" else "resnet"
+    architectures = {model_type: params.model.architecture, unused: type(getattr(params.model, unused))()}
+    loss = LossParams(name=params.loss.name, **{name: getattr(params.loss, name) for name in params.loss.used})
+    sections = {
+        "model": params.model.model_copy(update=architectures),
+        "loss": loss,
+        "costs": params.costs if params.training_uses_costs else CostParams(),
+        "evaluate": params.evaluate if params.training_uses_policy else EvaluateParams(),
+    }
+    evaluate = Params(costs=params.costs, evaluate=params.evaluate.model_copy())
+    return ResolvedParams(params.model_copy(update=sections), evaluate)
+
+
+def read_dataset_info(workspace: Workspace) -> dict[str, Any]:
+    """Contents of ``data/prepared/dataset.json``; :class:`UdcError` if it is missing or damaged."""
+    path = workspace.prepared / "dataset.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UdcError(f"{path}: no such file; run prepare first (dvc repro prepare)") from None
+    except (OSError, ValueError) as error:
+        raise UdcError(f"{path}: is damaged ({error}); run prepare again (dvc repro -f prepare)") from None
+
+
+def write_resolved(resolved: ResolvedParams, workspace: Workspace) -> None:
+    """Write ``resolved/train.yaml`` and ``resolved/evaluate.yaml``."""
+    train = resolved.train.model_dump(exclude={"data"})
+    for name in _WITHOUT_EFFECT:
+        del train["train"][name]
+    evaluate = resolved.evaluate.model_dump(include={"costs", "evaluate"})
+    with atomic_folder(workspace.resolved) as folder:
+        for name, values in ((TRAIN, train), (EVALUATE, evaluate)):
+            text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def load_training_params(workspace: Workspace, params_file: Path = Path("params.yaml")) -> Params:
+    """The parameters of stage ``train``: those in ``resolved/train.yaml``, and from ``params.yaml`` those without
+    effect on its result (the section ``data``, which is only recorded, and how often it writes checkpoints)."""
+    resolved, current = load_params(workspace.resolved / TRAIN), load_params(params_file)
+    without_effect = {name: getattr(current.train, name) for name in _WITHOUT_EFFECT}
+    train = resolved.train.model_copy(update=without_effect)
+    return resolved.model_copy(update={"data": current.data, "train": train})
+
+
+def load_evaluation_params(workspace: Workspace) -> Params:
+    """The parameters of stage ``evaluate``, from ``resolved/evaluate.yaml``."""
+    return load_params(workspace.resolved / EVALUATE)
+
+
+def main() -> None:
+    """Run the stage in the current folder."""
+    workspace = Workspace()
+    write_resolved(resolve(load_params(), read_dataset_info(workspace)), workspace)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))
