@@ -1,4 +1,4 @@
-"""Tests of the cache of logits: an entry is used only if nothing changed, and a cache that fails does no harm."""
+"""Tests of the cache of logits: an entry is used only if nothing changed, and errors of the cache are only logged."""
 
 from pathlib import Path
 

@@ -1,11 +1,14 @@
 """Tests of outputs, losses by problem type, activations and norms against transformers."""
 
+from typing import get_args
+
 import pytest
 import torch
 import transformers
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention as TheirOutput
 
+from udc_model.config.model import Activation
 from udc_model.models import (
     ConvNextConfig,
     ConvNextForImageClassification,
@@ -123,10 +126,9 @@ def test_activations_equal_those_of_transformers(name):
 def test_unknown_activation_raises():
     with pytest.raises(ValueError, match=r"hidden_act: 'gellu' is unknown"):
         ConvNextForImageClassification(ConvNextConfig(**CONVNEXT, hidden_act="gellu"))
-    from typing import get_args
 
-    from udc_model.config.params import Activation
 
+def test_parameter_hidden_act_lists_all_activations():
     assert set(get_args(Activation)) == set(ACTIVATIONS)
 
 

@@ -74,7 +74,7 @@ def open_source(params: DataParams) -> ImageSource:
     source = _folder(root, params) if params.source == "folder" else _csv(root, params)
     if len(source.classes) < 2:
         raise UdcError(
-            f"{root}: found {len(source.classes)} class ({', '.join(source.classes)}); at least 2 are needed"
+            f"{root}: has {len(source.classes)} class(es) ({', '.join(source.classes)}); at least 2 are needed"
         )
     return source
 
