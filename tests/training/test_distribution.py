@@ -40,16 +40,16 @@ if kind == "convnext":
     plain = model_params.convnext.model_copy(update={"drop_path_rate": 0.0})
     model_params = model_params.model_copy(update={"convnext": plain})
 params, steps, seen = TrainParams(**options), [], []
-step, own = loop.train_step, TrainingBatches._own
+step, local = loop.train_step, TrainingBatches._local
 def record(session, batch, key):
     steps.append(step(session, batch, key))
     return steps[-1]
 def count(self, epoch, number):
-    indices, repeats = own(self, epoch, number)
+    indices, repeats = local(self, epoch, number)
     if number >= 0 and (epoch, number) not in [entry[:2] for entry in seen]:
         seen.append((epoch, number, indices[int(self.overlap):].tolist()))
     return indices, repeats
-loop.train_step, TrainingBatches._own = record, count
+loop.train_step, TrainingBatches._local = record, count
 def stop(record):
     if record.epoch == last:
         raise SystemExit(7)

@@ -34,6 +34,7 @@ from udc_model.evaluation.tables import (
 )
 from udc_model.files import Workspace, atomic_folder, exit_status, sha256_of, write_atomically
 from udc_model.inference.stored_logits import Logits, stored_logits
+from udc_model.stages.code import LOGITS
 from udc_model.stages.resolve import load_evaluation_params
 from udc_model.tracking.delivery import EVALUATED, MODEL_SHA256
 from udc_model.tracking.provenance import OUTS, dvc_hash, identity
@@ -70,7 +71,7 @@ def evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
     recall_of = named_classes(params.evaluate, dataset.classes)
     splits = {name: dataset.split(name) for name in ("calibration", *SCORED)}
     logits = stored_logits(
-        repository_root() / CACHE, workspace.model, dataset.info["digest"], params.evaluate,
+        repository_root() / CACHE, workspace.model, dataset.info["digest"], params.evaluate, LOGITS,
         lambda: run_model(workspace, dataset.classes, splits, params.evaluate),
     )  # fmt: skip
     policy = fit_policy(
