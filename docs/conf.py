@@ -1,0 +1,96 @@
+"""Sphinx configuration. Pages are Markdown (MyST); reference tables and the API come from the code at build time."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import pkgutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+os.environ |= {"COLUMNS": "100", "NO_COLOR": "1", "UDC_KERNELS": "off", "HF_HUB_OFFLINE": "1"}
+
+import udc_model  # noqa: E402
+from udc_model.cli import build_parser  # noqa: E402
+from udc_model.config.reference import parameters_markdown  # noqa: E402
+
+project = "UDC-Model"
+author = "UDC-Model contributors"
+copyright = f"2026, {author}"
+version = release = udc_model.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+autodoc_typehints = "none"  # signatures stay short; the docstrings give shapes and units
+autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False  # docstrings of torch and pydantic are not written for this site
+napoleon_google_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+
+html_theme = "pydata_sphinx_theme"
+html_title = f"UDC-Model {release}"
+html_theme_options = {
+    "icon_links": [{"name": "Repository", "url": "https://github.com/udc-model/udc-model", "icon": "fa-brands fa-github"}],
+    "secondary_sidebar_items": ["page-toc"],
+    "show_toc_level": 2,
+    "footer_start": ["copyright"],
+    "footer_end": [],
+}
+html_show_sourcelink = False
+
+
+def commands_markdown() -> str:
+    """The help text of each ``udc`` command, as Markdown."""
+    parser = build_parser()
+    (commands,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    parts = ["## udc", _as_text(parser.format_help())]
+    for name, command in commands.choices.items():
+        parts += [f"## udc {name}", _as_text(command.format_help())]
+    return "\n\n".join(parts)
+
+
+def _as_text(text: str) -> str:
+    return f"```text\n{text.rstrip()}\n```"
+
+
+def api_markdown(package: str) -> str:
+    """A section with the documented members of each module of a package, as Markdown."""
+    folder = ROOT / "src" / package.replace(".", "/")
+    names = [package] if (folder / "__init__.py").exists() else []
+    names += sorted(f"{package}.{info.name}" for info in pkgutil.iter_modules([str(folder)]) if info.name != "kernels")
+    return "\n\n".join(f"## {name}\n\n{_automodule(name)}" for name in names)
+
+
+def _automodule(name: str) -> str:
+    # A module that only imports from others documents them there, not twice.
+    members = "" if hasattr(importlib.import_module(name), "__path__") else "\n:members:\n:show-inheritance:"
+    return "```{eval-rst}\n.. automodule:: " + (name + members).replace("\n", "\n   ") + "\n```"
+
+
+GENERATED: dict[str, Callable[[], str]] = {
+    "<!-- parameters -->": parameters_markdown,
+    "<!-- commands -->": commands_markdown,
+} | {
+    f"<!-- api {name} -->": lambda name=name: api_markdown(f"udc_model.{name}")
+    for name in ("config", "data", "models", "decisions", "training", "inference", "evaluation", "tracking", "experiments", "stages")
+}  # fmt: skip
+
+
+def fill(app: Any, page: str, source: list[str]) -> None:
+    """Replace the markers of a page by what the code says."""
+    for marker, text in GENERATED.items():
+        if marker in source[0]:
+            source[0] = source[0].replace(marker, text())
+
+
+def setup(app: Any) -> None:
+    """Connect `fill` to each page that Sphinx reads."""
+    app.connect("source-read", fill)
