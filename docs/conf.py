@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "src"))
 os.environ |= {"COLUMNS": "100", "NO_COLOR": "1", "UDC_KERNELS": "off", "HF_HUB_OFFLINE": "1"}
 
 import udc_model  # noqa: E402
-from udc_model.cli import build_parser  # noqa: E402
+from udc_model.cli import COMMANDS, build_parser  # noqa: E402
 from udc_model.config.reference import parameters_markdown  # noqa: E402
 
 project = "UDC-Model"
@@ -49,11 +49,11 @@ html_show_sourcelink = False
 
 def commands_markdown() -> str:
     """The help text of each ``udc`` command, as Markdown."""
-    parser = build_parser()
-    (commands,) = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    parts = ["## udc", _as_text(parser.format_help())]
-    for name, command in commands.choices.items():
-        parts += [f"## udc {name}", _as_text(command.format_help())]
+    parts = ["## udc", _as_text(build_parser().format_help())]
+    for command in COMMANDS:
+        parser = argparse.ArgumentParser(prog=f"udc {command.name}", description=f"{command.help}.")
+        command.add_arguments(parser)
+        parts += [f"## udc {command.name}", _as_text(parser.format_help())]
     return "\n\n".join(parts)
 
 
