@@ -8,6 +8,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ os.environ |= {"COLUMNS": "100", "NO_COLOR": "1", "UDC_KERNELS": "off", "HF_HUB_
 import udc_model  # noqa: E402
 from udc_model.cli import COMMANDS, build_parser  # noqa: E402
 from udc_model.config.reference import parameters_markdown  # noqa: E402
+
+REPOSITORY = "https://github.com/udc-model/udc-model"
+PACKAGES = ("config", "data", "models", "decisions", "training", "inference", "evaluation", "tracking", "experiments",
+            "stages")  # fmt: skip
 
 project = "UDC-Model"
 author = "UDC-Model contributors"
@@ -38,7 +43,9 @@ napoleon_use_rtype = False
 html_theme = "pydata_sphinx_theme"
 html_title = f"UDC-Model {release}"
 html_theme_options = {
-    "icon_links": [{"name": "Repository", "url": "https://github.com/udc-model/udc-model", "icon": "fa-brands fa-github"}],
+    "icon_links": [
+        {"name": "Repository", "url": "https://github.com/udc-model/udc-model", "icon": "fa-brands fa-github"}
+    ],
     "secondary_sidebar_items": ["page-toc"],
     "show_toc_level": 2,
     "footer_start": ["copyright"],
@@ -78,10 +85,8 @@ def _automodule(name: str) -> str:
 GENERATED: dict[str, Callable[[], str]] = {
     "<!-- parameters -->": parameters_markdown,
     "<!-- commands -->": commands_markdown,
-} | {
-    f"<!-- api {name} -->": lambda name=name: api_markdown(f"udc_model.{name}")
-    for name in ("config", "data", "models", "decisions", "training", "inference", "evaluation", "tracking", "experiments", "stages")
-}  # fmt: skip
+    **{f"<!-- api {name} -->": partial(api_markdown, f"udc_model.{name}") for name in PACKAGES},
+}
 
 
 def fill(app: Any, page: str, source: list[str]) -> None:

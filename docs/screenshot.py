@@ -17,7 +17,9 @@ HIDE = """
         heading.style.display = "";
         heading.nextElementSibling.style.display = "";
     }
-    document.querySelectorAll("figure").forEach((figure, k) => { if (k != 1 && k != 3) figure.style.display = "none"; });
+    document.querySelectorAll("figure").forEach((figure, k) => {
+        if (k != 1 && k != 3) figure.style.display = "none";  // confusion matrix, reliability
+    });
 }
 """
 
