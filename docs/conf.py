@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import pkgutil
 import sys
+import tomllib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 os.environ |= {"COLUMNS": "100", "NO_COLOR": "1", "UDC_KERNELS": "off", "HF_HUB_OFFLINE": "1"}
 
-import udc_model  # noqa: E402
 from udc_model.cli import COMMANDS, build_parser  # noqa: E402
+from udc_model.config.presets import PRESETS  # noqa: E402
 from udc_model.config.reference import parameters_markdown  # noqa: E402
 
 REPOSITORY = "https://github.com/udc-model/udc-model"
@@ -27,7 +27,7 @@ PACKAGES = ("config", "data", "models", "decisions", "training", "inference", "e
 project = "UDC-Model"
 author = "UDC-Model contributors"
 copyright = f"2026, {author}"
-version = release = udc_model.__version__
+version = release = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
@@ -71,19 +71,24 @@ def _as_text(text: str) -> str:
 def api_markdown(package: str) -> str:
     """A section with the documented members of each module of a package, as Markdown."""
     folder = ROOT / "src" / package.replace(".", "/")
-    names = [package] if (folder / "__init__.py").exists() else []
-    names += sorted(f"{package}.{info.name}" for info in pkgutil.iter_modules([str(folder)]) if info.name != "kernels")
-    return "\n\n".join(f"## {name}\n\n{_automodule(name)}" for name in names)
+    names = sorted(info.name for info in pkgutil.iter_modules([str(folder)]) if not info.ispkg)
+    directive = "```{{eval-rst}}\n.. automodule:: {}\n   :members:\n```"
+    return "\n\n".join(f"## {name}\n\n{directive.format(f'{package}.{name}')}" for name in names)
 
 
-def _automodule(name: str) -> str:
-    # A module that only imports from others documents them there, not twice.
-    members = "" if hasattr(importlib.import_module(name), "__path__") else "\n:members:\n:show-inheritance:"
-    return "```{eval-rst}\n.. automodule:: " + (name + members).replace("\n", "\n   ") + "\n```"
+def presets_markdown() -> str:
+    """A Markdown table of the published sizes."""
+    lines = ["| `model.preset` | `model_type` | stages | image size in pixels |", "| --- | --- | --- | --- |"]
+    for name, preset in PRESETS.items():
+        sizes = ", ".join(map(str, preset.settings["hidden_sizes"]))
+        lines.append(f"| `{name}` | {preset.model_type} | blocks {preset.settings['depths']}, channels [{sizes}] | "
+                     f"{preset.image_size} |")  # fmt: skip
+    return "\n".join(lines)
 
 
 GENERATED: dict[str, Callable[[], str]] = {
     "<!-- parameters -->": parameters_markdown,
+    "<!-- presets -->": presets_markdown,
     "<!-- commands -->": commands_markdown,
     **{f"<!-- api {name} -->": partial(api_markdown, f"udc_model.{name}") for name in PACKAGES},
 }
