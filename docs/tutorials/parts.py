@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-SIZE, IMAGES_PER_CLASS = 32, 250
+SIZE, IMAGES_PER_CLASS = 32, 400
 
 
 def part(label: str, rng: np.random.Generator) -> Image.Image:
