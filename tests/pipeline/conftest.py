@@ -120,7 +120,8 @@ def _copy_project(target, **sections):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, target / name)
     project = Project(target)
-    project.set_params(**sections)
+    if sections:  # it would drop the comments of params.yaml
+        project.set_params(**sections)
     project.run("git", "init", "-q")
     project.run("git", "config", "user.name", "Test")
     project.run("git", "config", "user.email", "test@example.org")
