@@ -171,6 +171,13 @@ def test_links_lead_to_files():
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {target}"
 
 
+def test_contributing_names_files_that_exist():
+    paths = re.findall(r"`((?:src|tests|docs)/[\w/.-]+)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    assert len(paths) > 20
+    for path in paths:
+        assert (ROOT / path).exists(), f"CONTRIBUTING.md: {path}"
+
+
 def test_version_is_the_same_everywhere():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
