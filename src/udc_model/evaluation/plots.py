@@ -67,9 +67,8 @@ def plot_confusion_matrix(
         axes.set_xticks(range(columns), outcomes, rotation=45 if rotate else 0, ha="right" if rotate else "center")
         axes.set_yticks(range(rows), classes)
         axes.set(xlabel="decided", ylabel="true")
-        figure.suptitle(
-            title, x=0.01, ha="left", fontsize=12, fontweight="bold"
-        )  # a title of the axes would be cut to their width
+        # the title of the figure, since the axes may be narrower
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         font = float(np.clip((160 if kind == "shares" else 220) / rows, 3.5, 12))
         for i, j in zip(*np.nonzero(values), strict=True):
             colour = "white" if shades[i, j] > 0.55 else "#222222"

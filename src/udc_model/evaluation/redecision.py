@@ -17,8 +17,8 @@ from udc_model.decisions.calibration import Calibration
 from udc_model.decisions.policy import POLICY_FILE, Policy, fit_policy
 from udc_model.errors import UdcError
 from udc_model.evaluation.intervals import metric_intervals
-from udc_model.evaluation.metrics import Scored, baselines_table, split_metrics
-from udc_model.evaluation.tables import confusion, logits_of, read_predictions, write_csv
+from udc_model.evaluation.metrics import Scored, split_metrics
+from udc_model.evaluation.tables import baselines_table, confusion, logits_of, read_predictions, write_csv
 
 _SWEEP_METRICS = (
     "mean_cost", "normalised_cost", "constant_mean_cost", "argmax_mean_cost", "accuracy", "referral_rate",

@@ -1,4 +1,4 @@
-"""Stage ``evaluate``: scores the trained model, writes tables, figures and a report, and logs them in its MLflow run."""
+"""Stage ``evaluate``: scores the trained model, writes tables, figures and a report, logs them in its MLflow run."""
 
 from __future__ import annotations
 
