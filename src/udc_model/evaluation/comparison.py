@@ -175,7 +175,7 @@ def paired_test(differences: Floats, seed: int = 0) -> float:
     """
     differences = differences[differences != 0]
     n = len(differences)
-    if not n:
+    if n < 2:
         return 1.0
     result = permutation_test(
         (differences,), np.sum, permutation_type="samples", vectorized=True, rng=seed, batch=max(1, _BATCH // n),
