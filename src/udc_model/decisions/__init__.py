@@ -1,1 +1,1 @@
-"""The cost matrix, losses that know it, calibration, and the decision rules."""
+"""The cost matrix, calibration, and the policy that turns logits into decisions."""
