@@ -88,7 +88,7 @@ def _options() -> argparse.Namespace:
         "--degrade", type=int, metavar="N", help="first reduce the images to N x N grey pixels and enlarge them again"
     )
     parser.add_argument("--choose", choices=("cost", "log_loss"), default="cost",
-                        help="select the epoch by validation cost of the policy, or by validation log loss")  # fmt: skip
+                        help="select the epoch by validation cost of the policy or by validation log loss")  # fmt: skip
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--epochs", type=int)
