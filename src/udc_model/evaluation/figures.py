@@ -7,6 +7,7 @@ while evaluate logs. It reads the folders of splits from standard input, one per
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+import udc_model
 
 GALLERY = 24  # images
 
@@ -28,7 +31,9 @@ class FigureProcess:
 
     def __init__(self, prepared: Path) -> None:
         command = [sys.executable, "-m", "udc_model.evaluation.figures", str(prepared)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        paths = [str(Path(udc_model.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}  # this copy of the package
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
     def __enter__(self) -> FigureProcess:
         return self

@@ -155,8 +155,8 @@ def plot_cost_curve(path: Path, table: pd.DataFrame) -> None:
         ):
             axes.plot(table["x"], table[name], style, color=colour, label=label)
         costliest = table["costliest_class"].iloc[0]
-        axes.set(xlabel=f"share of the cost at stake that belongs to class {costliest}", ylabel="normalised expected cost",
-                 title="Cost curve", xlim=(0, 1), ylim=(0, None))  # fmt: skip
+        axes.set(xlabel=f"share of the cost at stake that belongs to class {costliest}",
+                 ylabel="normalised expected cost", title="Cost curve", xlim=(0, 1), ylim=(0, None))  # fmt: skip
         axes.legend(frameon=False, fontsize=8)
 
     _save(path, (6.4, 4.8), draw)
