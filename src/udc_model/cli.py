@@ -28,7 +28,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest and options.verb != "run":
         parser.error(f"unknown argument(s): {' '.join(rest)}")
     options.overrides = rest
-    return exit_status(lambda: options.function(options))
+    return exit_status(lambda: _execute(options))
+
+
+def _execute(options: argparse.Namespace) -> None:
+    if options.verb not in ("sync", "run", "prepare", "train", "evaluate"):  # stages do it themselves
+        from udc_model.tracking.journal import report_warnings
+        from udc_model.tracking.store import repository_root
+
+        report_warnings(repository_root())
+    options.function(options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -127,25 +136,25 @@ def _add_decide(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     decide.add_argument("--out", type=Path, metavar="DIR", help="folder to write tables to (a sweep: default sweeps)")
 
 
-_RUN = "id or name of an MLflow run, DVC experiment, git revision, or registered model (models:/NAME/3)"
+_RUN = "id or name of an MLflow run, DVC experiment, git revision, registered model (models:/NAME/3), or folder"
 
 
 def _add_records(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    sync = verbs.add_parser("sync", help="send what the tracker lacks, and link DVC experiments to runs")
+    sync = verbs.add_parser("sync", help="deliver pending entries to MLflow, and link DVC experiments to runs")
     sync.set_defaults(function=_sync)
-    show = verbs.add_parser("show", help="where a run or experiment comes from, and where everything of it lies")
+    show = verbs.add_parser("show", help="the origin of a run or experiment, and where its files are")
     show.set_defaults(function=_show)
     show.add_argument("run", metavar="RUN", help=_RUN)
     show.add_argument("--json", action="store_true", help="print JSON")
-    reproduce = verbs.add_parser("reproduce", help="run the pipeline of a recorded run again and compare the bits")
+    reproduce = verbs.add_parser("reproduce", help="run the pipeline of a recorded run again and compare the results")
     reproduce.set_defaults(function=_reproduce)
     reproduce.add_argument("run", metavar="RUN", help=_RUN)
-    reproduce.add_argument("--check", action="store_true", help="only say whether all that it needs is still there")
-    promote = verbs.add_parser("promote", help="register a run's model, as the champion if it is shown to be cheaper")
+    reproduce.add_argument("--check", action="store_true", help="only check that commit, changes and data still exist")
+    promote = verbs.add_parser("promote", help="register a run's model, as the champion if a test shows lower costs")
     promote.set_defaults(function=_promote)
     promote.add_argument("run", metavar="RUN", help=_RUN)
     promote.add_argument("--as", dest="name", required=True, metavar="NAME", help="the registered model")
-    promote.add_argument("--force", action="store_true", help="make it the champion whatever the comparison says")
+    promote.add_argument("--force", action="store_true", help="make it the champion whatever the comparison shows")
 
 
 def _add_tune(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -153,12 +162,12 @@ def _add_tune(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     tune.set_defaults(function=_tune)
     tune.add_argument("-S", "--set", dest="settings", action="append", required=True, metavar="NAME=RANGE",
                       help="log(a,b), uniform(a,b), int(a,b), choice(x,y,…), or a value for all trials")  # fmt: skip
-    tune.add_argument("--trials", type=int, default=20, metavar="N", help="how many in all (default: %(default)s)")
+    tune.add_argument("--trials", type=int, default=20, metavar="N", help="trials in total (default: %(default)s)")
     tune.add_argument("--study", default="tune", metavar="NAME",
-                      help="its name; an interrupted study of that name goes on (default: %(default)s)")  # fmt: skip
+                      help="its name; an interrupted study of that name is resumed (default: %(default)s)")  # fmt: skip
     tune.add_argument("--metric", default="validation/mean_cost", metavar="NAME", help="default: %(default)s")
     tune.add_argument("--sampler", choices=("tpe", "random", "grid"), default="tpe", help="default: %(default)s")
-    tune.add_argument("--no-prune", action="store_true", help="let trials with a poor validation curve go on")
+    tune.add_argument("--no-prune", action="store_true", help="do not end trials with a poor validation curve early")
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -220,33 +229,43 @@ def _run(options: argparse.Namespace) -> None:
         raise UdcError("the dvc command is not on the PATH; activate the environment (. .venv/bin/activate)")
     command = [dvc, "exp", "run", *settings, *([options.stage] if options.stage else [])]
     done = subprocess.run(command, check=False)
+    outer = os.environ.get("MLFLOW_RUN_ID")  # under `mlflow run`, which ends the run when this process ends
+    if outer:
+        from udc_model.tracking.journal import wait_for_senders
+        from udc_model.tracking.store import repository_root
+
+        wait_for_senders(repository_root())
     if done.returncode:
         raise UdcError(f"dvc exp run failed with status {done.returncode}")
-    if outer := os.environ.get("MLFLOW_RUN_ID"):
-        from udc_model.tracking.lookup import tell_restored
+    if outer:
+        from udc_model.tracking.lookup import tag_restored
 
-        tell_restored(outer)
+        tag_restored(outer)
 
 
 def _sync(options: argparse.Namespace) -> None:
+    from udc_model.tracking.journal import wait_for_senders
     from udc_model.tracking.sender import sync
     from udc_model.tracking.store import repository_root, tracking_uri, without_credentials
 
-    sent, failed, linked = sync(repository_root())
-    lines = [f"{without_credentials(tracking_uri())}: {sent} journal(s) sent, {len(linked)} experiment(s) linked"]
+    wait_for_senders(repository_root())
+    delivered, errors, linked = sync(repository_root())
+    store = without_credentials(tracking_uri())
+    lines = [f"{store}: {delivered} journal(s) delivered, {len(linked)} experiment(s) linked"]
     lines += [f"  {name}: run {run_id}" for name, run_id in linked.items()]
     sys.stdout.write("\n".join(lines) + "\n")
-    if failed:
-        reasons = "\n  ".join(f"{folder}: {reason}" for folder, reason in failed.items())
-        raise UdcError(f"{len(failed)} journal(s) could not be sent and are kept:\n  {reasons}")
+    if errors:
+        reasons = "\n  ".join(f"{folder}: {reason}" for folder, reason in errors.items())
+        raise UdcError(f"{len(errors)} journal(s) could not be delivered and remain pending:\n  {reasons}")
 
 
 def _show(options: argparse.Namespace) -> None:
     import json
 
-    from udc_model.tracking.lookup import description, find_run
+    from udc_model.experiments.names import resolve_run
+    from udc_model.tracking.lookup import description
 
-    about = description(find_run(options.run))
+    about = description(resolve_run(options.run))
     if options.json:
         sys.stdout.write(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
         return
@@ -267,7 +286,7 @@ def _reproduce(options: argparse.Namespace) -> None:
     found = reproduce(options.run)
     sys.stdout.write(found.to_text())
     if not found.identical:
-        raise UdcError("the result is not the recorded one")
+        raise UdcError("the result differs from the recorded one")
 
 
 def _promote(options: argparse.Namespace) -> None:
@@ -277,7 +296,7 @@ def _promote(options: argparse.Namespace) -> None:
     role = "champion" if found.is_champion else "challenger, not champion"
     sys.stdout.write(f"{found.name} version {found.version} is {role}: {found.reason}\n")
     if not found.is_champion:
-        raise UdcError("not promoted to champion: a lower cost is not shown (--force promotes all the same)")
+        raise UdcError("not promoted to champion: lower costs are not shown (--force promotes it anyway)")
 
 
 def _tune(options: argparse.Namespace) -> None:

@@ -126,7 +126,7 @@ def test_compare_experiments_runs_and_folders(shapes):
     shapes.run("udc", "decide", "-S", PRICES, "--out", "dear")
     refused = shapes.run("udc", "compare", ".", "dear", check=False)
     assert refused.returncode == 1
-    assert "other prices: bar decided as dot costs 1 and 20" in refused.stderr
+    assert "other costs: bar decided as dot costs 1 and 20" in refused.stderr
     missing = shapes.run("udc", "compare", ".", "no-such-thing", check=False)
     assert "is no file or folder, no MLflow run with an evaluation, and no DVC experiment" in missing.stderr
     assert "Traceback" not in missing.stderr

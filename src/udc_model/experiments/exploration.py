@@ -1,4 +1,4 @@
-"""Looking at a training before it is run: the learning rate it stands, and where its time goes. Nothing is recorded."""
+"""Checks before a training run: the largest usable learning rate, and the time of each operation. Logs no run."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from udc_model.training.setup import set_up
 def find_learning_rate(
     params: Params, workspace: Workspace, folder: Path, lowest: float, highest: float, steps: int
 ) -> str:
-    """Run the range test on the prepared data; writes ``learning_rates.csv`` and ``.png``, and returns the finding."""
+    """Run the range test on the prepared data; writes ``learning_rates.csv`` and ``.png``, and returns a summary."""
     from udc_model.evaluation.plots import plot_range_test
 
     setup = set_up(params, workspace)
     train = setup.params.train
     data = training_batches(setup.train, setup.preprocessing, train, params.seed)
     table = range_test(setup.model, setup.loss_fn, data, train, setup.hardware, lowest, highest, steps)
-    found = steepest(table)
+    best = steepest(table)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "learning_rates.csv", folder / "learning_rates.png"]
     write_csv(table, files[0])
-    plot_range_test(files[1], table, found)
+    plot_range_test(files[1], table, best)
     end = table["learning_rate"].iloc[-1]
-    told = f"the loss falls fastest at a learning rate of {found:.2g}"
-    told += f", and diverges above {end:.2g}" if end < highest else ""
-    return f"{told} (params.yaml has {train.learning_rate:g})\n" + "\n".join(map(str, files)) + "\n"
+    result = f"the loss falls fastest at a learning rate of {best:.2g}"
+    result += f", and diverges above {end:.2g}" if end < highest else ""
+    return f"{result} (params.yaml has {train.learning_rate:g})\n" + "\n".join(map(str, files)) + "\n"
 
 
 def profile_training(params: Params, workspace: Workspace) -> str:
-    """Two epochs on the prepared data, the second under torch's profiler; returns where the time of a step goes."""
+    """Train two epochs, the second under torch's profiler; returns a table of the time of each operation in a step."""
     setup = set_up(params, workspace)
     data = training_batches(setup.train, setup.preprocessing, setup.params.train, params.seed)
     return profile_steps(setup.model, setup.loss_fn, data, setup.params.train, setup.hardware)

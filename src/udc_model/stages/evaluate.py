@@ -36,6 +36,7 @@ from udc_model.files import Workspace, atomic_folder, exit_status, sha256_of, wr
 from udc_model.inference.stored_logits import Logits, stored_logits
 from udc_model.stages.resolve import load_evaluation_params
 from udc_model.tracking.delivery import EVALUATED, MODEL_SHA256
+from udc_model.tracking.journal import RUN_ID_PLACEHOLDER
 from udc_model.tracking.provenance import OUTS, dvc_hash, identity
 from udc_model.tracking.run import StageRun, stage_run
 from udc_model.tracking.store import repository_root
@@ -199,8 +200,8 @@ def _log(
         if (picture := folder / "test" / f"{name}.png").exists():
             run.log_image(picture, f"test/{name}")
             run.log_file(picture)  # MLflow's page of two runs shows no files in folders side by side
-    provenance = {"MLflow run": run.run_id() or "not sent yet, the tracker could not be reached"}
-    run.log_text(render_report(folder, **about, provenance=provenance | identity(run.tags) | origin), "report.html")
+    provenance = {"MLflow run": RUN_ID_PLACEHOLDER} | identity(run.tags) | origin
+    run.log_text(render_report(folder, **about, provenance=provenance), "report.html", fill_run_id=True)
     run.set_tags({EVALUATED: "true", f"{OUTS}evaluation": dvc_hash(folder)})
 
 
