@@ -161,8 +161,10 @@ def _locked(lock: Path, study: str) -> Iterator[None]:
         file_lock.acquire(timeout=0)
     except Timeout:
         raise UdcError(f"study {study}: another udc tune is running it") from None
-    with file_lock:
+    try:
         yield
+    finally:
+        file_lock.release()
 
 
 def _check_same(study: Study, plan: TuningPlan) -> None:

@@ -36,7 +36,7 @@ logger = logging.getLogger("udc_model.tracking.sender")  # __name__ is __main__ 
 _LAST_DELAYS = (1.0, 2.0, 4.0)  # seconds before each of the last attempts, after the stage has ended
 _MAX_DELAY = 30.0  # seconds between two attempts while the stage is running
 _GATHER = 2.0  # seconds during which entries are collected for one request
-_NICENESS = 10  # the stage needs the processor more
+_NICENESS = 5  # the stage needs the processor more
 
 
 class State(Enum):
