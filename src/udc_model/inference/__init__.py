@@ -1,0 +1,1 @@
+"""Images to logits to decisions with a trained model: predict, serving, export."""
