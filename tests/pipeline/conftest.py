@@ -143,6 +143,12 @@ def free_port():
         return probe.getsockname()[1]
 
 
+@pytest.fixture(scope="session")
+def project_at():
+    """A function that takes a folder which is a project already."""
+    return Project
+
+
 @pytest.fixture
 def outside(tmp_path):
     """An empty folder, with the commands of the environment."""
