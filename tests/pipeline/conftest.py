@@ -97,9 +97,10 @@ class Project:
         self.run("dvc", "checkout", "-q")
 
     def client(self):
-        """An MLflow client of the project's default store."""
+        """An MLflow client of the project's default store, which has everything that ended stages have logged."""
         import mlflow
 
+        self.wait_for_senders()
         mlflow.set_tracking_uri(f"sqlite:///{self.root / 'mlflow.db'}")
         return mlflow.MlflowClient(f"sqlite:///{self.root / 'mlflow.db'}")
 
@@ -109,7 +110,6 @@ class Project:
 
     def runs(self):
         """All recorded runs, the oldest first."""
-        self.wait_for_senders()
         client = self.client()
         experiments = [experiment.experiment_id for experiment in client.search_experiments()]
         return list(client.search_runs(experiments, order_by=["attributes.start_time ASC"]))

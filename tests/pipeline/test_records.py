@@ -46,7 +46,7 @@ def test_a_restored_experiment_is_linked_to_the_run_with_its_content(project):
     assert slow["experiments"] == ["slow", "again"]
     commit = project.run("git", "rev-parse", slow["experiment_commit"] + ":params.yaml").stdout
     assert commit
-    assert slow["uncommitted_changes"]  # the experiment's own parameters
+    assert slow["uncommitted_changes"]  # the parameters of the experiment
     assert _show(project, ".")["run"] == _show(project, "HEAD")["run"]
     assert slow["dvc_outs"]["model"] in project.run("git", "show", slow["experiment_commit"] + ":dvc.lock").stdout
 

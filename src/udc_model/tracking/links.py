@@ -82,7 +82,7 @@ def link_experiments(client: MlflowClient, experiments: list[str], root: Path) -
 
 
 def _tag(client: MlflowClient, run: Run, name: str, commit: str, *, is_named: bool) -> None:
-    """Tag a run with the commit of its own experiment, or with the name of another one."""
+    """Tag a run with the commit of its experiment, or with the name of another one."""
     if is_named:
         client.set_tag(run.info.run_id, EXPERIMENT_COMMIT, commit)
         return

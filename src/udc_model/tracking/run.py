@@ -126,7 +126,7 @@ class StageRun:
         self._append("artifact", file=self._journal.copy(folder), target=name)
 
     def log_file(self, path: Path, folder: str = "") -> None:
-        """Log a file, in its present state, as an artifact under its own name."""
+        """Log a file, in its present state, as an artifact under its name."""
         self._log_copy(path, folder)
 
     def _log_copy(self, path: Path, folder: str, **options: bool) -> None:
