@@ -3,8 +3,8 @@
     python benchmarks/tracking.py --epochs 60
 
 The three variants run in turn, each as a process of the stage on digits. Reported are the time of the process, the
-time of the training loop from its first step to the end of its last epoch, and the share of the loop spent in logging. "no logging" replaces
-the run by a mock object.
+time of the training loop from its first step to the end of its last epoch, and the share of the loop spent in logging.
+"no logging" replaces the run by a mock object.
 """
 
 from __future__ import annotations
