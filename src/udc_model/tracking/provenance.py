@@ -101,7 +101,8 @@ def locked_stages(lock: Path) -> dict[str, dict[str, Any]]:
 
 def stages_of(lock: str) -> dict[str, dict[str, Any]]:
     """The stages in the text of a ``dvc.lock``, by name."""
-    return dict((yaml.safe_load(lock) or {}).get("stages") or {})
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
+    return dict((yaml.load(lock, loader) or {}).get("stages") or {})
 
 
 def dvc_hash(path: Path) -> str:

@@ -36,7 +36,7 @@ logger = logging.getLogger("udc_model.tracking.sender")  # __name__ is __main__ 
 _LAST_DELAYS = (1.0, 2.0, 4.0)  # seconds before each of the last attempts, after the stage has ended
 _MAX_DELAY = 30.0  # seconds between two attempts while the stage is running
 _GATHER = 2.0  # seconds during which entries are collected for one request
-_NICENESS = 5  # the stage needs the processor more
+_START_DELAY = 2.0  # seconds before `import mlflow`, which takes processor time that a short stage needs
 
 
 class State(Enum):
@@ -292,11 +292,11 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)  # to sender.log
     for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C is for the stage, whose end closes the pipe
         signal.signal(number, signal.SIG_IGN)
-    os.nice(_NICENESS)
     os.environ.pop("PYTHONPATH", None)
     folder, stage = Path(arguments[0]), RunningStage()
     with sender_lock(folder):
         stage.report(ready=True)
+        stage.pause(_START_DELAY)
         with suppress(UdcError):
             sync(repository_root())
         sender = Sender(folder, stage)
