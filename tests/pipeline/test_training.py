@@ -20,7 +20,7 @@ def _sha256(project):
     return run.data.tags["udc.model_sha256"]
 
 
-def test_killed_and_gone_on_with_and_once_more_in_a_temporary_folder(by_hand):
+def test_a_killed_run_resumes_and_repeats_in_a_temporary_folder(by_hand):
     """SIGKILL for dvc and the stage: the same command goes on in the same run, and ends with the bits of any other."""
     project = by_hand
     epochs = 100
@@ -70,7 +70,7 @@ def _processes(project, variable):
     return found
 
 
-def test_two_processes_killed_and_gone_on_with(by_hand):
+def test_two_killed_processes_resume(by_hand):
     """A process that dies ends the other; what was killed goes on in its run, to the bits of one never killed."""
     project = by_hand
     project.set_params(train={"epochs": 30, "processes": 2, "ema_decay": 0.9, "mixup": 0.2})
@@ -105,7 +105,7 @@ def test_two_processes_killed_and_gone_on_with(by_hand):
     assert {run.data.tags["udc.model_sha256"] for run in project.runs()} == {expected}
 
 
-def test_ctrl_c_keeps_the_checkpoint(by_hand):
+def test_ctrl_c_leaves_the_checkpoint(by_hand):
     project = by_hand
     project.set_params(train={"epochs": 100})
     project.run("udc", "prepare")

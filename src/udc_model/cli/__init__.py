@@ -9,6 +9,8 @@ from udc_model.cli import build, compare, decide, share
 from udc_model.files import exit_status
 
 COMMANDS = (*build.COMMANDS, *decide.COMMANDS, *compare.COMMANDS, *share.COMMANDS)
+# Commands that report what was not logged to MLflow earlier. Stages do so themselves.
+_REPORTS_WARNINGS = ("summary", "compare", "sweep-report", "show", "decide", "predict", "reproduce", "promote")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,7 +20,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and options.command != "run":
         parser.error(f"unknown argument(s): {' '.join(rest)}")
     options.overrides = rest
-    return exit_status(lambda: options.run(options))
+    return exit_status(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.command in _REPORTS_WARNINGS:
+        from udc_model.tracking.journal import report_warnings
+        from udc_model.tracking.store import repository_root
+
+        report_warnings(repository_root())
+    options.run(options)
 
 
 def build_parser() -> argparse.ArgumentParser:

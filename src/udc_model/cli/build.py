@@ -80,12 +80,18 @@ def _run(options: argparse.Namespace) -> None:
         raise UdcError("the dvc command is not on the PATH; activate the environment (. .venv/bin/activate)")
     command = [dvc, "exp", "run", *settings, *([options.stage] if options.stage else [])]
     done = subprocess.run(command, check=False)
+    outer = os.environ.get("MLFLOW_RUN_ID")  # under `mlflow run`, which ends the run when this process ends
+    if outer:
+        from udc_model.tracking.journal import wait_for_senders
+        from udc_model.tracking.store import repository_root
+
+        wait_for_senders(repository_root())
     if done.returncode:
         raise UdcError(f"dvc exp run failed with status {done.returncode}")
-    if outer := os.environ.get("MLFLOW_RUN_ID"):
-        from udc_model.tracking.lookup import tell_restored
+    if outer:
+        from udc_model.tracking.lookup import tag_restored
 
-        tell_restored(outer)
+        tag_restored(outer)
 
 
 def _tune_arguments(parser: Parser) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 Parser = argparse.ArgumentParser
-RUN = "id or name of an MLflow run, DVC experiment, git revision, or registered model (models:/NAME/3)"
-RESULT = "folder with evaluation/, predictions.csv, MLflow run, DVC experiment or git revision"
+RUN = "id or name of an MLflow run, DVC experiment, git revision, registered model (models:/NAME/3), or folder"
+RESULT = f"folder with evaluation/, predictions.csv, or {RUN}"
 
 
 @dataclass(frozen=True)

@@ -71,9 +71,10 @@ def _show_arguments(parser: Parser) -> None:
 def _show(options: argparse.Namespace) -> None:
     import json
 
-    from udc_model.tracking.lookup import description, find_run
+    from udc_model.experiments.names import resolve_run
+    from udc_model.tracking.lookup import description
 
-    about = description(find_run(options.name))
+    about = description(resolve_run(options.name))
     if options.json:
         sys.stdout.write(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
         return

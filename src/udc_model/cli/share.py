@@ -1,4 +1,4 @@
-"""Commands that share results: send them to MLflow, reproduce and promote them."""
+"""Commands that share results: deliver them to MLflow, reproduce and promote them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from udc_model.errors import UdcError
 
 
 def _sync(options: argparse.Namespace) -> None:
+    from udc_model.tracking.journal import wait_for_senders
     from udc_model.tracking.sender import sync
     from udc_model.tracking.store import repository_root, tracking_uri, without_credentials
 
-    sent, failed, linked = sync(repository_root())
-    lines = [f"{without_credentials(tracking_uri())}: {sent} journal(s) sent, {len(linked)} experiment(s) linked"]
+    wait_for_senders(repository_root())
+    delivered, errors, linked = sync(repository_root())
+    store = without_credentials(tracking_uri())
+    lines = [f"{store}: {delivered} journal(s) delivered, {len(linked)} experiment(s) linked"]
     lines += [f"  {name}: run {run_id}" for name, run_id in linked.items()]
     sys.stdout.write("\n".join(lines) + "\n")
-    if failed:
-        reasons = "\n  ".join(f"{folder}: {reason}" for folder, reason in failed.items())
-        raise UdcError(f"{len(failed)} journal(s) could not be sent; they stay on disk:\n  {reasons}")
+    if errors:
+        reasons = "\n  ".join(f"{folder}: {reason}" for folder, reason in errors.items())
+        raise UdcError(f"{len(errors)} journal(s) could not be delivered; they stay on disk:\n  {reasons}")
 
 
 def _reproduce_arguments(parser: Parser) -> None:
@@ -52,12 +55,12 @@ def _promote(options: argparse.Namespace) -> None:
     role = "champion" if promotion.is_champion else "challenger, not champion"
     sys.stdout.write(f"{promotion.name} version {promotion.version} is {role}: {promotion.reason}\n")
     if not promotion.is_champion:
-        raise UdcError("not promoted to champion: a lower cost is not shown (--force promotes it anyway)")
+        raise UdcError("not promoted to champion: lower costs are not shown (--force promotes it anyway)")
 
 
 COMMANDS = (
-    Command("Share", "sync", "send pending entries to MLflow; link DVC experiments to runs", _sync),
-    Command("Share", "reproduce", "run a recorded run again and compare the bits", _reproduce, _reproduce_arguments),
+    Command("Share", "sync", "deliver pending entries to MLflow; link DVC experiments to runs", _sync),
+    Command("Share", "reproduce", "run a recorded run again and compare the results", _reproduce, _reproduce_arguments),
     Command(
         "Share", "promote", "register a run's model; champion if it is shown to cost less", _promote, _promote_arguments
     ),

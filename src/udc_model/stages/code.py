@@ -29,7 +29,6 @@ STAGES = {
         "models",
         "native",
         "stages/evaluate.py",
-        "stages/evaluation_log.py",
     ),
 }
 LOGITS = ("data/logits.py", "data/transforms.py", "inference/classifier.py", "models", "native")

@@ -16,6 +16,7 @@ from udc_model.evaluation.metrics import Metrics
 from udc_model.evaluation.report import render_report
 from udc_model.files import Workspace
 from udc_model.tracking.delivery import EVALUATED
+from udc_model.tracking.journal import RUN_ID_PLACEHOLDER
 from udc_model.tracking.provenance import OUTS, dvc_hash, identity
 from udc_model.tracking.run import StageRun
 
@@ -70,7 +71,6 @@ def log_evaluation(run: StageRun, folder: Path, origin: Mapping[str, str], repor
         if (figure := folder / "test" / f"{name}.png").exists():
             run.log_image(figure, f"test/{name}")
             run.log_file(figure)  # MLflow's comparison of runs shows no files in folders side by side
-    provenance = {"MLflow run": run.run_id() or "not logged yet: the tracking server could not be reached"}
-    html = render_report(folder, **report, provenance=provenance | identity(run.tags) | dict(origin))
-    run.log_text(html, "report.html")
+    provenance = {"MLflow run": RUN_ID_PLACEHOLDER} | identity(run.tags) | dict(origin)
+    run.log_text(render_report(folder, **report, provenance=provenance), "report.html", fill_run_id=True)
     run.set_tags({EVALUATED: "true", f"{OUTS}evaluation": dvc_hash(folder)})
