@@ -20,7 +20,7 @@ def _sha256(project):
     return run.data.tags["udc.model_sha256"]
 
 
-def test_killed_and_gone_on_with_and_once_more_in_a_temporary_folder(by_hand):
+def test_a_killed_run_resumes_and_repeats_in_a_temporary_folder(by_hand):
     """SIGKILL for dvc and the stage: the same command goes on in the same run, and ends with the bits of any other."""
     project = by_hand
     epochs = 100
@@ -30,7 +30,7 @@ def test_killed_and_gone_on_with_and_once_more_in_a_temporary_folder(by_hand):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     done = project.run("dvc", "repro")
-    assert "going on from the checkpoint" in done.stderr + done.stdout
+    assert "resuming from the checkpoint" in done.stderr + done.stdout
     (run,) = project.runs()
     assert run.info.status == "FINISHED"
     assert "test/mean_cost" in run.data.metrics
@@ -70,7 +70,7 @@ def _processes(project, variable):
     return found
 
 
-def test_two_processes_killed_and_gone_on_with(by_hand):
+def test_two_killed_processes_resume(by_hand):
     """A process that dies ends the other; what was killed goes on in its run, to the bits of one never killed."""
     project = by_hand
     project.set_params(train={"epochs": 30, "processes": 2, "ema_decay": 0.9, "mixup": 0.2})
@@ -93,7 +93,7 @@ def test_two_processes_killed_and_gone_on_with(by_hand):
         assert time.monotonic() < deadline, "they live on without the one that started them"
         time.sleep(0.05)  # between two polls
     done = project.run("udc", "train")
-    assert "going on from the checkpoint" in done.stderr
+    assert "resuming from the checkpoint" in done.stderr
     (run,) = project.runs()
     assert run.data.tags["udc.processes"] == "2"
     expected = _sha256(project)
@@ -105,7 +105,7 @@ def test_two_processes_killed_and_gone_on_with(by_hand):
     assert {run.data.tags["udc.model_sha256"] for run in project.runs()} == {expected}
 
 
-def test_ctrl_c_keeps_the_checkpoint(by_hand):
+def test_ctrl_c_leaves_the_checkpoint(by_hand):
     project = by_hand
     project.set_params(train={"epochs": 100})
     project.run("udc", "prepare")
@@ -117,7 +117,7 @@ def test_ctrl_c_keeps_the_checkpoint(by_hand):
     assert told.rstrip().endswith("error: interrupted")
     assert [run.info.status for run in project.runs()] == ["KILLED"]
     done = project.run("udc", "train")
-    assert "going on from the checkpoint" in done.stderr
+    assert "resuming from the checkpoint" in done.stderr
     assert [run.info.status for run in project.runs()] == ["FINISHED"]
 
 
@@ -146,9 +146,9 @@ def test_a_full_disk_and_a_folder_that_cannot_be_written(by_hand):
     assert ".partial" not in done.stdout
     full, read_only = re.findall("error: .*", done.stderr)
     assert re.search(r"checkpoints/\w+: the checkpoint of epoch \d, step 0, cannot be written: .*make room", full)
-    assert re.search(r"checkpoints/\w+: checkpoints cannot be kept there: .*Read-only", read_only)
+    assert re.search(r"checkpoints/\w+: checkpoints cannot be written there: .*Read-only", read_only)
     assert "Traceback" not in done.stderr
-    assert "going on from the checkpoint" in done.stderr
+    assert "resuming from the checkpoint" in done.stderr
 
 
 def test_a_profile_and_a_range_test_record_nothing_and_refusals_are_plain(by_hand):

@@ -1,4 +1,4 @@
-"""Exact resume: killed at any line or in the middle of a write, a training ends with the bits of one never killed."""
+"""Exact resume: a training run killed at any line, or during a write, ends with the bits of one never killed."""
 
 import hashlib
 import json
@@ -18,12 +18,13 @@ import torch
 from udc_model.config import ConvNextParams, LossParams, ModelParams, ResNetParams, TrainParams
 from udc_model.data.packed import PackedSplit
 from udc_model.data.transforms import Preprocessing
-from udc_model.errors import PrunedError, UdcError
+from udc_model.errors import UdcError
 from udc_model.models import build_model
 from udc_model.training import checkpoints, loop, state
 from udc_model.training.checkpoints import CHECKPOINTS, open_checkpoints
 from udc_model.training.hardware import pick_hardware
 from udc_model.training.losses import TrainingLoss
+from udc_model.training.session import TrainingSession
 
 TRIALS = int(os.environ.get("UDC_KILL_TRIALS", "3"))  # two kills each
 CLASSES = ["a", "b", "c"]
@@ -44,7 +45,7 @@ TRAIN = {"epochs": 3, "batch_size": 16, "augment": "strong", "horizontal_flip": 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """As the processes that are killed have: how products are summed up may depend on the number."""
+    """One thread, as in the processes that are killed: sums may depend on the number of threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -67,19 +68,21 @@ def _sha256(tensors):
 
 
 def _train(root, kind, options=None, loss="cross_entropy"):
-    """A whole training, or the rest of one; what it told at each epoch, and what it came to."""
-    params, told = TrainParams(**TRAIN | (options or {})), []
+    """Run a training run, or the rest of one; returns its result and the epochs that it reported."""
+    params, reported = TrainParams(**TRAIN | (options or {})), []
     model = build_model(MODELS[kind], CLASSES, 1)
     loss_fn = TrainingLoss(LossParams(name=loss), torch.ones(3, 3) - torch.eye(3), [13, 13, 24])
     inputs = {"kind": kind, "params": params.model_dump()}
     with open_checkpoints(root, inputs, params.checkpoint_minutes) as checkpoints:
-        result = loop.train_model(model, _split(50, 0), _split(30, 9), Preprocessing(16), loss_fn, params, 1,
-                                  pick_hardware(params), None, checkpoints, told.append)  # fmt: skip
-    return {"sha256": _sha256(result.best_state), "curves": result.curves, "told": [record.epoch for record in told]}
+        session = TrainingSession(model, _split(50, 0), _split(30, 9), Preprocessing(16), loss_fn, params, 1,
+                                  pick_hardware(params), checkpoints=checkpoints,
+                                  on_epoch=lambda record: reported.append(record.epoch) or False)  # fmt: skip
+        result = loop.train_model(session)
+    return {"sha256": _sha256(result.best_state), "curves": result.curves, "reported": reported}
 
 
 def _die_at_line(n):
-    """SIGKILL this process at the n-th line that it runs of the training; returns the count of lines so far."""
+    """SIGKILL this process at the n-th executed line of the training code; returns the line counter."""
     files, count = {module.__file__ for module in (loop, state, checkpoints)}, [0]
 
     def local(frame, event, argument):
@@ -108,7 +111,7 @@ def _die_while_writing(n):
 
 
 def _life(root, kind, options, out, line, write):
-    """One process of a training, in a process of its own."""
+    """One life of a training run, in a process of its own."""
     torch.set_num_threads(1)
     count = _die_at_line(line)
     _die_while_writing(write)
@@ -118,7 +121,7 @@ def _life(root, kind, options, out, line, write):
 
 @pytest.fixture(scope="module")
 def live():
-    """A function that runs `_life`; what it came to, or None if it was killed."""
+    """A function that runs `_life`; returns its result, or None if it was killed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["udc_model.training.loop"])
 
@@ -142,35 +145,35 @@ def unkilled(live, tmp_path_factory):
 
 
 @pytest.mark.parametrize("trial", range(TRIALS))
-def test_killed_twice_and_the_same_bits(trial, live, unkilled, tmp_path):
+def test_a_run_killed_twice_has_the_same_bits(trial, live, unkilled, tmp_path):
     kind, draw = list(MODELS)[trial % 2], random.Random(trial)
     expected = unkilled[kind]
     first = {"write": draw.randint(1, 12)} if trial % 3 == 2 else {"line": draw.randint(1, expected["lines"] - 40)}
     assert live(tmp_path, kind, **first) is None
-    live(tmp_path, kind, line=draw.randint(1, expected["lines"] // 2))  # it may be through before that
+    live(tmp_path, kind, line=draw.randint(1, expected["lines"] // 2))  # it may finish before that line
     found = live(tmp_path, kind) or {}
     assert found["sha256"] == expected["sha256"]
     assert found["curves"] == expected["curves"]
-    assert not list((tmp_path / CHECKPOINTS).glob("*/*"))  # gone when all is well
+    assert not list((tmp_path / CHECKPOINTS).glob("*/*"))  # deleted after success
 
 
 @pytest.mark.parametrize("options", [{"optimizer": "sgd", "schedule": "one_cycle"}, {"early_stopping_patience": 1}])
-def test_other_optimisers_and_early_stopping_go_on_as_well(options, live, tmp_path):
+def test_other_optimisers_and_early_stopping_resume_too(options, live, tmp_path):
     expected = live(tmp_path, "resnet", options)
     assert live(tmp_path, "resnet", options, write=5) is None
     found = live(tmp_path, "resnet", options)
     assert (found["sha256"], found["curves"]) == (expected["sha256"], expected["curves"])
-    assert found["told"][0] == 1  # the last epoch before the kill is told again
+    assert found["reported"][0] == 1  # the last epoch before the kill is reported again
 
 
-def test_the_counts_of_a_loss_are_kept(tmp_path, monkeypatch):
+def test_the_counts_of_a_loss_are_restored(tmp_path, monkeypatch):
     expected = _train(tmp_path, "resnet", loss="seesaw")
     _interrupted(monkeypatch, tmp_path, at=7, loss="seesaw")
-    assert _train(tmp_path, "resnet", loss="seesaw") == expected | {"told": [1, 2, 3]}
+    assert _train(tmp_path, "resnet", loss="seesaw") == expected | {"reported": [1, 2, 3]}
 
 
 def _interrupted(monkeypatch, root, at, **options):
-    """A training that Ctrl-C ends in a step."""
+    """Interrupt a training run in a step; returns its checkpoints."""
     step, count = loop.train_step, [0]
 
     def interrupt(*arguments):
@@ -186,7 +189,7 @@ def _interrupted(monkeypatch, root, at, **options):
     return sorted((root / CHECKPOINTS).glob("*/*.safetensors"))
 
 
-def test_a_damaged_checkpoint_falls_back(tmp_path, monkeypatch, caplog, unkilled):
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(tmp_path, monkeypatch, caplog, unkilled):
     older, newest = _interrupted(monkeypatch, tmp_path, at=7)
     os.truncate(newest, newest.stat().st_size - 10)
     with caplog.at_level(logging.WARNING):
@@ -195,17 +198,17 @@ def test_a_damaged_checkpoint_falls_back(tmp_path, monkeypatch, caplog, unkilled
     assert str(older) not in caplog.text
 
 
-def test_a_changed_byte_is_seen(tmp_path, monkeypatch, caplog, unkilled):
+def test_a_changed_byte_is_detected(tmp_path, monkeypatch, caplog, unkilled):
     for path in _interrupted(monkeypatch, tmp_path, at=7):
         contents = bytearray(path.read_bytes())
         contents[-100] ^= 1
         path.write_bytes(contents)
     with caplog.at_level(logging.WARNING):
         assert _train(tmp_path, "resnet")["sha256"] == unkilled["resnet"]["sha256"]
-    assert caplog.text.count("is damaged (its contents are not those that were written)") == 2
+    assert caplog.text.count("is damaged (its contents changed after it was written)") == 2
 
 
-def test_another_training_is_refused_by_name(tmp_path, monkeypatch):
+def test_a_checkpoint_of_another_training_run_is_refused(tmp_path, monkeypatch):
     path = _interrupted(monkeypatch, tmp_path, at=3)[-1]
     path.rename(path.parent / "kept")
     inputs = {"kind": "convnext", "params": TrainParams(**TRAIN).model_dump()}
@@ -213,30 +216,31 @@ def test_another_training_is_refused_by_name(tmp_path, monkeypatch):
         folder = checkpoints.folder
     folder.mkdir()
     (path.parent / "kept").rename(folder / path.name)
-    with pytest.raises(UdcError, match="is of another training, for kind is 'convnext' here and 'resnet' there"):
+    with pytest.raises(UdcError, match="is of another training run: kind is 'convnext' now and was 'resnet'"):
         _train(tmp_path, "convnext")
 
 
-def test_a_second_process_at_the_same_training_keeps_none(tmp_path, caplog):
+def test_a_second_process_of_the_same_training_run_writes_no_checkpoints(tmp_path, caplog):
     with open_checkpoints(tmp_path, {}, 1) as first, open_checkpoints(tmp_path, {}, 1) as second:
         assert first is not None
         assert second is None
-    assert "another process is at this very training" in caplog.text
+    assert "another process is running the same training run" in caplog.text
 
 
-def test_a_pruned_training_leaves_nothing(tmp_path):
+def test_removed_checkpoints_leave_nothing_after_an_error(tmp_path):
     def prune():
         with open_checkpoints(tmp_path, {}, 1) as checkpoints:
             checkpoints.save(0, 0, {"a": torch.zeros(1)}, {})
-            raise PrunedError("pruned")
+            checkpoints.remove()
+            raise UdcError("pruned")
 
-    with pytest.raises(PrunedError):
+    with pytest.raises(UdcError):
         prune()
     assert not list((tmp_path / CHECKPOINTS).glob("*/*"))
 
 
-def test_a_full_disk_keeps_the_last_good_one(tmp_path, monkeypatch, unkilled):
-    """A limit on the size of files stands for the disk: the system refuses the write halfway."""
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch, unkilled):
+    """A limit on file sizes simulates the disk: the system refuses the write halfway."""
     size = _interrupted(monkeypatch, tmp_path, at=7)[-1].stat().st_size
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
@@ -252,3 +256,41 @@ def test_a_full_disk_keeps_the_last_good_one(tmp_path, monkeypatch, unkilled):
 def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(tmp_path):
     with pytest.raises(UdcError, match=r"The last good checkpoint is .*\.safetensors\. Images: "):
         _train(tmp_path, "resnet", {"optimizer": "sgd", "learning_rate": 1e20, "warmup_epochs": 1, "epochs": 5})
+
+
+def test_checkpoints_of_other_code_are_mentioned(tmp_path, caplog):
+    """Same parameters and data: the training run starts from the beginning, and one line says why."""
+    inputs = {
+        "params": {"train": {"epochs": 3}},
+        "data": "digest",
+        "weights": None,
+        "code": {"a": "1"},
+        "torch": "2",
+    }
+
+    def interrupted():
+        with open_checkpoints(tmp_path, inputs, 1) as checkpoints:
+            checkpoints.save(0, 5, {"a": torch.zeros(1)}, {})
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    (folder,) = (path for path in (tmp_path / CHECKPOINTS).iterdir() if path.is_dir())
+    with open_checkpoints(tmp_path, inputs | {"code": {"a": "2"}}, 1):
+        pass
+    assert f"the checkpoints in {folder} cannot be used, because code changed" in caplog.text
+    caplog.clear()
+    other_data = inputs | {"data": "other", "code": {}}
+    renamed = inputs | {"params": {"train": {"epochs": 3, "new": 1}}, "torch": "3"}
+    for changed, expected in (
+        (other_data, ""),
+        (inputs | {"params": {"train": {"epochs": 4}}}, ""),
+        (renamed, "torch"),
+    ):
+        with open_checkpoints(tmp_path, changed, 1):
+            pass
+        assert ("cannot be used" in caplog.text) == bool(expected)
+    assert "because torch changed" in caplog.text
+    (folder / "000009-000000000-damaged.safetensors").write_bytes(b"\xff" * 100)
+    with open_checkpoints(tmp_path, inputs | {"data": "third"}, 1):
+        pass

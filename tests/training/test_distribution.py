@@ -1,4 +1,4 @@
-"""Several processes at one training, started by the real torchrun: what they compute is what one process computes."""
+"""Several processes in one training run, started by the real torchrun: they compute what one process computes."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from udc_model.training.distribution import Ranks
 
 TESTS = Path(__file__).parent
 
-# Trains on the synthetic images of test_checkpoint; each process writes what it saw.
+# Trains on the synthetic images of test_checkpoint; each process writes what it computed.
 WORKER = """
 import hashlib, json, sys
 from contextlib import ExitStack
@@ -32,6 +32,7 @@ from udc_model.training import loop
 from udc_model.training.checkpoints import open_checkpoints
 from udc_model.training.distribution import process_group
 from udc_model.training.hardware import pick_hardware
+from udc_model.training.session import TrainingSession
 
 kind, options, loss, last = sys.argv[3], json.loads(sys.argv[4]), json.loads(sys.argv[5]), int(sys.argv[6])
 model_params = data.MODELS[kind]
@@ -39,27 +40,29 @@ if kind == "convnext":
     plain = model_params.convnext.model_copy(update={"drop_path_rate": 0.0})
     model_params = model_params.model_copy(update={"convnext": plain})
 params, steps, seen = TrainParams(**options), [], []
-step, own = loop.train_step, TrainingBatches._own
-def record(state, batch, *arguments, **named):
-    steps.append(step(state, batch, *arguments, **named))
+step, local = loop.train_step, TrainingBatches._local
+def record(session, batch, key):
+    steps.append(step(session, batch, key))
     return steps[-1]
 def count(self, epoch, number):
-    indices, repeats = own(self, epoch, number)
+    indices, repeats = local(self, epoch, number)
     if number >= 0 and (epoch, number) not in [entry[:2] for entry in seen]:
         seen.append((epoch, number, indices[int(self.overlap):].tolist()))
     return indices, repeats
-loop.train_step, TrainingBatches._own = record, count
+loop.train_step, TrainingBatches._local = record, count
 def stop(record):
     if record.epoch == last:
         raise SystemExit(7)
+    return False
 with process_group() as ranks, ExitStack() as stack:
     checkpoints = None
     if ranks.is_first:
         checkpoints = stack.enter_context(open_checkpoints(Path(sys.argv[2]).parent, {"kind": kind}, 1e-9))
     model = build_model(model_params, data.CLASSES, 1)
     loss_fn = TrainingLoss(LossParams(**loss), torch.tensor([[0.0, 1, 4], [1, 0, 1], [2, 1, 0]]), [13, 13, 24])
-    result = loop.train_model(model, data._split(50, 0), data._split(31, 9), Preprocessing(16), loss_fn, params, 1,
+    session = TrainingSession(model, data._split(50, 0), data._split(31, 9), Preprocessing(16), loss_fn, params, 1,
                               pick_hardware(params), None, checkpoints, stop, ranks)
+    result = loop.train_model(session)
     out = {"sha256": data._sha256(result.best_state), "curves": result.curves, "steps": steps, "seen": seen}
     Path(sys.argv[2], f"{ranks.rank}.json").write_text(json.dumps(out))
 """
@@ -69,7 +72,7 @@ PLAIN = {"epochs": 5, "batch_size": 13, "optimizer": "sgd", "learning_rate": 0.0
 
 @pytest.fixture
 def train(tmp_path):
-    """A function that trains in so many processes, perhaps to an epoch alone; what each of them saw and came to."""
+    """A function that trains in several processes, up to an epoch if one is given; returns the result of each."""
     (tmp_path / "worker.py").write_text(WORKER)
 
     def run(processes, kind, options, loss=None, last=0):
@@ -104,13 +107,13 @@ def test_two_processes_compute_what_one_does(train):
     for row, expected in zip(pair[0]["curves"], alone["curves"], strict=True):
         assert row == pytest.approx(expected, rel=1e-4)
         assert row["validation_accuracy"] == expected["validation_accuracy"]
-    # the same images in each step, none twice
+    # each step has the same images, none of them twice
     for whole, first, second in zip(alone["seen"], pair[0]["seen"], pair[1]["seen"], strict=True):
         assert first[2] + second[2] == whole[2]
 
 
 def test_three_processes_give_the_same_bits_each_time(train):
-    """With BatchNorm, averaged weights and every kind of draw; all processes end alike."""
+    """With BatchNorm, averaged weights and every kind of random draw; all processes get the same result."""
     options = PLAIN | {"epochs": 2, "ema_decay": 0.9, "augment": "strong", "cutmix": 1.0, "optimizer": "adamw",
                        "sampling_power": 0.5, "max_minutes": 60}  # fmt: skip
     first = train(3, "resnet", options, {"name": "seesaw"})
@@ -120,8 +123,8 @@ def test_three_processes_give_the_same_bits_each_time(train):
     assert first[0]["curves"] == first[2]["curves"]
 
 
-def test_a_sharded_model_is_the_same_model_and_goes_on(train):
-    """Parts of ConvNeXt's weights in two processes, averages too; stopped after the second epoch."""
+def test_a_sharded_model_is_the_same_model_and_resumes(train):
+    """ConvNeXt's weights and averages split over two processes; stopped after the second epoch."""
     options = PLAIN | {"optimizer": "adamw", "learning_rate": 0.003, "ema_decay": 0.9, "accumulation": 2,
                        "clip_grad_norm": 1.0, "num_frozen_stages": 1, "sharded": True, "epochs": 3}  # fmt: skip
     (alone,) = train(1, "convnext", options | {"sharded": False})
@@ -136,19 +139,19 @@ def test_a_sharded_model_is_the_same_model_and_goes_on(train):
     assert (rest[0]["sha256"], rest[0]["curves"]) == (pair[0]["sha256"], pair[0]["curves"])
 
 
-def test_a_batch_that_is_too_small_to_share(train):
+def test_a_batch_smaller_than_the_number_of_processes_is_refused(train):
     with pytest.raises(AssertionError, match="2 processes cannot share a batch of 1; raise"):
         train(2, "resnet", PLAIN | {"batch_size": 1})
 
 
 @pytest.mark.parametrize(("n", "world"), [(7, 3), (2, 4), (0, 2), (12, 4)])
-def test_parts_are_consecutive_and_whole(n, world):
+def test_parts_are_consecutive_and_complete(n, world):
     parts = [np.arange(n)[Ranks(rank, world).part(n)] for rank in range(world)]
     assert np.concatenate(parts).tolist() == list(range(n))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_alone_nothing_is_sent():
+def test_one_process_sends_nothing():
     ranks, rows = Ranks(), np.ones((2, 3), np.float32)
     assert (ranks.sum(1.5), ranks.gather(rows, 2) is rows, ranks.from_first(b"x")) == (1.5, True, b"x")
     model = torch.nn.Linear(1, 1)

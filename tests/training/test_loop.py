@@ -1,4 +1,4 @@
-"""The loop: same bits for same arguments, best epoch kept, frozen stages rest, errors name the images."""
+"""The loop: same bits for the same session, weights of the best epoch, frozen stages, errors that name the images."""
 
 import functools
 
@@ -14,8 +14,9 @@ from udc_model.errors import UdcError
 from udc_model.models import build_model
 from udc_model.training.distribution import Ranks
 from udc_model.training.hardware import Hardware, pick_hardware
-from udc_model.training.loop import CostMonitor, check_sharding, train_model
+from udc_model.training.loop import train_model
 from udc_model.training.losses import TrainingLoss
+from udc_model.training.session import CostMonitor, TrainingSession, check_sharding
 
 CLASSES = ["a", "b"]
 DEFAULTS = {"epochs": 3, "batch_size": 16, "device": "cpu", "precision": "fp32"}  # auto depends on the machine
@@ -51,7 +52,8 @@ def _train(kind="resnet", seed=1, train=None, **options):
     model = build_model(MODELS[kind], CLASSES, seed)
     loss = TrainingLoss(LossParams(), torch.ones(2, 2), [1, 1])
     data = train or _split(50, 0)
-    result = train_model(model, data, _split(30, 9), PREPROCESSING, loss, params, seed, pick_hardware(params))
+    session = TrainingSession(model, data, _split(30, 9), PREPROCESSING, loss, params, seed, pick_hardware(params))
+    result = train_model(session)
     return model, result
 
 
@@ -67,7 +69,7 @@ def test_same_arguments_same_bits(kind):
     assert one.curves != other.curves
 
 
-def test_the_kept_weights_are_those_of_the_best_epoch():
+def test_the_stored_weights_are_those_of_the_best_epoch():
     model, result = _train(epochs=6, learning_rate=0.05)
     losses = [row["validation_log_loss"] for row in result.curves]
     assert result.best_epoch == int(np.argmin(losses)) + 1
@@ -78,8 +80,8 @@ def test_the_kept_weights_are_those_of_the_best_epoch():
     assert again.item() == pytest.approx(min(losses), rel=1e-4, abs=1e-6)
 
 
-def test_compiled_it_trains_alike(monkeypatch):
-    """By torch's own way to a graph and back; inductor would turn it into C++ for a minute or two."""
+def test_a_compiled_model_trains_alike(monkeypatch):
+    """With the backend aot_eager; inductor would compile C++ for a minute or two."""
     compiled_by = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
     monkeypatch.setattr(torch.nn.Module, "compile", compiled_by)
     _, plain = _train(epochs=2)
@@ -90,11 +92,11 @@ def test_compiled_it_trains_alike(monkeypatch):
         assert row == pytest.approx(expected, rel=1e-3)
 
 
-def test_sharding_refuses_what_it_cannot_do():
+def test_sharding_refuses_unsupported_settings():
     for options, ranks, precision, message in (
-        ({}, Ranks(), "fp32", "one process has nobody to share with"),
+        ({}, Ranks(), "fp32", "needs several processes"),
         ({}, Ranks(0, 2), "fp16", "the loss scaler of fp16"),
-        ({"compile": True}, Ranks(0, 2), "fp32", "train.compile would see"),
+        ({"compile": True}, Ranks(0, 2), "fp32", "does not work with train.compile"),
     ):
         params = TrainParams(sharded=True, **options)
         with pytest.raises(UdcError, match=message):
@@ -102,7 +104,7 @@ def test_sharding_refuses_what_it_cannot_do():
 
 
 def test_a_trained_model_can_be_exported_in_the_same_process():
-    """Whatever a training has set for its arithmetic."""
+    """The arithmetic settings of a training run do not break torch.export."""
     model, _ = _train(epochs=1)
     image = torch.zeros(1, 3, 16, 16)
     exported = torch.export.export(model.eval(), (image,)).module()
@@ -120,7 +122,7 @@ def test_early_stopping():
     assert len(result.curves) >= result.best_epoch + 2
 
 
-def test_the_priced_monitor_keeps_the_epoch_that_it_finds_cheapest():
+def test_the_cost_monitor_chooses_the_epoch_of_least_cost():
     """Its cost is computed from the calibration split's logits and the validation split's, in this order."""
     calibration, costs, seen = _split(20, 4), iter([0.7, 0.2, 0.5]), []
 
@@ -131,25 +133,27 @@ def test_the_priced_monitor_keeps_the_epoch_that_it_finds_cheapest():
     params = TrainParams(**DEFAULTS, monitor="normalised_cost")
     model = build_model(MODELS["resnet"], CLASSES, 1)
     loss = TrainingLoss(LossParams(), torch.ones(2, 2), [1, 1])
-    result = train_model(model, _split(50, 0), _split(30, 9), PREPROCESSING, loss, params, 1, pick_hardware(params),
-                         CostMonitor(calibration, cost))  # fmt: skip
+    session = TrainingSession(model, _split(50, 0), _split(30, 9), PREPROCESSING, loss, params, 1,
+                              pick_hardware(params), CostMonitor(calibration, cost))  # fmt: skip
+    result = train_model(session)
     assert result.best_epoch == 2
     assert seen == [((20, 2), (30, 2))] * 3
     assert [row["validation_normalised_cost"] for row in result.curves] == [0.7, 0.2, 0.5]
 
 
-def test_a_priced_monitor_without_a_calibration_split():
+def test_a_cost_monitor_without_a_calibration_split():
     params = TrainParams(**DEFAULTS | {"epochs": 1}, monitor="normalised_cost")
     empty = PackedSplit(np.empty((0,), np.uint8), np.empty(0, np.int64), [], [], [])
     monitor = CostMonitor(empty, lambda calibration, logits: float(calibration.shape == (0, 2)))
     model, loss = build_model(MODELS["resnet"], CLASSES, 1), TrainingLoss(LossParams(), torch.ones(2, 2), [1, 1])
-    found = train_model(
+    session = TrainingSession(
         model, _split(20, 0), _split(10, 9), PREPROCESSING, loss, params, 1, pick_hardware(params), monitor
     )
+    found = train_model(session)
     assert found.curves[0]["validation_normalised_cost"] == 1.0
 
 
-def test_frozen_stages_do_not_move():
+def test_frozen_stages_do_not_change():
     before = build_model(MODELS["resnet"], CLASSES, 1).state_dict()
     model, _ = _train(num_frozen_stages=1)
     for key, value in model.state_dict().items():
@@ -161,6 +165,17 @@ def test_frozen_stages_do_not_move():
 def test_a_loss_that_is_not_finite_names_the_images():
     with pytest.raises(UdcError, match=r"the loss is (nan|inf) in epoch \d, step \d.*Images: .*\.png"):
         _train(optimizer="sgd", learning_rate=1e30, epochs=5)
+
+
+def test_a_callback_ends_the_training_run_after_an_epoch():
+    params = TrainParams(**DEFAULTS)
+    model, loss = build_model(MODELS["resnet"], CLASSES, 1), TrainingLoss(LossParams(), torch.ones(2, 2), [1, 1])
+    session = TrainingSession(model, _split(50, 0), _split(30, 9), PREPROCESSING, loss, params, 1,
+                              pick_hardware(params), on_epoch=lambda record: record.epoch == 2)  # fmt: skip
+    result = train_model(session)
+    assert result.is_stopped
+    assert len(result.curves) == 2
+    assert not _train()[1].is_stopped
 
 
 def test_a_single_training_image_is_enough():
@@ -189,15 +204,16 @@ def test_accumulation_is_the_whole_batch(loss):
                              clip_grad_norm=0.5, accumulation=parts, optimizer="sgd", learning_rate=0.05)  # fmt: skip
         model, costs = build_model(plain, CLASSES, 1), torch.tensor([[0.0, 3.0], [1.0, 0.0]])
         loss_fn = TrainingLoss(LossParams(**loss), costs, [40, 88])
-        result = train_model(model, _split(128, 0), _split(30, 9), PREPROCESSING, loss_fn, params, 1,
-                             pick_hardware(params))  # fmt: skip
+        session = TrainingSession(model, _split(128, 0), _split(30, 9), PREPROCESSING, loss_fn, params, 1,
+                                  pick_hardware(params))  # fmt: skip
+        result = train_model(session)
         found.append(result)
     assert found[0].curves[-1]["train_loss"] == pytest.approx(found[1].curves[-1]["train_loss"], rel=1e-5)
     for key, value in found[0].best_state.items():
         torch.testing.assert_close(value, found[1].best_state[key], rtol=1e-4, atol=1e-5, msg=key)
 
 
-def test_averaged_weights_are_judged_and_kept():
+def test_averaged_weights_are_validated_and_stored():
     model, result = _train(ema_decay=0.9, learning_rate=0.05)
     assert any(not torch.equal(value, model.state_dict()[key]) for key, value in result.best_state.items())
     model.load_state_dict(result.best_state)

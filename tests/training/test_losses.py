@@ -1,4 +1,4 @@
-"""Losses: gradients, stability, published tables, and which posterior they take for a tie at 10:1."""
+"""Losses: gradients, stability, published tables, and the posterior at which they are indifferent at 10:1."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from udc_model.config import LossParams
-from udc_model.training import losses
+from udc_model.training import legacy_losses, losses
 
 COSTS = torch.tensor([[0.0, 1.0, 2.0], [10.0, 0.0, 1.0], [3.0, 4.0, 0.0]])
 BLIND = ["cross_entropy", "focal", "class_balanced", "ldam", "logit_adjusted", "seesaw"]
@@ -34,7 +34,7 @@ def test_no_nan_at_extreme_logits(name, dtype):
     assert torch.isfinite(logits.grad).all()
 
 
-def test_cross_entropy_is_torchs():
+def test_cross_entropy_equals_torch():
     logits, targets = torch.randn(8, 3), torch.randint(0, 3, (8,))
     loss = losses.TrainingLoss(LossParams(label_smoothing=0.1, class_weights="balanced"), COSTS, [10, 20, 30])
     weight = torch.tensor([60 / 30, 60 / 60, 60 / 90])  # scikit-learn's n / (K * n_k)
@@ -43,13 +43,13 @@ def test_cross_entropy_is_torchs():
 
 @pytest.mark.parametrize("name", ALL)
 def test_gradients_in_double_precision(name, monkeypatch):
-    """Against finite differences; ``float()`` is made to keep doubles, for the losses compute in float32."""
+    """Against finite differences; ``float()`` is patched to keep doubles, because the losses compute in float32."""
     monkeypatch.setattr(torch.Tensor, "float", lambda self: self)
     loss = _loss(name, COSTS.double())
     loss.counts = torch.tensor([5.0, 50.0, 500.0], dtype=torch.float64)
     logits = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2), requires_grad=True)
     targets = torch.tensor([0, 1, 2, 2, 1, 0])
-    if name == "seesaw":  # its factors are held constant by design, so only the frozen form has this gradient
+    if name == "seesaw":  # its factors are constant by design, so only the frozen form has this gradient
         loss.seesaw.q, loss.seesaw.counts = 0.0, loss.counts * 1e15
     assert torch.autograd.gradcheck(lambda z: loss(z, targets), (logits,))
 
@@ -134,22 +134,22 @@ def test_seesaw_by_the_papers_equations():
 
 def test_legacy_logit_adjustment_by_hand():
     logits = torch.tensor([[1.0, 3.0, 0.0], [2.0, 0.0, 1.0]])
-    value = losses.legacy_logit_adjustment(logits, torch.tensor([2, 0]), COSTS)
+    value = legacy_losses.legacy_logit_adjustment(logits, torch.tensor([2, 0]), COSTS)
     raised = torch.tensor([[1.0, 3.0 + 4 * 3.0, 0.0], [2.0, 0.0, 1.0]])
     torch.testing.assert_close(value, F.cross_entropy(raised, torch.tensor([2, 0])))
 
 
-def test_legacy_logit_adjustment_keeps_its_gradient_on_dear_errors():
+def test_legacy_logit_adjustment_keeps_its_gradient_on_costly_errors():
     """With log(p + 1e-9) the gradient at gap 5, cost 10 was 1e-14 instead of 11."""
     logits = torch.tensor([[5.0, 0.0]], requires_grad=True)
     costs = torch.tensor([[0.0, 1.0], [10.0, 0.0]])
-    losses.legacy_logit_adjustment(logits, torch.tensor([1]), costs).backward()
+    legacy_losses.legacy_logit_adjustment(logits, torch.tensor([1]), costs).backward()
     assert logits.grad[0, 0] == pytest.approx(11.0, rel=1e-4)
 
 
-def test_legacy_cost_matrix_cross_entropy_has_no_gradient_where_the_price_is_zero():
+def test_legacy_cost_matrix_cross_entropy_has_no_gradient_at_a_cost_of_zero():
     logits = torch.tensor([[3.0, 1.0, 0.0]], requires_grad=True)
-    value = losses.legacy_cost_matrix_cross_entropy(logits, torch.tensor([0]), COSTS)
+    value = legacy_losses.legacy_cost_matrix_cross_entropy(logits, torch.tensor([0]), COSTS)
     value.backward()
     assert value.item() == pytest.approx(np.log(3))
     assert (logits.grad == 0).all()
@@ -179,7 +179,7 @@ def test_lambda_warms_up():
     ],
 )
 def test_effective_binary_threshold_at_ten_to_one(name, options, threshold):
-    """The posterior of the dear class at which the loss's optimal margin changes sign."""
+    """The posterior of the costly class at which the loss's optimal margin changes sign."""
     costs = torch.tensor([[0.0, 1.0], [10.0, 0.0]])
     loss = _loss(name, costs, **options)
     margins = torch.linspace(-12, 12, 4801)

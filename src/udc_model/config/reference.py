@@ -127,10 +127,15 @@ def parameters_markdown() -> str:
         lines += ["| parameter | values | default | description |", "| --- | --- | --- | --- |"]
         for row in rows:
             default = to_yaml(row.default) or "null"
-            cells = (f"`{row.name}`", row.values, f"`{default}`", row.description)
+            cells = (f"`{row.name}`", _escaped(row.values), f"`{default}`", _escaped(row.description))
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """A text without Markdown's meaning of its characters."""
+    return re.sub(r"([*_\[\]<`])", r"\\\1", text)
 
 
 def params_yaml(params: Params) -> str:

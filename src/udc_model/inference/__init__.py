@@ -1,1 +1,1 @@
-"""Images to logits to decisions with a trained model: predict, serving, export."""
+"""Applies trained models: prediction, serving, ONNX export and the cache of logits."""

@@ -1,1 +1,1 @@
-"""The training loop and what it is made of."""
+"""Training: the loop, losses, optimisation, checkpoints and resume, several processes, hardware."""

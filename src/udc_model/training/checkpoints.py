@@ -1,4 +1,4 @@
-"""Checkpoints of a training on disk: whole or not there, checked when read, and of one training alone."""
+"""Checkpoints on disk: complete or absent, verified when read, and each for one training run only."""
 
 from __future__ import annotations
 
@@ -22,19 +22,29 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from udc_model.errors import PrunedError, UdcError
+from udc_model.errors import UdcError
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINTS = Path(".udc") / "checkpoints"  # under the repository's root: git-ignored, outside DVC, of all experiments
+CHECKPOINTS = Path(".udc") / "checkpoints"  # at the repository's root, shared by all experiments; outside git and DVC
 _KEPT = 2
-_BLOCK = 2**25  # bytes that are summed up at a time
+_BLOCK = 2**25  # bytes hashed at a time
 _SUFFIX = ".safetensors"
+_LARGEST_HEADER = 2**27  # bytes
+_IDENTITY = ("params", "data", "weights")  # of the inputs: what a person asked for, not the code and hardware
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds: tensors, plain values, what determines the training, and the key of its run."""
+    """Contents of a checkpoint.
+
+    Parameters
+    ----------
+    tensors : weights, optimiser state and averages by name.
+    progress : plain values.
+    inputs : what determines the training run, see `open_checkpoints`.
+    run_key : key of the MLflow run that a resumed training run continues.
+    """
 
     tensors: dict[str, Tensor]
     progress: dict[str, Any]
@@ -43,20 +53,22 @@ class Checkpoint:
 
     @classmethod
     def parse(cls, contents: bytes) -> Checkpoint:
-        """Read the contents of a checkpoint file; `SafetensorError`, `ValueError` or `KeyError` if it is none."""
-        length = int.from_bytes(contents[:8], "little")  # of safetensors' header, which is JSON
+        """Parse a checkpoint file; `SafetensorError`, `ValueError` or `KeyError` if it is damaged."""
+        length = int.from_bytes(contents[:8], "little")  # of the safetensors header, which is JSON
         metadata = json.loads(contents[8 : 8 + length])["__metadata__"]
         progress, inputs = (json.loads(metadata[name]) for name in ("progress", "inputs"))
         return cls(load(contents), progress, inputs, metadata["run_key"])
 
 
 class CheckpointFolder:
-    """The checkpoints of one training, which ``inputs`` determine; see `open_checkpoints`.
+    """The checkpoints of one training run; see `open_checkpoints`.
 
-    A file is named by epoch, step and a digest of its contents; the last two are kept.
+    A file's name has the epoch, the step and a digest of its contents. The last two files stay on disk.
 
     Parameters
     ----------
+    folder : the folder of the files.
+    inputs : what determines the training run.
     minutes : between two checkpoints within an epoch.
     """
 
@@ -68,7 +80,7 @@ class CheckpointFolder:
         self._saved = time.monotonic()
 
     def take(self) -> bytes | None:
-        """The contents of the checkpoint that was found, once, for they are large; see `Checkpoint.parse`."""
+        """Contents of the newest checkpoint, once, because they are large; None if there is none."""
         contents, self._contents = self._contents, None
         return contents
 
@@ -77,14 +89,18 @@ class CheckpointFolder:
         return time.monotonic() - self._saved >= 60 * self.minutes
 
     def save(self, epoch: int, step: int, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
-        """Write a checkpoint, before the first step ``step`` of ``epoch`` that it does not know (both from 0).
+        """Write a checkpoint.
 
-        ``tensors`` are on the CPU.
+        Parameters
+        ----------
+        epoch, step : the next step, both from 0.
+        tensors : on the CPU.
+        progress : values that JSON can store.
 
         Raises
         ------
         UdcError
-            It cannot be written; earlier ones are as they were.
+            The checkpoint cannot be written; earlier ones are unchanged.
         """
         scratch = self.folder / f"writing{_SUFFIX}.partial"
         metadata = {
@@ -107,45 +123,57 @@ class CheckpointFolder:
             scratch.unlink(missing_ok=True)
             raise UdcError(
                 f"{self.folder}: the checkpoint of epoch {epoch + 1}, step {step}, cannot be written: {error}. "
-                "Earlier ones are kept; make room and start again, to go on from there"
+                "Earlier ones are unchanged; make room and start again to resume from the last one"
             ) from error
         self._saved = time.monotonic()
 
     def remove(self) -> None:
-        """Delete all of it, for it is not needed any more."""
+        """Delete all checkpoints of the training run."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _files(self) -> list[Path]:
-        """The newest first."""
+        """The files, newest first."""
         return sorted(self.folder.glob(f"*{_SUFFIX}"), reverse=True)
 
     def _newest(self) -> bytes | None:
-        """The contents of the newest checkpoint that is whole; a warning names those that are not."""
+        """Contents of the newest complete checkpoint; a warning names damaged ones."""
         for path in self._files():
             try:
                 return self._read(path)
             except (OSError, SafetensorError, ValueError, KeyError) as error:
-                logger.warning("the checkpoint %s is damaged (%s); going on from the one before it", path, error)
+                logger.warning("the checkpoint %s is damaged (%s); trying the one before it", path, error)
                 path.unlink(missing_ok=True)
         return None
 
     def _read(self, path: Path) -> bytes:
         contents = path.read_bytes()
         if _digest(contents) != path.stem.rpartition("-")[2]:
-            raise ValueError("its contents are not those that were written")
-        found = Checkpoint.parse(contents)
-        if differing := _differing(found.inputs, json.loads(json.dumps(self.inputs))):
-            raise UdcError(f"{path}: is of another training, for {differing}; delete {self.folder}")
-        self.run_key, self.last = found.run_key, path
+            raise ValueError("its contents changed after it was written")
+        checkpoint = Checkpoint.parse(contents)
+        if difference := _first_difference(checkpoint.inputs, json.loads(json.dumps(self.inputs))):
+            raise UdcError(f"{path}: is of another training run: {difference}; delete {self.folder}")
+        self.run_key, self.last = checkpoint.run_key, path
         return contents
 
 
 @contextmanager
 def open_checkpoints(root: Path, inputs: Mapping[str, Any], minutes: float) -> Iterator[CheckpointFolder | None]:
-    """The checkpoints below ``root`` of the training that ``inputs`` (JSON values) determine.
+    """Open the checkpoints of one training run; they are deleted if the block ends without an error.
 
-    They are deleted when the block ends well, or in a `PrunedError`; any other end keeps them. None, with a line in
-    the log, if another process is at the same training.
+    Parameters
+    ----------
+    root : of the repository.
+    inputs : JSON values on which every bit of the training run depends: a checkpoint of other inputs is not used.
+    minutes : between two checkpoints within an epoch.
+
+    Yields
+    ------
+    The checkpoints, or None with a warning if another process is running the same training run.
+
+    Raises
+    ------
+    UdcError
+        The folder cannot be written.
     """
     key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
     folder = root / CHECKPOINTS / key
@@ -154,18 +182,16 @@ def open_checkpoints(root: Path, inputs: Mapping[str, Any], minutes: float) -> I
         lock = FileLock(folder.with_suffix(".lock"))
         lock.acquire(timeout=0)
     except Timeout:
-        logger.warning("another process is at this very training; this one keeps no checkpoints")
+        logger.warning("another process is running the same training run; this one writes no checkpoints")
         yield None
         return
     except OSError as error:
-        raise UdcError(f"{folder}: checkpoints cannot be kept there: {error}") from error
+        raise UdcError(f"{folder}: checkpoints cannot be written there: {error}") from error
     try:
         checkpoints = CheckpointFolder(folder, inputs, minutes)
-        try:
-            yield checkpoints
-        except PrunedError:
-            checkpoints.remove()
-            raise
+        if checkpoints.last is None and (difference := _unusable_checkpoints(root / CHECKPOINTS, inputs)):
+            logger.warning("%s; this training run starts from the beginning", difference)
+        yield checkpoints
         checkpoints.remove()
     finally:
         if not any(folder.glob(f"*{_SUFFIX}")):
@@ -175,7 +201,7 @@ def open_checkpoints(root: Path, inputs: Mapping[str, Any], minutes: float) -> I
 
 
 def _digest(contents: bytes | mmap.mmap) -> str:
-    """SHA-256 of the SHA-256 of each block, for blocks can be summed side by side while the training waits."""
+    """SHA-256 of the blocks' SHA-256; the blocks are hashed in parallel."""
     with memoryview(contents) as view, ThreadPoolExecutor() as executor:
 
         def of_block(start: int) -> bytes:
@@ -185,19 +211,51 @@ def _digest(contents: bytes | mmap.mmap) -> str:
         return hashlib.sha256(b"".join(executor.map(of_block, range(0, len(view), _BLOCK)))).hexdigest()
 
 
-def _differing(there: Any, here: Any, name: str = "") -> str:
+def _first_difference(stored: Any, current: Any, name: str = "") -> str:
     """The first value that differs between two nested mappings, with both values; empty if none does."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for key in sorted(there.keys() | here.keys()):
-            inner = _differing(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
-            if inner:
-                return inner
+    if isinstance(stored, dict) and isinstance(current, dict):
+        for key in sorted(stored.keys() | current.keys()):
+            difference = _first_difference(stored.get(key), current.get(key), f"{name}.{key}".lstrip("."))
+            if difference:
+                return difference
         return ""
-    return "" if there == here else f"{name} is {here!r} here and {there!r} there"
+    return "" if stored == current else f"{name} is {current!r} now and was {stored!r}"
+
+
+def _unusable_checkpoints(folder: Path, inputs: Mapping[str, Any]) -> str:
+    """A sentence about checkpoints of the same parameters and data that other code or hardware wrote; empty if none."""
+    current = json.loads(json.dumps(inputs))
+    for path in sorted(folder.glob(f"*/*{_SUFFIX}")):
+        stored = _stored_inputs(path)
+        if not stored or not all(_agree(stored.get(name), current.get(name)) for name in _IDENTITY):
+            continue
+        changed = [name for name in current if name not in _IDENTITY and stored.get(name) != current[name]]
+        if changed:
+            return f"the checkpoints in {path.parent} cannot be used, because {', '.join(changed)} changed"
+    return ""
+
+
+def _agree(stored: Any, current: Any) -> bool:
+    """Whether two nested mappings have the same values; keys that only one version has are ignored."""
+    if isinstance(stored, dict) and isinstance(current, dict):
+        return all(_agree(stored[key], current[key]) for key in stored.keys() & current.keys())
+    return bool(stored == current)
+
+
+def _stored_inputs(path: Path) -> dict[str, Any]:
+    """The inputs in a checkpoint's header; empty if it is damaged."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > _LARGEST_HEADER:
+                return {}
+            return dict(json.loads(json.loads(file.read(length))["__metadata__"]["inputs"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut; where folders cannot be opened (Windows), do nothing."""
+    """Make a rename durable; on Windows, where folders cannot be opened, this does nothing."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,6 +1,6 @@
-"""One training in several processes: who is who, what they tell each other, and how they are started.
+"""One training run in several processes: their ranks, their communication, and how they are started.
 
-Everything but the gradients goes through gloo on the CPU, as plain numbers: objects would be pickled.
+Everything but the gradients is sent through gloo on the CPU as plain numbers, because objects would be pickled.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_LAUNCHED = "UDC_LAUNCHED"  # variable that marks the processes that `launch` started
+_LAUNCHED = "UDC_LAUNCHED"  # environment variable of the processes that `launch` started
 _PR_SET_PDEATHSIG = 1  # of prctl.h
-_PATIENCE = timedelta(minutes=10)  # for a process that is at something that the others are not, as a checkpoint
-_LAST_WORDS = 10  # seconds in which processes may end by themselves, once one has failed
+_TIMEOUT = timedelta(minutes=10)  # of a collective operation; one process may be writing a checkpoint meanwhile
+_SHUTDOWN_TIMEOUT = 10  # seconds that the other processes have to end after one has failed
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of a training: number ``rank`` of ``world``, ``local`` on this machine."""
+    """Position of this process: ``rank`` of ``world`` processes, ``local`` on this machine."""
 
     rank: int = 0
     world: int = 1
@@ -53,9 +53,9 @@ class Ranks:
         return self.rank == 0
 
     def part(self, n: int) -> slice:
-        """Which of n things are this process's: consecutive ones, as many as the others have, to within one."""
-        own = np.array_split(np.arange(n), self.world)[self.rank]
-        return slice(int(own[0]), int(own[-1]) + 1) if len(own) else slice(n, n)
+        """This process's part of n items: consecutive, and as large as the parts of the others, to within one."""
+        part = np.array_split(np.arange(n), self.world)[self.rank]
+        return slice(int(part[0]), int(part[-1]) + 1) if len(part) else slice(n, n)
 
     def sum(self, value: float) -> float:
         """The sum over all processes."""
@@ -66,7 +66,7 @@ class Ranks:
         return total.item()
 
     def gather(self, rows: NDArray[np.float32], n: int) -> NDArray[np.float32]:
-        """The rows (N, K) of which each process has its ``part(n)``."""
+        """All rows (N, K), of which each process has its ``part(n)``."""
         if self.world == 1:
             return rows
         longest = -(-n // self.world)
@@ -78,7 +78,7 @@ class Ranks:
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]).numpy()
 
     def from_first(self, data: bytes | None) -> bytes | None:
-        """What the first process gives."""
+        """The argument of the first process, in all processes."""
         if self.world == 1:
             return data
         size = torch.tensor(-1 if data is None else len(data))
@@ -86,7 +86,7 @@ class Ranks:
         if size < 0:
             return None
         if self.is_first and data is not None:
-            # torch would warn that bytes cannot be written to; they are only read
+            # a copy, because torch warns about read-only bytes
             contents = torch.from_numpy(np.frombuffer(data, np.uint8).copy())
         else:
             contents = torch.empty(int(size), dtype=torch.uint8)
@@ -100,11 +100,11 @@ class Ranks:
                 dist.broadcast(tensor, 0)
 
     def parallel(self, model: nn.Module, device: torch.device, example: Tensor) -> nn.Module:
-        """The model with gradients that are the mean over all processes.
+        """Wrap the model so that its gradients are the mean over all processes.
 
-        ``example`` is a batch that the model takes. One pass of it, without effect, brings DistributedDataParallel to
-        the order of gradients that it keeps from its second pass on; a training that goes on starts with it too, for
-        sums of more than two numbers depend on their order.
+        DistributedDataParallel changes the order of gradients after its first pass, and sums of more than two numbers
+        depend on their order. So one pass of ``example``, a valid input batch, is run here without effect; a resumed
+        run then uses the same order from its first step.
         """
         if self.world == 1:
             return model
@@ -120,26 +120,25 @@ class Ranks:
         return parallel
 
     def shard(self, model: ImageClassifier, device: torch.device) -> None:
-        """Leave each process a part of every parameter: of each layer, the whole is there only while it is at work.
+        """Split every parameter over the processes; a layer's full parameters exist only while it computes.
 
-        FSDP (Zhao et al. 2023): parameters become DTensors, so gradients and what an optimiser or an average makes of
-        them are parts too.
+        FSDP (Zhao et al. 2023): parameters become DTensors, and so do gradients, optimiser state and averages.
         """
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")  # nothing writes to one
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")  # no code writes to it
         mesh = init_device_mesh(device.type, (self.world,))
         for layer in model.layers():
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
 
     def without_sync(self, model: nn.Module) -> AbstractContextManager[object]:
-        """Context of a backward pass whose gradients are not yet averaged."""
+        """Context of a backward pass that does not average gradients yet."""
         if self.world == 1:
             return nullcontext()
         if hasattr(model, "set_requires_gradient_sync"):
-            return _gradients_stay(model)
+            return _unsynchronised(model)
         parallel: DistributedDataParallel = model  # type: ignore[assignment]
         return parallel.no_sync()
 
@@ -148,7 +147,7 @@ ALONE = Ranks()
 
 
 @contextmanager
-def _gradients_stay(model: nn.Module) -> Iterator[None]:
+def _unsynchronised(model: nn.Module) -> Iterator[None]:
     model.set_requires_gradient_sync(False)  # type: ignore[operator]
     try:
         yield
@@ -156,19 +155,19 @@ def _gradients_stay(model: nn.Module) -> Iterator[None]:
         model.set_requires_gradient_sync(True)  # type: ignore[operator]
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that `Ranks.shard` may have parted; then, every process must call this."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The full tensor of one that `Ranks.shard` may have split; if it did, every process must call this."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def parted_as(tensor: Tensor, other: Tensor) -> Tensor:
-    """This process's part of a whole tensor, as it has of ``other``; the whole, if that is not parted."""
-    if not hasattr(other, "full_tensor"):
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Split a full tensor over the processes as ``like`` is split; unchanged if ``like`` is not split."""
+    if not hasattr(like, "full_tensor"):
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    assert isinstance(other, DTensor)
-    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+    assert isinstance(like, DTensor)
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def is_launched() -> bool:
@@ -178,12 +177,12 @@ def is_launched() -> bool:
 
 @contextmanager
 def process_group() -> Iterator[Ranks]:
-    """Join the other processes that torchrun started, while the block lasts; `ALONE` without it.
+    """Join the other processes that torchrun started, for the duration of the block; `ALONE` without torchrun.
 
     Raises
     ------
     UdcError
-        Another process ended, so that this one cannot go on.
+        Another process ended, so this one cannot continue.
     """
     if not is_launched():
         yield ALONE
@@ -197,13 +196,13 @@ def process_group() -> Iterator[Ranks]:
     if torch.cuda.is_available():
         torch.cuda.set_device(ranks.local % torch.cuda.device_count())
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=_PATIENCE)
+    dist.init_process_group(backend, timeout=_TIMEOUT)
     try:
         yield ranks
     except RuntimeError as error:
         if "gloo" in str(error) or isinstance(error, dist.DistError):
-            raise UdcError(f"process {ranks.rank} of {ranks.world}: another process of this training has ended; "
-                           "start it again, and it goes on from its last checkpoint") from error  # fmt: skip
+            raise UdcError(f"process {ranks.rank} of {ranks.world}: another process of this training run has "
+                           "ended; start it again to resume from its last checkpoint") from error  # fmt: skip
         raise
     finally:
         dist.destroy_process_group()
@@ -215,20 +214,20 @@ def launch(module: str, arguments: Sequence[str], processes: int) -> None:
     Raises
     ------
     UdcError
-        One of them failed; the others were ended.
+        One process failed; the others were ended.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     for name in ("torch.distributed", "torch.distributed.elastic"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong is said below, and by the process itself
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the failing process and the error below report the cause
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
     os.environ[_LAUNCHED] = "1"
     config = LaunchConfig(
         1, 1, processes, rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1",
         run_id=f"udc-{socket.gethostname()}-{os.getpid()}", max_restarts=0, monitor_interval=0.1,
-        shutdown_timeout=_LAST_WORDS, logs_specs=DefaultLogsSpecs(),
+        shutdown_timeout=_SHUTDOWN_TIMEOUT, logs_specs=DefaultLogsSpecs(),
     )  # fmt: skip
     try:
         elastic_launch(config, sys.executable)("-u", "-m", module, *arguments)
@@ -237,16 +236,16 @@ def launch(module: str, arguments: Sequence[str], processes: int) -> None:
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
         how = f"by signal {-first.exitcode}" if first.exitcode < 0 else f"with status {first.exitcode}"
-        raise UdcError(f"process {rank} of {processes} ended {how}, and the others with it; start the training again, "
-                       "and it goes on from its last checkpoint") from None  # fmt: skip
+        raise UdcError(f"process {rank} of {processes} ended {how}, and the others with it; start the training run "
+                       "again to resume from its last checkpoint") from None  # fmt: skip
     finally:
         del os.environ[_LAUNCHED]
 
 
 def _die_with_parent() -> None:
-    """Be killed once the launching process is dead.
+    """Ask the kernel to kill this process when the launching process dies.
 
-    It started this one in a session of its own, out of reach of whoever killed it.
+    It is in a session of its own, so a signal to the launcher's process group does not reach it.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

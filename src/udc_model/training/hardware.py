@@ -1,4 +1,4 @@
-"""Which device, precision and memory format a training runs on."""
+"""Device, precision and memory format of a training run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Hardware:
-    """The device and precision that were picked; ``precision`` is ``fp32``, ``bf16`` or ``fp16``."""
+    """Device and precision of a training run; ``precision`` is ``fp32``, ``bf16`` or ``fp16``."""
 
     device: torch.device
     precision: str
@@ -34,11 +34,11 @@ class Hardware:
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """channels_last where convolutions gain by it (CPU and CUDA), else the default."""
+        """channels_last where it makes convolutions faster (CPU and CUDA), else the default."""
         return torch.channels_last if self.device.type in ("cpu", "cuda") else torch.contiguous_format
 
     def describe(self) -> dict[str, str]:
-        """Device, precision and, on a CPU, the native kernels and the number of threads: what the bits depend on."""
+        """What the bits depend on: device, precision and, on a CPU, native kernels and number of threads."""
         if self.device.type != "cpu":
             name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
             return {"device": name, "precision": self.precision}
@@ -51,10 +51,10 @@ class Hardware:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next step instead of handing it back to the system; elsewhere do nothing.
+    """Make glibc keep freed memory for the next step instead of returning it to the system.
 
-    Activations are larger than malloc's limit for mapped blocks, so that each step would map, clear and unmap all of
-    them again, page by page. For a process that does nothing but train.
+    Activations are larger than malloc's limit for mapped blocks, so each step would map, clear and unmap all of them
+    again, page by page. Without glibc this does nothing. It is for a process that only trains.
     """
     if sys.platform != "linux":
         return
@@ -67,26 +67,28 @@ def keep_freed_memory() -> None:
 
 
 def set_arithmetic(params: TrainParams) -> None:
-    """Same bits on every run, or, on a GPU, whichever kernels are fastest; TF32 on a GPU if that is asked for."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it CUDA's products are not deterministic
+    """Set deterministic algorithms, or on a GPU the fastest ones, and TF32 on a GPU, as ``params`` say."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required for deterministic CUDA products
     torch.use_deterministic_algorithms(params.deterministic)
-    # nothing here reads memory that it has not written
+    # no code here reads uninitialised memory
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not params.deterministic
-    # not by fp32_precision: with "ieee" torch.export, which asks for the flag by this name, fails from then on
+    # not fp32_precision: after "ieee", torch.export fails, because it queries the flag under this name
     torch.backends.cuda.matmul.allow_tf32 = params.tf32
     torch.backends.cudnn.allow_tf32 = params.tf32
 
 
 def pick_hardware(params: TrainParams, local_rank: int = 0) -> Hardware:
-    """The hardware that ``train.device`` and ``train.precision`` ask for, ``auto`` resolved.
+    """The hardware that ``train.device`` and ``train.precision`` select.
 
-    Of several GPUs a process takes that with its number on this machine, ``local_rank``.
+    Parameters
+    ----------
+    local_rank : number of this process on this machine; it selects one of several GPUs.
 
     Raises
     ------
     UdcError
-        The machine does not have it.
+        The machine does not have this hardware.
     """
     device = torch.device(_pick_device(params.device))
     if device.type == "cuda":
@@ -98,18 +100,18 @@ def pick_hardware(params: TrainParams, local_rank: int = 0) -> Hardware:
     return Hardware(device, params.precision)
 
 
-def _pick_device(wanted: str) -> str:
+def _pick_device(requested: str) -> str:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted == "auto":
+    if requested == "auto":
         return best_device()
-    if not available[wanted]:
-        there = ", ".join(name for name, is_there in available.items() if is_there)
-        raise UdcError(f"train.device: {wanted} is not available on this machine (there is {there}); use auto")
-    return wanted
+    if not available[requested]:
+        names = ", ".join(name for name, is_available in available.items() if is_available)
+        raise UdcError(f"train.device: {requested} is not available on this machine ({names} is); use auto")
+    return requested
 
 
 def _has_fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 products run in hardware; emulated ones are slower than fp32."""
+    """Whether the hardware computes bf16 products; emulated ones are slower than fp32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":

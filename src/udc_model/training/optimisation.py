@@ -17,11 +17,11 @@ _Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def freeze_stages(model: ImageClassifier, n: int | Literal["all"]) -> list[nn.Module]:
-    """Stop the gradients of the first n stages, the stem with the first, or of all but the head.
+    """Freeze the first n stages (the stem with the first), or everything but the head.
 
     Returns
     -------
-    The frozen modules, which `train_mode` keeps in eval mode.
+    The frozen modules; `train_mode` leaves them in eval mode.
 
     Raises
     ------
@@ -41,18 +41,18 @@ def freeze_stages(model: ImageClassifier, n: int | Literal["all"]) -> list[nn.Mo
 
 
 def train_mode(model: nn.Module, frozen: list[nn.Module]) -> None:
-    """Training mode for all but the frozen modules, whose BatchNorm statistics and drop path must rest too."""
+    """Set training mode, but eval mode for frozen modules: their BatchNorm statistics must not change."""
     model.train()
     for module in frozen:
         module.eval()
 
 
 def parameter_groups(model: ImageClassifier, params: TrainParams) -> list[dict[str, Any]]:
-    """Groups by weight decay and learning rate, the head's last.
+    """Parameter groups by weight decay and learning rate, those of the head last.
 
-    Weight decay is for matrices and kernels, not for norms, biases and layer scales (1-D). The head learns with
-    ``learning_rate``, each layer before it with ``layer_decay`` times the rate of the next (Clark et al. 2020, as in
-    BEiT and ConvNeXt). Layers are blocks; the embedding is the first, the head with the norm before it the last.
+    Matrices and kernels have weight decay; norms, biases and layer scales (1-D) have none. The head has the rate
+    ``learning_rate``, each layer before it ``layer_decay`` times the rate of the next (Clark et al. 2020, as in BEiT
+    and ConvNeXt). Layers are blocks; the embedding is the first, the head with the norm before it the last.
     """
     layers: list[list[nn.Module]] = model.layers() if params.layer_decay < 1 else [[model]]
     groups: list[dict[str, Any]] = []
@@ -78,7 +78,7 @@ def build_optimizer(model: ImageClassifier, params: TrainParams) -> torch.optim.
 
 
 def learning_rate_factor(step: int, steps_per_epoch: int, params: TrainParams) -> float:
-    """Share of ``learning_rate`` at an optimiser step (from 0), a pure function of its arguments.
+    """Factor on ``learning_rate`` at an optimiser step (from 0); a pure function of its arguments.
 
     Linear warm-up, then ``cosine`` or ``linear`` to 0 (as transformers' ``get_cosine_schedule_with_warmup`` and
     ``get_linear_schedule_with_warmup``), ``constant``, or ``step``: times ``step_factor`` after every ``step_epochs``
@@ -113,26 +113,25 @@ def _cosine(start: float, end: float, progress: float) -> float:
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set each group's learning rate to its own, which it was built with, times ``factor``."""
+    """Set each group's learning rate to its initial one times ``factor``."""
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
 
 def averaged_model(model: nn.Module, decay: float | None) -> AveragedModel | None:
-    """A copy of the model whose weights and statistics are exponential moving averages of the model's; None without
-    ``decay``.
+    """A copy of the model with exponential moving averages of its weights and statistics; None if ``decay`` is None.
 
-    ``min(decay, (1 + n) / (10 + n))`` after n updates, as in TensorFlow's ``ExponentialMovingAverage``: the average is
-    of use from the first epoch on, however few steps there are.
+    The decay after n updates is ``min(decay, (1 + n) / (10 + n))``, as in TensorFlow's ``ExponentialMovingAverage``, so
+    the average is useful from the first epoch, however few steps there are.
     """
     if decay is None:
         return None
 
     def average(averaged: _Tensors, current: _Tensors, updates: Tensor | int) -> None:
         n = int(updates)
-        kept = min(decay, (1 + n) / (10 + n))
+        current_decay = min(decay, (1 + n) / (10 + n))
         if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1 - kept)  # as torch's get_ema_multi_avg_fn
+            torch._foreach_lerp_(averaged, current, 1 - current_decay)  # as torch's get_ema_multi_avg_fn
         else:
             torch._foreach_copy_(averaged, current)  # BatchNorm's counters
 

@@ -1,4 +1,4 @@
-"""All that a training is between two steps, and its way to a checkpoint and back, without losing a bit."""
+"""The state of a training run between two steps, and its exact conversion to a checkpoint and back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from udc_model.config import TrainParams
 from udc_model.models.staged import ImageClassifier
 from udc_model.training.checkpoints import Checkpoint, CheckpointFolder
-from udc_model.training.distribution import parted_as, whole
+from udc_model.training.distribution import full_tensor, shard_like
 from udc_model.training.hardware import Hardware
 from udc_model.training.losses import TrainingLoss
 from udc_model.training.optimisation import build_optimizer
@@ -24,7 +24,15 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What one epoch (from 1) came to: its row of the curves, training speed, and when it ended (ms since 1970)."""
+    """Result of one epoch.
+
+    Parameters
+    ----------
+    epoch : number, from 1.
+    metrics : its row of the training curves.
+    images_per_second : training speed.
+    ended : time at which it ended, ms since 1970.
+    """
 
     epoch: int
     metrics: Metrics
@@ -34,7 +42,17 @@ class EpochRecord:
 
 @dataclass
 class Progress:
-    """The plain values: the next step (both from 0), sums over the epoch at work, and what the epochs before found."""
+    """The plain values of the state.
+
+    Parameters
+    ----------
+    epoch, step : the next step, both from 0.
+    total_loss, epoch_seconds : sums over the steps of the current epoch.
+    seconds : time of all epochs so far, validation included.
+    records : results of the epochs so far.
+    best_score, best_epoch : largest score so far, and its epoch (from 1; 0 before the first).
+    patience : epochs since the best one.
+    """
 
     epoch: int = 0
     step: int = 0
@@ -50,14 +68,14 @@ class Progress:
 class TrainingState:
     """The model and everything that changes with it.
 
-    The order of images, augmentation, learning rates and drop path are functions of (seed, epoch, step), so no state of
-    a random generator or schedule is part of it.
+    The order of the images, the augmentation, the learning rates and drop path are functions of (seed, epoch, step).
+    So no state of a random generator or of a schedule is part of it.
     """
 
     def __init__(self, model: ImageClassifier, averaged: AveragedModel | None, loss_fn: TrainingLoss,
                  params: TrainParams, hardware: Hardware, frozen: list[nn.Module]) -> None:  # fmt: skip
         self.model, self.averaged, self.loss_fn, self.frozen = model, averaged, loss_fn, frozen
-        self.forward: nn.Module = model  # what a step calls: the same, or what averages its gradients over processes
+        self.forward: nn.Module = model  # what a step calls: the model, or a wrapper that averages its gradients
         self.optimizer = build_optimizer(model, params)
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.precision == "fp16")
         self.progress = Progress()
@@ -65,32 +83,37 @@ class TrainingState:
 
     @property
     def judged(self) -> ImageClassifier:
-        """The model that is validated and kept: the averaged one, if there is one."""
+        """The model that is validated and stored: the averaged one if there is one."""
         return self.model if self.averaged is None else self.averaged.module  # type: ignore[return-value]
 
     def end_epoch(self, metrics: Metrics, images_per_second: float, score: float) -> EpochRecord:
-        """Take down an epoch, keep the weights if ``score`` (larger is better) is the best yet, and turn the page."""
+        """Record an epoch, copy the weights if ``score`` is the largest so far, and advance to the next epoch."""
         progress = self.progress
         record = EpochRecord(progress.epoch + 1, metrics, images_per_second, time.time_ns() // 1_000_000)
         progress.records.append(record)
         if score > progress.best_score:
             progress.best_score, progress.best_epoch, progress.patience = score, record.epoch, 0
             state = self.judged.state_dict()
-            self.best_state = {key: whole(value.detach()).cpu().clone() for key, value in state.items()}
+            self.best_state = {key: full_tensor(value.detach()).cpu().clone() for key, value in state.items()}
         else:
             progress.patience += 1
         progress.epoch, progress.step, progress.total_loss, progress.epoch_seconds = record.epoch, 0, 0.0, 0.0
         return record
 
     def save(self, checkpoints: CheckpointFolder | None) -> None:
-        """Write a checkpoint where there is a folder for it; :class:`UdcError` if that is impossible.
+        """Write a checkpoint if there is a folder for it.
 
-        All processes of a model that is sharded call this, to put it together.
+        All processes of a sharded model call this to gather its parts.
+
+        Raises
+        ------
+        UdcError
+            The checkpoint cannot be written.
         """
         tensors = {}
         for key, value in self._tensors():
-            gathered = whole(value.detach())
-            if checkpoints is not None:  # the others need not hold it all
+            gathered = full_tensor(value.detach())
+            if checkpoints is not None:  # the other processes do not need the memory
                 tensors[key] = gathered.cpu()
         if checkpoints is not None:
             progress = asdict(self.progress) | {"scaler": self.scaler.state_dict()}
@@ -112,30 +135,30 @@ class TrainingState:
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
-    def restore(self, checkpoint: Checkpoint) -> Progress:
-        """Become what was saved, in a state that was built from the same arguments; returns how far that was."""
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Restore a checkpoint of a state that was built from the same arguments."""
         plain = dict(checkpoint.progress)
         self.scaler.load_state_dict(plain.pop("scaler"))
         records = [EpochRecord(**record) for record in plain.pop("records")]
         self.progress = Progress(**plain, records=records)
-        self.best_state = _below("best.", checkpoint.tensors)
-        _load(self.model, _below("model.", checkpoint.tensors))
+        self.best_state = _with_prefix("best.", checkpoint.tensors)
+        _load(self.model, _with_prefix("model.", checkpoint.tensors))
         if self.averaged is not None:
-            _load(self.averaged, _below("averaged.", checkpoint.tensors))
+            _load(self.averaged, _with_prefix("averaged.", checkpoint.tensors))
         self.loss_fn.seesaw.counts = checkpoint.tensors["loss.seesaw_counts"]
         for number, parameter in enumerate(self._parameters()):
-            for key, value in _below(f"optimizer.{number}.", checkpoint.tensors).items():
-                # in the memory format of the parameter: a fused step walks through both by address
-                own = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(
+            for key, value in _with_prefix(f"optimizer.{number}.", checkpoint.tensors).items():
+                # in the memory format of the parameter, because a fused step walks through both by address
+                target = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(
                     value, device=parameter.device)  # fmt: skip
-                self.optimizer.state[parameter][key] = own.copy_(parted_as(value, own))
-        return self.progress
+                self.optimizer.state[parameter][key] = target.copy_(shard_like(value, target))
 
 
 def _load(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    own = module.state_dict()
-    module.load_state_dict({key: parted_as(value, own.get(key, value)) for key, value in tensors.items()})
+    current = module.state_dict()
+    module.load_state_dict({key: shard_like(value, current.get(key, value)) for key, value in tensors.items()})
 
 
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, under their names without it."""
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
