@@ -253,6 +253,22 @@ def test_an_evaluation_joins_a_training_run_that_is_not_delivered_yet(root):
     assert TRAINED_BY not in run.data.tags
 
 
+def test_tests_of_a_lock_do_not_disturb_each_other(root):
+    """Many processes may ask at once whether a stage is running."""
+    folder = ended_training(root, "abc")
+    answers = []
+
+    def ask():
+        answers.extend(is_written(folder) for _ in range(300))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not any(answers)
+
+
 def test_an_evaluation_waits_for_the_sender_of_its_training_run(root):
     training = ended_training(root, "abc")
     evaluation = ended_evaluation(root, "abc")

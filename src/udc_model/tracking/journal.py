@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 logger = logging.getLogger(__name__)
 
@@ -132,15 +132,20 @@ def is_written(folder: Path) -> bool:
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether a process holds this lock."""
-    if not path.exists():  # FileLock would create the folder of a journal that was delivered meanwhile
-        return False
-    lock = FileLock(path)
+    """Whether a process holds this lock.
+
+    The test takes a shared lock, which filelock does not offer: with exclusive locks, two processes that test at the
+    same time would take each other for the holder.
+    """
+    import fcntl
+
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        with path.open("rb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released with the handle
+    except FileNotFoundError:  # delivered meanwhile
+        return False
+    except BlockingIOError:
         return True
-    lock.release()
     return False
 
 

@@ -248,7 +248,7 @@ def stage_run(stage: str, tags: Mapping[str, str], key: str | None = None) -> It
     key : of a run that several processes fill, one after the other (a resumed training run).
     """
     run = StageRun(stage, tags, key)
-    status = run.status_on_error
+    status = "FAILED"
     try:
         # evaluate may join a run that another state of the code trained
         run.set_tags({f"{tag}.{stage}": run.tags[tag] for tag in (COMMIT, DIRTY) if tag in run.tags})

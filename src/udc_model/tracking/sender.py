@@ -36,6 +36,7 @@ logger = logging.getLogger("udc_model.tracking.sender")  # __name__ is __main__ 
 _LAST_DELAYS = (1.0, 2.0, 4.0)  # seconds before each of the last attempts, after the stage has ended
 _MAX_DELAY = 30.0  # seconds between two attempts while the stage is running
 _GATHER = 2.0  # seconds during which entries are collected for one request
+_TRY = 0.5  # seconds; longer than another process needs to test whether a lock is held
 _START_DELAY = 2.0  # seconds before `import mlflow`, which takes processor time that a short stage needs
 
 
@@ -248,7 +249,7 @@ def deliver_pending(root: Path) -> tuple[int, dict[Path, str]]:
             if uri in unreachable:
                 errors[folder] = unreachable[uri]
                 continue
-            _deliver(folder, timeout=0)
+            _deliver(folder, timeout=_TRY)
             num_delivered += 1
         except (FileNotFoundError, StopIteration, Timeout):  # another process has delivered it, or is doing so
             continue
