@@ -1,4 +1,4 @@
-# `make demo` and `make test` are all that a newcomer needs; both set up .venv first.
+# A newcomer needs `make demo` and `make test` only; both create .venv first.
 PYTHON ?= python3
 PORT ?= 5000
 
@@ -6,38 +6,55 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := src
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
-# MLflow's queue of jobs for language models: seven processes beside each server, for nothing here.
+# MLflow starts seven processes for jobs of language models beside each server. This project has no such jobs.
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
-.PHONY: setup demo ui test lint bench clean
+.PHONY: help setup demo ui test check lint docs package bench clean
+
+help: ## print this list
+	@echo "Targets:"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: .venv/.ready ## create .venv with the locked versions
 
 .venv/.ready: pyproject.toml requirements.lock $(wildcard src/udc_model/native/native*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try: make PYTHON=python3.11")'
-	@echo "Setting up .venv (a few minutes, most of it PyTorch) …"
+	@echo "Creating .venv (a few minutes, most of them for PyTorch) …"
 	@$(PYTHON) -m venv .venv
 	@.venv/bin/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[dev]'
 	@touch $@
 
-demo: setup ## train on the embedded digits, from raw images to a tracked model
+demo: setup ## train on the embedded digits, from images to a recorded model
 	@dvc repro --quiet
 	@udc summary
 
 ui: setup ## compare runs in the browser
 	@mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --port $(PORT)
 
-test: setup ## all tests
+test: setup ## run all tests
 	@python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-lint: setup ## style, format, types
+check: lint ## lint, types and the fast tests: two minutes, before each commit
+	@python -m pytest -q -n 2 -m "not pipeline and not slow"
+
+lint: setup ## check style, format and types
 	@ruff check .
 	@ruff format --check .
 	@mypy
 
-bench: setup ## measure models and training beside transformers, torchvision and timm
+docs: setup ## build the documentation in docs/_build/html; a warning is an error
+	@sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+package: setup ## build and check the source archive and the wheel in dist/
+	@rm -rf dist
+	@python -m build > /dev/null
+	@twine check --strict dist/*
+	@python -m zipfile -l dist/*.whl | grep -q udc_native || (echo "the wheel has no native kernels" && false)
+
+bench: setup ## measure models and training runs beside transformers, torchvision and timm
 	@python benchmarks/models.py
 	@python benchmarks/training.py
 
-clean: ## remove what the pipeline made, but no recorded run
-	@rm -rf data/prepared model training evaluation metrics.json
+clean: ## remove the outputs of the pipeline, but no recorded run
+	@rm -rf data/prepared resolved model training evaluation metrics.json

@@ -1,12 +1,12 @@
-"""Losses and decision rules side by side: what an image costs on the test split.
+"""Compare losses and policies by mean cost on the test split.
 
-    python benchmarks/decisions.py                                  # digits, price = distance
+    python benchmarks/decisions.py                                  # digits, cost = distance
     python benchmarks/decisions.py FOLDER --group '^(.+)_[^_]*$' --costs costs.yaml --degrade 6
 
-For each seed all losses get the same split, initial weights and budget, and train once; each decision then takes the
-epoch whose validation split it finds cheapest (or, with --choose log_loss, that of least log loss), calibrated on the
-calibration split where it uses probabilities. Reported is the mean test cost over seeds with its 95% interval, and the
-paired difference to the default (cross entropy, temperature, least expected cost), both from Student's t over seeds.
+For each seed, all losses train once with the same split, initial weights and budget. Each policy then selects the epoch
+of least validation cost (with --choose log_loss, of least validation log loss), and is calibrated on the calibration
+split if it uses probabilities. The table has the mean test cost over seeds with its 95% interval, and the paired
+difference to the default (cross entropy, temperature, least expected cost), both from Student's t over seeds.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from udc_model.training.training_loss import TrainingLoss
 
 LOSSES = ("cross_entropy", "cross_entropy balanced", "focal", "class_balanced", "ldam", "logit_adjusted", "seesaw",
           "expected_cost", "cost_regularized", "cost_weighted")  # fmt: skip
-RULES = {
+POLICIES = {
     "argmax": {"calibration": "none", "decision": "argmax"},
     "least expected cost": {"calibration": "none", "decision": "min_expected_cost"},
     "calibrated, least expected cost": {"calibration": "temperature", "decision": "min_expected_cost"},
@@ -53,7 +53,7 @@ Logits = dict[str, NDArray[np.float32]]
 
 
 def main() -> None:
-    """Measure and print the table; write it as CSV if asked."""
+    """Measure and print the table; write it as CSV with --output."""
     options = _options()
     logging.basicConfig(level=logging.WARNING)
     keep_freed_memory()
@@ -80,14 +80,16 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", help="a folder of images a class; default: digits")
-    parser.add_argument("--group", help="pattern on the file name whose first (…) is the group")
-    parser.add_argument("--costs", type=Path, help="YAML file with the section costs; default: that of params.yaml")
     parser.add_argument(
-        "--degrade", type=int, metavar="N", help="reduce the images to N x N grey pixels and back first"
+        "folder", type=Path, nargs="?", help="folder with a folder of images per class; default: digits"
+    )
+    parser.add_argument("--group", help="pattern of the file name; its first group (…) is the image's group")
+    parser.add_argument("--costs", type=Path, help="YAML file with the section costs; default: the one of params.yaml")
+    parser.add_argument(
+        "--degrade", type=int, metavar="N", help="first reduce the images to N x N grey pixels and enlarge them again"
     )
     parser.add_argument("--choose", choices=("cost", "log_loss"), default="cost",
-                        help="the epoch by validation cost under the policy, or by validation log loss")  # fmt: skip
+                        help="select the epoch by validation cost of the policy or by validation log loss")  # fmt: skip
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--epochs", type=int)
@@ -110,7 +112,7 @@ def _params(options: argparse.Namespace, source: Path | None, seed: int) -> Para
 
 
 def degraded(source: Path, target: Path, pixels: int) -> Path:
-    """A copy of a folder of images, each reduced to ``pixels`` x ``pixels`` grey values and back to 32 x 32."""
+    """A copy of a folder of images, each reduced to ``pixels`` x ``pixels`` grey values and enlarged to 32 x 32."""
     for path in sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES):
         copy = (target / path.relative_to(source)).with_suffix(".png")
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +124,9 @@ def degraded(source: Path, target: Path, pixels: int) -> Path:
 def _constant(params: Params, dataset: PackedDataset, seed: int) -> list[dict[str, Any]]:
     costs, targets = cost_matrix(params.costs, dataset.classes), dataset.split("test").labels
     best = float(costs[targets].mean(axis=0).min())
-    return [{"seed": seed, "loss": "-", "policy": "best constant answer", "cost": best, "accuracy": np.nan, "epoch": 0}]
+    return [
+        {"seed": seed, "loss": "-", "policy": "best constant decision", "cost": best, "accuracy": np.nan, "epoch": 0}
+    ]
 
 
 def _measure(params: Params, dataset: PackedDataset, loss: str, seed: int, choose: str) -> list[dict[str, Any]]:
@@ -131,9 +135,9 @@ def _measure(params: Params, dataset: PackedDataset, loss: str, seed: int, choos
     counts = dataset.training_counts
     labels = {name: dataset.split(name).labels for name in ("validation", "calibration", "test")}
     rows = []
-    for rule_name, settings in RULES.items():
+    for policy_name, settings in POLICIES.items():
         evaluate = params.evaluate.model_copy(update=settings)
-        found = []
+        candidates = []
         for number, logits in enumerate(epochs, 1):
             policy = fit_policy(evaluate, params.costs, dataset.classes, counts, logits["calibration"],
                             labels["calibration"])  # fmt: skip
@@ -141,18 +145,18 @@ def _measure(params: Params, dataset: PackedDataset, loss: str, seed: int, choos
             paid = {name: mean_cost(labels[name], decided[name], costs) for name in decided}
             accuracy = float((decided["test"] == labels["test"]).mean())
             log_loss = negative_log_likelihood(logits["validation"], labels["validation"])
-            found.append((paid["validation"] if choose == "cost" else log_loss, number, paid["test"], accuracy))
-        _, epoch, cost, accuracy = min(found)
-        row = {"seed": seed, "loss": loss, "policy": rule_name, "cost": cost, "accuracy": accuracy, "epoch": epoch}
+            candidates.append((paid["validation"] if choose == "cost" else log_loss, number, paid["test"], accuracy))
+        _, epoch, cost, accuracy = min(candidates)
+        row = {"seed": seed, "loss": loss, "policy": policy_name, "cost": cost, "accuracy": accuracy, "epoch": epoch}
         rows.append(row)
     return rows
 
 
 def train_and_record(params: Params, dataset: PackedDataset, loss: str) -> list[Logits]:
-    """Train once; the logits of the three other splits after each epoch."""
+    """Train once; returns the logits of the other three splits after each epoch."""
     name, _, weighting = loss.partition(" ")
-    own = params.loss.model_dump() | {"name": name, "class_weights": weighting or None}
-    params = validate_params(params.model_dump() | {"loss": own}, "benchmark")
+    loss_params = params.loss.model_dump() | {"name": name, "class_weights": weighting or None}
+    params = validate_params(params.model_dump() | {"loss": loss_params}, "benchmark")
     hardware, preprocessing = pick_hardware(params.train), dataset.preprocessing
     model = build_model(params.model, dataset.classes, params.seed)
     costs = torch.from_numpy(cost_matrix(params.costs, dataset.classes))
@@ -160,13 +164,13 @@ def train_and_record(params: Params, dataset: PackedDataset, loss: str) -> list[
     epochs: list[Logits] = []
     n = len(splits["calibration"])
 
-    def keep(calibration_and_test: NDArray[np.float32], validation: NDArray[np.float32]) -> float:
+    def record(calibration_and_test: NDArray[np.float32], validation: NDArray[np.float32]) -> float:
         calibration, test = calibration_and_test[:n], calibration_and_test[n:]
         epochs.append({"calibration": calibration, "validation": validation, "test": test})
         return 0.0
 
     loss = TrainingLoss(params.loss, costs, dataset.training_counts)
-    monitor = CostMonitor(_together(splits["calibration"], splits["test"]), keep)
+    monitor = CostMonitor(_concatenated(splits["calibration"], splits["test"]), record)
     train_model(
         TrainingSession(
             model, loss, splits["train"], splits["validation"], preprocessing, params, hardware, cost_monitor=monitor
@@ -175,22 +179,22 @@ def train_and_record(params: Params, dataset: PackedDataset, loss: str) -> list[
     return epochs
 
 
-def _together(one: PackedSplit, other: PackedSplit) -> PackedSplit:
-    return PackedSplit(np.concatenate([one.images, other.images]), np.concatenate([one.labels, other.labels]),
-                       one.paths + other.paths, one.groups + other.groups, one.digests + other.digests)  # fmt: skip
+def _concatenated(a: PackedSplit, b: PackedSplit) -> PackedSplit:
+    return PackedSplit(np.concatenate([a.images, b.images]), np.concatenate([a.labels, b.labels]),
+                       a.paths + b.paths, a.groups + b.groups, a.digests + b.digests)  # fmt: skip
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean cost, interval over seeds, and the paired difference to the default, a row each loss and policy."""
+    """Mean cost, interval over seeds, and the paired difference to the default, one row per loss and policy."""
     default = table[(table["loss"] == DEFAULT[0]) & (table["policy"] == DEFAULT[1])].set_index("seed")["cost"]
     rows = []
-    for (loss, policy), own in table.groupby(["loss", "policy"], sort=False):
-        cost = own.set_index("seed")["cost"]
+    for (loss, policy), measured in table.groupby(["loss", "policy"], sort=False):
+        cost = measured.set_index("seed")["cost"]
         difference = cost - default
         rows.append({
             "loss": loss, "policy": policy, "mean cost": f"{cost.mean():.3f}", "95% interval": _interval(cost),
             "minus default": f"{difference.mean():+.3f}", "paired interval": _interval(difference),
-            "accuracy": f"{own['accuracy'].mean():.3f}",
+            "accuracy": f"{measured['accuracy'].mean():.3f}",
         })  # fmt: skip
     return pd.DataFrame(rows)
 

@@ -1,13 +1,13 @@
-"""Our models beside those of transformers, torchvision and timm: training step, inference, peak memory.
+"""Compares our models with those of transformers, torchvision and timm: training step, inference, peak memory.
 
     make bench                                  all cases (half an hour on two cores)
     python benchmarks/models.py --only convnext-tiny/train
 
-One process takes a step of each library in turn, so that whatever else the machine does meets all of them alike.
-"ours/best" is our speed over that of the fastest other library (by its median): the median over the rounds, with the
-lowest and the highest. Peak memory is of a process of its own that takes two steps. "defaults" is each library as it
-comes, in a process of its own: ours as `udc train` runs it, transformers in fp32; everywhere else precision, memory
-format and the allocator's settings are the same for all.
+One process runs a step of each library in turn, so that machine noise affects all of them alike. "ours/best" is the
+ratio of our speed to that of the library with the highest median speed: median over the rounds, minimum and maximum.
+Peak memory is measured in a separate process that runs two steps. "defaults" means the defaults of each library, in
+separate processes: ours as `udc train` runs it, transformers in fp32. In all other cases precision, memory format and
+allocator settings are the same for all libraries.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CLASSES, SIDE = 1000, 224
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement: ``mode`` is train or infer; precision ``auto`` is what each library does by itself."""
+    """One measurement; ``mode`` is train or infer, precision ``auto`` means the defaults of each library."""
 
     model: str
     mode: str
@@ -41,17 +41,17 @@ class Case:
 
     @property
     def name(self) -> str:
-        """How the table calls it, and what ``--only`` looks at."""
+        """The name in the table, which ``--only`` filters."""
         if self.precision == "auto":
             return f"{self.model}/{self.mode}/defaults"
         return f"{self.model}/{self.mode}/{self.precision}{'+channels_last' if self.channels_last else ''}/{self.batch}"
 
 
 def cases(batch: int, bf16_batch: int) -> list[Case]:
-    """All cases; bf16 has a batch size of its own, for processors that emulate it."""
-    found = []
+    """Return all cases; ``bf16_batch`` is the batch size of training in bf16, which some processors emulate."""
+    all_cases = []
     for model in ("convnext-tiny", "resnet-50"):
-        found += [
+        all_cases += [
             Case(model, "train", "bf16", True, bf16_batch),
             Case(model, "train", "fp32", False, batch),
             Case(model, "train", "fp32", True, batch),
@@ -60,11 +60,11 @@ def cases(batch: int, bf16_batch: int) -> list[Case]:
             Case(model, "infer", "fp32", False, 32),
             Case(model, "infer", "fp32", True, 32),
         ]
-    return found
+    return all_cases
 
 
-def build(library: str, model: str):  # a module of any library
-    """The model with random weights; drop path off everywhere."""
+def build(library: str, model: str):  # returns a module of any library
+    """Build a model with random weights and without drop path."""
     if library == "ours":
         from udc_model.config import ModelParams
         from udc_model.models import build_model
@@ -88,7 +88,7 @@ def build(library: str, model: str):  # a module of any library
 
 
 def prepare_step(library: str, case: Case) -> Callable[[], None]:
-    """One step of a library on fixed random images."""
+    """Return a function that runs one step of a library on fixed random images."""
     import torch
 
     from udc_model.config import TrainParams
@@ -133,7 +133,7 @@ def prepare_step(library: str, case: Case) -> Callable[[], None]:
 
 
 def serve(libraries: list[str], case: Case, steps: int) -> None:
-    """A worker: for each library's name on stdin, time ``steps`` steps of it; at the end tell the peak memory in MB."""
+    """Run a worker: for each library name on stdin, print the seconds per step; at the end, print the peak MB."""
     functions = {library: prepare_step(library, case) for library in libraries}
     for step in functions.values():
         step()
@@ -150,38 +150,38 @@ def serve(libraries: list[str], case: Case, steps: int) -> None:
 
 
 class Worker:
-    """A process that serves some libraries for one case."""
+    """A process that measures some libraries for one case."""
 
     def __init__(self, libraries: Sequence[str], case: Case) -> None:
         steps = 1 if case.mode == "train" else max(1, 32 // case.batch)
         command = [sys.executable, __file__, "--worker", ",".join(libraries), json.dumps(asdict(case)), str(steps)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         stderr=subprocess.DEVNULL, text=True)  # fmt: skip
-        if self._answer() != "ready":
+        if self._read_line() != "ready":
             raise SystemExit(f"a worker failed; run it alone: {' '.join(command)}")
 
-    def _answer(self) -> str:
+    def _read_line(self) -> str:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
     def seconds(self, library: str) -> float:
-        """Time of one step."""
+        """Measure the seconds of one step of a library."""
         assert self.process.stdin is not None
         self.process.stdin.write(library + "\n")
         self.process.stdin.flush()
-        return float(self._answer())
+        return float(self._read_line())
 
     def end(self) -> float:
-        """Stop; the peak memory in MB."""
+        """End the process and return its peak memory in MB."""
         assert self.process.stdin is not None
         self.process.stdin.close()
-        memory = float(self._answer())
+        memory = float(self._read_line())
         self.process.wait()
         return memory
 
 
 def measure(case: Case, rounds: int) -> None:
-    """Run one case and print its lines of the table."""
+    """Measure one case and print its lines of the table."""
     libraries = list(case.libraries)
     groups = [[library] for library in libraries] if case.precision == "auto" else [libraries]
     workers = {library: worker for group in groups for worker in [Worker(group, case)] for library in group}
@@ -197,17 +197,17 @@ def measure(case: Case, rounds: int) -> None:
     for library in libraries:
         line = f"{case.name:42}{library:14}{medians[library]:9.2f}{Worker([library], case).end():9.0f}"
         if library == "ours":
-            ratios = [own / other for own, other in zip(speeds["ours"], speeds[best], strict=True)]
+            ratios = [ours / theirs for ours, theirs in zip(speeds["ours"], speeds[best], strict=True)]
             line += f"{statistics.median(ratios):9.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 def main() -> None:
-    """Measure all cases, or those whose name holds ``--only``."""
+    """Measure all cases, or those whose name contains ``--only``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=16, help="images a training step")
+    parser.add_argument("--batch", type=int, default=16, help="images per training step")
     parser.add_argument("--only", default="", help="part of a case's name, e.g. convnext-tiny/train")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,8 +1,8 @@
-"""How fast `prepare` is, and how much memory it takes, beside a single-process Pillow loop over the same files.
+"""Compares speed and memory of the stage prepare with a single-process Pillow loop over the same files.
 
     python benchmarks/prepare.py --images 20000 --size 200 --image-size 64
 
-Makes JPEG files of random pictures in a temporary folder, then times the two in turn.
+Writes random JPEG files to a temporary folder and measures both programs alternately.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ for path in sorted(Path(sys.argv[1]).rglob("*.jpg")):
 
 
 def make_images(root: Path, n: int, size: int) -> None:
-    """n smooth random JPEGs of size x size pixels in four class folders."""
+    """Write n smooth random JPEG files of size x size pixels to four class folders."""
     rng = np.random.default_rng(0)
     for i in range(n):
         folder = root / f"class{i % 4}"
@@ -47,7 +47,7 @@ def make_images(root: Path, n: int, size: int) -> None:
 
 
 def measure(command: list[str], cwd: Path) -> tuple[float, float]:
-    """Wall seconds of a command, and the peak of its processes' summed resident memory in MB."""
+    """Run a command; return its wall time in seconds and the peak of its processes' total resident memory in MB."""
     peak = 0
     started = time.perf_counter()
     process = subprocess.Popen(command, cwd=cwd, stderr=subprocess.DEVNULL, env={"PYTHONPATH": str(ROOT / "src")})
@@ -80,8 +80,8 @@ def main() -> None:
     """Run the comparison and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--size", type=int, default=200, help="side of the files' pictures, pixels")
-    parser.add_argument("--image-size", type=int, default=64, help="side of the prepared pictures, pixels")
+    parser.add_argument("--size", type=int, default=200, help="side of the images in the files, pixels")
+    parser.add_argument("--image-size", type=int, default=64, help="side of the prepared images, pixels")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:

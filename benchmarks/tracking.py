@@ -1,10 +1,10 @@
-"""What recording costs: a training with MLflow's server at hand, away for the whole run, and with nothing recorded.
+"""Measures the time that logging takes: a training run with a reachable MLflow server, an unreachable one, and none.
 
     python benchmarks/tracking.py --epochs 60
 
-Whole processes of the stage on digits, in turn, and within them the training itself, from its first step to the end of
-its last epoch, with the share of it that the training waits for what it logs. "nothing recorded" has a run that takes
-everything and keeps nothing.
+The three variants run in turn, each as a process of the stage on digits. Reported are the time of the process, the
+time of the training loop from its first step to the end of its last epoch, and the share of the loop spent in logging.
+"no logging" replaces the run by a mock object.
 """
 
 from __future__ import annotations
@@ -24,19 +24,21 @@ from pathlib import Path
 
 import yaml
 
+from udc_model.tracking.journal import wait_for_senders
+
 ROOT = Path(__file__).resolve().parents[1]
 TIMED = """
 import sys, time
 from contextlib import contextmanager
 from unittest.mock import MagicMock
 from udc_model.stages import train
-if sys.argv.pop() == "nothing recorded":
+if sys.argv.pop() == "no logging":
     train.stage_run = contextmanager(lambda *arguments: iter([MagicMock()]))
-def timed(function, told):
+def timed(function, seconds):
     def call(*arguments):
         started = time.perf_counter()
         result = function(*arguments)
-        told.append(time.perf_counter() - started)
+        seconds.append(time.perf_counter() - started)
         return result
     return call
 loops, logs = [], []
@@ -44,11 +46,11 @@ train.run_loop, train._log_epoch = timed(train.run_loop, loops), timed(train._lo
 train.main()
 print(sum(loops), sum(logs))
 """
-WAYS = ("server at hand", "server away", "nothing recorded")
+VARIANTS = ("reachable", "unreachable", "no logging")
 
 
 def start_server(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """An MLflow server on loopback that answers, and its address."""
+    """Start an MLflow server on loopback; returns its process and address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -60,11 +62,11 @@ def start_server(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
         with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
             return process, f"http://127.0.0.1:{port}"
         time.sleep(0.2)  # between two polls
-    raise SystemExit("the MLflow server does not come up")
+    raise SystemExit("the MLflow server does not start")
 
 
 def main() -> None:
-    """Measure and print medians and ratios."""
+    """Measure; print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=60)
@@ -77,32 +79,34 @@ def main() -> None:
         (folder / ".dvc").mkdir()
         (folder / "data/raw").mkdir(parents=True)
         env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-        subprocess.run([sys.executable, "-m", "udc_model.stages.prepare"], cwd=folder, env=env, check=True)
+        for stage in ("prepare", "resolve"):
+            subprocess.run([sys.executable, "-m", f"udc_model.stages.{stage}"], cwd=folder, env=env, check=True)
         server, address = start_server(folder)
-        whole: dict[str, list[float]] = {name: [] for name in WAYS}
-        training: dict[str, list[float]] = {name: [] for name in WAYS}
-        shares: dict[str, list[float]] = {name: [] for name in WAYS}
+        processes: dict[str, list[float]] = {name: [] for name in VARIANTS}
+        training: dict[str, list[float]] = {name: [] for name in VARIANTS}
+        shares: dict[str, list[float]] = {name: [] for name in VARIANTS}
         try:
             for _ in range(options.rounds):
-                for name in WAYS:
-                    uri = "http://127.0.0.1:9" if name == "server away" else address
+                for name in VARIANTS:
+                    uri = "http://127.0.0.1:9" if name == "unreachable" else address
                     started = time.perf_counter()
                     done = subprocess.run([sys.executable, "-c", TIMED, name], cwd=folder, check=True, text=True,
                                           env=env | {"MLFLOW_TRACKING_URI": uri}, stdout=subprocess.PIPE,
                                           stderr=subprocess.DEVNULL)  # fmt: skip
-                    whole[name].append(time.perf_counter() - started)
-                    seconds, logging = map(float, done.stdout.split())
-                    training[name].append(seconds)
-                    shares[name].append(logging / seconds)
+                    processes[name].append(time.perf_counter() - started)
+                    wait_for_senders(folder, timeout=300)  # they would slow down the next process
+                    in_loop, in_logging = map(float, done.stdout.split())
+                    training[name].append(in_loop)
+                    shares[name].append(in_logging / in_loop)
         finally:
             os.killpg(server.pid, signal.SIGKILL)
-    for title, measured in (("training", training), ("whole process", whole)):
+    for title, measured in (("training loop", training), ("process", processes)):
         for name, taken in measured.items():
-            ratios = [own / other for own, other in zip(taken, measured["server at hand"], strict=True)]
-            sys.stdout.write(f"{title:15}{name:18}{statistics.median(taken):8.2f} s, over that with the server at hand "
+            ratios = [seconds / base for seconds, base in zip(taken, measured["reachable"], strict=True)]
+            sys.stdout.write(f"{title:15}{name:18}{statistics.median(taken):8.2f} s, ratio to a reachable server "
                              f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})\n")  # fmt: skip
     for name, share in shares.items():
-        sys.stdout.write(f"waits for logs {name:18}{statistics.median(share):8.3%} of the training\n")
+        sys.stdout.write(f"logging        {name:18}{statistics.median(share):8.3%} of the training loop\n")
 
 
 if __name__ == "__main__":

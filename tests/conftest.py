@@ -1,4 +1,4 @@
-"""What all tests share: nothing is sent home, no test sees the machine's own MLflow or DVC settings."""
+"""Fixtures of all tests. Telemetry is off, and the MLflow and DVC settings of the machine are hidden."""
 
 import os
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from PIL import Image
 os.environ["DVC_NO_ANALYTICS"] = "true"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Jobs of language models: seven processes beside each server, which so takes 27 CPU-seconds to start in place of 6.
+# MLflow's job execution starts seven processes beside each server and raises its start from 6 to 27 CPU-seconds.
 os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
-# Tests run beside each other: with more threads than cores, each barrier waits for a time slice, twenty times slower.
+# Tests run in parallel. With more threads than cores, barriers wait for time slices and are twenty times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest first, so that no worker is left alone with one at the end."""
+    """Run the slowest files first, so that no worker is alone with one of them at the end."""
     longest = ("experiments", "starts", "pipeline/test_training", "records", "default_run", "decisions", "pipeline",
                "test_checkpoint.py", "tracking", "training", "models")  # fmt: skip
     root = Path(__file__).parents[1]
@@ -27,8 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _settings_of_no_other_run(monkeypatch):
-    """mlflow.set_tracking_uri() leaves its address in the environment for the tests that come after."""
+def _isolate_settings(monkeypatch):
+    """Remove tracking settings, because mlflow.set_tracking_uri() sets an environment variable."""
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "DVC_ROOT", "DVC_EXP_NAME"):
         monkeypatch.delenv(name, raising=False)
 
@@ -40,7 +40,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture
 def shapes_folder(tmp_path, rng) -> Iterator:
-    """A folder source: three classes of 20 noisy pictures with a bright square, disc-less but separable."""
+    """A folder source: three classes of 20 noisy images, each class with a bright bar at another height."""
     root = tmp_path / "shapes"
     for k, label in enumerate(("bar", "dot", "stripe")):
         (root / label).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Names of the files that pass between stages, and how a stage writes them whole or not at all."""
+"""Paths of the files that pass between stages, atomic writing, and the exit status of entry points."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folder that holds a pipeline's outputs: the project's root under DVC, or any other."""
+    """Paths of a pipeline's outputs below one folder: the project's root under DVC, or any other folder."""
 
     root: Path = Path()
 
@@ -38,36 +38,41 @@ class Workspace:
 
     @property
     def model(self) -> Path:
-        """The trained model, complete in itself; written by ``train``."""
+        """Self-contained folder of the trained model; written by ``train``."""
         return self.root / "model"
 
     @property
     def training(self) -> Path:
-        """Training curves and the record of the training; written by ``train``."""
+        """Training curves and the record of the training run; written by ``train``."""
         return self.root / "training"
 
     @property
     def evaluation(self) -> Path:
-        """Predictions, tables and pictures; written by ``evaluate``."""
+        """Predictions, tables and plots; written by ``evaluate``."""
         return self.root / "evaluation"
 
     @property
     def metrics(self) -> Path:
-        """The metrics that ``dvc metrics`` reads; written by ``evaluate``."""
+        """Metrics file that ``dvc metrics`` reads; written by ``evaluate``."""
         return self.root / "metrics.json"
 
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Give a scratch folder beside ``target`` that takes its place when the block ends without an error.
+    """Yield a scratch folder that replaces ``target`` when the block ends without an error.
 
-    A reader finds either a finished folder or none; an error leaves what stood there before.
+    The folder ``target`` is complete or absent at any time. After an error it is what it was before.
+
+    Raises
+    ------
+    UdcError
+        The folder cannot be written.
     """
     scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         for leftover in target.parent.glob(f".{target.name}.*.partial"):
-            _remove(leftover)  # of a process that was killed
+            _remove(leftover)  # from a process that was killed
         scratch.mkdir()
         yield scratch
         _remove(target)
@@ -79,7 +84,13 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def write_atomically(target: Path, text: str) -> None:
-    """Write a text file so that a reader finds all of it or none."""
+    """Write a UTF-8 text file that is complete or absent at any time.
+
+    Raises
+    ------
+    UdcError
+        The file cannot be written.
+    """
     scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +102,7 @@ def write_atomically(target: Path, text: str) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file as a hexadecimal string."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -104,7 +115,10 @@ def _remove(path: Path) -> None:
 
 
 def exit_status(main: Callable[[], None]) -> int:
-    """Run a program's main function; turn errors meant for people into one message on stderr and a status."""
+    """Run the main function of a program and return its exit status.
+
+    A `UdcError` is printed to stderr without a traceback and gives 1; an interrupt (Ctrl-C or SIGTERM) gives 130.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("udc_model").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _interrupt)
@@ -120,5 +134,5 @@ def exit_status(main: Callable[[], None]) -> int:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-    """Treat SIGTERM as Ctrl-C, so that clean-up runs and the MLflow run ends as KILLED."""
+    """Handle SIGTERM as Ctrl-C, so that clean-up runs and the MLflow run ends with status KILLED."""
     raise KeyboardInterrupt

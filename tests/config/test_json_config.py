@@ -8,7 +8,7 @@ import pytest
 from udc_model.config.json_config import load_json_config
 from udc_model.errors import UdcError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 OLD = {
     "dataset": "local_black_widows", "dataset_host": "local_folder", "local_folder_path": "data/widows",
     "local_dataset_format": "folder", "model": "microsoft/resnet-50", "weights": "weights/pytorch_model.bin",
@@ -76,11 +76,11 @@ def test_csv_files_of_the_older_repository(tmp_path):
         ({"dataset_host": "kaggle"}, r"dataset_host: 'kaggle'"),
         ({"lr_scheduler_type": "polynomial"}, r"lr_scheduler_type: must be one of"),
         ({"loss_function": "test"}, r"loss_function: must be one of"),
-        ({"cost_matrix": [[0, 0], [0, 0]]}, r"cost_matrix: the loss logit_adjustment needs one"),
+        ({"cost_matrix": [[0, 0], [0, 0]]}, r"cost_matrix: the loss logit_adjustment needs costs that are not all 0"),
         ({"cost_matrix": 3}, r"cost_matrix: must be a list of rows"),
         ({"num_train_epochs": 2.5}, r"train\.epochs"),
         ({"num_labels": "2"}, r"model\.num_labels"),
-        ({"output_dir": ""}, r"output_dir: must be a text"),
+        ({"output_dir": ""}, r"output_dir: must be a non-empty string"),
     ],
 )
 def test_mistakes_are_named(tmp_path, change, message):

@@ -1,4 +1,4 @@
-"""Augmentation: functions of (seed, epoch, sample index) alone; crops, rectangles and mixtures are what they say."""
+"""Tests of augmentation: pure functions of (seed, epoch, sample index); crops and mixtures equal torchvision's."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms import v2
 
 from udc_model.config import TrainParams
-from udc_model.data import augmentation
+from udc_model.data import augmentation as augmentation_module
 from udc_model.data.augmentation import Augmentation, EpochDraws, Mixing, crop_resize, training_input
 from udc_model.data.transforms import Preprocessing
 from udc_model.native.library import load_library
@@ -17,52 +17,52 @@ def _stored(n, side=20):
 
 
 @pytest.mark.parametrize("name", ["light", "standard", "strong"])
-def test_a_sample_does_not_depend_on_its_batch(name):
+def test_augmented_image_does_not_depend_on_its_batch(name):
     stored, draws = _stored(6), EpochDraws(6, seed=0, epoch=4)
-    chosen = Augmentation.of(TrainParams(augment=name, horizontal_flip=True, color_jitter=0.2))
-    indices, never = np.array([4, 0, 2]), np.zeros(3, np.intp)
-    together = training_input(stored[indices], indices, never, draws, chosen, Preprocessing(16))
+    augmentation = Augmentation.of(TrainParams(augment=name, horizontal_flip=True, color_jitter=0.2))
+    indices, repeats = np.array([4, 0, 2]), np.zeros(3, np.intp)
+    batch = training_input(stored[indices], indices, repeats, draws, augmentation, Preprocessing(16))
     torch.manual_seed(99)  # the global generator must not matter
     for row, index in enumerate(indices):
-        one = np.array([index])
-        alone = training_input(stored[one], one, never[:1], draws, chosen, Preprocessing(16))
-        torch.testing.assert_close(alone[0], together[row], rtol=0, atol=0)
-    other = training_input(stored[indices], indices, never, EpochDraws(6, 0, 5), chosen, Preprocessing(16))
-    assert not torch.equal(other, together)
+        single = np.array([index])
+        alone = training_input(stored[single], single, repeats[:1], draws, augmentation, Preprocessing(16))
+        torch.testing.assert_close(alone[0], batch[row], rtol=0, atol=0)
+    next_epoch = training_input(stored[indices], indices, repeats, EpochDraws(6, 0, 5), augmentation, Preprocessing(16))
+    assert not torch.equal(next_epoch, batch)
 
 
-def test_an_image_that_comes_twice_is_changed_in_two_ways():
+def test_repeated_image_is_augmented_differently():
     stored, draws = _stored(3), EpochDraws(3, seed=0, epoch=0, repeats=2)
-    chosen = Augmentation.of(TrainParams(augment="strong"))
+    augmentation = Augmentation.of(TrainParams(augment="strong"))
     indices = np.array([1, 1])
-    images = training_input(stored[indices], indices, np.array([0, 1]), draws, chosen, Preprocessing(16))
+    images = training_input(stored[indices], indices, np.array([0, 1]), draws, augmentation, Preprocessing(16))
     assert not torch.equal(images[0], images[1])
     once = EpochDraws(3, seed=0, epoch=0)
-    assert np.array_equal(once.crop[0], draws.crop[0])  # how often others come changes nothing
+    assert np.array_equal(once.crop[0], draws.crop[0])  # independent of the maximum number of repeats
 
 
 @pytest.fixture(params=["native", "torch"])
 def _kernel(request, monkeypatch):
     if request.param == "torch":
-        monkeypatch.setattr(augmentation, "load_library", lambda: None)
+        monkeypatch.setattr(augmentation_module, "load_library", lambda: None)
     elif load_library() is None:
         pytest.skip("no native kernels on this machine")
 
 
 @pytest.mark.usefixtures("_kernel")
-def test_no_crop_is_the_identity_and_a_flip_mirrors():
+def test_full_crop_is_the_identity_and_flip_mirrors():
     stored, preprocessing = _stored(2, 16), Preprocessing(16, mean=(0.1, 0.5, 0.4), std=(0.2, 0.3, 1.0))
     plain = preprocessing.to_input(stored)
-    same = crop_resize(stored, Augmentation().boxes(torch.full((2, 5), 0.25)), preprocessing)
-    torch.testing.assert_close(same, plain, rtol=1e-4, atol=1e-5)
+    uncropped = crop_resize(stored, Augmentation().boxes(torch.full((2, 5), 0.25)), preprocessing)
+    torch.testing.assert_close(uncropped, plain, rtol=1e-4, atol=1e-5)
     flipped = crop_resize(stored, Augmentation(horizontal_flip=True).boxes(torch.full((2, 5), 0.25)), preprocessing)
     torch.testing.assert_close(flipped, plain.flip(-1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("_kernel")
 @pytest.mark.parametrize(("side", "size"), [(1, 1), (1, 4), (2, 3), (7, 7), (20, 8), (16, 33), (73, 64)])
-def test_crops_are_torchvisions(side, size):
-    """A whole number of pixels is cut out and resized as torchvision's ``resized_crop`` does, without antialiasing."""
+def test_crops_equal_those_of_torchvision(side, size):
+    """Crops with integer bounds equal torchvision's ``resized_crop`` without antialiasing."""
     stored = _stored(5, side)
     rng = np.random.default_rng(0)
     preprocessing = Preprocessing(size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -70,37 +70,37 @@ def test_crops_are_torchvisions(side, size):
     extents = [(int(rng.integers(1, side - top + 1)), int(rng.integers(1, side - left + 1))) for top, left in corners]
     boxes = torch.tensor([[left / side, top / side, width / side, height / side]
                           for (top, left), (height, width) in zip(corners, extents, strict=True)])  # fmt: skip
-    found = crop_resize(stored, boxes, preprocessing)
-    for image, (top, left), (height, width), own in zip(stored, corners, extents, found, strict=True):
-        # grid_sample looks one pixel beyond the crop, resized_crop does not: compare inside
+    crops = crop_resize(stored, boxes, preprocessing)
+    for image, (top, left), (height, width), crop in zip(stored, corners, extents, crops, strict=True):
+        # grid_sample interpolates with pixels beyond the crop, resized_crop does not: compare the interior
         expected = v2.functional.resized_crop(image.permute(2, 0, 1).float() / 255, top, left, height, width,
                                               [size, size], antialias=False)  # fmt: skip
         inner = [slice(-(-size // (2 * extent)), size - -(-size // (2 * extent))) for extent in (height, width)]
-        torch.testing.assert_close(own[:, inner[0], inner[1]], expected[:, inner[0], inner[1]], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(crop[:, inner[0], inner[1]], expected[:, inner[0], inner[1]], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.skipif(load_library() is None, reason="no native kernels on this machine")
 @pytest.mark.parametrize(("n", "side", "size"), [(1, 1, 3), (3, 2, 2), (4, 23, 16), (7, 40, 63)])
-def test_the_native_kernel_is_grid_sample_with_any_number_of_threads(n, side, size, monkeypatch):
+def test_native_crop_equals_grid_sample_for_any_number_of_threads(n, side, size, monkeypatch):
     stored, preprocessing = _stored(n, side), Preprocessing(size, mean=(0.1, 0.5, 0.4), std=(0.2, 0.3, 1.0))
     boxes = Augmentation(0.1, 2.0, horizontal_flip=True).boxes(torch.rand(n, 5))
-    found = []
+    crops = []
     threads = torch.get_num_threads()
     for k in (1, 2, 3):
         torch.set_num_threads(k)
-        found.append(crop_resize(stored, boxes, preprocessing))
+        crops.append(crop_resize(stored, boxes, preprocessing))
     torch.set_num_threads(threads)
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
-    assert found[0].is_contiguous(memory_format=torch.channels_last)
-    monkeypatch.setattr(augmentation, "load_library", lambda: None)
-    torch.testing.assert_close(found[0], crop_resize(stored, boxes, preprocessing), rtol=1e-4, atol=1e-4)
+    assert torch.equal(crops[0], crops[1])
+    assert torch.equal(crops[0], crops[2])
+    assert crops[0].is_contiguous(memory_format=torch.channels_last)
+    monkeypatch.setattr(augmentation_module, "load_library", lambda: None)
+    torch.testing.assert_close(crops[0], crop_resize(stored, boxes, preprocessing), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.usefixtures("_kernel")
 @pytest.mark.parametrize("name", ["light", "standard"])
-def test_crops_stay_inside(name):
-    """A ramp keeps its range, and its mean stays in the middle over many draws."""
+def test_crops_stay_inside_the_image(name):
+    """Crops of a ramp stay in its range, and their mean over many draws is the middle of the range."""
     ramp = torch.linspace(0, 255, 32).byte().view(1, 1, 32, 1).expand(400, 32, 32, 3)
     boxes = Augmentation.of(TrainParams(augment=name)).boxes(torch.from_numpy(EpochDraws(400, 0, 0).crop[0]))
     out = crop_resize(ramp, boxes, Preprocessing(32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
@@ -112,7 +112,7 @@ def test_crops_stay_inside(name):
 
 @pytest.mark.parametrize(("alphas", "kinds"), [((0.4, 0), {"MixUp"}), ((0, 1.0), {"CutMix"}),
                                                ((0.4, 1.0), {"MixUp", "CutMix"})])  # fmt: skip
-def test_mixtures_have_the_share_they_tell(alphas, kinds):
+def test_mixtures_have_the_returned_share(alphas, kinds):
     images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 8, 8).contiguous()
     targets, seen = torch.tensor([5, 6, 7, 8]), set()
     for seed in range(20):
@@ -124,8 +124,8 @@ def test_mixtures_have_the_share_they_tell(alphas, kinds):
     assert seen >= kinds
 
 
-def test_nothing_is_mixed_by_default():
+def test_mixing_with_zero_alphas_returns_the_images():
     images, targets = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
-    same, _, share = Mixing(0, 0)(images, targets)
+    mixed, _, share = Mixing(0, 0)(images, targets)
     assert share == 1
-    assert same is images
+    assert mixed is images

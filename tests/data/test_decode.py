@@ -1,4 +1,4 @@
-"""Every kind of picture becomes correct RGB; every kind of damage gets its reason."""
+"""Tests of image decoding: every mode gives correct RGB, every kind of damage gives a reason."""
 
 import contextlib
 import struct
@@ -14,7 +14,7 @@ LIMIT = 1_000_000
 
 
 def _png_header(width, height):
-    """A PNG that claims a size and has hardly any data."""
+    """A PNG whose header states a size and whose data is only 1000 bytes."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -29,7 +29,7 @@ def _saved(tmp_path, image, name="a.png", **options):
     return np.asarray(decode_rgb(tmp_path / name, LIMIT))
 
 
-def test_rgb_and_grey(tmp_path, rng):
+def test_rgb_and_grey_are_unchanged(tmp_path, rng):
     pixels = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
     assert (_saved(tmp_path, Image.fromarray(pixels)) == pixels).all()
     grey = pixels[..., 0]
@@ -46,13 +46,13 @@ def test_exif_orientation_is_applied(tmp_path):
     assert tuple(shown[0, 1]) == (255, 0, 0)
 
 
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+def test_16_bit_grey_is_scaled_to_8_bits(tmp_path):
     values = np.array([[0, 257, 32768, 65535]], dtype=np.uint16)
     assert _saved(tmp_path, Image.fromarray(values))[0, :, 0].tolist() == [0, 1, 128, 255]
     assert _saved(tmp_path, Image.fromarray(values), "a.tif")[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
-def test_transparency_is_laid_on_white(tmp_path):
+def test_transparent_images_are_composited_on_white(tmp_path):
     rgba = Image.new("RGBA", (2, 1), (255, 0, 0, 0))  # hidden red
     rgba.putpixel((1, 0), (0, 0, 0, 255))
     assert _saved(tmp_path, rgba)[0].tolist() == [[255, 255, 255], [0, 0, 0]]
@@ -65,7 +65,7 @@ def test_transparency_is_laid_on_white(tmp_path):
     assert _saved(tmp_path, grey)[0].tolist() == [[255, 255, 255]]
 
 
-def test_other_modes(tmp_path):
+def test_bilevel_and_cmyk_are_converted(tmp_path):
     assert _saved(tmp_path, Image.new("1", (1, 1), 1))[0, 0].tolist() == [255, 255, 255]
     cmyk = _saved(tmp_path, Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "a.jpg", quality=95)[0, 0]
     assert cmyk[0] > 240
@@ -82,24 +82,24 @@ def test_other_modes(tmp_path):
         (_png_header(50, 50), "damaged"),
     ],
 )
-def test_reasons(tmp_path, content, reason):
+def test_unusable_image_raises_with_its_reason(tmp_path, content, reason):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(BadImageError, match=reason):
         decode_rgb(tmp_path / "a.png", LIMIT)
 
 
-def test_truncated_files(tmp_path, rng):
+def test_truncated_image_raises(tmp_path, rng):
     image = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
     for name in ("a.png", "a.jpg", "a.webp", "a.bmp", "a.tif", "a.gif"):
         image.save(tmp_path / name)
-        whole = (tmp_path / name).read_bytes()
+        content = (tmp_path / name).read_bytes()
         decode_rgb(tmp_path / name, LIMIT)
-        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+        (tmp_path / name).write_bytes(content[: len(content) // 2])
         with pytest.raises(BadImageError):
             decode_rgb(tmp_path / name, LIMIT)
 
 
-def test_animations_and_unbounded_values_are_refused(tmp_path, rng):
+def test_animation_and_float_pixels_raise(tmp_path, rng):
     frames = [Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in range(3)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     with pytest.raises(BadImageError, match="3 frames"):
@@ -109,20 +109,18 @@ def test_animations_and_unbounded_values_are_refused(tmp_path, rng):
         decode_rgb(tmp_path / "a.tif", LIMIT)
 
 
-def test_missing_file(tmp_path):
+def test_missing_file_raises(tmp_path):
     with pytest.raises(BadImageError, match="No such file"):
         decode_rgb(tmp_path / "a.png", LIMIT)
 
 
-def test_random_damage_never_escapes(tmp_path, rng):
-    """Bytes flipped anywhere: either an image comes out or a BadImageError, nothing else."""
+def test_random_damage_gives_an_image_or_bad_image_error(tmp_path, rng):
     image = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
     for name in ("a.png", "a.jpg", "a.webp", "a.tif", "a.gif", "a.bmp"):
         image.save(tmp_path / name)
-        whole = np.frombuffer((tmp_path / name).read_bytes(), np.uint8)
+        content = np.frombuffer((tmp_path / name).read_bytes(), np.uint8)
         for _ in range(60):
-            damaged = whole.copy()
-            where = rng.integers(0, len(whole), 8)
-            damaged[where] = rng.integers(0, 256, 8)
+            damaged = content.copy()
+            damaged[rng.integers(0, len(content), 8)] = rng.integers(0, 256, 8)
             with contextlib.suppress(BadImageError):
                 decode_rgb(damaged.tobytes(), LIMIT)

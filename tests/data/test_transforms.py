@@ -1,4 +1,4 @@
-"""Evaluation preprocessing: the pixels that transformers' image processors give, and the same after storing."""
+"""Tests of the preprocessing against transformers' image processors."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from udc_model.errors import UdcError
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def _pictures(rng):
+def _images(rng):
     for width, height in ((64, 64), (100, 71), (53, 90), (640, 427)):
         yield Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
@@ -21,12 +21,12 @@ def _pictures(rng):
     ("size", "resize", "crop_pct"), [(32, "crop", 1.0), (48, "crop", 0.875), (384, "crop", 0.95), (40, "squash", 1.0)]
 )
 @pytest.mark.parametrize("resample", ["bilinear", "bicubic"])
-def test_equal_to_transformers(size, resize, crop_pct, resample, rng, tmp_path):
+def test_input_equals_that_of_transformers(size, resize, crop_pct, resample, rng, tmp_path):
     ours = Preprocessing(size, resize, crop_pct, resample, MEAN, STD)
     ours.save(tmp_path)
     kind = ConvNextImageProcessorPil if resize == "crop" else ViTImageProcessorPil
     theirs = kind.from_pretrained(tmp_path)
-    for image in _pictures(rng):
+    for image in _images(rng):
         stored = torch.from_numpy(ours.to_stored(image)[None].copy())
         assert stored.shape == (1, ours.stored_size, ours.stored_size, 3)
         expected = theirs(image, return_tensors="pt")["pixel_values"]
@@ -34,16 +34,16 @@ def test_equal_to_transformers(size, resize, crop_pct, resample, rng, tmp_path):
 
 
 @pytest.mark.parametrize("resize", ["crop", "squash"])
-def test_saved_and_loaded(resize, tmp_path):
+def test_load_inverts_save(resize, tmp_path):
     ours = Preprocessing(48, resize, 0.875 if resize == "crop" else 1.0, "bilinear", MEAN, STD)
     ours.save(tmp_path)
     assert Preprocessing.load(tmp_path) == ours
     assert Preprocessing.from_dict(ours.to_dict()) == ours
 
 
-def test_damaged_file(tmp_path):
+def test_load_raises_for_a_missing_or_unsupported_file(tmp_path):
     with pytest.raises(UdcError, match="no such file"):
         Preprocessing.load(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text('{"size": {"height": 3, "width": 4}}')
-    with pytest.raises(UdcError, match="not a preprocessing"):
+    with pytest.raises(UdcError, match="is not a supported preprocessing"):
         Preprocessing.load(tmp_path)

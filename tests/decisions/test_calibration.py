@@ -1,4 +1,4 @@
-"""Calibration against known distortions, scikit-learn, and what each method must keep or improve."""
+"""Calibration against known distortions, scikit-learn, and properties of each method."""
 
 import json
 
@@ -20,7 +20,11 @@ from udc_model.decisions.calibration import (
     negative_log_likelihood,
 )
 from udc_model.errors import UdcError
-from udc_model.evaluation.metrics import expected_calibration_error
+from udc_model.evaluation.metrics import Scored, split_metrics
+
+
+def _calibration_error(targets, p):
+    return split_metrics(Scored(targets, p.argmax(axis=1), p, 1 - np.eye(p.shape[1])), 15)["expected_calibration_error"]
 
 
 def _draw(rng, logits):
@@ -33,7 +37,7 @@ def true_logits(rng):
     return rng.normal(0, 2, (3000, 3))
 
 
-def test_temperature_recovers_a_known_one(rng):
+def test_fit_recovers_the_temperature(rng):
     logits = rng.normal(0, 2, (200_000, 4))
     targets = _draw(rng, logits)
     for true in (0.25, 1.0, 3.0):
@@ -44,12 +48,12 @@ def test_temperature_lowers_the_calibration_error_and_keeps_argmax(rng, true_log
     targets, overconfident = _draw(rng, true_logits), true_logits * 4
     before = Calibration().probabilities(overconfident)
     after = fit_calibration("temperature", overconfident, targets).probabilities(overconfident)
-    errors = [expected_calibration_error(targets, p, 15) for p in (before, after)]
+    errors = [_calibration_error(targets, p) for p in (before, after)]
     assert errors[1] < 0.2 * errors[0]
     assert (before.argmax(axis=1) == after.argmax(axis=1)).all()
 
 
-def test_temperature_is_scikit_learns(rng):
+def test_temperature_equals_scikit_learn(rng):
     x = rng.normal(size=(3000, 2))
     targets = _draw(rng, np.column_stack([x[:, 0], x[:, 1], np.zeros(3000)]))
     model = LogisticRegression(C=1e6).fit(x, targets)
@@ -60,7 +64,7 @@ def test_temperature_is_scikit_learns(rng):
     assert ours == pytest.approx(theirs.predict_proba(x), abs=2e-3)
 
 
-def test_isotonic_is_scikit_learns_but_for_the_ends(rng, true_logits):
+def test_isotonic_equals_scikit_learn_except_near_0_and_1(rng, true_logits):
     targets = _draw(rng, true_logits)
 
     class Scores:
@@ -95,72 +99,70 @@ def _classifier(scores):
     return FrozenEstimator(Wrapped())
 
 
-def test_vector_and_dirichlet_find_distortions_of_their_families(rng):
+def test_vector_and_dirichlet_recover_distortions_of_their_families(rng):
     weight, bias = np.array([0.5, 2.0, 1.0]), np.array([0.0, 1.5, -1.0])
     mixing = np.array([[1.0, 0.3, 0.0], [0.0, 0.5, 0.2], [0.4, 0.0, 1.5]])
     for method, true in (
         ("vector", lambda z: z * weight + bias),
         ("dirichlet", lambda z: log_softmax(z, axis=1) @ mixing + bias),
     ):
-        known, unseen = rng.normal(0, 2, (4000, 3)), rng.normal(0, 2, (4000, 3))
-        targets, labels = _draw(rng, true(known)), _draw(rng, true(unseen))
-        best = log_loss(labels, softmax(true(unseen), axis=1))
-        found = {
-            name: log_loss(labels, fit_calibration(name, known, targets).probabilities(unseen)) for name in METHODS
-        }
-        assert found[method] == pytest.approx(best, abs=0.006)
-        assert found["temperature"] > best + 0.05
-        assert found["isotonic"] < found["temperature"]
+        train, test = rng.normal(0, 2, (4000, 3)), rng.normal(0, 2, (4000, 3))
+        targets, labels = _draw(rng, true(train)), _draw(rng, true(test))
+        best = log_loss(labels, softmax(true(test), axis=1))
+        losses = {name: log_loss(labels, fit_calibration(name, train, targets).probabilities(test)) for name in METHODS}
+        assert losses[method] == pytest.approx(best, abs=0.006)
+        assert losses["temperature"] > best + 0.05
+        assert losses["isotonic"] < losses["temperature"]
 
 
-def test_auto_takes_the_simplest_that_is_needed(rng, true_logits):
+def test_auto_selects_the_simplest_sufficient_method(rng, true_logits):
     true_logits = true_logits[:800]
     targets = _draw(rng, true_logits)
     assert fit_calibration("auto", true_logits * 3, targets).method == "temperature"
-    bent = true_logits * np.array([0.5, 2.0, 1.0]) + np.array([0.0, 1.5, -1.0])
-    assert fit_calibration("auto", bent, targets).method in ("vector", "dirichlet")
+    distorted = true_logits * np.array([0.5, 2.0, 1.0]) + np.array([0.0, 1.5, -1.0])
+    assert fit_calibration("auto", distorted, targets).method in ("vector", "dirichlet")
 
 
-def test_cross_validation_tears_no_group_apart(rng, true_logits):
-    """Copies of an image on both sides would praise the method with the most parameters."""
+def test_cross_validation_keeps_groups_in_one_fold(rng, true_logits):
+    """Copies of an image in two folds would favour the method with the most parameters."""
     few = true_logits[:40]
     targets, groups = np.repeat(_draw(rng, few), 5), np.repeat(np.arange(40), 5)
     logits = np.repeat(few, 5, axis=0)
-    found = [_cross_validated(_fit_isotonic, logits, targets, own) for own in (None, groups)]
-    assert found[1] > found[0] + 0.02
+    ungrouped, grouped = (_cross_validated(_fit_isotonic, logits, targets, units) for units in (None, groups))
+    assert grouped > ungrouped + 0.02
 
 
-def test_cross_validation_needs_two_of_each_class():
+def test_auto_raises_for_fewer_than_two_samples_of_a_class():
     with pytest.raises(UdcError, match="two images of each class"):
         fit_calibration("auto", np.eye(3), np.arange(3))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_gives_probabilities_and_survives_json(method, rng, true_logits):
+def test_every_method_returns_probabilities_and_round_trips_through_json(method, rng, true_logits):
     fitted = fit_calibration(method, true_logits[:300], _draw(rng, true_logits[:300]))
-    again = Calibration(method, json.loads(json.dumps(fitted.parameters)))
+    loaded = Calibration(method, json.loads(json.dumps(fitted.parameters)))
     extreme = np.array([[1e4, -1e4, 0.0], [0.0, 0.0, 0.0]])
-    p = again.probabilities(np.vstack([true_logits, extreme]))
+    p = loaded.probabilities(np.vstack([true_logits, extreme]))
     assert p.sum(axis=1) == pytest.approx(np.ones(len(p)))
     assert np.isfinite(p).all()
     assert (p >= 0).all()
     assert (p == fitted.probabilities(np.vstack([true_logits, extreme]))).all()
 
 
-def test_negative_log_likelihood_is_scikit_learns(rng):
+def test_negative_log_likelihood_equals_scikit_learn(rng):
     logits, targets = rng.normal(0, 2, (100, 3)), rng.integers(0, 3, 100)
     assert negative_log_likelihood(logits, targets, 1.7) == pytest.approx(
         log_loss(targets, softmax(logits / 1.7, axis=1), labels=[0, 1, 2])
     )
 
 
-def test_temperature_stays_one_where_none_is_best():
+def test_temperature_is_one_if_none_is_best():
     targets = np.array([0, 1, 0, 1])
-    logits = np.where(np.eye(2)[targets] > 0, 1.0, -1.0)  # all right: the likelihood rises for ever
+    logits = np.where(np.eye(2)[targets] > 0, 1.0, -1.0)  # all right: the likelihood increases without bound
     assert fit_temperature(logits, targets) == 1.0
 
 
-def test_temperature_at_the_bound_is_told(caplog):
+def test_temperature_at_the_bound_logs_a_warning(caplog):
     logits = np.array([[5.0, 0.0]] * 2 + [[0.0, 5.0]] * 2)
     assert fit_temperature(logits, np.array([1, 1, 0, 0])) > 300
     assert "at the bound" in caplog.text

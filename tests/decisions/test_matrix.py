@@ -1,4 +1,4 @@
-"""The cost matrix: built by class name, every mistake named."""
+"""The cost matrix: built by class name; errors and warnings name the class."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_full_matrix_by_name_and_by_rows():
     assert cost_matrix(CostParams(matrix=[[0.0, 2.0], [3.0, 0.0]]), AB).tolist() == [[0, 2], [3, 0]]
 
 
-def test_numbers_order_numerically_not_as_texts():
+def test_absolute_difference_uses_class_names_as_numbers():
     costs = cost_matrix(CostParams(preset="absolute_difference"), ["10", "2"])
     assert np.array_equal(costs, [[0, 8], [8, 0]])
 
@@ -51,12 +51,12 @@ def test_numbers_order_numerically_not_as_texts():
         (CostParams(preset="absolute_difference", order=["a"]), r"costs\.order: the class 'b' is missing"),
     ],
 )
-def test_mistakes_are_named(params, message):
+def test_cost_matrix_raises_for_names_and_shapes_that_do_not_match(params, message):
     with pytest.raises(UdcError, match=message):
         cost_matrix(params, AB)
 
 
-def test_a_sensible_matrix_has_no_findings():
+def test_lint_has_no_findings_for_common_matrices():
     classes = ["a", "b", "c"]
     for params in (CostParams(), CostParams(preset="absolute_difference", order=classes)):
         assert lint_costs(cost_matrix(params, classes), classes) == []
@@ -65,41 +65,44 @@ def test_a_sensible_matrix_has_no_findings():
 @pytest.mark.parametrize(
     ("costs", "expected"),
     [
-        ([[0, 5, 1], [0, 0, 0], [2, 1, 0]], ["no mistake on a b costs anything", "deciding b is never the cheapest"]),
+        (
+            [[0, 5, 1], [0, 0, 0], [2, 1, 0]],
+            ["mistakes on b cost nothing", "deciding b never has the least expected cost"],
+        ),
         (
             [[0, 5], [0, 0]],
-            ["calling every image a costs nothing", "no mistake on a b costs anything", "deciding b is never"],
+            ["deciding a costs nothing for any true class", "mistakes on b cost nothing", "deciding b never has"],
         ),
-        # b is dearer than c whatever the truth
-        ([[0, 3, 2], [1, 1, 0], [4, 3, 0]], ["deciding b is never the cheapest"]),
-        # no single decision is better than b everywhere, but a and c by turns are
-        ([[0, 3, 4], [2, 2.5, 2], [4, 3, 0]], ["deciding b is never the cheapest"]),
+        # b costs more than c for every true class
+        ([[0, 3, 2], [1, 1, 0], [4, 3, 0]], ["deciding b never has the least expected cost"]),
+        # no single decision is better than b for all posteriors, but a or c always is
+        ([[0, 3, 4], [2, 2.5, 2], [4, 3, 0]], ["deciding b never has the least expected cost"]),
     ],
 )
-def test_findings_name_the_class(costs, expected):
-    found = lint_costs(np.array(costs, dtype=float), ["a", "b", "c"][: len(costs)])
-    assert len(found) == len(expected)
-    for finding, start in zip(sorted(found), sorted(f"costs: {each}" for each in expected), strict=True):
+def test_lint_findings_name_the_class(costs, expected):
+    findings = lint_costs(np.array(costs, dtype=float), ["a", "b", "c"][: len(costs)])
+    assert len(findings) == len(expected)
+    for finding, start in zip(sorted(findings), sorted(f"costs: {each}" for each in expected), strict=True):
         assert finding.startswith(start)
 
 
-def test_never_cheapest_agrees_with_trying_posteriors():
+def test_lint_agrees_with_random_posteriors():
     rng = np.random.default_rng(0)
     posteriors = rng.dirichlet(np.ones(3) * 0.5, size=20_000)
     for _ in range(40):
         costs = rng.integers(0, 8, (3, 3)) + 1.0
-        tried = set(np.argmin(posteriors @ costs, axis=1).tolist())
+        decided = set(np.argmin(posteriors @ costs, axis=1).tolist())
         findings = " ".join(lint_costs(costs, list("abc")))
-        told = {k for k, name in enumerate("abc") if f"deciding {name} " not in findings}
-        assert tried <= told
-        # a decision that is cheapest in a sliver may be missed by the draws, not the other way round
-        assert len(told - tried) <= 1
+        possible = {k for k, name in enumerate("abc") if f"deciding {name} " not in findings}
+        assert decided <= possible
+        # the draws may miss a decision that is best in a small region only
+        assert len(possible - decided) <= 1
 
 
-def test_referral_that_is_never_or_always_cheapest():
+def test_lint_finds_referral_that_is_never_or_always_best():
     costs = 1 - np.eye(3)
     assert lint_costs(costs, ["a", "b", "c"], 0.5) == []
-    dear = lint_costs(costs, ["a", "b", "c"], 0.7)  # the largest expected cost is 2/3
-    assert dear == ["costs.refer: at 0.7 handing an image to a person is never the cheapest; none will be"]
+    costly = lint_costs(costs, ["a", "b", "c"], 0.7)  # the largest expected cost of the best class is 2/3
+    assert costly == ["costs.refer: at 0.7, referral never has the least expected cost; no image is referred"]
     free = lint_costs(costs, ["a", "b", "c"], -0.1)
-    assert [text for text in free if "deciding a is never the cheapest" in text]
+    assert [text for text in free if "deciding a never has the least expected cost" in text]

@@ -1,4 +1,4 @@
-"""Comparisons: what is found, what is refused, and how often the paired test is wrong."""
+"""Comparisons of predictions: conclusion, refused tables, and the level of the paired test."""
 
 import json
 
@@ -9,15 +9,16 @@ from scipy.stats import binom
 
 from udc_model.errors import UdcError
 from udc_model.evaluation.comparison import compare_predictions, paired_test
+from udc_model.evaluation.tables import read_predictions
 
-PRICES = {("a", "a"): 0.0, ("a", "b"): 1.0, ("b", "a"): 10.0, ("b", "b"): 0.0}
+COSTS = {("a", "a"): 0.0, ("a", "b"): 1.0, ("b", "a"): 10.0, ("b", "b"): 0.0}
 
 
 def _table(true, predicted, groups=None):
     n = len(true)
     return pd.DataFrame({
         "path": [f"{i}.png" for i in range(n)], "sha256": [f"{i:064x}" for i in range(n)], "group": groups or [""] * n,
-        "true": true, "predicted": predicted, "cost": [PRICES[pair] for pair in zip(true, predicted, strict=True)],
+        "true": true, "predicted": predicted, "cost_paid": [COSTS[pair] for pair in zip(true, predicted, strict=True)],
         "weight": np.ones(n),
     })  # fmt: skip
 
@@ -25,52 +26,52 @@ def _table(true, predicted, groups=None):
 @pytest.fixture
 def pair():
     true = ["a"] * 30 + ["b"] * 30
-    one = _table(true, ["a"] * 30 + ["b"] * 18 + ["a"] * 12)  # misses 12 dear ones
-    other = _table(true, ["b"] * 2 + ["a"] * 28 + ["b"] * 30)  # two cheap mistakes
-    return one, other
+    a = _table(true, ["a"] * 30 + ["b"] * 18 + ["a"] * 12)  # 12 mistakes of cost 10
+    b = _table(true, ["b"] * 2 + ["a"] * 28 + ["b"] * 30)  # two mistakes of cost 1
+    return a, b
 
 
-def test_the_answer_in_one_sentence(pair):
-    found = compare_predictions(*pair)
-    cost, accuracy = found.differences
+def test_differences_tests_and_conclusion(pair):
+    comparison = compare_predictions(*pair)
+    cost, accuracy = comparison.differences
     assert cost.a == 120 / 60
     assert cost.b == 2 / 60
     assert cost.difference == pytest.approx(-118 / 60)
     assert cost.low < cost.difference < cost.high < 0
-    assert found.sentence.startswith("B is cheaper by 1.9667 per image, 95% interval ")
+    assert comparison.sentence.startswith("B is cheaper by 1.9667 per image, 95% interval ")
     assert compare_predictions(pair[1], pair[0]).sentence.startswith("A is cheaper by 1.9667 per image")
-    assert (found.only_a_right, found.only_b_right) == (2, 12)
-    assert found.mcnemar_p == pytest.approx(2 * binom.cdf(2, 14, 0.5))  # McNemar's exact test
+    assert (comparison.only_a_right, comparison.only_b_right) == (2, 12)
+    assert comparison.mcnemar_p == pytest.approx(2 * binom.cdf(2, 14, 0.5))  # McNemar's exact test
     assert accuracy.difference == pytest.approx(10 / 60)
-    assert len(found.changed) == 14
-    assert found.changed[0]["cost_a"] == 10
-    assert json.loads(json.dumps(found.to_dict()))["answer"] == found.sentence
-    assert "only A is right:\n  0.png: a, A a (0), B b (1)" in found.to_text()
-    assert "… and 2 more" in found.to_text()
+    assert len(comparison.changed) == 14
+    assert comparison.changed[0]["cost_a"] == 10
+    assert json.loads(json.dumps(comparison.to_dict()))["answer"] == comparison.sentence
+    assert "only A is right:\n  0.png: a, A a (0), B b (1)" in comparison.to_text()
+    assert "… and 2 more" in comparison.to_text()
 
 
-def test_order_of_the_rows_is_of_no_matter(pair):
-    one, other = pair
-    assert compare_predictions(one, other.sample(frac=1, random_state=0)) == compare_predictions(one, other)
+def test_order_of_the_rows_has_no_effect(pair):
+    a, b = pair
+    assert compare_predictions(a, b.sample(frac=1, random_state=0)) == compare_predictions(a, b)
 
 
-def test_equal_decisions_are_said_to_be_equal(pair):
-    found = compare_predictions(pair[0], pair[0])
-    assert found.sentence == "A and B cost the same on every image"
-    assert found.mcnemar_p == found.differences[0].p_value == 1
+def test_equal_decisions_have_equal_costs(pair):
+    comparison = compare_predictions(pair[0], pair[0])
+    assert comparison.sentence == "A and B cost the same on every image"
+    assert comparison.mcnemar_p == comparison.differences[0].p_value == 1
 
 
-def test_a_small_difference_is_not_claimed(pair):
-    one = pair[0]
-    other = _table(list(one["true"]), ["b", *one["predicted"][1:]])
-    assert compare_predictions(one, other).sentence.startswith("No difference in cost is shown: B costs 0.0167 more")
+def test_a_difference_within_its_interval_is_not_claimed(pair):
+    a = pair[0]
+    b = _table(list(a["true"]), ["b", *a["predicted"][1:]])
+    assert compare_predictions(a, b).sentence.startswith("No difference in cost is shown: B costs 0.0167 more")
 
 
 def test_groups_widen_the_interval(pair):
-    one, other = pair
+    a, b = pair
     groups = [f"smear {i // 12}" for i in range(60)]
-    apart, together = compare_predictions(one, other), compare_predictions(one.assign(group=groups), other)
-    widths = [found.differences[0].high - found.differences[0].low for found in (apart, together)]
+    costs = [compare_predictions(table, b).differences[0] for table in (a, a.assign(group=groups))]
+    widths = [cost.high - cost.low for cost in costs]
     assert widths[1] > 1.5 * widths[0]
 
 
@@ -81,23 +82,49 @@ def test_groups_widen_the_interval(pair):
         (lambda t: t.assign(sha256=["x", *t["sha256"][1:]]), "1 have the same name but other contents"),
         (lambda t: t.assign(true=["b", *t["true"][1:]]), "1 have another true class"),
         (
-            lambda t: t.assign(predicted="a", cost=[0.0] * 30 + [7.0] * 30),
+            lambda t: t.assign(predicted="a", cost_paid=[0.0] * 30 + [7.0] * 30),
             "b decided as a costs 7 in one and 10 in the",
         ),
-        (lambda t: t.assign(weight=2.0), "count the images differently"),
-        (lambda t: pd.concat([t, t[:1]]), "names an image twice"),
+        (lambda t: t.assign(weight=2.0), "weight the images differently"),
+        (lambda t: pd.concat([t, t[:1]]), "lists an image twice"),
     ],
 )
-def test_tables_that_cannot_be_compared_are_refused(pair, change, message):
+def test_compare_raises_for_tables_that_do_not_match(pair, change, message):
     with pytest.raises(UdcError, match=message):
         compare_predictions(pair[0], change(pair[1]))
 
 
-def test_the_paired_test_has_its_stated_level(rng):
-    draws, level = 600, 0.05
+def test_paired_test_has_its_stated_level(rng):
+    draws, level = 400, 0.05
     rejected = 0
     for i in range(draws):
         differences = rng.choice([-10.0, -1.0, 0.0, 1.0, 10.0], 60, p=[0.05, 0.1, 0.7, 0.1, 0.05])
         rejected += paired_test(differences, seed=i) <= level
     assert binom.ppf(0.001, draws, level) <= rejected <= binom.ppf(0.999, draws, level)
     assert paired_test(np.full(30, 0.2)) < 0.001
+
+
+def test_paired_test_of_few_pairs_is_exact():
+    """Each of the 2 ** n sign patterns of n differences is equally likely."""
+    assert paired_test(np.full(5, 0.1)) == 2 / 2**5
+    assert paired_test(np.array([3.0, 0.0, 1.0])) == 2 / 2**2
+    assert paired_test(np.array([3.0, -1.0, 1.0])) == 6 / 2**3  # all but the sums 1 and -1
+    assert paired_test(np.array([3.0])) == 1
+    assert paired_test(np.zeros(4)) == 1
+
+
+def test_paired_test_of_many_pairs(rng):
+    differences = rng.choice([-1.0, 1.0], 10_001)
+    assert paired_test(differences) > 0.001
+    assert paired_test(np.abs(differences)) <= 0.002
+
+
+def test_tables_of_version_0_1_are_read(pair, tmp_path):
+    old, new = (tmp_path / f"{name}.csv" for name in ("old", "new"))
+    pair[0].rename(columns={"cost_paid": "cost"}).to_csv(old, index=False)
+    pair[0].to_csv(new, index=False)
+    pd.testing.assert_frame_equal(read_predictions(old), read_predictions(new))
+    assert compare_predictions(read_predictions(old), read_predictions(new)).differences[0].difference == 0
+    pair[0].drop(columns="cost_paid").to_csv(old, index=False)
+    with pytest.raises(UdcError, match="has no column cost_paid"):
+        read_predictions(old)

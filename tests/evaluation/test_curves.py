@@ -1,20 +1,21 @@
-"""Curves against scikit-learn, the formulas of their papers, and what their ends must be."""
+"""Curves against scikit-learn, the formulas of their papers, and their end points."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
 
 from udc_model.decisions.policy import Policy
 from udc_model.evaluation.curves import (
+    class_curves,
     cost_curve,
     costliest_class,
     mean_curves,
-    precision_recall_curves,
     referral_curve,
     reliability,
-    roc_curves,
 )
 from udc_model.evaluation.metrics import Scored
 
@@ -29,7 +30,7 @@ def scored(rng):
     return Scored(targets, (p @ costs).argmin(axis=1), p, costs)
 
 
-def test_mean_curves_run_from_corner_to_corner(scored):
+def test_mean_curves_end_at_the_corners_and_match_the_areas(scored):
     roc, pr, areas = mean_curves(scored, CLASSES, 100, 0.95)
     assert roc.iloc[-1].tolist() == [1.0] * 4
     assert (np.diff(roc["true_positive_rate"]) >= 0).all()
@@ -42,11 +43,32 @@ def test_mean_curves_run_from_corner_to_corner(scored):
     assert (np.diff(pr["precision"]) <= 1e-12).all()
     for table, y in ((roc, "true_positive_rate"), (pr, "precision")):
         assert ((table["low"] <= table[y] + 1e-9) & (table[y] <= table["high"] + 1e-9)).mean() > 0.95
-    for curves, x in ((roc_curves(scored, CLASSES), 1), (precision_recall_curves(scored, CLASSES), 1)):
-        assert curves.groupby("class")[curves.columns[x]].max().tolist() == [1.0] * 3
+    for curves in class_curves(scored, CLASSES):
+        assert curves.groupby("class")[curves.columns[1]].max().tolist() == [1.0] * 3
 
 
-def test_reliability_is_scikit_learns(rng):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_class_curves_equal_scikit_learn(scored, weighted, rng):
+    weights = rng.random(3)[scored.targets] + 0.5 if weighted else None
+    probabilities = scored.probabilities.round(2)  # with ties
+    scored = replace(scored, probabilities=probabilities, weights=weights)
+    roc, pr = class_curves(scored, CLASSES)
+    for k, name in enumerate(CLASSES):
+        fpr, tpr, _ = roc_curve(scored.targets == k, probabilities[:, k], sample_weight=weights)
+        own = roc[roc["class"] == name]
+        if not weighted:  # rounding decides which points of weighted curves are on a straight line
+            assert own["false_positive_rate"].tolist() == pytest.approx(fpr.tolist())
+        assert np.interp(fpr, own["false_positive_rate"], own["true_positive_rate"])[-1] == pytest.approx(1)
+        assert np.trapezoid(own["true_positive_rate"], own["false_positive_rate"]) == pytest.approx(
+            np.trapezoid(tpr, fpr)
+        )
+        precision, recall, _ = precision_recall_curve(scored.targets == k, probabilities[:, k], sample_weight=weights)
+        own = pr[pr["class"] == name]
+        assert own["precision"].tolist() == pytest.approx(precision.tolist())
+        assert own["recall"].tolist() == pytest.approx(recall.tolist())
+
+
+def test_reliability_equals_scikit_learn(rng):
     p1 = rng.random(1000)
     targets = (p1 > rng.random(1000)).astype(int)
     scored = Scored(targets, targets, np.column_stack([1 - p1, p1]), 1 - np.eye(2))
@@ -61,7 +83,7 @@ def test_reliability_is_scikit_learns(rng):
         assert (row.low, row.high) == pytest.approx((interval.low, interval.high))
 
 
-def test_cost_curve_of_two_classes_is_drummond_and_holtes(rng):
+def test_cost_curve_of_two_classes_equals_drummond_and_holte(rng):
     p1 = rng.random(800)
     targets = (p1 > rng.random(800)).astype(int)
     p = np.column_stack([1 - p1, p1])
@@ -72,19 +94,20 @@ def test_cost_curve_of_two_classes_is_drummond_and_holtes(rng):
     false_negative, false_positive = (decided[targets == 1] == 0).mean(), (decided[targets == 0] == 1).mean()
     x = table["x"].to_numpy()
     assert costliest_class(costs) == 1
-    assert table["as_decided"].to_numpy() == pytest.approx(false_negative * x + false_positive * (1 - x))
-    assert table["constant"].to_numpy() == pytest.approx(np.minimum(x, 1 - x))
-    assert (table["this_rule"] <= table["constant"] + 0.02).all()
-    assert table["this_rule"].mean() < table["as_decided"].mean()
+    assert table["fixed_decisions"].to_numpy() == pytest.approx(false_negative * x + false_positive * (1 - x))
+    assert table["best_constant"].to_numpy() == pytest.approx(np.minimum(x, 1 - x))
+    assert (table["policy"] <= table["best_constant"] + 0.02).all()
+    assert table["policy"].mean() < table["fixed_decisions"].mean()
+    assert set(table["costliest_class"]) == {"pos"}
 
 
-def test_no_cost_curve_without_two_priced_classes(scored):
+def test_no_cost_curve_if_mistakes_of_one_class_only_cost(scored):
     costs = np.array([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     policy = Policy(CLASSES, costs.tolist())
     assert cost_curve(Scored(scored.targets, scored.decided, scored.probabilities, costs), policy) is None
 
 
-def test_referral_falls_from_the_mean_cost_and_ends_at_its_price(scored):
+def test_referral_curve_starts_at_the_mean_cost_and_ends_at_the_cost_of_referral(scored):
     table = referral_curve(scored, 0.4)
     cost = scored.cost_paid.mean()
     assert table.iloc[0].tolist() == pytest.approx([0, cost, cost])

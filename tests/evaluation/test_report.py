@@ -1,4 +1,4 @@
-"""The report: whole, self-contained, and safe against names that look like markup."""
+"""The report: contents, no external resources, and escaped names."""
 
 import re
 
@@ -9,7 +9,7 @@ from udc_model.config import EvaluateParams, Params
 from udc_model.data.packed import PackedSplit
 from udc_model.decisions.policy import Policy
 from udc_model.evaluation.report import render_report
-from udc_model.stages.evaluate import write_split
+from udc_model.evaluation.tables import write_split
 from udc_model.stages.train import training_params
 
 NAMES = ["<script>alert(1)</script>", "b & c", "plain"]
@@ -33,7 +33,7 @@ def _render(folder, classes):
     record = {"params": training_params(Params()), "data": {"name": "<b>data", "digest": "d"}, "best_epoch": 1,
               "final_metrics": {"epochs": 2}, "hardware": {"device": "cpu"}}  # fmt: skip
     counts = {name: dict.fromkeys(classes, 4) for name in ("train", "validation", "calibration", "test")}
-    return render_report(folder, record, counts, ["costs: odd <price>"], 0.95, {"commit": "abc123"})
+    return render_report(folder, record, counts, ["costs: odd <cost>"], 0.95, {"commit": "abc123"})
 
 
 @pytest.fixture
@@ -41,24 +41,24 @@ def page(tmp_path, rng):
     return _render(_evaluation(tmp_path / "evaluation", rng, NAMES, refer=0.5), NAMES)
 
 
-def test_names_are_text(page):
+def test_names_are_escaped(page):
     assert "<script" not in page
     assert "<i>" not in page
     assert "<b>data" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert "odd &lt;price&gt;" in page
+    assert "odd &lt;cost&gt;" in page
 
 
-def test_nothing_is_fetched(page):
+def test_page_has_no_external_resources(page):
     assert not re.search(r"https?:|<link|@import|url\(|src=\"(?!data:)", page)
 
 
-def test_it_tells_what_was_asked_and_how_to_do_it_again(page):
-    for text in ("referral at 0.5", "always refer", "mean cost", "95% interval", "git checkout abc123"):
+def test_page_has_configuration_results_and_reproduction(page):
+    for text in ("cost of referral 0.5", "always refer", "mean cost", "95% interval", "git checkout abc123"):
         assert text in page
 
 
-def test_many_classes_have_a_list_of_dear_prices_instead_of_a_matrix(tmp_path, rng):
+def test_page_lists_the_costliest_cells_if_there_are_many_classes(tmp_path, rng):
     classes = [f"class {k}" for k in range(20)]
     page = _render(_evaluation(tmp_path / "evaluation", rng, classes), classes)
     assert "true \\ decided" not in page

@@ -1,4 +1,4 @@
-"""torch.export, torch.compile, TorchScript tracing and ONNX give the logits of the model itself."""
+"""Tests that torch.export, torch.compile, TorchScript tracing and ONNX give the logits of the model."""
 
 import json
 import shutil
@@ -29,9 +29,9 @@ KINDS = ["resnet", "convnext"]
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(params=["native kernels", "torch's own operators"])
+@pytest.fixture(params=["native kernels", "torch operators"])
 def _kernels(request, monkeypatch):
-    monkeypatch.setattr(kernels, "WORTHWHILE", 0)
+    monkeypatch.setattr(kernels, "MIN_FUSED_ELEMENTS", 0)
     if request.param != "native kernels":
         monkeypatch.setattr(kernels, "load_library", lambda: None)
 
@@ -53,12 +53,12 @@ def _model(kind):
 @pytest.mark.usefixtures("_kernels")
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_export(kind, gradients):
+def test_torch_export_gives_equal_logits(kind, gradients):
     model = _model(kind)
     with torch.set_grad_enabled(gradients):
         shapes = {"pixel_values": {0: torch.export.Dim("batch")}}
         program = torch.export.export(model, (IMAGES,), dynamic_shapes=shapes)
-    assert not any("udc" in str(node.target) for node in program.graph.nodes)  # runs where this project is not
+    assert not any("udc" in str(node.target) for node in program.graph.nodes)  # runs without this project
     for images in (IMAGES, IMAGES[:2]):
         torch.testing.assert_close(program.module()(images).logits, model(images).logits, rtol=1e-5, atol=1e-5)
 
@@ -67,36 +67,39 @@ def test_export(kind, gradients):
     ("kind", "native", "backend"),
     [("resnet", True, "inductor"), ("convnext", True, "inductor"), ("convnext", False, "aot_eager")],
 )
-def test_compile_in_training(kind, native, backend, monkeypatch):
-    monkeypatch.setattr(kernels, "WORTHWHILE", 0)
+def test_torch_compile_gives_equal_logits_and_gradients(kind, native, backend, monkeypatch):
+    monkeypatch.setattr(kernels, "MIN_FUSED_ELEMENTS", 0)
     if not native:
         monkeypatch.setattr(kernels, "load_library", lambda: None)
     torch.compiler.reset()
-    used, found = [], []
-    monkeypatch.setattr(operators, "call", lambda name, *a: (used.append(name), library.call(name, *a)))
+    used_kernels, results = [], []
+    monkeypatch.setattr(operators, "call", lambda name, *a: (used_kernels.append(name), library.call(name, *a)))
     for compiled in (False, True):
         model = _model(kind).train()
         for module in model.modules():
             if type(module).__name__ == "ConvNextDropPath":
-                module.p = 0.0  # compiled code draws other numbers
+                module.p = 0.0  # compiled code uses other random numbers
         if backend == "inductor" and shutil.which("g++") is None:
-            backend = "aot_eager"  # inductor compiles C++
+            backend = "aot_eager"  # inductor needs a C++ compiler
         step = torch.compile(model, fullgraph=True, backend=backend) if compiled else model
-        used.clear()
+        used_kernels.clear()
         output = step(IMAGES, labels=torch.tensor([0, 2, 1]))
         output.loss.backward()
-        found.append((output.logits.detach(), {key: p.grad for key, p in model.named_parameters()}))
-    # inductor fuses GELU and residual itself; the depthwise gradient it would leave to oneDNN
-    with_kernels = kind == "convnext" and native and library.load_library() is not None
-    assert set(used) == ({"udc_depthwise_gradient"} if with_kernels else set())
-    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-5)
-    for key, gradient in found[0][1].items():
-        torch.testing.assert_close(found[1][1][key], gradient, rtol=1e-3, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+        results.append((output.logits.detach(), {key: p.grad for key, p in model.named_parameters()}))
+    # inductor fuses GELU and residual; the native kernel replaces oneDNN's depthwise gradient
+    has_kernels = kind == "convnext" and native and library.load_library() is not None
+    assert set(used_kernels) == ({"udc_depthwise_gradient"} if has_kernels else set())
+    (logits, gradients), (compiled_logits, compiled_gradients) = results
+    torch.testing.assert_close(compiled_logits, logits, rtol=1e-4, atol=1e-5)
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(
+            compiled_gradients[key], gradient, rtol=1e-3, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}"
+        )
 
 
 @pytest.mark.usefixtures("_kernels")
 @pytest.mark.parametrize("kind", KINDS)
-def test_torchscript_tracing(kind, tmp_path):
+def test_torchscript_trace_gives_equal_logits(kind, tmp_path):
     model = _model(kind)
     model.config.return_dict = False
     torch.jit.trace(model, IMAGES).save(str(tmp_path / "model.pt"))
@@ -106,7 +109,7 @@ def test_torchscript_tracing(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_onnx(kind, tmp_path):
+def test_onnx_export_gives_equal_logits_and_contains_metadata(kind, tmp_path):
     model, path = _model(kind), tmp_path / "model.onnx"
     export_onnx(model, path, 32, {"image_size": "32"})
     onnx.checker.check_model(path, full_check=True)

@@ -1,4 +1,4 @@
-"""The served model refuses what is no image, with the row's number, and takes every honest form of one."""
+"""Tests of the served model: it accepts all forms of an image and raises for values that are not images."""
 
 import base64
 import io
@@ -38,7 +38,7 @@ def _encoded(pixels):
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def test_every_form_of_one_image_gives_one_answer(served, rng):
+def test_all_forms_of_an_image_give_the_same_decision(served, rng):
     pixels = rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)
     out = served.predict(pd.DataFrame({"image": [_encoded(pixels), pixels, pixels.tolist()]}))
     assert len(set(out["class"])) == 1
@@ -47,7 +47,7 @@ def test_every_form_of_one_image_gives_one_answer(served, rng):
     assert out["expected_cost"][0] == pytest.approx(1 - max(out["probabilities"][0].values()))
 
 
-def test_grey_arrays(served, rng):
+def test_grey_array_and_grey_file_give_the_same_decision(served, rng):
     grey = rng.integers(0, 256, (9, 9), dtype=np.uint8)
     out = served.predict(pd.DataFrame({"image": [grey.tolist(), _encoded(grey)]}))
     assert np.ptp(out["expected_cost"]) < 1e-6
@@ -58,7 +58,7 @@ def test_grey_arrays(served, rng):
     [
         ("not base64!", "image 0: "),
         (base64.b64encode(b"text").decode(), "image 0: not an image"),
-        ("", "image 0: there are no bytes"),
+        ("", "image 0: the image is empty"),
         ([[1, 2], [3]], "image 0: "),
         ([[0.5, 0.5]], "image 0: an array must hold integers"),
         ([[300, 0]], "image 0: an array must hold integers from 0 to 255"),
@@ -67,25 +67,25 @@ def test_grey_arrays(served, rng):
         (7, "image 0: an array must be"),
     ],
 )
-def test_what_is_no_image_is_refused(served, value, message):
+def test_value_that_is_not_an_image_raises(served, value, message):
     with pytest.raises(UdcError, match=message):
         served.predict(pd.DataFrame({"image": pd.Series([value], dtype=object)}))
 
 
-def test_missing_column(served):
-    with pytest.raises(UdcError, match="needs a column 'image', it has picture"):
+def test_missing_column_raises(served):
+    with pytest.raises(UdcError, match="must have a column 'image'; its columns are picture"):
         served.predict(pd.DataFrame({"picture": ["x"]}))
 
 
-def test_rule_of_other_classes_is_refused(served, tmp_path):
+def test_policy_with_other_classes_raises(served, tmp_path):
     from udc_model.inference.classifier import check_same_classes
 
     with pytest.raises(UdcError, match="is for the classes x, y"):
         check_same_classes(served.classifier, Policy(["x", "y"], [[0.0, 1.0], [1.0, 0.0]]), "policy.json")
 
 
-def test_a_rule_made_for_flip_averaging_has_the_model_served_so(served, rng, tmp_path):
-    """The decision file says it, so that evaluate, predict and the served model agree; an image and its mirror too."""
+def test_policy_with_flip_averaging_averages_the_logits(served, rng, tmp_path):
+    """An image and its mirror image have the same expected cost."""
     bundle = tmp_path / "bundle"
     (bundle / "model").mkdir(parents=True)
     served.classifier.model.save_pretrained(bundle / "model")
@@ -95,6 +95,6 @@ def test_a_rule_made_for_flip_averaging_has_the_model_served_so(served, rng, tmp
     both = pd.DataFrame({"image": [pixels, pixels[:, ::-1]]})
     assert np.ptp(averaging.predict(both)["expected_cost"]) < 1e-6
     assert np.ptp(served.predict(both)["expected_cost"]) > 1e-6
-    images = [Image.fromarray(side) for side in both["image"]]
+    images = [Image.fromarray(image) for image in both["image"]]
     mean = served.classifier.logits(images).mean(axis=0)
     np.testing.assert_allclose(averaging.classifier.logits(images), [mean, mean], rtol=1e-4, atol=1e-5)

@@ -1,10 +1,14 @@
-"""Stored logits: used again only for what they were computed from, and never missed."""
+"""Tests of the cache of logits: an entry is used only if nothing changed, and errors of the cache are only logged."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import udc_model
 from udc_model.config import EvaluateParams
 from udc_model.inference.stored_logits import stored_logits
+from udc_model.stages.code import LOGITS
 
 PLAIN = EvaluateParams(batch_size=4)
 
@@ -18,7 +22,7 @@ def model(tmp_path):
 
 
 class Model:
-    """Counts how often it runs."""
+    """A model that counts its runs."""
 
     def __init__(self):
         self.runs = 0
@@ -28,45 +32,51 @@ class Model:
         return {"test": np.full((2, 3), self.runs, dtype=np.float32), "empty": np.empty((0, 3), np.float32)}
 
 
-def test_the_model_runs_once(tmp_path, model):
+def test_model_runs_once(tmp_path, model):
     compute = Model()
     for _ in range(2):
-        found = stored_logits(tmp_path / "kept", model, "digest", PLAIN, compute)
-        assert found["test"].tolist() == [[1.0] * 3] * 2
-        assert found["empty"].shape == (0, 3)
+        logits = stored_logits(tmp_path / "cache", model, "digest", PLAIN, LOGITS, compute)
+        assert logits["test"].tolist() == [[1.0] * 3] * 2
+        assert logits["empty"].shape == (0, 3)
     assert compute.runs == 1
 
 
-def test_other_weights_data_batches_or_kernels_run_it_again(tmp_path, model, monkeypatch):
+def test_model_runs_again_for_other_weights_data_settings_code_or_kernels(tmp_path, model, monkeypatch):
     compute = Model()
     for runs, change in enumerate(
         (
-            lambda: ("digest", PLAIN),
-            lambda: ("other", PLAIN),
-            lambda: ("digest", EvaluateParams(batch_size=8)),
-            lambda: ("digest", EvaluateParams(batch_size=4, flip_averaging=True)),
-            lambda: (model / "model.safetensors").write_bytes(b"others") and ("digest", PLAIN),
-            lambda: monkeypatch.setenv("UDC_KERNELS", "off") or ("digest", PLAIN),
+            lambda: ("digest", PLAIN, LOGITS),
+            lambda: ("other digest", PLAIN, LOGITS),
+            lambda: ("digest", EvaluateParams(batch_size=8), LOGITS),
+            lambda: ("digest", EvaluateParams(batch_size=4, flip_averaging=True), LOGITS),
+            lambda: ("digest", PLAIN, LOGITS[1:]),
+            lambda: (model / "model.safetensors").write_bytes(b"new weights") and ("digest", PLAIN, LOGITS),
+            lambda: monkeypatch.setenv("UDC_KERNELS", "off") or ("digest", PLAIN, LOGITS),
         ),
         start=1,
     ):
-        stored_logits(tmp_path / "kept", model, *change(), compute)
+        stored_logits(tmp_path / "cache", model, *change(), compute)
         assert compute.runs == runs
 
 
-def test_a_damaged_file_and_a_place_that_cannot_be_written_do_no_harm(tmp_path, model, caplog):
+def test_code_of_logits_exists():
+    package = Path(udc_model.__file__).parent
+    assert all((package / name).exists() for name in LOGITS)
+
+
+def test_damaged_entry_and_unwritable_folder_only_log_a_warning(tmp_path, model, caplog):
     compute = Model()
-    stored_logits(tmp_path / "kept", model, "digest", PLAIN, compute)
-    (file,) = (tmp_path / "kept").iterdir()
+    stored_logits(tmp_path / "cache", model, "digest", PLAIN, LOGITS, compute)
+    (file,) = (tmp_path / "cache").iterdir()
     file.write_bytes(file.read_bytes()[:100])
-    assert stored_logits(tmp_path / "kept", model, "digest", PLAIN, compute)["test"][0, 0] == 2
+    assert stored_logits(tmp_path / "cache", model, "digest", PLAIN, LOGITS, compute)["test"][0, 0] == 2
     assert "the model runs again" in caplog.text
     (tmp_path / "file").write_text("")
-    assert stored_logits(tmp_path / "file" / "kept", model, "digest", PLAIN, compute)["test"][0, 0] == 3
-    assert "logits are not kept" in caplog.text
+    assert stored_logits(tmp_path / "file" / "cache", model, "digest", PLAIN, LOGITS, compute)["test"][0, 0] == 3
+    assert "logits cannot be stored" in caplog.text
 
 
-def test_only_the_last_twenty_are_kept(tmp_path, model):
+def test_cache_keeps_twenty_files(tmp_path, model):
     for i in range(23):
-        stored_logits(tmp_path / "kept", model, str(i), PLAIN, Model())
-    assert len(list((tmp_path / "kept").iterdir())) == 20
+        stored_logits(tmp_path / "cache", model, str(i), PLAIN, LOGITS, Model())
+    assert len(list((tmp_path / "cache").iterdir())) == 20

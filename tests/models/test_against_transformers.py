@@ -1,4 +1,4 @@
-"""Our models against transformers' with shared random weights: logits, hidden states, loss, gradients."""
+"""Tests of the models against transformers with shared random weights: logits, hidden states, loss, gradients."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from udc_model.models import (
     ResNetForImageClassification,
 )
 
-# The largest differs from the one before it in widths alone; its parameters are compared without being computed with.
+# The largest model differs from the next smaller one in its widths only; only the shapes of its weights are compared.
 LARGEST = "convnext-xlarge"
 CONVNEXT = {
     name: preset.settings
@@ -56,28 +56,29 @@ def _pair(kind, settings):
 
 
 @pytest.mark.parametrize(("kind", "name", "settings"), CASES, ids=lambda x: x if isinstance(x, str) else "")
-def test_equal_to_transformers(kind, name, settings):
+def test_outputs_and_gradients_equal_those_of_transformers(kind, name, settings):
     torch.manual_seed(0)
     ours, theirs = _pair(kind, settings)
-    side = 64 if len(settings["depths"]) < 4 else 32  # the published sizes are large enough without large images
+    side = 64 if len(settings["depths"]) < 4 else 32  # published models are large enough
     images = torch.randn(4, settings.get("num_channels", 3), side, side)
     labels = torch.tensor([0, 1, 4, 2])
-    mine = ours(images, labels=labels, output_hidden_states=True)
-    reference = theirs(pixel_values=images, labels=labels, output_hidden_states=True)
-    torch.testing.assert_close(mine.logits, reference.logits, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(mine.loss, reference.loss, rtol=1e-5, atol=1e-5)
-    assert len(mine.hidden_states) == len(reference.hidden_states)
-    for own, other in zip(mine.hidden_states, reference.hidden_states, strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-5 * max(1.0, float(other.detach().abs().max())))
-    mine.loss.backward()
-    reference.loss.backward()
-    others = dict(theirs.named_parameters())
+    output = ours(images, labels=labels, output_hidden_states=True)
+    expected = theirs(pixel_values=images, labels=labels, output_hidden_states=True)
+    torch.testing.assert_close(output.logits, expected.logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output.loss, expected.loss, rtol=1e-5, atol=1e-5)
+    assert len(output.hidden_states) == len(expected.hidden_states)
+    for state, reference in zip(output.hidden_states, expected.hidden_states, strict=True):
+        scale = max(1.0, float(reference.detach().abs().max()))
+        torch.testing.assert_close(state, reference, rtol=1e-5, atol=1e-5 * scale)
+    output.loss.backward()
+    expected.loss.backward()
+    gradients = {key: parameter.grad for key, parameter in theirs.named_parameters()}
     for key, parameter in ours.named_parameters():
-        error = (parameter.grad - others[key].grad).norm() / others[key].grad.norm().clamp(min=1e-6)
+        error = (parameter.grad - gradients[key]).norm() / gradients[key].norm().clamp(min=1e-6)
         assert error < 1e-4, f"{key}: {error}"
 
 
-def test_the_largest_has_the_parameters_of_transformers():
+def test_largest_model_has_the_weights_of_transformers():
     config, model, their_config, their_model = PAIRS["convnext"]
     settings = PRESETS[LARGEST].settings
     with torch.device("meta"):
@@ -87,26 +88,27 @@ def test_the_largest_has_the_parameters_of_transformers():
 
 
 @pytest.mark.parametrize("kind", ["convnext", "resnet"])
-def test_initialisation_has_transformers_statistics(kind):
+def test_initialisation_has_the_statistics_of_transformers(kind):
     config, model, their_config, their_model = PAIRS[kind]
     settings = PRESETS[f"{kind}-mini"].settings
-    stds: list[dict[str, list[torch.Tensor]]] = [{}, {}]
+    weights: list[dict[str, list[torch.Tensor]]] = [{}, {}]
     for seed in range(5):
         torch.manual_seed(seed)
-        for found, built in zip(stds, (model(config(**settings)), their_model(their_config(**settings))), strict=True):
-            for key, value in built.state_dict().items():
+        models = model(config(**settings)), their_model(their_config(**settings))
+        for values, initialised in zip(weights, models, strict=True):
+            for key, value in initialised.state_dict().items():
                 if value.is_floating_point():
-                    found.setdefault(key, []).append(value.flatten())
-    assert stds[0].keys() == stds[1].keys()
-    for key in stds[0]:
-        ours, theirs = (torch.cat(found[key]) for found in stds)
-        # tolerance: four standard errors of a standard deviation
+                    values.setdefault(key, []).append(value.flatten())
+    assert weights[0].keys() == weights[1].keys()
+    for key in weights[0]:
+        ours, theirs = (torch.cat(values[key]) for values in weights)
+        # tolerance: four standard errors of a standard deviation, six of a mean
         assert abs(ours.std() - theirs.std()) <= 4 * theirs.std() * (2 * len(theirs)) ** -0.5 + 1e-7, key
         assert abs(ours.mean() - theirs.mean()) <= 6 * theirs.std() * len(theirs) ** -0.5 + 1e-7, key
 
 
 @pytest.mark.parametrize("kind", ["convnext", "resnet"])
-def test_folders_load_both_ways(kind, tmp_path):
+def test_folders_can_be_exchanged_with_transformers(kind, tmp_path):
     torch.manual_seed(0)
     config, model, their_config, their_model = PAIRS[kind]
     settings = PRESETS[f"{kind}-mini"].settings
@@ -116,16 +118,16 @@ def test_folders_load_both_ways(kind, tmp_path):
     ours = model(config(id2label=names, **settings)).eval()
     (tmp_path / "ours").mkdir()
     ours.save_pretrained(tmp_path / "ours")
-    there = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "ours").eval()
-    torch.testing.assert_close(ours(images).logits, there(images).logits, rtol=1e-5, atol=1e-5)
-    assert there.config.id2label == names
-    assert there.config.label2id == {"bar": 0, "dot": 1, "stripe": 2}
+    loaded = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "ours").eval()
+    torch.testing.assert_close(ours(images).logits, loaded(images).logits, rtol=1e-5, atol=1e-5)
+    assert loaded.config.id2label == names
+    assert loaded.config.label2id == {"bar": 0, "dot": 1, "stripe": 2}
 
     theirs = their_model(their_config(id2label=names, label2id={v: k for k, v in names.items()}, **settings)).eval()
     theirs.save_pretrained(tmp_path / "theirs")
-    here = model.from_pretrained(tmp_path / "theirs")
-    torch.testing.assert_close(here(images).logits, theirs(images).logits, rtol=1e-5, atol=1e-5)
-    assert here.config.id2label == names
+    loaded = model.from_pretrained(tmp_path / "theirs")
+    torch.testing.assert_close(loaded(images).logits, theirs(images).logits, rtol=1e-5, atol=1e-5)
+    assert loaded.config.id2label == names
 
 
 @pytest.mark.parametrize("kind", ["convnext", "resnet"])

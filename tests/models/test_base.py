@@ -1,4 +1,6 @@
-"""Outputs, losses by problem type, activations: transformers' own behave alike."""
+"""Tests of outputs, losses by problem type, activations and norms against transformers."""
+
+from typing import get_args
 
 import pytest
 import torch
@@ -6,6 +8,7 @@ import transformers
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention as TheirOutput
 
+from udc_model.config.model import Activation
 from udc_model.models import (
     ConvNextConfig,
     ConvNextForImageClassification,
@@ -58,16 +61,15 @@ def test_outputs_are_objects_mappings_and_tuples(output_type):
 
 
 @pytest.mark.parametrize("kind", ["convnext", "resnet"])
-def test_return_dict_and_hidden_states(kind):
+def test_return_dict_and_hidden_states_follow_transformers(kind):
     ours, theirs = _pair(kind, num_labels=3)
     labels = torch.tensor([0, 1, 2, 0])
     for options in (
         {}, {"labels": labels}, {"output_hidden_states": True}, {"labels": labels, "output_hidden_states": True},
     ):  # fmt: skip
-        mine = ours(IMAGES, **options, return_dict=False)
-        reference = theirs(IMAGES, **options, return_dict=False)
-        assert isinstance(mine, tuple)
-        assert len(mine) == len(reference)
+        output = ours(IMAGES, **options, return_dict=False)
+        assert isinstance(output, tuple)
+        assert len(output) == len(theirs(IMAGES, **options, return_dict=False))
         assert list(ours(IMAGES, **options)) == list(theirs(IMAGES, **options))
     ours.config.output_hidden_states, ours.config.return_dict = True, False
     assert len(ours(IMAGES)) == 2
@@ -75,14 +77,14 @@ def test_return_dict_and_hidden_states(kind):
 
 @pytest.mark.parametrize(("ours", "theirs", "kind"), [(ConvNextModel, transformers.ConvNextModel, "convnext"),
                                                       (ResNetModel, transformers.ResNetModel, "resnet")])  # fmt: skip
-def test_models_without_a_head(ours, theirs, kind):
-    whole, reference = _pair(kind)
-    mine, other = whole.base_model(IMAGES), getattr(reference, kind)(IMAGES)
-    assert isinstance(whole.base_model, ours)
+def test_models_without_head_equal_those_of_transformers(ours, theirs, kind):
+    classifier, reference = _pair(kind)
+    output, expected = classifier.base_model(IMAGES), getattr(reference, kind)(IMAGES)
+    assert isinstance(classifier.base_model, ours)
     assert isinstance(getattr(reference, kind), theirs)
-    assert list(mine) == list(other)
-    torch.testing.assert_close(mine.pooler_output, other.pooler_output)
-    torch.testing.assert_close(mine.last_hidden_state, other.last_hidden_state)
+    assert list(output) == list(expected)
+    torch.testing.assert_close(output.pooler_output, expected.pooler_output)
+    torch.testing.assert_close(output.last_hidden_state, expected.last_hidden_state)
 
 
 @pytest.mark.parametrize("kind", ["convnext", "resnet"])
@@ -96,18 +98,18 @@ def test_models_without_a_head(ours, theirs, kind):
         (None, 3, torch.tensor([0, 2, 1, 1])),
     ],
 )
-def test_losses_by_problem_type(kind, problem, num_labels, labels):
+def test_losses_by_problem_type_equal_those_of_transformers(kind, problem, num_labels, labels):
     ours, theirs = _pair(kind, num_labels=num_labels, problem_type=problem)
     torch.testing.assert_close(ours(IMAGES, labels=labels).loss, theirs(IMAGES, labels=labels).loss)
 
 
 @pytest.mark.parametrize(("num_labels", "labels"), [(1, torch.tensor([0, 0, 0, 0])), (3, torch.rand(4, 3))])
-def test_a_problem_that_is_not_said_is_never_guessed(num_labels, labels):
+def test_ambiguous_problem_type_raises(num_labels, labels):
     with pytest.raises(ValueError, match=r"set config\.problem_type"):
         _pair("resnet", num_labels=num_labels)[0](IMAGES, labels=labels)
 
 
-def test_any_loss_takes_the_place_of_the_built_in_one():
+def test_set_loss_replaces_the_built_in_loss():
     model, _ = _pair("convnext", num_labels=3)
     labels = torch.tensor([0, 2, 1, 1])
     model.set_loss(lambda logits, targets: (logits.sum(dim=1) * targets).sum())
@@ -116,23 +118,22 @@ def test_any_loss_takes_the_place_of_the_built_in_one():
 
 
 @pytest.mark.parametrize("name", sorted(set(ACTIVATIONS) & set(ACT2FN)))
-def test_activations(name):
+def test_activations_equal_those_of_transformers(name):
     x = torch.cat([torch.linspace(-15, 15, 301), torch.randn(1000, generator=torch.Generator().manual_seed(0))])
     torch.testing.assert_close(activation(name)(x), ACT2FN[name](x), rtol=1e-5, atol=1e-5)
 
 
-def test_an_activation_that_is_not_there():
-    with pytest.raises(ValueError, match=r"hidden_act: 'gellu' is none of"):
+def test_unknown_activation_raises():
+    with pytest.raises(ValueError, match=r"hidden_act: 'gellu' is unknown"):
         ConvNextForImageClassification(ConvNextConfig(**CONVNEXT, hidden_act="gellu"))
-    from typing import get_args
 
-    from udc_model.config import Activation
 
+def test_parameter_hidden_act_lists_all_activations():
     assert set(get_args(Activation)) == set(ACTIVATIONS)
 
 
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
-def test_layer_norm(data_format):
+def test_layer_norm_equals_that_of_transformers(data_format):
     theirs = transformers.models.convnext.modeling_convnext.ConvNextLayerNorm(6, data_format=data_format)
     ours = ConvNextLayerNorm(6, data_format=data_format)
     with torch.no_grad():
@@ -146,7 +147,7 @@ def test_layer_norm(data_format):
 
 
 @pytest.mark.parametrize("kind", ["convnext", "resnet"])
-def test_images_of_other_channels_are_refused(kind):
+def test_images_with_other_channels_raise(kind):
     model, _ = _pair(kind)
     with pytest.raises(ValueError, match="got 1 channels, the model has num_channels = 3"):
         model(IMAGES[:, :1])

@@ -1,4 +1,4 @@
-"""Weights of every layout load with equal logits; everything left out is named; pickles that run code are refused."""
+"""Tests of loading checkpoints: all layouts give equal logits, skipped keys are reported, pickled code is rejected."""
 
 import pickle
 
@@ -30,7 +30,7 @@ def _convnext(num_labels=1000):
 
 
 def _randomised(model):
-    """Random norms and statistics too, so that a mixed-up key shows."""
+    """Randomise norms and statistics too, so that a wrong key mapping changes the logits."""
     generator = torch.Generator().manual_seed(1)
     for value in model.state_dict().values():
         if value.is_floating_point():
@@ -39,7 +39,7 @@ def _randomised(model):
     return model.eval()
 
 
-PEERS = {
+LIBRARIES = {
     "torchvision resnet18": (lambda: torchvision.models.resnet18(), lambda: _resnet("resnet-18")),
     "torchvision resnet50": (lambda: torchvision.models.resnet50(), lambda: _resnet("resnet-50")),
     "torchvision convnext_tiny": (lambda: torchvision.models.convnext_tiny(), _convnext),
@@ -48,9 +48,9 @@ PEERS = {
 }
 
 
-@pytest.mark.parametrize("peer", PEERS)
-def test_state_dicts_of_peers_give_equal_logits(peer, tmp_path):
-    theirs, ours = (build() for build in PEERS[peer])
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_state_dicts_of_other_libraries_give_equal_logits(name, tmp_path):
+    theirs, ours = (build() for build in LIBRARIES[name])
     _randomised(theirs)
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     report = load_weights(ours, tmp_path / "weights.pth")
@@ -62,8 +62,8 @@ def test_state_dicts_of_peers_give_equal_logits(peer, tmp_path):
         torch.testing.assert_close(ours(IMAGES).logits, theirs(IMAGES), rtol=1e-4, atol=1e-4)
 
 
-def test_facebookresearch_file(tmp_path):
-    """Keys by the map of facebookresearch/ConvNeXt's models/convnext.py."""
+def test_facebookresearch_checkpoint_gives_equal_logits(tmp_path):
+    """The keys follow models/convnext.py of facebookresearch/ConvNeXt."""
     source = _randomised(_convnext(num_labels=7))
     renamed = {}
     for key, value in source.state_dict().items():
@@ -87,7 +87,7 @@ def test_facebookresearch_file(tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod."])
-def test_prefixes_of_wrappers(prefix, tmp_path):
+def test_prefixes_of_wrappers_are_removed(prefix, tmp_path):
     source = _randomised(_resnet(num_labels=3))
     state = {prefix + key: value for key, value in source.state_dict().items()}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "last.ckpt")
@@ -96,7 +96,7 @@ def test_prefixes_of_wrappers(prefix, tmp_path):
     assert not report.skipped
 
 
-def test_head_of_other_classes_is_named_and_left_out(tmp_path):
+def test_head_for_other_classes_is_skipped_and_reported(tmp_path):
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
     report = load_weights(_resnet(num_labels=3), tmp_path / "resnet18.pth")
     assert report.skipped == dict.fromkeys(
@@ -105,7 +105,7 @@ def test_head_of_other_classes_is_named_and_left_out(tmp_path):
     assert report.missing == ["classifier.1.bias", "classifier.1.weight"]
 
 
-def test_sharded_folder(tmp_path):
+def test_sharded_folder_loads_and_must_not_list_files_outside(tmp_path):
     source = _randomised(_resnet(num_labels=3))
     items = list(source.state_dict().items())
     shards = {"a.safetensors": dict(items[:40]), "b.safetensors": dict(items[40:])}
@@ -121,9 +121,9 @@ def test_sharded_folder(tmp_path):
         load_weights(model, tmp_path)
 
 
-def test_weights_of_another_architecture_are_an_error(tmp_path):
+def test_weights_of_another_architecture_raise(tmp_path):
     torch.save(torchvision.models.convnext_tiny().state_dict(), tmp_path / "convnext.pth")
-    with pytest.raises(UdcError, match=r"nothing in .* fits the resnet"):
+    with pytest.raises(UdcError, match=r"no weight in .* matches the resnet"):
         load_weights(_resnet(), tmp_path / "convnext.pth")
 
 
@@ -136,21 +136,21 @@ class _Bomb:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_pickle_that_runs_code_is_refused(legacy, tmp_path):
+def test_pickle_that_runs_code_raises_and_does_not_run(legacy, tmp_path):
     victim = tmp_path / "victim"
     torch.save(
         {"model": _Bomb(victim)}, tmp_path / "evil.bin", _use_new_zipfile_serialization=not legacy
     )  # fmt: skip
-    with pytest.raises(UdcError, match="could run code"):
+    with pytest.raises(UdcError, match="can execute code"):
         load_weights(_resnet(), tmp_path / "evil.bin")
     assert not victim.exists()
-    # the file is a working trap: unpickled without the guard it does run
+    # the test can fail: unpickling without protection runs the code
     pickle.loads(pickle.dumps(_Bomb(victim)))
     assert victim.exists()
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.pth", b"hello"), ("b.safetensors", b"hello"), ("c.bin", b"")])
-def test_damaged_files(name, content, tmp_path):
+def test_damaged_file_raises(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UdcError, match=name):
         load_weights(_resnet(), tmp_path / name)

@@ -1,4 +1,4 @@
-"""The native kernels against torch's own operators in float64, over odd shapes; and the models without them."""
+"""Tests of the native kernels against torch's operators in float64, and of models with and without the kernels."""
 
 import ctypes
 import itertools
@@ -14,7 +14,7 @@ from udc_model.native import library
 
 needs_library = pytest.mark.skipif(library.load_library() is None, reason="no native kernels on this machine")
 
-# n, channels, height, width: one pixel, channels that fill no register, one image, more images than groups of them
+# (n, channels, height, width): one pixel, channels that fill no register, one image, more images than groups
 SHAPES = [(1, 1, 1, 1), (1, 3, 1, 5), (2, 17, 4, 3), (3, 16, 7, 7), (5, 33, 6, 2), (11, 24, 9, 10)]
 
 
@@ -25,8 +25,8 @@ def threads():
     torch.set_num_threads(before)
 
 
-def _relative_error(found, expected):
-    return float((found.double() - expected).norm() / expected.norm().clamp(min=1e-12))
+def _relative_error(actual, expected):
+    return float((actual.double() - expected).norm() / expected.norm().clamp(min=1e-12))
 
 
 def _depthwise(shape, size, dtype, seed=0):
@@ -52,24 +52,24 @@ def _reference(x, weight, bias, grad):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("size", [1, 3, 5, 7, 9, 11])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_depthwise_convolution(shape, size, dtype):
+def test_depthwise_convolution_equals_torch(shape, size, dtype):
     x, weight, bias, grad = _depthwise(shape, size, dtype)
-    weight_in_use = weight.to(dtype).double()  # what a bf16 convolution computes with
+    rounded_weight = weight.to(dtype).double()  # a bf16 convolution uses rounded weights
     inputs = [x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()]
     out = torch.ops.udc.depthwise_conv2d(*inputs)
     out.backward(grad)
-    expected = _reference(x.detach(), weight_in_use, bias.detach().to(dtype), grad)
+    expected = _reference(x.detach(), rounded_weight, bias.detach().to(dtype), grad)
     rounding = 1e-5 if dtype == torch.float32 else 2**-7
     assert _relative_error(out.detach(), expected[0]) < rounding
     assert _relative_error(x.grad, expected[1]) < rounding
-    # the sums themselves are in float32, whatever the input
+    # the sums are in float32 for any input
     assert weight.grad.dtype == bias.grad.dtype == torch.float32
     assert _relative_error(weight.grad, expected[2]) < 1e-5
     assert _relative_error(bias.grad, expected[3]) < 1e-5
 
 
 @needs_library
-def test_inputs_that_are_not_contiguous():
+def test_depthwise_gradient_accepts_non_contiguous_inputs():
     x, weight, _, grad = _depthwise((2, 12, 6, 10), 7, torch.float32)
     expected = torch.ops.udc.depthwise_conv2d_backward(grad, x, weight)
     for view in (
@@ -79,8 +79,8 @@ def test_inputs_that_are_not_contiguous():
         lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
     ):
         viewed = torch.ops.udc.depthwise_conv2d_backward(view(grad), view(x), weight)
-        for found, wanted in zip(viewed, expected, strict=True):
-            torch.testing.assert_close(found, wanted)
+        for gradient, reference in zip(viewed, expected, strict=True):
+            torch.testing.assert_close(gradient, reference)
     broadcast = torch.ones(()).expand(2, 12, 6, 10)
     torch.testing.assert_close(
         torch.ops.udc.depthwise_conv2d_backward(broadcast, x, weight)[1],
@@ -89,14 +89,14 @@ def test_inputs_that_are_not_contiguous():
 
 
 @needs_library
-def test_the_same_bits_for_any_number_of_threads(threads):
+def test_kernels_give_the_same_bits_for_any_number_of_threads(threads):
     x, weight, bias, grad = _depthwise((9, 40, 8, 8), 7, torch.float32)
     rows, scale = x.permute(0, 2, 3, 1).contiguous(), torch.rand(40)
     rows_grad = grad.permute(0, 2, 3, 1).contiguous()
-    found = []
+    results = []
     for number in (1, 2, 3, 4, 4):
         threads(number)
-        found.append(
+        results.append(
             [
                 *torch.ops.udc.depthwise_conv2d_backward(grad, x, weight)[1:],
                 torch.ops.udc.bias_gelu(rows, bias),
@@ -105,38 +105,38 @@ def test_the_same_bits_for_any_number_of_threads(threads):
                 *torch.ops.udc.scaled_residual_backward(rows_grad, rows, bias, scale, None),
             ]
         )
-    for one, other in itertools.pairwise(found):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    for previous, current in itertools.pairwise(results):
+        assert all(torch.equal(a, b) for a, b in zip(previous, current, strict=True))
 
 
 @needs_library
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (2, 3, 3, 17), (130, 40)], ids=str)
-def test_bias_and_gelu(shape, dtype):
+def test_bias_gelu_equals_torch(shape, dtype):
     torch.manual_seed(0)
     x, grad, bias = torch.randn(shape).mul(3).to(dtype), torch.randn(shape).to(dtype), torch.randn(shape[-1])
-    own = [x.clone().requires_grad_(), bias.clone().requires_grad_()]
-    out = torch.ops.udc.bias_gelu(*own)
+    inputs = [x.clone().requires_grad_(), bias.clone().requires_grad_()]
+    out = torch.ops.udc.bias_gelu(*inputs)
     out.backward(grad)
     reference = [x.double().requires_grad_(), bias.double().requires_grad_()]
     expected = F.gelu(reference[0] + reference[1])
     expected.backward(grad.double())
     tolerance = {"rtol": 0, "atol": 2e-6} if dtype == torch.float32 else {"rtol": 2**-8, "atol": 1e-5}
     torch.testing.assert_close(out.double(), expected, **tolerance)
-    torch.testing.assert_close(own[0].grad.double(), reference[0].grad, **tolerance)
-    assert _relative_error(own[1].grad, reference[1].grad) < 1e-5
+    torch.testing.assert_close(inputs[0].grad.double(), reference[0].grad, **tolerance)
+    assert _relative_error(inputs[1].grad, reference[1].grad) < 1e-5
 
 
 @needs_library
-def test_gelu_of_extreme_numbers():
+def test_bias_gelu_of_extreme_values():
     x = torch.tensor([-1e4, -88.0, -20.0, -5.5, -0.0, 0.0, 20.0, 1e4, float("inf"), float("nan")])
-    expected = (x / 2 * (1 + torch.erf(x.double() / 2**0.5))).float()  # torch's own with AVX-512 makes inf a NaN
+    expected = (x / 2 * (1 + torch.erf(x.double() / 2**0.5))).float()  # torch's gelu maps inf to NaN with AVX-512
     torch.testing.assert_close(torch.ops.udc.bias_gelu(x, torch.zeros(10)), expected, rtol=0, atol=1e-6, equal_nan=True)
     grad = torch.ops.udc.bias_gelu_backward(torch.ones(8), x[:8], torch.zeros(8))[0]
     torch.testing.assert_close(grad, torch.ops.aten.gelu_backward(torch.ones(8), x[:8]), rtol=0, atol=2e-6)
-    narrow = torch.ops.udc.bias_gelu(x.bfloat16(), torch.zeros(10))
-    assert narrow[-1].isnan()
-    assert narrow[-2].isinf()
+    bf16 = torch.ops.udc.bias_gelu(x.bfloat16(), torch.zeros(10))
+    assert bf16[-1].isnan()
+    assert bf16[-2].isinf()
 
 
 @needs_library
@@ -145,28 +145,29 @@ def test_gelu_of_extreme_numbers():
     "dtypes", [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.bfloat16, torch.bfloat16)],
     ids=str,
 )  # fmt: skip
-def test_scaled_residual(dtypes, dropped):
+def test_scaled_residual_equals_torch(dtypes, dropped):
     torch.manual_seed(0)
     x, residual = torch.randn(3, 4, 5, 19).to(dtypes[0]), torch.randn(3, 4, 5, 19).to(dtypes[1])
     bias, scale, grad = torch.randn(19), torch.randn(19), torch.randn(3, 4, 5, 19)
     factor = torch.tensor([0.0, 1.25, 1.25]) if dropped else None
-    own = [each.clone().requires_grad_() for each in (x, bias, scale, residual)]
-    out = torch.ops.udc.scaled_residual(*own, factor)
+    inputs = [each.clone().requires_grad_() for each in (x, bias, scale, residual)]
+    out = torch.ops.udc.scaled_residual(*inputs, factor)
     out.backward(grad)
     reference = [each.double().requires_grad_() for each in (x, bias, scale, residual)]
     branch = reference[2] * (reference[0] + reference[1])
     expected = reference[3] + (branch if factor is None else factor.double().view(-1, 1, 1, 1) * branch)
     expected.backward(grad.double())
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
-    for found, wanted, dtype in zip(own, reference, (dtypes[0], torch.float32, torch.float32, dtypes[1]), strict=True):
-        assert found.grad.dtype == dtype
-        assert _relative_error(found.grad, wanted.grad) < (1e-5 if dtype == torch.float32 else 2**-8)
+    grad_dtypes = (dtypes[0], torch.float32, torch.float32, dtypes[1])
+    for actual, exact, dtype in zip(inputs, reference, grad_dtypes, strict=True):
+        assert actual.grad.dtype == dtype
+        assert _relative_error(actual.grad, exact.grad) < (1e-5 if dtype == torch.float32 else 2**-8)
 
 
 @needs_library
 @pytest.mark.parametrize("name", ["depthwise_conv2d", "bias_gelu", "scaled_residual"])
-def test_operators_keep_torchs_contract(name):
-    """Schema, fake and autograd registration, as torch's own check sees them."""
+def test_operators_pass_opcheck(name):
+    """Schema, fake and autograd registration are correct."""
     torch.manual_seed(0)
     rows, vector = torch.randn(2, 3, 4, 6, requires_grad=True), torch.randn(6, requires_grad=True)
     arguments = {
@@ -200,22 +201,22 @@ def _gradients(model, autocast=False):
 @pytest.mark.parametrize("settings", [{}, {"drop_path_rate": 0.5}, {"hidden_act": "relu"},
                                       {"layer_scale_init_value": 0.0}], ids=str)  # fmt: skip
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
-def test_a_model_is_the_same_with_and_without_them(settings, autocast, monkeypatch):
-    used = []
-    monkeypatch.setattr(operators, "call", lambda name, *a: (used.append(name), library.call(name, *a)))
-    monkeypatch.setattr(kernels, "WORTHWHILE", 0)
+def test_model_gives_the_same_with_and_without_kernels(settings, autocast, monkeypatch):
+    used_kernels = []
+    monkeypatch.setattr(operators, "call", lambda name, *a: (used_kernels.append(name), library.call(name, *a)))
+    monkeypatch.setattr(kernels, "MIN_FUSED_ELEMENTS", 0)
     logits, gradients = _gradients(_tiny(**settings), autocast)
-    assert "udc_depthwise_gradient" in used
-    assert ("udc_bias_gelu_backward" in used) == ("hidden_act" not in settings)
-    assert ("udc_scaled_residual_backward" in used) == ("layer_scale_init_value" not in settings)
+    assert "udc_depthwise_gradient" in used_kernels
+    assert ("udc_bias_gelu_backward" in used_kernels) == ("hidden_act" not in settings)
+    assert ("udc_scaled_residual_backward" in used_kernels) == ("layer_scale_init_value" not in settings)
     monkeypatch.setattr(kernels, "load_library", lambda: None)
-    used.clear()
-    stock_logits, stock_gradients = _gradients(_tiny(**settings), autocast)
-    assert not used
+    used_kernels.clear()
+    torch_logits, torch_gradients = _gradients(_tiny(**settings), autocast)
+    assert not used_kernels
     tolerance = 0.05 if autocast else 1e-5
-    assert _relative_error(logits, stock_logits.double()) < tolerance
+    assert _relative_error(logits, torch_logits.double()) < tolerance
     for name, gradient in gradients.items():
-        assert _relative_error(gradient, stock_gradients[name].double()) < 3 * tolerance, name
+        assert _relative_error(gradient, torch_gradients[name].double()) < 3 * tolerance, name
 
 
 def _reload(monkeypatch, **environment):
@@ -224,10 +225,10 @@ def _reload(monkeypatch, **environment):
     return library.load_library.__wrapped__()
 
 
-def test_switched_off_missing_and_outdated_libraries_are_told(monkeypatch, caplog):
+def test_disabled_or_missing_library_is_logged(monkeypatch, caplog):
     with caplog.at_level(logging.INFO, logger="udc_model"):
         assert _reload(monkeypatch, UDC_KERNELS="off") is None
-        assert "switched off by UDC_KERNELS" in caplog.text
+        assert "disabled by UDC_KERNELS" in caplog.text
         monkeypatch.setenv("UDC_KERNELS", "on")
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         assert _reload(monkeypatch) is None
@@ -235,7 +236,7 @@ def test_switched_off_missing_and_outdated_libraries_are_told(monkeypatch, caplo
 
 
 @needs_library
-def test_a_library_of_another_version_is_refused(monkeypatch, caplog):
+def test_library_of_another_version_is_rejected(monkeypatch, caplog):
     monkeypatch.setattr(library, "VERSION", library.VERSION + 1)
     assert _reload(monkeypatch) is None
     assert "install the package again" in caplog.text

@@ -1,4 +1,4 @@
-"""Published weights by name: found in the caches, refused when damaged, and told how to get when they are not there."""
+"""Tests of published weights: found in caches, rejected if damaged, with instructions if they cannot be downloaded."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ def hub_home(tmp_path, monkeypatch):
 
 
 def _put_resnet18(folder, monkeypatch):
-    """A randomly initialised resnet18 where torchvision would keep its ImageNet weights, under its own hash."""
+    """Put a random resnet18 where torchvision stores its ImageNet weights, with the matching hash in its name."""
     folder.mkdir(parents=True)
     torch.manual_seed(0)
     torch.save(torchvision.models.resnet18().state_dict(), folder / "weights.pth")
@@ -51,7 +51,7 @@ def _put_resnet18(folder, monkeypatch):
     return path
 
 
-def test_imagenet_weights_from_torchs_cache(torch_home, monkeypatch):
+def test_imagenet_weights_load_from_the_torch_cache(torch_home, monkeypatch):
     path = _put_resnet18(torch_home, monkeypatch)
     model = build_model(RESNET_18, ["a", "b", "c"], 1)
     report, preprocessing = start_from_weights(model, RESNET_18, PREPROCESSING)
@@ -62,7 +62,7 @@ def test_imagenet_weights_from_torchs_cache(torch_home, monkeypatch):
     assert preprocessing.size == 32
 
 
-def test_a_damaged_file_in_the_cache_is_named(torch_home, monkeypatch):
+def test_damaged_file_in_the_cache_raises(torch_home, monkeypatch):
     path = _put_resnet18(torch_home, monkeypatch)
     with path.open("ab") as handle:
         handle.write(b"x")
@@ -71,7 +71,7 @@ def test_a_damaged_file_in_the_cache_is_named(torch_home, monkeypatch):
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if "mini" not in name and "xlarge" not in name])
-def test_offline_it_says_what_to_fetch_and_where_to_put_it(preset, torch_home, monkeypatch):
+def test_error_without_network_names_url_and_cache_path(preset, torch_home, monkeypatch):
     def offline(*_, **__):
         raise URLError("no route to host")
 
@@ -82,18 +82,18 @@ def test_offline_it_says_what_to_fetch_and_where_to_put_it(preset, torch_home, m
         find_weights("imagenet", params.model_type, params.architecture.model_dump())
     url = torchvision.models.get_model_weights(name).DEFAULT.url
     assert f"{url} cannot be downloaded" in str(error.value)
-    assert f"put it at {torch_home / url.rsplit('/', 1)[-1]}" in str(error.value)
+    assert f"copy it to {torch_home / url.rsplit('/', 1)[-1]}" in str(error.value)
 
 
 @pytest.mark.parametrize("preset", ["resnet-mini", "convnext-mini", "convnext-xlarge"])
-def test_sizes_without_published_weights(preset):
+def test_size_without_imagenet_weights_raises(preset):
     params = ModelParams(model_type=PRESETS[preset].model_type, preset=preset, weights="imagenet")
     with pytest.raises(UdcError, match=f"no ImageNet weights for a {preset}"):
         find_weights("imagenet", params.model_type, params.architecture.model_dump())
 
 
 def _put_in_hub_cache(hub, name):
-    """A repository in the layout of Hugging Face's cache."""
+    """Create a repository in the layout of the Hugging Face cache."""
     params = ModelParams(model_type="convnext", preset="convnext-mini")
     repository = hub / f"models--{name.replace('/', '--')}"
     snapshot = repository / "snapshots" / "abc123"
@@ -105,7 +105,7 @@ def _put_in_hub_cache(hub, name):
     return snapshot
 
 
-def test_a_name_from_the_hub_cache(hub_home, caplog):
+def test_hub_name_loads_from_the_cache(hub_home, caplog):
     snapshot = _put_in_hub_cache(hub_home, "someone/convnext-beetles")
     params = ModelParams(model_type="convnext", preset="convnext-mini", weights="someone/convnext-beetles")
     report, preprocessing = start_from_weights(build_model(params, ["x", "y"], 1), params, PREPROCESSING)
@@ -114,7 +114,7 @@ def test_a_name_from_the_hub_cache(hub_home, caplog):
     assert "trained on images of 64 px" in caplog.text
 
 
-def test_published_names_set_the_size():
+def test_hub_names_determine_the_architecture():
     assert ModelParams(weights="microsoft/resnet-18").architecture.hidden_sizes == [64, 128, 256, 512]
     convnext = ModelParams(model_type="convnext", weights="facebook/convnext-base-224-22k")
     assert convnext.architecture.hidden_sizes == [128, 256, 512, 1024]
@@ -125,25 +125,25 @@ def test_published_names_set_the_size():
         ModelParams(preset="resnet-51")
 
 
-def test_a_name_that_is_nowhere_without_the_extra(hub_home, monkeypatch):
+def test_uncached_hub_name_without_the_extra_raises(hub_home, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UdcError, match=r"udc-model\[hub\].*https://huggingface.co/microsoft/resnet-50"):
         find_weights("microsoft/resnet-50", "resnet", {})
 
 
-def test_the_extra_downloads(hub_home, tmp_path, monkeypatch):
+def test_uncached_hub_name_is_downloaded_with_the_extra(hub_home, tmp_path, monkeypatch):
     folder = tmp_path / "download"
     folder.mkdir()
     (folder / "preprocessor_config.json").write_text(
         json.dumps({"size": 224, "image_mean": [0.5] * 3, "image_std": [1] * 3})
     )
-    asked = []
-    hub = types.SimpleNamespace(snapshot_download=lambda name, **kwargs: asked.append((name, kwargs)) or str(folder))
+    calls = []
+    hub = types.SimpleNamespace(snapshot_download=lambda name, **kwargs: calls.append((name, kwargs)) or str(folder))
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     source = find_weights("microsoft/resnet-50", "resnet", {})
     assert (source.path, source.image_size, source.std) == (folder, 224, (1.0, 1.0, 1.0))
-    assert asked[0][0] == "microsoft/resnet-50"
-    assert "*.safetensors" in asked[0][1]["allow_patterns"]
+    assert calls[0][0] == "microsoft/resnet-50"
+    assert "*.safetensors" in calls[0][1]["allow_patterns"]
 
     def offline(name, **_):
         raise ConnectionError("no network")
@@ -153,14 +153,14 @@ def test_the_extra_downloads(hub_home, tmp_path, monkeypatch):
         find_weights("microsoft/resnet-50", "resnet", {})
 
 
-def test_a_path_that_is_not_there_is_never_looked_up_on_the_hub(monkeypatch):
+def test_missing_path_is_not_looked_up_on_the_hub(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     params = ModelParams(preset="resnet-mini", weights="weights/resnet.pth")
     with pytest.raises(UdcError, match=r"weights/resnet.pth: no such file"):
         start_from_weights(build_model(params, ["a", "b"], 1), params, PREPROCESSING)
 
 
-def test_include_and_exclude(tmp_path):
+def test_include_and_exclude_select_weights(tmp_path):
     params = ModelParams(preset="resnet-mini", weights=str(tmp_path))
     build_model(params, ["a", "b"], 7).save_pretrained(tmp_path)
 
@@ -173,10 +173,10 @@ def test_include_and_exclude(tmp_path):
     assert all(key.startswith(("resnet.embedder", "resnet.encoder.stages.0")) for key in report.loaded)
     assert not any(".layer.1." in key for key in report.loaded)
     assert "resnet.encoder.stages.0.layers.0.layer.1.convolution.weight" in report.missing
-    assert "fits no pattern of model.weights_include" in report.skipped["classifier.1.weight"]
+    assert "matches no pattern of model.weights_include" in report.skipped["classifier.1.weight"]
     excluded = report.skipped["resnet.encoder.stages.0.layers.0.layer.1.convolution.weight"]
     assert "excluded by model.weights_exclude" in excluded
-    with pytest.raises(UdcError, match="leave nothing"):
+    with pytest.raises(UdcError, match="exclude all weights"):
         load(weights_include=["nothing.*"])
     with pytest.raises(ValueError, match="but weights is null"):
         ModelParams(weights_exclude=["classifier.*"])

@@ -1,4 +1,4 @@
-"""A project as a user has it: the repository's files in a folder of their own, under git, driven by real commands."""
+"""Projects for tests with real commands: a copy of the repository's files in a new git repository."""
 
 import os
 import shutil
@@ -17,53 +17,54 @@ from pathlib import Path
 import pytest
 import yaml
 
+from udc_model.tracking.journal import wait_for_senders
+
 ROOT = Path(__file__).parents[2]
 
 
 @dataclass
 class Project:
-    """A copy of the repository, and the commands of its environment."""
+    """A project folder, and the commands of the environment."""
 
     root: Path
 
     def run(self, *command, check=True, **env):
-        """Run a command in the project; returns the finished process with its output as text."""
+        """Run a command in the project; returns the completed process with its output as text."""
         done = subprocess.run(command, cwd=self.root, env=self.env(**env), capture_output=True, text=True)
         if check and done.returncode:
             raise AssertionError(f"{command} failed\n{done.stdout}\n{done.stderr}")
         return done
 
     def start(self, *command, **env):
-        """Start a command, in a process group of its own, whose id is its own; its output is read from ``stdout``.
+        """Start a command in a new process group, whose id is the process id; its output is in ``stdout``.
 
-        It hears Ctrl-C, even where these tests are run in the background, where it would inherit to ignore that.
+        It reacts to Ctrl-C, also if the tests run in the background and would pass on that SIGINT is ignored.
         """
         return subprocess.Popen(command, cwd=self.root, env=self.env(**env), text=True, start_new_session=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                 preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL))  # fmt: skip
 
     def wait_for(self, pattern, process):
-        """Wait until a file of the project matches, while a process that `start` started is at work."""
+        """Wait until a file of the project matches, while a process that `start` returned is running."""
         deadline = time.monotonic() + 200
         while not list(self.root.glob(pattern)):
-            assert process.poll() is None, f"it ended before there was {pattern}:\n{process.stdout.read()}"
+            assert process.poll() is None, f"it ended before {pattern} existed:\n{process.stdout.read()}"
             assert time.monotonic() < deadline
             time.sleep(0.01)  # between two polls
 
     def env(self, **changes):
         """The environment of an activated .venv."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        # mlflow.set_tracking_uri() in this process leaves its address in the environment
-        # and make hands its own command line on to any make below it
+        # mlflow.set_tracking_uri() writes MLFLOW_TRACKING_URI, and make passes its options to make commands below it
         foreign = ("PYTHONPATH", "VIRTUAL_ENV", "MLFLOW_TRACKING_URI", "MAKEFLAGS", "MAKEOVERRIDES")
         inherited = {key: value for key, value in os.environ.items() if key not in foreign}
-        # OMP_WAIT_POLICY: several tests share the cores, and spinning threads would take them from each other.
+        # OMP_WAIT_POLICY: several tests share the cores; waiting threads must not occupy them
         settings = {"OMP_WAIT_POLICY": "PASSIVE", "MLFLOW_DISABLE_TELEMETRY": "true", "DVC_NO_ANALYTICS": "true"}
         return inherited | {"PATH": path} | settings | changes
 
     @contextmanager
     def server(self, *command, ready, **env):
-        """Run a server in the project while the block lasts; ``ready`` is an address that answers once it is up."""
+        """Run a server in the project during the block; ``ready`` is an address that answers once it has started."""
         process = subprocess.Popen(command, cwd=self.root, env=self.env(**env), stdout=subprocess.DEVNULL,
                                    stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
         try:
@@ -91,16 +92,21 @@ class Project:
         path.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
 
     def reset(self):
-        """Go back to the last commit, with the outputs that belong to it."""
+        """Restore the last commit and its outputs."""
         self.run("git", "reset", "-q", "--hard")
         self.run("dvc", "checkout", "-q")
 
     def client(self):
-        """An MLflow client of the project's default store."""
+        """An MLflow client of the project's default store, which has everything that ended stages have logged."""
         import mlflow
 
+        self.wait_for_senders()
         mlflow.set_tracking_uri(f"sqlite:///{self.root / 'mlflow.db'}")
         return mlflow.MlflowClient(f"sqlite:///{self.root / 'mlflow.db'}")
+
+    def wait_for_senders(self):
+        """Wait until everything that ended stages have logged is in MLflow."""
+        assert wait_for_senders(self.root, timeout=300)
 
     def runs(self):
         """All recorded runs, the oldest first."""
@@ -120,7 +126,8 @@ def _copy_project(target, **sections):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, target / name)
     project = Project(target)
-    project.set_params(**sections)
+    if sections:  # set_params drops the comments of params.yaml
+        project.set_params(**sections)
     project.run("git", "init", "-q")
     project.run("git", "config", "user.name", "Test")
     project.run("git", "config", "user.email", "test@example.org")
@@ -136,21 +143,27 @@ def free_port():
         return probe.getsockname()[1]
 
 
+@pytest.fixture(scope="session")
+def project_at():
+    """A function that takes a folder which is a project already."""
+    return Project
+
+
 @pytest.fixture
 def outside(tmp_path):
-    """A folder that is no project, with the commands of the environment."""
+    """An empty folder, with the commands of the environment."""
     return Project(tmp_path)
 
 
 @pytest.fixture(scope="session")
 def new_project(tmp_path_factory):
-    """A function that makes a fresh project, with changed sections of params.yaml."""
+    """A function that creates a project, with changed sections of params.yaml."""
     return lambda **sections: _copy_project(tmp_path_factory.mktemp("project"), **sections)
 
 
 @pytest.fixture
 def by_hand(new_project, shapes_folder):
-    """A small project on image files, nothing of it run."""
+    """A small project on image files; no stage has run."""
     project = new_project(
         data={"source": "folder", "path": "data/raw/shapes", "image_size": 16},
         train={"epochs": 1, "batch_size": 12}, costs={"preset": "uniform"}, evaluate={"resamples": 100},

@@ -1,4 +1,4 @@
-"""Decisions by price through the real commands: decide, compare, sweeps, the report, and one answer everywhere."""
+"""Decisions by cost through the real commands: decide, compare, sweeps, the report, and serving."""
 
 import base64
 import csv
@@ -13,12 +13,12 @@ import pytest
 
 pytestmark = pytest.mark.pipeline
 
-PRICES = "costs.entries=[{actual: bar, predicted: dot, cost: 20}]"
+COSTS = "costs.entries=[{actual: bar, predicted: dot, cost: 20}]"
 
 
 @pytest.fixture(scope="module")
 def shapes(new_project, tmp_path_factory):
-    """A small project on image files, with groups, referral and a class whose recall is asked for; evaluated."""
+    """A small evaluated project on image files, with groups, referral and the recall of a class."""
     from PIL import Image
 
     project = new_project(
@@ -41,7 +41,7 @@ def shapes(new_project, tmp_path_factory):
     return project
 
 
-def test_evaluate_predict_and_the_served_model_decide_alike(shapes):
+def test_evaluate_predict_and_the_served_model_decide_equally(shapes):
     import mlflow
 
     table = pd.read_csv(shapes.root / "evaluation/test/predictions.csv").set_index("path")
@@ -56,14 +56,14 @@ def test_evaluate_predict_and_the_served_model_decide_alike(shapes):
         pd.DataFrame({"image": [base64.b64encode(path.read_bytes()).decode() for path in files]})
     )
     assert [row["class"] for row in predicted] == served["class"].tolist() == table["predicted"].tolist()
-    for found in ([float(row["expected_cost"]) for row in predicted], served["expected_cost"].tolist()):
-        assert found == pytest.approx(table["expected_cost"].tolist(), abs=1e-5)
+    for costs in ([float(row["expected_cost"]) for row in predicted], served["expected_cost"].tolist()):
+        assert costs == pytest.approx(table["expected_cost"].tolist(), abs=1e-5)
     assert "refer" in set(table["predicted"])
-    shown = shapes.run("udc", "predict", str(files[list(table["predicted"]).index("refer")])).stdout
-    assert re.search(r"refer +- +0\.4000", shown)
+    text = shapes.run("udc", "predict", str(files[list(table["predicted"]).index("refer")])).stdout
+    assert re.search(r"refer +- +0\.4000", text)
 
 
-def test_metrics_intervals_and_the_report_reach_mlflow(shapes):
+def test_metrics_intervals_figures_and_the_report_are_logged(shapes):
     run = shapes.runs()[0]
     metrics = json.loads((shapes.root / "metrics.json").read_text())
     for name in ("mean_cost", "cost_saved", "recall/bar", "referral_rate", "roc_auc"):
@@ -72,43 +72,45 @@ def test_metrics_intervals_and_the_report_reach_mlflow(shapes):
         assert low <= metrics["test"][name] <= high
     client = shapes.client()
     names = {item.path for item in client.list_artifacts(run.info.run_id, "evaluation/test")}
-    pictures = ("confusion_matrix", "confusion_shares", "confusion_cost", "reliability", "cost_curve", "referral",
+    figures = ("confusion_matrix", "confusion_shares", "confusion_cost", "reliability", "cost_curve", "referral",
                 "roc", "precision_recall", "costliest_mistakes")  # fmt: skip
-    assert {f"evaluation/test/{name}.png" for name in pictures} <= names
+    assert {f"evaluation/test/{name}.png" for name in figures} <= names
+    shown = {"confusion_matrix.png", "confusion_cost.png", "reliability.png", "cost_curve.png"}
+    assert shown <= {item.path for item in client.list_artifacts(run.info.run_id)}
     report = (shapes.root / "evaluation/report.html").read_text(encoding="utf-8")
-    assert report.count("data:image/png;base64,") == len(pictures)
+    assert report.count("data:image/png;base64,") == len(figures)
     assert not re.search(r"<script|https?://|<link|@import|url\(", report)
-    assert run.info.run_id not in report  # its bytes must be the same in every clone
+    assert run.info.run_id not in report  # the file has the same bytes in every clone
     logged = client.download_artifacts(run.info.run_id, "report.html", str(shapes.root.parent))
     assert run.info.run_id in Path(logged).read_text(encoding="utf-8")
 
 
-def test_decide_again_without_the_model(shapes):
+def test_decide_needs_no_model(shapes):
     (shapes.root / "model").rename(shapes.root / "away")
     try:
         assert shapes.run("udc", "decide").stdout.startswith("0 of ")
-        done = shapes.run("udc", "decide", "-S", "costs.refer=null", "-S", PRICES, "--out", "dear")
+        done = shapes.run("udc", "decide", "-S", "costs.refer=null", "-S", COSTS, "--out", "costly")
     finally:
         (shapes.root / "away").rename(shapes.root / "model")
     assert "always bar" in done.stdout
-    policy = json.loads((shapes.root / "dear/policy.json").read_text())
-    assert policy["costs"][0] == [0, 20, 1]
-    assert "refer" not in set(pd.read_csv(shapes.root / "dear/predictions.csv")["predicted"])
+    policy = json.loads((shapes.root / "costly/policy.json").read_text())
+    assert policy["class_costs"][0] == [0, 20, 1]
+    assert "refer" not in set(pd.read_csv(shapes.root / "costly/predictions.csv")["predicted"])
     failed = shapes.run("udc", "decide", "-S", "evaluate.decision=recall_floor",
                         "-S", "evaluate.recall_floor={class: bar}", check=False)  # fmt: skip
     assert failed.returncode == 1
     assert "needs at least 59 of its images in the calibration split" in failed.stderr
 
 
-def test_sweep_of_one_price(shapes):
+def test_sweep_of_one_cost(shapes):
     shapes.run("udc", "decide", "-S", "costs.refer=null", "--sweep", "true=bar,predicted=dot,values=0:10:2.5")
-    table = pd.read_csv(shapes.root / "sweeps/price_of_bar_as_dot.csv")
-    assert table["price of bar as dot"].tolist() == [0, 2.5, 5, 7.5, 10]
-    assert (np.diff(table["images"]) <= 0).all()  # the dearer, the rarer
+    table = pd.read_csv(shapes.root / "sweeps/cost_of_bar_as_dot.csv")
+    assert table["cost of bar as dot"].tolist() == [0, 2.5, 5, 7.5, 10]
+    assert (np.diff(table["images"]) <= 0).all()  # fewer as the cost rises
     assert (np.diff(table["recall/dot"]) <= 1e-12).all()
-    cells = pd.read_csv(shapes.root / "sweeps/price_of_bar_as_dot_confusion.csv")
-    assert len(set(cells.groupby("price")["images"].sum())) == 1
-    assert (shapes.root / "sweeps/price_of_bar_as_dot.png").stat().st_size > 5000
+    cells = pd.read_csv(shapes.root / "sweeps/cost_of_bar_as_dot_confusion.csv")
+    assert len(set(cells.groupby("cost")["images"].sum())) == 1
+    assert (shapes.root / "sweeps/cost_of_bar_as_dot.png").stat().st_size > 5000
     failed = shapes.run("udc", "decide", "--sweep", "true=bar,values=0:1:0.5", check=False)
     assert "must be like true=A,predicted=B,values=0:20:0.5" in failed.stderr
 
@@ -120,27 +122,30 @@ def test_compare_experiments_runs_and_folders(shapes):
     assert "B" in by_experiment["answer"]
     client = shapes.client()
     for run in shapes.runs():
-        client.delete_run(run.info.run_id)  # then the names are those of DVC's experiments
+        client.delete_run(run.info.run_id)  # the names now find DVC's experiments only
     assert by_experiment == json.loads(shapes.run("udc", "compare", "--json", "first", "second").stdout)
     client.restore_run(first)
-    shapes.run("udc", "decide", "-S", PRICES, "--out", "dear")
-    refused = shapes.run("udc", "compare", ".", "dear", check=False)
+    shapes.run("udc", "decide", "-S", COSTS, "--out", "costly")
+    refused = shapes.run("udc", "compare", ".", "costly", check=False)
     assert refused.returncode == 1
-    assert "other prices: bar decided as dot costs 1 and 20" in refused.stderr
+    assert "bar decided as dot costs 1 and 20" in refused.stderr
     missing = shapes.run("udc", "compare", ".", "no-such-thing", check=False)
-    assert "is no file or folder, no MLflow run with an evaluation, and no DVC experiment" in missing.stderr
+    for text in ("no-such-thing", "MLflow run", "DVC experiment"):
+        assert text in missing.stderr
     assert "Traceback" not in missing.stderr
 
 
-def test_a_priced_monitor_reruns_train_when_a_price_or_the_rule_changes(shapes):
+def test_a_cost_monitor_reruns_train_if_a_cost_or_the_policy_changes(shapes):
     shapes.run("git", "checkout", "-q", "params.yaml")
     shapes.set_params(train={"monitor": "normalised_cost", "epochs": 1})
-    priced = (shapes.root / "params.yaml").read_text()
+    params = (shapes.root / "params.yaml").read_text()
     shapes.run("dvc", "repro", "-q", "train")
     curves = pd.read_csv(shapes.root / "training/curves.csv")
     assert curves["validation_normalised_cost"].between(0, 2).all()
     for section, values in (("costs", {"refer": 0.3}), ("evaluate", {"calibration": "none"})):
         shapes.set_params(**{section: values})
-        assert "Running stage 'train'" in shapes.run("dvc", "repro", "--dry").stdout
-        (shapes.root / "params.yaml").write_text(priced)
-    assert "Running stage 'train'" not in shapes.run("dvc", "repro", "--dry").stdout
+        shapes.run("dvc", "repro", "-q", "resolve")
+        assert "Running stage 'train'" in shapes.run("dvc", "repro", "--dry", "train").stdout
+        (shapes.root / "params.yaml").write_text(params)
+    shapes.run("dvc", "repro", "-q", "resolve")
+    assert "Running stage 'train'" not in shapes.run("dvc", "repro", "--dry", "train").stdout

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.pipeline
 
 @pytest.fixture(scope="module")
 def demo(new_project):
-    """A project with the default parameters after `dvc repro`; tests leave its outputs as they are."""
+    """A project with the default parameters after `dvc repro`; tests do not change its outputs."""
     project = new_project()
     project.repro = project.run("dvc", "repro")
     return project
@@ -45,17 +45,17 @@ def test_accuracy_and_outputs(demo):
     assert (predictions["true"] == predictions["predicted"]).mean() == metrics["test"]["accuracy"]
 
 
-def test_nothing_is_printed_that_is_not_meant(demo):
+def test_repro_prints_no_warnings(demo):
     output = demo.repro.stdout + demo.repro.stderr
     assert not any(word in output for word in ("Warning", "WARNING", "Traceback", "alembic", "INFO"))
 
 
-def test_a_second_repro_says_that_nothing_changed(demo):
+def test_a_second_repro_runs_nothing(demo):
     assert "Data and pipelines are up to date" in demo.run("dvc", "repro").stdout
 
 
-def test_dependencies_are_sources_alone(demo):
-    """Compiled files among them would make stages re-run in every clone."""
+def test_dependencies_are_sources_only(demo):
+    """With compiled files among them, stages would run again in every clone."""
     lock = yaml.safe_load((demo.root / "dvc.lock").read_text(encoding="utf-8"))
     for stage in lock["stages"].values():
         for dep in stage["deps"]:
@@ -63,12 +63,12 @@ def test_dependencies_are_sources_alone(demo):
                 assert dep["nfiles"] == len(demo.run("git", "ls-files", dep["path"]).stdout.splitlines())
 
 
-def test_git_sees_only_what_is_meant_for_it(demo):
+def test_git_status_shows_lock_and_metrics_only(demo):
     status = demo.run("git", "status", "--porcelain").stdout.split()
     assert set(status) <= {"??", "A", "dvc.lock", "metrics.json"}
 
 
-def test_one_run_holds_everything(demo):
+def test_one_run_has_parameters_metrics_data_and_artifacts(demo):
     run = demo.runs()[0]
     client = demo.client()
     assert run.info.status == "FINISHED"
@@ -94,38 +94,38 @@ def test_no_pickle_is_written(demo):
             assert path.suffix not in (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib"), path
 
 
-def test_prices_of_the_readme(demo):
+def test_decide_and_compare_as_in_the_readme(demo):
     assert demo.run("udc", "decide").stdout.startswith("0 of 270 decisions change")
     cautious = demo.run("udc", "decide", "-S", "costs.refer=0.2", "--out", "cautious").stdout
     assert "always refer" in cautious
     assert not cautious.startswith("0 of ")
     demo.run("udc", "decide", "--sweep", "true=9,predicted=3,values=0:20:2")
-    assert len((demo.root / "sweeps/price_of_9_as_3.csv").read_text().splitlines()) == 12
+    assert len((demo.root / "sweeps/cost_of_9_as_3.csv").read_text().splitlines()) == 12
     assert "per image, 95% interval" in demo.run("udc", "compare", ".", "cautious").stdout
 
 
 def test_summary_and_help(demo):
-    told = demo.run("udc", "summary").stdout
-    assert "resnet, best epoch" in told
-    assert f"{_metrics(demo)['test']['accuracy']:.4f}" in told
+    summary = demo.run("udc", "summary").stdout
+    assert "resnet, best epoch" in summary
+    assert f"{_metrics(demo)['test']['accuracy']:.4f}" in summary
     done = demo.run("python", "-X", "importtime", "-m", "udc_model.cli", "--help")
     assert not any(f"| {name}\n" in done.stderr for name in ("torch", "mlflow", "sklearn", "matplotlib", "pandas"))
 
 
-def test_predict_files_folders_and_forms(demo, tmp_path):
+def test_predict_files_folders_and_formats(demo, tmp_path):
     table = demo.run("udc", "predict", "data/samples").stdout.splitlines()
     assert len(table) == 11
     right = sum(line.split()[1] == str(digit) for digit, line in enumerate(table[1:]))
-    assert right >= 9  # one of the ten, a nine, is hard to read
+    assert right >= 9  # one of the ten, a nine, is ambiguous
     rows = json.loads(demo.run("udc", "predict", "--json", "data/samples/7.png").stdout)
     assert rows[0]["class"] == "7"
     assert sum(rows[0]["probabilities"].values()) == pytest.approx(1)
     header = demo.run("udc", "predict", "--csv", "data/samples").stdout.splitlines()[0]
     assert header == "path,class,expected_cost," + ",".join(f"p_{d}" for d in range(10))
-    (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "bad.png").write_text("not an image")
     done = demo.run("udc", "predict", str(tmp_path / "bad.png"), "data/samples/3.png", check=False)
     assert done.returncode == 1
-    assert "data/samples/3.png" in done.stdout  # what could be decided is told all the same
+    assert "data/samples/3.png" in done.stdout  # the other images are decided
     assert "bad.png: not an image" in done.stderr
 
 
@@ -149,12 +149,12 @@ def _logged_model(project):
 
     client = project.client()
     run = project.runs()[0]
-    found = client.search_logged_models([run.info.experiment_id], filter_string=f"source_run_id = '{run.info.run_id}'")
-    assert len(found) == 1
-    return mlflow, found[0].model_uri
+    models = client.search_logged_models([run.info.experiment_id], filter_string=f"source_run_id = '{run.info.run_id}'")
+    assert len(models) == 1
+    return mlflow, models[0].model_uri
 
 
-def test_pyfunc_takes_arrays_and_base64(demo):
+def test_pyfunc_accepts_arrays_and_base64(demo):
     mlflow, uri = _logged_model(demo)
     model = mlflow.pyfunc.load_model(uri)
     assert model.metadata.signature is not None
@@ -166,7 +166,7 @@ def test_pyfunc_takes_arrays_and_base64(demo):
     assert out["probabilities"][0]["4"] > 0.5
 
 
-def test_served_model_answers_like_predict(demo, free_port):
+def test_served_model_decides_as_predict(demo, free_port):
     _, uri = _logged_model(demo)
     address = f"http://127.0.0.1:{free_port}"
     command = ("mlflow", "models", "serve", "--env-manager", "local", "-m", uri, "-p", str(free_port))
@@ -184,11 +184,11 @@ def test_served_model_answers_like_predict(demo, free_port):
         served = json.load(response)["predictions"]
     predicted = json.loads(demo.run("udc", "predict", "--json", "data/samples").stdout)
     assert [row["class"] for row in served] == [row["class"] for row in predicted]
-    for one, other in zip(served, predicted, strict=True):
-        assert one["expected_cost"] == pytest.approx(other["expected_cost"], abs=1e-6)
+    for served_row, row in zip(served, predicted, strict=True):
+        assert served_row["expected_cost"] == pytest.approx(row["expected_cost"], abs=1e-6)
 
 
-def test_one_file_way_in_gives_the_same_kind_of_result(demo):
+def test_train_py_with_a_json_config(demo):
     done = demo.run("python", "train.py", "--config", "config/convnext_example.json")
     assert "results: results/convnext_example" in done.stderr
     folder = demo.root / "results/convnext_example"

@@ -1,58 +1,124 @@
-"""The commands of docs/experiments.md, in their order, as a newcomer types them; with a remote and an origin."""
+"""The documentation: the commands of its pages are run, its links exist, and its tables are complete."""
 
+import json
 import re
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.pipeline
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+TUTORIAL = "tutorials/images-to-decision.md"
+IN_ORDER = ("how-to/experiments.md", "how-to/sharing.md", "how-to/reproduce.md")  # they continue each other
 
-TEXT = (Path(__file__).parents[2] / "docs/experiments.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```sh\n(.*?)```", TEXT, flags=re.DOTALL)
-
-
-# Blocks that take long, by a command in them, with the test that runs the same.
-ELSEWHERE = {
+# Commands that take long, need a server or are run with other values elsewhere, with the test that runs them.
+RUN_BY = {
     "make ui": "test_make_ui_answers",
-    "dvc queue start": "test_a_queue_of_eight_on_two_workers_and_its_report",
-    "udc tune": "test_a_study_goes_on_after_a_kill",
-    "udc reproduce": "test_a_run_is_reproduced_to_the_bit",
+    "make package": "the script .ci/run",
+    "dvc queue start": "test_queued_experiments_on_two_workers_and_sweep_report",
+    "udc tune": "test_a_killed_study_is_resumed",
+    "udc reproduce": "test_reproduce_gives_bitwise_equal_results",
+    "mlflow run .": "test_mlflow_run_gives_one_run",
+    "dvc exp run --name venom": "test_costs_rerun_train_only_where_the_loss_reads_them",
+    "udc decide": "test_decide_and_compare_as_in_the_readme",
+    "udc compare": "test_decide_and_compare_as_in_the_readme",
+    "udc find-lr": "test_a_profile_and_a_range_test_record_nothing_and_refusals_are_plain",
+    "udc train --profile": "test_a_profile_and_a_range_test_record_nothing_and_refusals_are_plain",
+    "dvc exp run --name focal": "test_every_loss_of_the_pages_can_be_chosen",
+    "torchrun": "test_two_killed_processes_resume",
+    "udc --print-completion": "test_completion_scripts_are_printed",
+    "mlflow models serve": "test_served_model_decides_as_predict",
+    "curl": "test_served_model_decides_as_predict",
 }
 
 
-def test_every_command_in_order(by_hand, tmp_path, free_port):
+def _text(page):
+    return (DOCS / page).read_text(encoding="utf-8")
+
+
+def _blocks(text):
+    return [block.strip() for block in re.findall(r"^```sh\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)]
+
+
+def _run_by(command):
+    return next((name for prefix, name in RUN_BY.items() if prefix in command), None)
+
+
+def test_commands_of_other_pages_are_run_by_a_test():
+    readme = _blocks((ROOT / "README.md").read_text(encoding="utf-8"))
+    readme_commands = {line for block in readme for line in block.splitlines()}
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    script = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    pages = [path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md") if "_build" not in path.parts]
+    for page in sorted(set(pages) - {TUTORIAL, *IN_ORDER}):
+        text = re.sub(r"^ {3}", "", _text(page), flags=re.MULTILINE)  # blocks of numbered lists are indented
+        for command in (line for block in _blocks(text) for line in block.splitlines()):
+            assert command in readme_commands or _run_by(command), f"{page}: no test runs {command}"
+    for command, name in RUN_BY.items():
+        if name == "the script .ci/run":
+            assert command in script
+        else:
+            assert f"def {name}(" in tests, f"{command}: no test is named {name}"
+
+
+@pytest.mark.pipeline
+def test_tutorial_from_a_folder_of_images_to_a_decision(new_project):
+    project = new_project()
+    (project.root / ".venv").symlink_to(sys.prefix)
+    (project.root / ".venv/.ready").touch()
+    commands = [line for block in _blocks(_text(TUTORIAL)) for line in block.splitlines()]
+    script = "set -e\n" + "\n".join(f"echo '$ {command}'\n{command}" for command in commands)
+    output = project.run("bash", "-c", script, PIP_NO_INDEX="1").stdout
+    steps = output.split("$ dvc exp run ")[1:]
+    assert ["Running stage 'train'" in step for step in steps] == [True, False, False]
+    least, argmax = (float(re.search(rf"^{name} +(\S+)", steps[1], re.MULTILINE)[1])
+                     for name in ("min_expected_cost", "argmax"))  # fmt: skip
+    assert least < argmax / 1.5
+    assert "B is cheaper by" in steps[1]
+    assert json.loads((project.root / "metrics.json").read_text())["test"]["mean_cost"] < least
+    files = _text("reference/files.md")
+    for folder in ("data/prepared", "resolved", "model", "training", "evaluation"):
+        for path in (path for path in (project.root / folder).rglob("*") if path.is_file()):
+            assert f"`{path.name}`" in files, f"{path.relative_to(project.root)} is missing in reference/files.md"
+    metrics = _text("reference/metrics.md")
+    for name in json.loads((project.root / "metrics.json").read_text())["test"]:
+        assert f"`{name}`" in metrics, f"{name} is missing in reference/metrics.md"
+
+
+@pytest.mark.pipeline
+def test_experiments_are_run_shared_and_promoted_in_order(by_hand, tmp_path, free_port):
     project = by_hand
     home = {"HOME": str(tmp_path)}
     subprocess.run(["git", "init", "-q", "--bare", str(tmp_path / "udc-model.git")], check=True)
     project.run("git", "remote", "add", "origin", str(tmp_path / "udc-model.git"))
     server = project.root.parent / "server"
     server.mkdir(exist_ok=True)
-    told, tests = [], "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
-    for block in BLOCKS:
-        if elsewhere := [name for command, name in ELSEWHERE.items() if command in block]:
-            assert f"def {elsewhere[0]}(" in tests
+    outputs = []
+    for block in (block for page in IN_ORDER for block in _blocks(_text(page))):
+        if _run_by(block) not in (None, RUN_BY["udc compare"]):
             continue
-        commands = block.strip()
-        if "MLFLOW_TRACKING_URI" in commands:
-            commands = commands.replace("5050", str(free_port))
+        if "MLFLOW_TRACKING_URI" in block:
             command = ["mlflow", "server", "--port", str(free_port), "--workers", "1", "--backend-store-uri",
                        f"sqlite:///{server / 'server.db'}", "--artifacts-destination", str(server)]  # fmt: skip
             with project.server(*command, ready=f"http://127.0.0.1:{free_port}/health"):
-                told.append(project.run("bash", "-ec", commands, **home).stdout)
+                outputs.append(project.run("bash", "-ec", block.replace("5050", str(free_port)), **home).stdout)
                 _check_server(free_port)
             continue
-        told.append(project.run("bash", "-ec", commands, **home).stdout)
-    text = "\n".join(told)
-    assert text.count("Data and pipelines are up to date") == 2  # the second repro, and that of the clone
-    assert "again: run " in text
-    assert "version 1 is champion" in text
+        outputs.append(project.run("bash", "-ec", block, **home).stdout)
+    output = "\n".join(outputs)
+    assert output.count("Data and pipelines are up to date") == 2  # the second repro, and that of the clone
+    assert "again: run " in output
+    assert "version 1 is champion" in output
+    project.run("udc", "sync")
     runs = project.runs()
     names = [run.info.run_name for run in runs]
-    assert {"dear", "wide"} <= set(names)
-    assert "again" not in names  # it is a name of wide's run
+    assert {"double", "wide"} <= set(names)
+    assert "again" not in names  # it is a second name of the run of `wide`
     assert all(run.info.status == "FINISHED" for run in runs)
-    assert not (tmp_path / "elsewhere/mlflow.db").exists()  # nothing ran there
+    assert not (tmp_path / "elsewhere/mlflow.db").exists()  # no stage ran there
 
 
 def _check_server(port):
@@ -63,3 +129,58 @@ def _check_server(port):
     (run,) = client.search_runs(experiments)
     assert "test/mean_cost" in run.data.metrics
     mlflow.set_tracking_uri(None)
+
+
+def test_every_loss_of_the_pages_can_be_chosen():
+    from udc_model.config import validate_params
+
+    names = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", _text("how-to/losses.md"), flags=re.MULTILINE)
+    losses = re.findall(r"`(\w+)`", " ".join(names))
+    assert len(losses) == 12
+    for name in losses:
+        assert validate_params({"loss": {"name": name}}, "test").loss.name == name
+
+
+def test_completion_scripts_are_printed(capsys):
+    from udc_model.cli import main
+
+    page = _text("reference/command-line.md")
+    for shell in ("bash", "zsh", "tcsh", "fish"):
+        assert f"`{shell}`" in page or f"--print-completion {shell}" in page
+        with pytest.raises(SystemExit) as ended:
+            main(["--print-completion", shell])
+        assert ended.value.code == 0
+        assert "promote" in capsys.readouterr().out
+
+
+def test_reference_names_every_json_key_and_parameter():
+    from udc_model.config.json_config import _KEYS
+    from udc_model.config.reference import parameters, parameters_markdown
+
+    page, tables = _text("reference/json.md"), parameters_markdown()
+    for key in _KEYS:
+        assert f"`{key}`" in page, f"the JSON key {key} is missing in reference/json.md"
+    for parameter in parameters():
+        assert f"| `{parameter.name}` |" in tables
+
+
+def test_links_lead_to_files():
+    pages = [*ROOT.glob("*.md"), *(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)]
+    for page in pages:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {target}"
+
+
+def test_contributing_names_files_that_exist():
+    paths = re.findall(r"`((?:src|tests|docs)/[\w/.-]+)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    assert len(paths) > 20
+    for path in paths:
+        assert (ROOT / path).exists(), f"CONTRIBUTING.md: {path}"
+
+
+def test_version_is_the_same_everywhere():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(r"^version: (\S+)$", citation, re.MULTILINE)[1] == version
+    assert re.search(r"^## \[(\S+)\]", changelog, re.MULTILINE)[1] == version

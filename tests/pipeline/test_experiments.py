@@ -1,9 +1,10 @@
-"""Experiments: what re-runs after which change, what DVC and MLflow show of it, and the same bits everywhere."""
+"""Experiments: which stages a change runs again, what DVC and MLflow show, and equal results in other clones."""
 
 import csv
 import hashlib
 import io
 import json
+from pathlib import Path
 
 import pytest
 
@@ -19,20 +20,20 @@ def _stages_run(done):
 
 
 def _results(project):
-    """The weights' digest, the metrics, and the hashes of every output, pictures and tables included."""
+    """The digest of the weights, the metrics, and the hashes of all outputs with plots and tables."""
     weights = hashlib.sha256((project.root / "model/model.safetensors").read_bytes()).hexdigest()
     return weights, (project.root / "metrics.json").read_text(), (project.root / "dvc.lock").read_text()
 
 
 def _without_links(run):
-    """All that a run holds but the links that `udc sync` and every later stage may add to it."""
-    held = run.data.to_dictionary()
-    return held | {"tags": {k: v for k, v in held["tags"].items() if k not in (LINKED, EXPERIMENT_COMMIT)}}
+    """What a run holds, without the links that `udc sync` and later stages may add."""
+    data = run.data.to_dictionary()
+    return data | {"tags": {k: v for k, v in data["tags"].items() if k not in (LINKED, EXPERIMENT_COMMIT)}}
 
 
 @pytest.fixture(scope="module")
 def project(new_project):
-    """A project with the default parameters and its first result committed."""
+    """A project with the default parameters and a committed result."""
     project = new_project()
     project.run("dvc", "repro", "-q")
     project.run("git", "add", "dvc.lock", "metrics.json")
@@ -40,14 +41,14 @@ def project(new_project):
     return project
 
 
-def test_convnext_by_one_parameter_and_the_same_bits_in_another_clone(project, new_project):
-    other = new_project()
-    other.run("dvc", "repro", "-q")
-    assert _results(other) == _results(project)
-    for clone in (project, other):
+def test_convnext_by_one_parameter_with_equal_results_in_another_clone(project, new_project):
+    copy = new_project()
+    copy.run("dvc", "repro", "-q")
+    assert _results(copy) == _results(project)
+    for clone in (project, copy):
         done = clone.run("dvc", "exp", "run", "--name", "convnext", "-S", "model.model_type=convnext")
         assert _stages_run(done) == ["train", "evaluate"]
-    assert _results(other) == _results(project)
+    assert _results(copy) == _results(project)
     assert json.loads(_results(project)[1])["test"]["accuracy"] >= 0.97
     run = project.runs()[-1]
     assert run.info.run_name == run.data.tags["dvc.exp_name"] == "convnext"
@@ -57,7 +58,7 @@ def test_convnext_by_one_parameter_and_the_same_bits_in_another_clone(project, n
     project.reset()
 
 
-def test_a_change_of_train_reruns_no_prepare_and_is_shown(project):
+def test_a_training_parameter_does_not_rerun_prepare_and_is_shown(project):
     before = {run.info.run_id for run in project.runs()}
     done = project.run("dvc", "exp", "run", "--name", "slow", *SHORT, "-S", "train.learning_rate=0.0001")
     assert _stages_run(done) == ["train", "evaluate"]
@@ -80,7 +81,7 @@ def test_a_change_of_train_reruns_no_prepare_and_is_shown(project):
     project.reset()
 
 
-def test_a_change_of_evaluate_reruns_no_train_and_opens_a_run_of_its_own(project):
+def test_an_evaluation_parameter_does_not_rerun_train_and_creates_a_run(project):
     before = {run.info.run_id: run for run in project.runs()}
     done = project.run("dvc", "exp", "run", "--name", "argmax", "-S", "evaluate.decision=argmax")
     assert _stages_run(done) == ["evaluate"]
@@ -99,18 +100,34 @@ def test_a_change_of_evaluate_reruns_no_train_and_opens_a_run_of_its_own(project
     project.reset()
 
 
-def test_costs_rerun_train_only_where_the_loss_reads_them(project):
+def test_costs_rerun_train_only_if_the_loss_uses_them(project):
     done = project.run("dvc", "exp", "run", "-S", "costs.entries=[{actual: '3', predicted: '8', cost: 50}]")
     assert _stages_run(done) == ["evaluate"]
     assert json.loads((project.root / "evaluation/policy.json").read_text())["class_costs"][3][8] == 50
     done = project.run("dvc", "exp", "run", *SHORT, "-S", "loss.name=cost_weighted")
     assert _stages_run(done) == ["train", "evaluate"]
     project.set_params(costs={"entries": []})
-    assert _stages_run(project.run("dvc", "repro", "--dry"))[0] == "train"
+    assert _stages_run(project.run("dvc", "repro")) == ["train", "evaluate"]
     project.reset()
 
 
-def test_mlflow_run_is_one_run(by_hand, outside):
+def test_a_temporary_experiment_is_logged_completely(by_hand):
+    """DVC deletes the temporary copy as soon as the last stage has ended; its sender still runs."""
+    by_hand.run("dvc", "exp", "run", "-q", "--temp", "--name", "temporary", "-S", "train.learning_rate=0.0001")
+    assert not list((by_hand.root / ".dvc/tmp/exps").glob("tmp*"))
+    (run,) = by_hand.runs()
+    assert not list((by_hand.root / ".udc/tracking").glob("*/journal.jsonl"))
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "temporary")
+    assert run.data.tags["udc.evaluated"] == "true"
+    artifacts = {item.path for item in by_hand.client().list_artifacts(run.info.run_id)}
+    assert {"evaluation", "model", "training", "images", "params.yaml", "report.html"} <= artifacts
+    report = by_hand.client().download_artifacts(run.info.run_id, "report.html")
+    assert run.info.run_id in Path(report).read_text(encoding="utf-8")
+    (model,) = by_hand.client().search_logged_models([run.info.experiment_id])
+    assert str(model.status) == "READY"
+
+
+def test_mlflow_run_gives_one_run(by_hand, outside):
     project = by_hand
     command = ("mlflow", "run", ".", "--env-manager", "local", "-P", "model_type=convnext", "-P", "train.epochs=1")
     project.run(*command)
@@ -123,12 +140,12 @@ def test_mlflow_run_is_one_run(by_hand, outside):
     assert run.data.params["train.epochs"] == "1"
     assert "test/accuracy" in run.data.metrics
     assert "epoch/train_loss" in run.data.metrics
-    # from outside, by a file's address, up to one stage; into the store of the one who calls
+    # from another folder, by a file URI, up to one stage; the store is in the caller's folder
     outside.run("mlflow", "run", f"file://{project.root}", "-e", "train", "--env-manager", "local",
                 "-P", "train.epochs=2", "-P", "data.image_size=24")  # fmt: skip
-    (other,) = outside.runs()
-    assert (other.info.status, other.data.params["train.epochs"]) == ("FINISHED", "2")
-    assert "epoch/train_loss" in other.data.metrics
-    assert "test/accuracy" not in other.data.metrics
+    (trained,) = outside.runs()
+    assert (trained.info.status, trained.data.params["train.epochs"]) == ("FINISHED", "2")
+    assert "epoch/train_loss" in trained.data.metrics
+    assert "test/accuracy" not in trained.data.metrics
     assert len(project.runs()) == 1
     assert json.loads((project.root / "data/prepared/dataset.json").read_text())["preprocessing"]["size"] == 24

@@ -1,93 +1,91 @@
-"""Every command of the README is run: here, or by the test that is named for it."""
+"""The README: each of its commands is run, here or by the test named for it; its length, links and make targets."""
 
 import re
 import sys
 from pathlib import Path
 
 import pytest
-import yaml
-
-pytestmark = pytest.mark.pipeline
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
-    line.split("  #")[0].strip()
-    for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
-    for line in block.strip().splitlines()
-]  # fmt: skip
+    line.strip() for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL) for line in block.splitlines()
+]
 
-# Commands that take long, or a server, with the test that runs them.
-ELSEWHERE = {
-    "make test": "this suite, which `make test` starts; test_make_test_starts_this_suite",
+# Commands that take long or need a server, with the test that runs them.
+RUN_BY = {
+    "make test": "test_make_test_starts_this_suite",
     "make ui": "test_make_ui_answers",
-    "dvc exp run --queue -S train.learning_rate=0.001,0.01": "test_a_queue_of_eight_on_two_workers_and_its_report",
-    "OMP_NUM_THREADS=1 dvc queue start -j 2": "test_a_queue_of_eight_on_two_workers_and_its_report",
-    "dvc queue status": "test_a_queue_of_eight_on_two_workers_and_its_report",
-    "udc sweep-report train.learning_rate": "test_a_queue_of_eight_on_two_workers_and_its_report",
-    "udc decide": "test_prices_of_the_readme",
-    "udc decide -S costs.refer=0.2 --out cautious": "test_prices_of_the_readme",
-    "udc decide --sweep true=9,predicted=3,values=0:20:2": "test_prices_of_the_readme",
-    "udc compare . cautious": "test_prices_of_the_readme",
-    "dvc exp run -S model.model_type=convnext": "test_convnext_by_one_parameter_and_the_same_bits_in_another_clone",
-    "dvc exp show": "test_a_change_of_train_reruns_no_prepare_and_is_shown",
-    "dvc params diff": "test_a_change_of_train_reruns_no_prepare_and_is_shown",
-    "dvc metrics diff": "test_a_change_of_train_reruns_no_prepare_and_is_shown",
-    "dvc plots diff": "test_a_change_of_train_reruns_no_prepare_and_is_shown",
-    "udc find-lr": "test_profile_and_range_test_record_nothing",
-    "udc train --profile": "test_profile_and_range_test_record_nothing",
-    "torchrun --standalone --nproc-per-node 2 -m udc_model.stages.train": "test_two_killed_processes_resume",
-    "udc sync": "test_a_restored_experiment_is_linked_to_the_run_with_its_content",
-    "udc show slow": "test_a_restored_experiment_is_linked_to_the_run_with_its_content",
-    "udc reproduce slow": "test_a_run_is_reproduced_to_the_bit",
-    "udc promote slow --as digits": "test_only_a_model_that_is_shown_to_be_cheaper_becomes_champion",
-    "udc tune -S 'train.learning_rate=log(1e-4,1e-1)' --trials 10": "test_a_study_goes_on_after_a_kill",
-    "mlflow run . --env-manager local -P model_type=convnext -P train.epochs=1": "test_mlflow_run_is_one_run",
-    "python train.py --config config/convnext_example.json": "test_one_file_way_in_gives_the_same_kind_of_result",
+    "udc decide": "test_decide_and_compare_as_in_the_readme",
+    "udc decide -S costs.refer=0.2 --out cautious": "test_decide_and_compare_as_in_the_readme",
+    "udc decide --sweep true=9,predicted=3,values=0:20:2": "test_decide_and_compare_as_in_the_readme",
+    "udc compare . cautious": "test_decide_and_compare_as_in_the_readme",
+    "dvc exp run --name convnext": "test_convnext_by_one_parameter_with_equal_results_in_another_clone",
+    "dvc plots diff": "test_a_training_parameter_does_not_rerun_prepare_and_is_shown",
+    "dvc exp run --queue": "test_queued_experiments_on_two_workers_and_sweep_report",
+    "OMP_NUM_THREADS=1 dvc queue start -j 2": "test_queued_experiments_on_two_workers_and_sweep_report",
+    "udc sweep-report train.learning_rate": "test_queued_experiments_on_two_workers_and_sweep_report",
+    "udc tune ": "test_a_killed_study_is_resumed",
+    "udc show convnext": "test_a_restored_experiment_is_linked_to_the_run_with_its_content",
+    "udc reproduce convnext": "test_reproduce_gives_bitwise_equal_results",
+    "udc promote convnext --as digits": "test_promote_makes_a_model_champion_only_if_costs_are_significantly_lower",
+    "mlflow run . ": "test_mlflow_run_gives_one_run",
+    "mlflow models serve ": "test_served_model_decides_as_predict",
+    "curl ": "test_served_model_decides_as_predict",
+    "python train.py --config config/convnext_example.json": "test_train_py_with_a_json_config",
 }
-SERVED = "test_served_model_answers_like_predict"
 
 
-def _tests():
-    return "\n".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+def _runs(prefix, command):
+    return command == prefix or (command.startswith(prefix) and prefix.endswith((" ", "convnext", "--queue")))
 
 
 @pytest.fixture(scope="module")
 def project(new_project):
-    """A project whose set-up is done: .venv is the environment that runs this test."""
+    """A project that is set up: .venv is the environment that runs this test."""
     project = new_project(train={"epochs": 1})
     (project.root / ".venv").symlink_to(sys.prefix)
     (project.root / ".venv" / ".ready").touch()
     return project
 
 
-def test_every_command_is_run_somewhere(project, shapes_folder, tmp_path):
-    here = []
-    for command in COMMANDS:
-        if command in ELSEWHERE:
-            for name in re.findall(r"test_\w+", ELSEWHERE[command]):
-                assert f"def {name}(" in _tests(), f"{command}: no test is called {name}"
-        elif command.startswith(("mlflow models serve", "curl ")):
-            assert f"def {SERVED}(" in _tests()
-        else:
-            here.append(command)
-    assert here[0] == "make demo"
+def test_readme_has_at_most_180_lines():
+    assert len(README.splitlines()) <= 180
+
+
+def test_commands_that_are_not_run_here_are_run_by_a_test():
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    for prefix, name in RUN_BY.items():
+        assert f"def {name}(" in tests, f"{prefix}: no test is named {name}"
+        assert any(_runs(prefix, command) for command in COMMANDS), f"{prefix} is not in the README"
+
+
+@pytest.mark.pipeline
+def test_commands_run_in_order(project, shapes_folder, tmp_path):
+    commands = [command for command in COMMANDS if not any(_runs(prefix, command) for prefix in RUN_BY)]
+    assert commands[0] == "make demo"
     shapes_folder.rename(tmp_path / "spiders")
-    script = "set -e\n" + "\n".join(f"echo '$ {command}'\n{command}" for command in here)
     config = project.root / "config/resnet_example.json"
     config.write_text(config.read_text().replace('"num_train_epochs": 15', '"num_train_epochs": 1'))
-    done = project.run("bash", "-c", script, HOME=str(tmp_path), PIP_NO_INDEX="1")
-    assert "trained     resnet, best epoch 1 of 1" in done.stdout
-    assert "data/raw/spiders/bar/" in done.stdout
+    script = "set -e\n" + "\n".join(f"echo '$ {command}'\n{command}" for command in commands)
+    output = project.run("bash", "-c", script, HOME=str(tmp_path), PIP_NO_INDEX="1").stdout
+    assert "best epoch 1 of 1" in output
+    assert "data/raw/spiders/bar/" in output
+    differences = output.partition("$ dvc params diff")[2]
+    assert "data.image_size" in differences, "the commit after `make demo` has nothing to compare with"
+    assert "test.accuracy" in differences
     assert (project.root / "data/raw/spiders.dvc").is_file()
+    assert (project.root / "model.onnx").is_file()
     assert (project.root / "results/resnet_example/metrics.json").is_file()
 
 
+@pytest.mark.pipeline
 def test_make_test_starts_this_suite(project):
     done = project.run("make", "test", PYTEST_ADDOPTS="--collect-only -q tests/pipeline/test_readme.py")
     assert "test_make_test_starts_this_suite" in done.stdout
 
 
+@pytest.mark.pipeline
 def test_make_ui_answers(project, free_port):
     experiment = "api/2.0/mlflow/experiments/get-by-name?experiment_name=udc-model"
     address = f"http://127.0.0.1:{free_port}/{experiment}"
@@ -95,17 +93,9 @@ def test_make_ui_answers(project, free_port):
         assert "udc-model" in answer
 
 
-def test_tables_name_every_parameter_and_json_key():
-    from udc_model.config.json_config import _KEYS
-
-    shipped = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    for section, values in shipped.items():
-        for name in values if isinstance(values, dict) else [section]:
-            assert f"`{name}`" in README, f"{section}.{name} is missing in the README"
-    for key in _KEYS:
-        assert f"`{key}`" in README, f"the JSON key {key} is missing in the README"
-
-
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_make_alone_prints_every_target(outside):
+    printed = outside.run("make", "-C", str(ROOT)).stdout
+    targets = re.findall(r"^([a-z]+):.*## (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert len(targets) >= 10
+    for name, text in targets:
+        assert re.search(rf"make {name} +{re.escape(text)}", printed)

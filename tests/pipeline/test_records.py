@@ -1,4 +1,4 @@
-"""Records: experiments and runs linked both ways, reproduced, promoted, compared and searched for; real commands."""
+"""Recorded runs: links to experiments, reproduction, promotion, comparison in MLflow's page, and tuning."""
 
 import json
 import os
@@ -21,7 +21,7 @@ TRIALS = int(os.environ.get("UDC_STUDY_TRIALS", "4"))
 
 @pytest.fixture(scope="module")
 def project(new_project):
-    """A committed first result with one epoch, and the experiment `slow`."""
+    """A project with a committed result of one epoch, and the experiment `slow`."""
     project = new_project(train={"epochs": 1})
     project.run("dvc", "repro", "-q")
     project.run("git", "add", "dvc.lock", "metrics.json")
@@ -38,27 +38,28 @@ def _show(project, name):
 def test_a_restored_experiment_is_linked_to_the_run_with_its_content(project):
     before = len(project.runs())
     project.run("dvc", "exp", "run", "-q", "--temp", "--name", "again", "-S", "train.learning_rate=0.0001")
-    assert len(project.runs()) == before  # DVC restored it; no code of ours ran
-    told = project.run("udc", "sync").stdout
+    assert len(project.runs()) == before  # DVC restored it from its cache, so no stage ran
+    synced = project.run("udc", "sync").stdout
     slow = _show(project, "slow")
-    assert f"again: run {slow['run']}" in told
+    assert f"again: run {slow['run']}" in synced
     assert _show(project, "again") == slow == _show(project, slow["run"])
     assert slow["experiments"] == ["slow", "again"]
     commit = project.run("git", "rev-parse", slow["experiment_commit"] + ":params.yaml").stdout
     assert commit
-    assert slow["uncommitted_changes"]  # the experiment's own parameters
+    assert slow["uncommitted_changes"]  # the parameters of the experiment
+    assert _show(project, ".")["run"] == _show(project, "HEAD")["run"]
     assert slow["dvc_outs"]["model"] in project.run("git", "show", slow["experiment_commit"] + ":dvc.lock").stdout
 
 
-def test_a_run_is_reproduced_to_the_bit(project):
+def test_reproduce_gives_bitwise_equal_results(project):
     assert "can be reproduced" in project.run("udc", "reproduce", "--check", "slow").stdout
     assert project.run("udc", "reproduce", "slow").stdout.startswith("identical: run ")
 
 
-def test_only_a_model_that_is_shown_to_be_cheaper_becomes_champion(project):
+def test_promote_makes_a_model_champion_only_if_costs_are_significantly_lower(project):
     first = _show(project, "HEAD")["run"]
     worse = project.run("udc", "promote", "slow", "--as", "digits")
-    assert "version 1 is champion: the first of its name" in worse.stdout
+    assert "version 1 is champion: it is the first version" in worse.stdout
     better = project.run("udc", "promote", first, "--as", "digits")
     assert "version 2 is champion" in better.stdout
     refused = project.run("udc", "promote", "slow", "--as", "digits", check=False)
@@ -74,7 +75,7 @@ def test_only_a_model_that_is_shown_to_be_cheaper_becomes_champion(project):
 
 @pytest.fixture
 def page():
-    """An empty page; with ``UDC_SCREENSHOTS`` its pictures are kept in that folder, for a person to look at."""
+    """An empty page of a browser. Screenshots are written to the folder ``UDC_SCREENSHOTS`` if it is set."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -85,14 +86,14 @@ def page():
         browser.close()
 
 
-def _keep(page, name):
+def _screenshot(page, name):
     if folder := os.environ.get("UDC_SCREENSHOTS"):
         page.screenshot(path=str(Path(folder) / f"{name}.png"))
 
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium on this machine (apt install chromium)")
-def test_two_runs_side_by_side_on_the_page_of_mlflow(project, free_port, page):
-    """In a real browser: their names, parameters, metrics and confusion matrices."""
+def test_mlflow_page_compares_two_runs(project, free_port, page):
+    """In a real browser: names, parameters, metrics and confusion matrices."""
     runs = [run for run in project.runs() if run.data.params["train.learning_rate"] in ("0.003", "0.0001")]
     experiment = runs[0].info.experiment_id
     query = urllib.parse.urlencode({"runs": json.dumps([run.info.run_id for run in runs]),
@@ -104,34 +105,34 @@ def test_two_runs_side_by_side_on_the_page_of_mlflow(project, free_port, page):
         page.get_by_text("Comparing 2 Runs from 1 Experiment").wait_for()
         for name in (*(run.info.run_name for run in runs), "train.learning_rate", "epoch/validation_log_loss"):
             page.get_by_text(name, exact=True).first.wait_for()
-        page.get_by_label("Close").first.click()  # the assistant, which leaves the list of files no room
+        page.get_by_label("Close").first.click()  # the assistant covers the list of files
         page.reload()
         page.locator("[artifact-name='confusion_matrix.png']").click()
         shown = page.locator("img[src^='blob:']").filter(visible=True)
         shown.nth(1).wait_for()
         assert len({shown.nth(k).get_attribute("src") for k in range(shown.count())}) == 2
         shown.first.scroll_into_view_if_needed()
-        _keep(page, "compare")
+        _screenshot(page, "compare")
         page.goto(f"http://127.0.0.1:{free_port}/#/experiments/{experiment}/runs?compareRunsMode=CHART")
         search = page.get_by_placeholder("Search metric charts")
         for name in ("test/mean_cost", "validation/accuracy"):
             search.fill(name)
             page.get_by_text(name, exact=True).first.wait_for()
         search.fill("confusion_matrix")
-        pictures = page.locator("img[src*=confusion_matrix]")
-        pictures.nth(1).wait_for()
-        shown = {re.search(r"run_uuid=(\w+)", pictures.nth(k).get_attribute("src")) for k in range(pictures.count())}
-        _keep(page, "charts")
-    assert {match[1] for match in shown if match} == {run.info.run_id for run in runs}
+        images = page.locator("img[src*=confusion_matrix]")
+        images.nth(1).wait_for()
+        matches = {re.search(r"run_uuid=(\w+)", images.nth(k).get_attribute("src")) for k in range(images.count())}
+        _screenshot(page, "charts")
+    assert {match[1] for match in matches if match} == {run.info.run_id for run in runs}
 
 
-def test_a_study_goes_on_after_a_kill(by_hand):
-    """Killed in its third trial; also with a sampler and a metric that are asked for."""
+def test_a_killed_study_is_resumed(by_hand):
+    """Killed in the third trial; with another sampler and metric than the defaults."""
     project = by_hand
     command = ["udc", "tune", "-S", "train.learning_rate=log(1e-4,1e-1)", "--trials", str(TRIALS), "--study", "s",
                "--sampler", "random", "--metric", "validation/log_loss"]  # fmt: skip
     process = project.start(*command)
-    project.wait_for(".udc/studies/s/s-2.log", process)  # the third trial has begun
+    project.wait_for(".udc/studies/s/s-2.log", process)  # the third trial has started
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     table = project.run(*command).stdout.splitlines()
@@ -142,5 +143,5 @@ def test_a_study_goes_on_after_a_kill(by_hand):
     assert sorted(run.info.run_name for run in trials) == [f"s-{k}" for k in range(TRIALS)]
     assert len({run.data.params["train.learning_rate"] for run in trials}) == TRIALS
     assert parent.info.status == "FINISHED"
-    pictures = {item.path for item in project.client().list_artifacts(parent.info.run_id, "study")}
-    assert len([name for name in pictures if name.endswith(".png")]) == 2  # history and importance
+    artifacts = {item.path for item in project.client().list_artifacts(parent.info.run_id, "study")}
+    assert len([name for name in artifacts if name.endswith(".png")]) == 2  # history and importance

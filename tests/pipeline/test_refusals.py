@@ -1,11 +1,11 @@
-"""What DVC is asked for and cannot be done: one message, no traceback, nothing half made."""
+"""Errors under DVC: one message, no traceback, no partial outputs."""
 
 import pytest
 
 pytestmark = pytest.mark.pipeline
 
 
-def test_errors_reach_the_user_without_a_traceback(new_project):
+def test_invalid_parameters_and_data_give_one_message(new_project):
     project = new_project()
     for flag, message in (
         (["-S", "+train.lerning_rate=1"], "train.lerning_rate: no such parameter"),
@@ -17,10 +17,10 @@ def test_errors_reach_the_user_without_a_traceback(new_project):
         assert message in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
         assert not (project.root / "data/prepared").exists()
-        project.run("git", "checkout", "-q", "params.yaml")  # where dvc exp run leaves its changes
+        project.run("git", "checkout", "-q", "params.yaml")  # dvc exp run leaves its changes there
 
 
-def test_a_failed_training_leaves_a_failed_run_and_no_model(new_project):
+def test_a_diverged_training_run_fails_and_writes_no_model(new_project):
     project = new_project(train={"epochs": 2, "optimizer": "sgd", "learning_rate": 1e30})
     done = project.run("dvc", "repro", check=False)
     assert done.returncode

@@ -1,4 +1,4 @@
-"""One experiment, one run, in every way of starting; what each run holds is its own."""
+"""One MLflow run for each experiment, however it is started: a queue, a server with a password, single stages."""
 
 import base64
 import http.client
@@ -18,7 +18,7 @@ import yaml
 pytestmark = pytest.mark.pipeline
 
 RATES = [0.0001, 0.0003, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02]
-# Reads the store while it is written to, as a person does who looks at the runs meanwhile; once for each line it gets.
+# Reads the store while stages write to it, once for each line of its input.
 READER = """
 import sys, mlflow
 client = mlflow.MlflowClient(sys.argv[1])
@@ -31,27 +31,27 @@ def _content(run):
     return run.data.to_dictionary(), run.info.status, run.info.end_time
 
 
-def test_a_queue_of_eight_on_two_workers_and_its_report(by_hand):
+def test_queued_experiments_on_two_workers_and_sweep_report(by_hand):
     project = by_hand
-    lone = project.run("udc", "sweep-report", "train.learning_rate", check=False)
-    assert "a sweep needs two values" in lone.stderr
+    refused = project.run("udc", "sweep-report", "train.learning_rate", check=False)
+    assert "a sweep needs two values" in refused.stderr
     values = ",".join(map(str, RATES))
     project.run("dvc", "exp", "run", "--queue", "-S", f"train.learning_rate={values}")
-    # the workers outlive the command and keep its output open, so nobody may wait for its end
+    # the workers outlive the command and hold its output open, so it must not be read to its end
     subprocess.run(["dvc", "queue", "start", "-j", "2"], cwd=project.root, env=project.env(), stdout=subprocess.DEVNULL,
                    stderr=subprocess.DEVNULL, check=True)  # fmt: skip
     reader = None
     deadline = time.monotonic() + 900
-    while (told := _done_or_failed(project)).count("Success") < len(RATES):
-        assert "Failed" not in told, told
-        assert time.monotonic() < deadline, told
+    while (status := _queue_status(project)).count("Success") < len(RATES):
+        assert "Failed" not in status, status
+        assert time.monotonic() < deadline, status
         if reader is None and (project.root / "mlflow.db").exists():
             command = [sys.executable, "-c", READER, f"sqlite:///{project.root / 'mlflow.db'}"]
             reader = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         if reader:
             reader.stdin.write("\n")
             reader.stdin.flush()
-            assert reader.stdout.readline().strip().isdigit(), "the reader was shut out of the store"
+            assert reader.stdout.readline().strip().isdigit(), "the store cannot be read"
         time.sleep(1)  # between two polls
     reader.communicate()
     assert reader.returncode == 0
@@ -67,8 +67,8 @@ def test_a_queue_of_eight_on_two_workers_and_its_report(by_hand):
         row = shown.loc[run.info.run_name]
         assert float(row["train.learning_rate"]) == float(rate)
         assert float(row["test.mean_cost"]) == run.data.metrics["test/mean_cost"]
-        kept = project.client().download_artifacts(run.info.run_id, "params.yaml")
-        assert yaml.safe_load(Path(kept).read_text())["train"]["learning_rate"] == float(rate)
+        params_file = project.client().download_artifacts(run.info.run_id, "params.yaml")
+        assert yaml.safe_load(Path(params_file).read_text())["train"]["learning_rate"] == float(rate)
     logs = "".join(path.read_text() for path in (project.root / ".dvc/tmp/exps/run").glob("*/*.out"))
     assert "Running stage" in logs
     assert "database is locked" not in logs
@@ -78,15 +78,15 @@ def test_a_queue_of_eight_on_two_workers_and_its_report(by_hand):
     assert table["mean_cost_low"].notna().all()
     assert (project.root / "sweeps/train.learning_rate.png").is_file()
     assert "differ in other parameters" not in done.stderr
-    by_price = project.run("udc", "sweep-report", "true=3,predicted=8", check=False)
-    assert "a sweep needs two values" in by_price.stderr  # the same price in all of them
+    by_cost = project.run("udc", "sweep-report", "true=3,predicted=8", check=False)
+    assert "a sweep needs two values" in by_cost.stderr  # all runs have the same cost
     assert project.run("udc", "reproduce", runs[0].info.run_name).stdout.startswith("identical: run ")
 
 
-def _done_or_failed(project):
-    """What `dvc queue status` says, once git knows of as many experiments as were asked for, or of one that failed.
+def _queue_status(project):
+    """Output of `dvc queue status`, or nothing until git has all experiments or a failed one.
 
-    That command takes a second of the cores that the experiments need.
+    The command takes a second of processor time, which the experiments need.
     """
     names = project.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").stdout.splitlines()
     experiments = [name for name in names if not name.startswith(("refs/exps/celery/", "refs/exps/exec/"))]
@@ -95,7 +95,7 @@ def _done_or_failed(project):
     return project.run("dvc", "queue", "status").stdout
 
 
-def test_a_server_with_a_password_that_is_told_to_nobody_else(by_hand, free_port, tmp_path):
+def test_passwords_of_a_server_are_neither_printed_nor_stored(by_hand, free_port, tmp_path):
     project, store = by_hand, tmp_path / "store"
     store.mkdir()
     command = ("mlflow", "server", "--port", str(free_port), "--workers", "1", "--backend-store-uri",
@@ -107,19 +107,22 @@ def test_a_server_with_a_password_that_is_told_to_nobody_else(by_hand, free_port
     with project.server(*command, ready=f"http://127.0.0.1:{free_port}/health"):
         project.run("udc", "prepare")
         refused = project.run("udc", "train", MLFLOW_TRACKING_PASSWORD="wrong-guess", **settings)
-        assert "`udc sync` sends it" in refused.stderr  # the training is not harmed
+        project.wait_for_senders()
+        assert list((project.root / ".udc/tracking").glob("*-train-*/journal.jsonl"))  # pending
         done = project.run("udc", "evaluate", MLFLOW_TRACKING_PASSWORD="open-sesame-42", **settings)
+        assert "1 journal(s) of earlier stages are not delivered to MLflow" in done.stderr
+        project.wait_for_senders()
         client = mlflow.MlflowClient(f"http://127.0.0.1:{free_port}")
         (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
         assert run.info.status == "FINISHED"
         assert "test/mean_cost" in run.data.metrics
     gate.shutdown()
-    told = refused.stdout + refused.stderr + done.stdout + done.stderr
-    kept = b"".join(path.read_bytes() for folder in (project.root / ".udc", store) for path in folder.rglob("*")
+    printed = refused.stdout + refused.stderr + done.stdout + done.stderr
+    stored = b"".join(path.read_bytes() for folder in (project.root / ".udc", store) for path in folder.rglob("*")
                     if path.is_file())  # fmt: skip
     for secret in ("open-sesame-42", "wrong-guess"):
-        assert secret not in told
-        assert secret.encode() not in kept
+        assert secret not in printed
+        assert secret.encode() not in stored
 
 
 def _gate(port, user, password):
@@ -150,25 +153,25 @@ def _gate(port, user, password):
     return Gate
 
 
-def test_stages_by_hand_a_failure_and_another_evaluation(by_hand):
+def test_stages_by_udc_with_a_failed_and_a_repeated_evaluation(by_hand):
     project = by_hand
     project.run("udc", "prepare")
     project.run("udc", "train")
     config = project.root / "model/config.json"
-    whole = config.read_text()
+    contents = config.read_text()
     config.write_text("{")
     failed = project.run("udc", "evaluate", check=False)
     assert failed.returncode == 1
     assert "Traceback" not in failed.stderr
-    config.write_text(whole)
+    config.write_text(contents)
     project.run("udc", "evaluate")
     runs = project.runs()
-    good = [run for run in runs if run.info.status == "FINISHED" and "test/mean_cost" in run.data.metrics]
-    assert len(good) == 1
+    complete = [run for run in runs if run.info.status == "FINISHED" and "test/mean_cost" in run.data.metrics]
+    assert len(complete) == 1
     assert all(run.info.status in ("FINISHED", "FAILED") for run in runs)
     before = {run.info.run_id: _content(run) for run in runs}
     project.run("udc", "evaluate")
     again = {run.info.run_id: run for run in project.runs()}
     (new,) = set(again) - set(before)
     assert again[new].data.tags["udc.trained_by"] in before
-    assert {key: _content(again[key]) for key in before} == before  # no run is changed after it ended
+    assert {key: _content(again[key]) for key in before} == before  # no run changes after its end

@@ -1,4 +1,4 @@
-"""Stage prepare on real files: what comes out, and one clear error for everything that can be wrong with images."""
+"""Tests of the stage prepare with real files, and of the errors for invalid sources."""
 
 import contextlib
 import csv
@@ -31,10 +31,10 @@ def _write_csv(path, rows, header=("image_path", "label")):
         writer.writerows(rows)
 
 
-def test_folder(tmp_path, shapes_folder):
+def test_folder_source_is_packed(tmp_path, shapes_folder):
     dataset = _prepare(tmp_path, _params(shapes_folder))
     assert dataset.classes == ["bar", "dot", "stripe"]
-    assert len(list(dataset.folder.iterdir())) == 7  # a few files, not one a picture
+    assert len(list(dataset.folder.iterdir())) == 7  # independent of the number of images
     assert sum(len(dataset.split(name)) for name in SPLITS) == 60
     train = dataset.split("train")
     pixels = train.images.reshape(-1, 3) / 255
@@ -49,40 +49,40 @@ def test_folder(tmp_path, shapes_folder):
     assert isinstance(train.images, np.memmap)
 
 
-def test_groups_stay_together(tmp_path, shapes_folder):
+def test_groups_are_not_divided(tmp_path, shapes_folder):
     dataset = _prepare(tmp_path, _params(shapes_folder, group=r"^(g\d+)_"))
     assert dataset.manifest.groupby("group")["split"].nunique().max() == 1
     assert dataset.manifest["group"].nunique() == 10
 
 
-def test_same_digest_in_another_place_and_with_processes(tmp_path, shapes_folder, monkeypatch):
+def test_digest_does_not_depend_on_location_or_processes(tmp_path, shapes_folder, monkeypatch):
     import shutil
 
     from udc_model.data import audit
 
     first = _prepare(tmp_path / "a", _params(shapes_folder))
     shutil.copytree(shapes_folder, tmp_path / "moved")
-    monkeypatch.setattr(audit, "_POOL_FROM", 1)
+    monkeypatch.setattr(audit, "_MIN_IMAGES_FOR_POOL", 1)
     second = _prepare(tmp_path / "b", _params(tmp_path / "moved"))
     assert first.info["digest"] == second.info["digest"]
     for name in ("manifest.csv", "dataset.json", "train.npy"):
         assert (first.folder / name).read_bytes() == (second.folder / name).read_bytes()
 
 
-def test_csv_with_split_and_group(tmp_path, shapes_folder):
+def test_csv_source_with_columns_split_and_group(tmp_path, shapes_folder):
     rows = []
     for i, path in enumerate(sorted(shapes_folder.rglob("*.png"))):
         relative = path.relative_to(shapes_folder).as_posix()
         rows.append([relative, path.parent.name, "test" if i % 5 == 0 else "", f"group{i}"])
     _write_csv(shapes_folder / "labels.csv", rows, ("image_path", "label", "split", "group"))
     dataset = _prepare(tmp_path, _params(shapes_folder, source="csv"))
-    given = {row[0] for row in rows if row[2] == "test"}
-    assert set(dataset.split("test").paths) == given
+    test_paths = {row[0] for row in rows if row[2] == "test"}
+    assert set(dataset.split("test").paths) == test_paths
     assert len(dataset.split("train")) + len(dataset.split("validation")) + len(dataset.split("calibration")) == 48
     assert dataset.split("train").groups[0].startswith("group")
 
 
-def test_csv_files_with_a_split_each(tmp_path, shapes_folder):
+def test_csv_file_with_a_fixed_split(tmp_path, shapes_folder):
     paths = [p.relative_to(shapes_folder).as_posix() for p in sorted(shapes_folder.rglob("*.png"))]
     _write_csv(shapes_folder / "a.csv", [[p, p.split("/")[0]] for i, p in enumerate(paths) if i % 4])
     _write_csv(shapes_folder / "b.csv", [[p, p.split("/")[0]] for i, p in enumerate(paths) if not i % 4])
@@ -90,20 +90,20 @@ def test_csv_files_with_a_split_each(tmp_path, shapes_folder):
     assert set(_prepare(tmp_path, params).split("test").paths) == set(paths[::4])
 
 
-def test_copies_stay_in_one_split_and_contradictions_are_listed(tmp_path, shapes_folder, caplog):
+def test_copies_stay_in_one_split_and_conflicting_labels_are_listed(tmp_path, shapes_folder, caplog):
     for i in range(10):
         (shapes_folder / "bar" / f"copy{i}.png").write_bytes((shapes_folder / "bar" / f"g{i}_{i:02d}.png").read_bytes())
-    (shapes_folder / "dot" / "liar.png").write_bytes((shapes_folder / "bar" / "g0_00.png").read_bytes())
+    (shapes_folder / "dot" / "mislabelled.png").write_bytes((shapes_folder / "bar" / "g0_00.png").read_bytes())
     dataset = _prepare(tmp_path, _params(shapes_folder))
     assert dataset.manifest.groupby("sha256")["split"].nunique().max() == 1
     assert dataset.info["duplicates"] == {"copies": 11, "moved": 0}
     assert dataset.info["conflicting_labels"] == [
-        [["bar/copy0.png", "bar"], ["bar/g0_00.png", "bar"], ["dot/liar.png", "dot"]]
+        [["bar/copy0.png", "bar"], ["bar/g0_00.png", "bar"], ["dot/mislabelled.png", "dot"]]
     ]
     assert "identical images with different labels" in caplog.text
 
 
-def test_copies_across_given_splits_are_moved_and_counted(tmp_path, shapes_folder):
+def test_copies_across_fixed_splits_are_moved_and_counted(tmp_path, shapes_folder):
     paths = [p.relative_to(shapes_folder).as_posix() for p in sorted(shapes_folder.rglob("*.png"))]
     (shapes_folder / "bar" / "copy.png").write_bytes((shapes_folder / paths[1]).read_bytes())
     rows = [[p, p.split("/")[0], SPLITS[i % 4]] for i, p in enumerate(paths)]
@@ -114,12 +114,12 @@ def test_copies_across_given_splits_are_moved_and_counted(tmp_path, shapes_folde
     assert dataset.info["duplicates"] == {"copies": 1, "moved": 1}
 
 
-def _spoil(root):
-    """The bad files of the acceptance list; returns a word of each one's reason."""
-    good = (root / "bar" / "g0_00.png").read_bytes()
+def _add_bad_images(root):
+    """Add unusable files; return a part of the expected reason by path."""
+    content = (root / "bar" / "g0_00.png").read_bytes()
     (root / "bar" / "empty.jpg").write_bytes(b"")
-    (root / "dot" / "text.png").write_text("I am no picture")
-    (root / "dot" / "short.png").write_bytes(good[: len(good) // 2])
+    (root / "dot" / "text.png").write_text("This is text")
+    (root / "dot" / "short.png").write_bytes(content[: len(content) // 2])
     Image.MAX_IMAGE_PIXELS, limit = None, Image.MAX_IMAGE_PIXELS
     Image.new("1", (50_000, 50_000)).save(root / "stripe" / "bomb.png")
     Image.MAX_IMAGE_PIXELS = limit
@@ -131,8 +131,8 @@ def _spoil(root):
     }
 
 
-def test_all_bad_images_are_in_one_error(tmp_path, shapes_folder):
-    reasons = _spoil(shapes_folder)
+def test_one_error_lists_all_bad_images(tmp_path, shapes_folder):
+    reasons = _add_bad_images(shapes_folder)
     with pytest.raises(UdcError, match=r"4 of 64 image\(s\) cannot be used") as error:
         _prepare(tmp_path, _params(shapes_folder))
     for path, reason in reasons.items():
@@ -142,7 +142,7 @@ def test_all_bad_images_are_in_one_error(tmp_path, shapes_folder):
 
 
 def test_bad_images_can_be_skipped(tmp_path, shapes_folder):
-    reasons = _spoil(shapes_folder)
+    reasons = _add_bad_images(shapes_folder)
     dataset = _prepare(tmp_path, _params(shapes_folder, on_bad_image="skip"))
     with (dataset.folder / "rejected.csv").open() as handle:
         rejected = {row["path"]: row["reason"] for row in csv.DictReader(handle)}
@@ -152,9 +152,9 @@ def test_bad_images_can_be_skipped(tmp_path, shapes_folder):
 
 
 def _one_image_class(root):
-    (root / "lonely").mkdir()
-    (root / "bar" / "g0_00.png").rename(root / "lonely" / "a.png")
-    return {}, r"lonely: 1 image\(s\), none for validation, calibration, test"
+    (root / "rare").mkdir()
+    (root / "bar" / "g0_00.png").rename(root / "rare" / "a.png")
+    return {}, r"rare: 1 image\(s\), none for validation, calibration, test"
 
 
 def _empty_class(root):
@@ -170,7 +170,7 @@ def _empty_folder(root):
     return {}, "has no class folders"
 
 
-def _leaving_path(root):
+def _path_outside(root):
     _write_csv(root / "labels.csv", [["../secret.png", "a"], ["/etc/passwd", "b"], ["bar/none.png", "b"]])
     return {"source": "csv"}, r"leaves the data folder"
 
@@ -195,11 +195,11 @@ def _csv_outside(root):
     return {"source": "csv", "csv_files": ["../labels.csv"]}, "leaves the data folder"
 
 
-def _cut_group(root):
+def _divided_group(root):
     paths = [p.relative_to(root).as_posix() for p in sorted(root.rglob("*.png"))]
     rows = [[p, p.split("/")[0], SPLITS[i % 4], "g"] for i, p in enumerate(paths)]
     _write_csv(root / "labels.csv", rows, ("image_path", "label", "split", "group"))
-    return {"source": "csv"}, r"puts 1 group\(s\) into more than one split: g "
+    return {"source": "csv"}, r"assigns 1 group\(s\) to more than one split: g "
 
 
 def _unmatched_group(root):
@@ -207,33 +207,33 @@ def _unmatched_group(root):
 
 
 def _pattern_without_parentheses(root):
-    return {"group": r"^g\d+"}, r"data\.group: .* must be a CSV's column, or a pattern with"
+    return {"group": r"^g\d+"}, r"data\.group: .* must be a column of the CSV file, or a regular expression with"
 
 
 def _one_colour(root):
     for i, path in enumerate(sorted(root.rglob("*.png"))):
         Image.new("RGB", (8 + i, 8), (9, 9, 9)).save(path)
-    return {}, "nothing to learn from"
+    return {}, "same value in all pixels"
 
 
 @pytest.mark.parametrize(
-    "spoil",
-    [_one_image_class, _empty_class, _empty_folder, _leaving_path, _missing_column, _unknown_label, _missing_csv,
-     _csv_outside, _cut_group, _unmatched_group, _pattern_without_parentheses, _one_colour],
+    "make_invalid",
+    [_one_image_class, _empty_class, _empty_folder, _path_outside, _missing_column, _unknown_label, _missing_csv,
+     _csv_outside, _divided_group, _unmatched_group, _pattern_without_parentheses, _one_colour],
 )  # fmt: skip
-def test_bad_sources_stop_with_one_clear_error(spoil, tmp_path, shapes_folder):
-    changes, message = spoil(shapes_folder)
+def test_invalid_source_raises_and_writes_nothing(make_invalid, tmp_path, shapes_folder):
+    changes, message = make_invalid(shapes_folder)
     with pytest.raises(UdcError, match=message):
         _prepare(tmp_path, _params(shapes_folder, **changes))
     assert not (tmp_path / "out" / "data" / "prepared").exists()
 
 
-def test_missing_folder(tmp_path):
-    with pytest.raises(UdcError, match=r"data\.path: .* is no folder"):
+def test_missing_folder_raises(tmp_path):
+    with pytest.raises(UdcError, match=r"data\.path: .* is not a folder"):
         _prepare(tmp_path, _params(tmp_path / "nowhere"))
 
 
-def test_what_the_parameters_say_of_classes_is_checked_before_any_image_is(tmp_path, shapes_folder):
+def test_parameters_that_contradict_the_classes_raise(tmp_path, shapes_folder):
     params = _params(shapes_folder)
     for changed, message in (
         (params.model_copy(update={"model": ModelParams(num_labels=2)}), r"model\.num_labels: is 2, .* 3 classes"),
@@ -243,11 +243,11 @@ def test_what_the_parameters_say_of_classes_is_checked_before_any_image_is(tmp_p
             _prepare(tmp_path, changed)
 
 
-def test_an_error_leaves_the_older_folder_and_no_scratch(tmp_path):
+def test_atomic_folder_keeps_the_target_and_removes_scratch_after_an_error(tmp_path):
     target = tmp_path / "model"
     with atomic_folder(target) as folder:
         (folder / "a").write_text("old")
-    (tmp_path / ".model.1.partial").mkdir()  # of a process that was killed
+    (tmp_path / ".model.1.partial").mkdir()  # from a process that was killed
     with contextlib.suppress(RuntimeError), atomic_folder(target) as folder:
         (folder / "a").write_text("new")
         raise RuntimeError
@@ -255,7 +255,7 @@ def test_an_error_leaves_the_older_folder_and_no_scratch(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_exit_status_prints_no_traceback(capsys, caplog):
+def test_exit_status_logs_a_udc_error_without_traceback(capsys, caplog):
     def fails():
         raise UdcError("model.weights: none")
 
@@ -265,7 +265,7 @@ def test_exit_status_prints_no_traceback(capsys, caplog):
     assert exit_status(lambda: None) == 0
 
 
-def test_damaged_prepared_folder(tmp_path, shapes_folder):
+def test_open_raises_for_a_damaged_prepared_folder(tmp_path, shapes_folder):
     dataset = _prepare(tmp_path, _params(shapes_folder))
     with pytest.raises(UdcError, match="run prepare first"):
         PackedDataset.open(tmp_path)

@@ -1,22 +1,36 @@
-"""Journals on disk: what a killed writer leaves, what one request takes, and that sending twice stores once."""
+"""Journals and their delivery: killed writers, limits of one request, repeated delivery, order, ended stages."""
 
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 
 import mlflow
 import pytest
-from filelock import FileLock
 
+import udc_model
 from udc_model.errors import UdcError
 from udc_model.tracking import delivery
-from udc_model.tracking.delivery import Delivery
-from udc_model.tracking.journal import Journal, end_of_killed, entries, is_held, unsent
+from udc_model.tracking.delivery import MODEL_SHA256, TRAINED_BY, Delivery
+from udc_model.tracking.journal import (
+    RUN_ID_PLACEHOLDER,
+    Journal,
+    append_killed_end,
+    is_written,
+    pending_journals,
+    read_entries,
+    record_warning,
+    report_warnings,
+    sender_lock,
+    wait_for_senders,
+)
 from udc_model.tracking.run import stage_run
-from udc_model.tracking.sender import send_left_over
+from udc_model.tracking.sender import EndedStage, Sender, State, deliver_pending
 from udc_model.tracking.store import tracking_uri
 
 WRITER = """
@@ -58,25 +72,25 @@ def runs_of(root):
     return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
 
 
-def test_a_torn_line_is_left_out_and_cut_off(root):
+def test_incomplete_last_line_is_ignored_and_removed(root):
     written = journal(root)
     written.append("batch", metrics={"x": 1.0}, step=1)
     path = written.folder / "journal.jsonl"
     with path.open("a") as out:
         out.write('{"kind": "batch", "metr')
-    assert [entry["kind"] for entry, _ in entries(written.folder, 0)] == ["open", "batch"]
-    end_of_killed(written.folder)
-    assert [entry["kind"] for entry, _ in entries(written.folder, 0)] == ["open", "batch", "end"]
+    assert [entry["kind"] for entry, _ in read_entries(written.folder)] == ["open", "batch"]
+    append_killed_end(written.folder)
+    assert [entry["kind"] for entry, _ in read_entries(written.folder)] == ["open", "batch", "end"]
 
 
-def test_reading_goes_on_behind_what_was_read(root):
+def test_read_entries_continues_at_a_position(root):
     written = journal(root)
-    (_, position), *_ = entries(written.folder, 0)
+    (_, position), *_ = read_entries(written.folder)
     written.append("batch", tags={"ä": "ü"})
-    assert [entry["tags"] for entry, _ in entries(written.folder, position)] == [{"ä": "ü"}]
+    assert [entry["tags"] for entry, _ in read_entries(written.folder, position)] == [{"ä": "ü"}]
 
 
-def test_a_batch_is_no_larger_than_one_request(root):
+def test_batches_respect_the_limits_of_one_request(root):
     written = journal(root)
     for step in range(5):
         written.append("batch", metrics={f"m{i}": float(i) for i in range(300)}, step=step)
@@ -88,17 +102,17 @@ def test_a_batch_is_no_larger_than_one_request(root):
     assert sizes == [[0], [300, 300, 300], [300, 300, 60], [60], [0]]
 
 
-def test_sending_twice_stores_once(root):
+def test_repeated_delivery_stores_everything_once(root):
     written = journal(root, tags={"t": "1"})
     (root / "some").mkdir()
     (root / "some" / "file.txt").write_text("content")
     written.append("batch", params={"p": "1"}, metrics={"x": 0.25, "nan": float("nan")}, step=3)
     written.append("batch", metrics={"x": 0.5}, step=4)
-    written.append("artifact", file=written.keep(root / "some"), target="kept")
+    written.append("artifact", file=written.copy(root / "some"), target="stored")
     written.append("dataset", name="d", digest="abc", source={"s": "t"}, context="training")
     written.append("end", status="FINISHED")
     assert Delivery(written.folder).send()
-    (written.folder / "sent.json").unlink()  # as if the tracker had stored everything and answered nothing
+    (written.folder / "sent.json").unlink()  # as if the server had stored everything and answered nothing
     assert Delivery(written.folder).send()
     (run,) = runs_of(root)
     client = client_of(root)
@@ -107,21 +121,28 @@ def test_sending_twice_stores_once(root):
     assert (run.info.status, run.data.params, run.data.tags["t"]) == ("FINISHED", {"p": "1"}, "1")
     assert len(run.inputs.dataset_inputs) == 1
     assert Path(mlflow.artifacts.download_artifacts(
-        run_id=run.info.run_id, artifact_path="kept/file.txt", tracking_uri=f"sqlite:///{root / 'mlflow.db'}"
+        run_id=run.info.run_id, artifact_path="stored/file.txt", tracking_uri=f"sqlite:///{root / 'mlflow.db'}"
     )).read_text() == "content"  # fmt: skip
 
 
-def test_what_a_tracker_will_never_take_does_not_hold_up_the_rest(root):
+def test_an_entry_that_mlflow_refuses_is_reported_and_the_rest_is_delivered(root, caplog):
     written = journal(root)
     written.append("batch", params={"p": "1"})
-    written.append("artifact", file=written.keep(_text(root, "a.txt")), target="")
+    written.append("artifact", file=written.copy(_text(root, "a.txt")), target="")
     written.append("batch", params={"p": "2"})  # MLflow refuses to change a parameter
     written.append("end", status="FINISHED")
-    assert Delivery(written.folder).send()
+    written.close()
+    assert deliver_pending(root) == (1, {})
     (run,) = runs_of(root)
     assert (run.info.status, run.data.params) == ("FINISHED", {"p": "1"})
     refused = client_of(root).list_artifacts(run.info.run_id, "refused")
     assert len(refused) == 1
+    with caplog.at_level("WARNING"):
+        report_warnings(root)
+        report_warnings(root)  # each warning once
+    assert (
+        len([message for message in caplog.messages if f"MLflow refuses part of run {run.info.run_id}" in message]) == 1
+    )
 
 
 def _text(root, name):
@@ -129,31 +150,31 @@ def _text(root, name):
     return root / name
 
 
-def test_a_journal_goes_to_the_tracker_it_was_written_for(root, monkeypatch):
+def test_a_journal_is_delivered_to_the_store_in_its_header(root, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     written = journal(root, uri="http://127.0.0.1:9")
     written.append("end", status="FINISHED")
     written.close()
     with pytest.raises(UdcError):
         Delivery(written.folder).send()
-    sent, failed = send_left_over(root)
-    assert (sent, list(failed)) == (0, [written.folder])
-    assert "127.0.0.1" in failed[written.folder]
+    num_delivered, errors = deliver_pending(root)
+    assert (num_delivered, list(errors)) == (0, [written.folder])
+    assert "127.0.0.1" in errors[written.folder]
 
 
-def test_a_journal_being_written_is_left_alone(root):
+def test_deliver_pending_skips_journals_of_running_stages(root):
     written = journal(root)
-    assert is_held(written.folder / "writer.lock")
-    assert send_left_over(root) == (0, {})
+    assert is_written(written.folder)
+    assert deliver_pending(root) == (0, {})
     written.close()
-    assert send_left_over(root) == (1, {})  # its writer is gone without an end
-    assert not unsent(root)
+    assert deliver_pending(root) == (1, {})  # the stage ended without an entry `end`
+    assert not pending_journals(root)
     (run,) = runs_of(root)
     assert run.info.status == "KILLED"
 
 
 @pytest.mark.parametrize("end", ["FINISHED", "FAILED", "KILLED"])
-def test_a_stage_ends_its_run_however_it_ends(root, end):
+def test_a_run_gets_the_status_of_its_stage(root, end):
     code = WRITER.replace("MODE", str(end == "FAILED"))
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                stderr=subprocess.DEVNULL, cwd=root, start_new_session=True)  # fmt: skip
@@ -161,23 +182,180 @@ def test_a_stage_ends_its_run_however_it_ends(root, end):
     if end == "KILLED":
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        for left in unsent(root):  # the sender has a session of its own, and goes on until it has sent the journal
-            with suppress(FileNotFoundError), FileLock(left / "sender.lock"):
-                pass
     else:
         process.communicate("\n")
+    assert wait_for_senders(root)  # the sender runs in its own session
     run = client_of(root).get_run(run_id)
     assert run.info.status == end
     assert (run.data.params, run.data.metrics) == ({"a.b": "1"}, {"x": 0.5})
     artifacts = [a.path for a in client_of(root).list_artifacts(run_id, "error")]
     assert artifacts == (["error/train.txt"] if end == "FAILED" else [])
-    assert not unsent(root)
+    assert not pending_journals(root)
 
 
-def test_all_with_the_same_key_fill_one_run(root):
+def test_stages_with_the_same_key_fill_one_run(root):
     for value in (1.0, 2.0):
         with stage_run("tune", {"udc.study": "s"}, "the key") as run:
             run.log_metrics({"x": value}, step=int(value))
-    (found,) = runs_of(root)
-    assert [m.value for m in client_of(root).get_metric_history(found.info.run_id, "x")] == [1.0, 2.0]
-    assert found.info.status == "FINISHED"
+        assert wait_for_senders(root)
+    (recorded,) = runs_of(root)
+    assert [m.value for m in client_of(root).get_metric_history(recorded.info.run_id, "x")] == [1.0, 2.0]
+    assert recorded.info.status == "FINISHED"
+
+
+def test_status_on_error_other_than_failed_logs_no_traceback(root):
+    with suppress(UdcError), stage_run("train", {}) as run:
+        run.status_on_error = "KILLED"
+        raise UdcError("pruned")
+    assert wait_for_senders(root)
+    (recorded,) = runs_of(root)
+    assert recorded.info.status == "KILLED"
+    assert not client_of(root).list_artifacts(recorded.info.run_id, "error")
+
+
+def test_the_run_id_is_filled_into_a_text_on_delivery(root):
+    with stage_run("train", {}) as run:
+        run.log_text(f"<b>{RUN_ID_PLACEHOLDER}</b>\r\n", "notes/report.html", fill_run_id=True)
+        run.log_text(RUN_ID_PLACEHOLDER, "plain.txt")
+    assert wait_for_senders(root)
+    (recorded,) = runs_of(root)
+    run_id, uri = recorded.info.run_id, f"sqlite:///{root / 'mlflow.db'}"
+    for name, contents in (("notes/report.html", f"<b>{run_id}</b>\r\n"), ("plain.txt", RUN_ID_PLACEHOLDER)):
+        path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, tracking_uri=uri)
+        assert Path(path).read_bytes().decode() == contents
+
+
+def ended_evaluation(root, model):
+    evaluation = journal(root, "evaluate", tags={MODEL_SHA256: model})
+    evaluation.append("batch", metrics={"test/mean_cost": 0.5})
+    evaluation.append("end", status="FINISHED")
+    evaluation.close()
+    return evaluation.folder
+
+
+def ended_training(root, model):
+    training = journal(root)
+    training.append("batch", tags={MODEL_SHA256: model})
+    training.append("end", status="FINISHED")
+    training.close()
+    return training.folder
+
+
+def test_an_evaluation_joins_a_training_run_that_is_not_delivered_yet(root):
+    """The sender of the evaluation reaches the store first: it delivers the training, then joins its run."""
+    ended_training(root, "abc")
+    evaluation = ended_evaluation(root, "abc")
+    with sender_lock(evaluation):
+        assert Sender(evaluation, EndedStage()).run() is State.DONE
+    assert not pending_journals(root)
+    (run,) = runs_of(root)
+    assert run.data.metrics == {"test/mean_cost": 0.5}
+    assert TRAINED_BY not in run.data.tags
+
+
+def test_tests_of_a_lock_do_not_disturb_each_other(root):
+    """Many processes may ask at once whether a stage is running."""
+    folder = ended_training(root, "abc")
+    answers = []
+
+    def ask():
+        answers.extend(is_written(folder) for _ in range(300))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not any(answers)
+
+
+def test_an_evaluation_waits_for_the_sender_of_its_training_run(root):
+    training = ended_training(root, "abc")
+    evaluation = ended_evaluation(root, "abc")
+    is_locked, release = threading.Event(), threading.Event()
+
+    def hold():
+        with sender_lock(training):
+            is_locked.set()
+            release.wait()
+
+    def deliver():
+        with sender_lock(evaluation):
+            Sender(evaluation, EndedStage()).run()
+
+    holder, sender = threading.Thread(target=hold), threading.Thread(target=deliver)
+    holder.start()
+    is_locked.wait()
+    sender.start()
+    assert wait_for_senders(root, timeout=0.2) is False
+    assert len(pending_journals(root)) == 2
+    release.set()
+    holder.join()
+    sender.join()
+    assert not pending_journals(root)
+    assert len(runs_of(root)) == 1
+
+
+def test_a_damaged_journal_does_not_block_others(root):
+    damaged = ended_training(root, "abc")
+    (damaged / "journal.jsonl").write_text("{no JSON\n")
+    ended_training(root, "def")
+    num_delivered, errors = deliver_pending(root)
+    assert (num_delivered, list(errors)) == (1, [damaged])
+    assert "damaged" in errors[damaged]
+
+
+def test_report_warnings_names_the_error_of_an_undelivered_journal(root, caplog):
+    folder = ended_training(root, "abc")
+    (folder / "sender.log").write_text("http://tracker: no route to host\n")
+    record_warning(root, "MLflow refuses part of run 1")
+    with caplog.at_level("WARNING"):
+        report_warnings(root)
+    refusal, pending = caplog.messages
+    assert refusal == "MLflow refuses part of run 1"
+    assert pending.startswith("1 journal(s) of earlier stages are not delivered to MLflow (http://tracker: no route")
+
+
+# Runs a stage with the package in a folder that is deleted as soon as the stage has ended.
+TEMPORARY = """
+import sys
+from pathlib import Path
+from udc_model.tracking.run import stage_run
+bundle, package = Path("bundle"), Path(sys.argv[1]) / "udc_model"
+with stage_run("train", {"about": "test"}) as run:
+    run.log_params({"a": 1})
+    run.log_dataset("d", "abc", {"s": "t"}, "training")
+    run.log_folder(bundle, "model")
+    run.log_text("text", "notes/a.txt")
+    run.log_classifier(bundle, package, ["mlflow"])
+"""
+
+
+def test_a_sender_needs_no_file_of_its_stage_after_the_stage_has_ended(root):
+    package = root / "temporary" / "udc_model"
+    shutil.copytree(Path(udc_model.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    stage_folder = root / "temporary" / "work"
+    (stage_folder / "bundle").mkdir(parents=True)
+    (stage_folder / "bundle" / "weights.bin").write_bytes(b"\0" * 1000)
+    command = [sys.executable, "-c", TEMPORARY, str(package.parent)]
+    done = subprocess.run(command, cwd=stage_folder, env=os.environ | {"PYTHONPATH": str(package.parent)},
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert done.stderr == ""
+    shutil.rmtree(root / "temporary")
+    assert wait_for_senders(root)
+    assert not pending_journals(root), (pending_journals(root)[0] / "sender.log").read_text()
+    (run,) = runs_of(root)
+    assert run.info.status == "FINISHED"
+    (model,) = client_of(root).search_logged_models([run.info.experiment_id])
+    assert str(model.status) == "READY"
+
+
+def test_output_of_a_stage_is_complete_when_the_stage_ends(root):
+    """Whoever reads the stage's output to its end, such as a shell pipe, does not wait for the sender."""
+    listener = socket.create_server(("127.0.0.1", 0))  # a tracking server that never answers
+    uri = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    code = WRITER.replace("MODE", "False").replace("print(run.run_id(), flush=True)", "")
+    subprocess.run([sys.executable, "-c", code], input="\n", cwd=root, env=os.environ | {"MLFLOW_TRACKING_URI": uri},
+                   capture_output=True, text=True, check=True)  # fmt: skip
+    assert not wait_for_senders(root, timeout=0)
+    listener.close()

@@ -1,4 +1,4 @@
-"""The store: created once however many processes meet it empty, at the main repository, nothing secret told."""
+"""The MLflow store: concurrent creation, its place in the main repository, and credentials in messages."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ print(experiment, mlflow.get_experiment(experiment).artifact_location)
 """
 
 
-def test_four_processes_meet_an_empty_store(tmp_path, monkeypatch):
+def test_four_processes_create_the_store_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     folders = [tmp_path / f"temporary{i}" for i in range(4)]
     for folder in folders:
@@ -30,14 +30,14 @@ def test_four_processes_meet_an_empty_store(tmp_path, monkeypatch):
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for folder in folders
     ]  # fmt: skip
-    told = [process.communicate() for process in running]
-    assert [process.returncode for process in running] == [0, 0, 0, 0], told
-    assert len({out for out, _ in told}) == 1
-    assert (tmp_path / "mlartifacts").as_uri() in told[0][0]
-    assert all(not err for _, err in told), told  # nothing on the screen either
+    outputs = [process.communicate() for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0, 0], outputs
+    assert len({stdout for stdout, _ in outputs}) == 1
+    assert (tmp_path / "mlartifacts").as_uri() in outputs[0][0]
+    assert all(not stderr for _, stderr in outputs), outputs
 
 
-def test_the_main_repository_is_found(tmp_path, monkeypatch):
+def test_repository_root_is_the_closest_dvc_folder_or_dvc_root(tmp_path, monkeypatch):
     (tmp_path / ".dvc").mkdir()
     (tmp_path / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a" / "b")
@@ -49,7 +49,7 @@ def test_the_main_repository_is_found(tmp_path, monkeypatch):
     assert tracking_uri() == "http://tracker"
 
 
-def test_credentials_are_never_told(monkeypatch):
+def test_messages_contain_no_credentials(monkeypatch):
     assert without_credentials("https://me:secret@host:5000/path") == "https://host:5000/path"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -59,5 +59,5 @@ def test_credentials_are_never_told(monkeypatch):
     assert "secret" not in str(error.value)
 
 
-def test_flatten():
+def test_flatten_joins_keys_with_dots():
     assert flatten({"a": 1, "b": {"c": [2], "d": {"e": None}}}) == {"a": 1, "b.c": [2], "b.d.e": None}

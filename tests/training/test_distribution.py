@@ -41,16 +41,16 @@ if kind == "convnext":
     plain = model_params.convnext.model_copy(update={"drop_path_rate": 0.0})
     model_params = model_params.model_copy(update={"convnext": plain})
 params, losses, images = TrainParams(**options), [], []
-train_step, own_images = loop.train_step, TrainingBatches._own
+train_step, local_images = loop.train_step, TrainingBatches._local
 def recorded_step(session, batch, key):
     losses.append(train_step(session, batch, key))
     return losses[-1]
 def recorded_images(self, epoch, step):
-    indices, repeats = own_images(self, epoch, step)
+    indices, repeats = local_images(self, epoch, step)
     if step >= 0 and (epoch, step) not in [entry[:2] for entry in images]:
         images.append((epoch, step, indices[int(self.overlap):].tolist()))
     return indices, repeats
-loop.train_step, TrainingBatches._own = recorded_step, recorded_images
+loop.train_step, TrainingBatches._local = recorded_step, recorded_images
 def on_epoch(record):
     if record.epoch == last:
         raise SystemExit(7)

@@ -1,6 +1,6 @@
-"""The older one-file configuration: ``python train.py --config config/convnext_example.json``.
+"""The one-file JSON configuration: ``python train.py --config config/convnext_example.json``.
 
-Every key is mapped onto the typed parameters; what follows is the same three stages.
+Every key is mapped to the typed parameters; the same stages run as with DVC.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _SCHEDULES = {
     "constant": "constant",
     "constant_with_warmup": "constant",
 }
-# Keys that go to one parameter as they are.
-_PLAIN = {
+# Keys whose value becomes that of one parameter.
+_PARAMETERS = {
     "num_labels": "model.num_labels",
     "weights": "model.weights",
     "learning_rate": "train.learning_rate",
@@ -45,16 +45,16 @@ _PLAIN = {
     "seed": "seed",
 }
 _KEYS = {
-    *_PLAIN, "model_type", "model", "lr_scheduler_type", "loss_function", "cost_matrix", "dataset", "dataset_host",
+    *_PARAMETERS, "model_type", "model", "lr_scheduler_type", "loss_function", "cost_matrix", "dataset", "dataset_host",
     "local_folder_path", "local_dataset_format", "output_dir", "wandb", "push_to_hub",
 }  # fmt: skip
-# Services of the older repository that this project does not have, by the key that switches them on.
-_GONE = {"wandb": "runs are recorded with MLflow", "push_to_hub": "models are logged to MLflow"}
+# Keys of services that this project does not have, and what it does instead.
+_UNSUPPORTED = {"wandb": "runs are recorded with MLflow", "push_to_hub": "models are logged to MLflow"}
 
 
 @dataclass(frozen=True)
 class JsonConfig:
-    """A JSON configuration as typed parameters, and the folder that the results go into."""
+    """A JSON configuration as typed parameters, and the folder for the results."""
 
     params: Params
     output_dir: Path
@@ -66,7 +66,7 @@ def load_json_config(path: str | Path) -> JsonConfig:
     Raises
     ------
     UdcError
-        The file is missing or no JSON object, or a key is unknown or its value not allowed.
+        The file is missing or not a JSON object, a key is unknown, or a value is not allowed.
     """
     path = Path(path)
     try:
@@ -92,15 +92,15 @@ _BOOLEANS: dict[str, bool] = {"True": True, "False": False, "true": True, "false
 
 
 def _map(config: dict[str, Any]) -> dict[str, Any]:
-    """The sections of ``params.yaml`` that the keys amount to."""
-    for key, instead in _GONE.items():
+    """The keys as sections of ``params.yaml``."""
+    for key, instead in _UNSUPPORTED.items():
         if config.get(key) not in (None, False):
             raise UdcError(f"{key}: is not part of this project ({instead}); set it to false or remove it")
     raw: dict[str, Any] = {"data": {}, "model": {}, "train": {}, "evaluate": {}, "costs": {}}
-    for key, target in _PLAIN.items():
+    for key, target in _PARAMETERS.items():
         if key in config:
             section, _, name = target.rpartition(".")
-            (raw[section] if section else raw)[name] = _plain(key, config[key])
+            (raw[section] if section else raw)[name] = _parameter_value(key, config[key])
     _map_model(config, raw)
     _map_data(config, raw)
     if "lr_scheduler_type" in config:
@@ -109,7 +109,7 @@ def _map(config: dict[str, Any]) -> dict[str, Any]:
     return raw
 
 
-def _plain(key: str, value: Any) -> Any:
+def _parameter_value(key: str, value: Any) -> Any:
     if key == "num_train_epochs" and isinstance(value, float) and value.is_integer():
         return int(value)
     if key == "weights" and value == "":
@@ -138,10 +138,10 @@ def _map_data(config: dict[str, Any], raw: dict[str, Any]) -> None:
         raw["data"]["source"] = "digits"
         return
     if host not in ("local_folder", "local"):
-        raise UdcError(f"dataset_host: {host!r} is neither 'local_folder' nor 'digits'; this project downloads no "
-                       "data: fetch it, then name its folder in local_folder_path")  # fmt: skip
+        raise UdcError(f"dataset_host: {host!r} is neither 'local_folder' nor 'digits'; this project does not "
+                       "download data: fetch it, then set local_folder_path to its folder")  # fmt: skip
     if "local_folder_path" not in config:
-        raise UdcError("local_folder_path: is missing; it names the folder of the images")
+        raise UdcError("local_folder_path: is missing; set it to the folder of the images")
     source = _one_of(config, "local_dataset_format", {"folder": "folder", "csv": "csv"}, default="folder")
     folder = Path(_text(config, "local_folder_path", ""))
     raw["data"] |= {"source": source, "path": str(folder)}
@@ -150,10 +150,10 @@ def _map_data(config: dict[str, Any], raw: dict[str, Any]) -> None:
 
 
 def _csv_layout(folder: Path) -> dict[str, Any]:
-    """The CSV files of a folder; those of the older repository are `train_dataset.csv` and `test_dataset.csv`."""
+    """The CSV files of a folder; `test_dataset.csv` is the test split, as in the original repository."""
     names = sorted(path.name for path in folder.glob("*.csv"))
     if not names:
-        raise UdcError(f"local_folder_path: {folder} holds no CSV file")
+        raise UdcError(f"local_folder_path: {folder} contains no CSV file")
     if "train_dataset.csv" in names:
         names.remove("train_dataset.csv")
         names.insert(0, "train_dataset.csv")
@@ -172,11 +172,11 @@ def _map_loss(config: dict[str, Any], raw: dict[str, Any]) -> None:
     if matrix is not None and not _all_zero(matrix):
         raw["costs"]["matrix"] = [[float(x) if _is_number(x) else x for x in row] for row in _rows(matrix)]
     elif sensitive:
-        raise UdcError(f"cost_matrix: the loss {config['loss_function']} needs one with prices that are not all 0")
+        raise UdcError(f"cost_matrix: the loss {config['loss_function']} needs costs that are not all 0")
     elif matrix is not None:
-        logger.warning("cost_matrix: all prices are 0, which says nothing; every mistake costs 1 instead")
+        logger.warning("cost_matrix: all costs are 0, so it is ignored; every mistake costs 1")
     if sensitive:
-        # These losses bend the probabilities by the prices; deciding by price again would count them twice.
+        # These losses distort the probabilities by the costs; least expected cost would count the costs twice.
         raw["evaluate"]["decision"] = "argmax"
 
 
@@ -197,7 +197,7 @@ def _is_number(value: Any) -> bool:
 def _text(config: dict[str, Any], key: str, default: str) -> str:
     value = config.get(key, default)
     if not isinstance(value, str) or not value:
-        raise UdcError(f"{key}: must be a text, got {value!r}")
+        raise UdcError(f"{key}: must be a non-empty string, got {value!r}")
     return value
 
 

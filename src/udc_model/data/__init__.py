@@ -1,1 +1,1 @@
-"""From raw images to checked, split and packed arrays."""
+"""Image sources, checks, splits, the packed data set, preprocessing and training batches."""

@@ -1,4 +1,4 @@
-"""Open and check every image, on all cores, and write what passes into one scratch file of stored squares."""
+"""Decodes and checks every image on all cores, and writes the valid ones to a scratch file as stored squares."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from PIL import Image
 from tqdm import tqdm
 
 from udc_model.data.decode import BadImageError, decode_rgb
-from udc_model.data.sources import ImageSource, Rejection, listed
+from udc_model.data.sources import ImageSource, Rejection, join_for_message
 from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
 
-_CHUNK = 32  # images a task: small enough for a smooth progress bar, large enough to hide the cost of a task
-_POOL_FROM = 256  # fewer images than this are done before worker processes have started
+_CHUNK = 32  # images per task: small enough for a smooth progress bar, large enough to hide the overhead of a task
+_MIN_IMAGES_FOR_POOL = 256  # fewer images take less time than the start of worker processes
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """One image that passed: its size as decoded (pixels) and the SHA-256 of its decoded RGB pixels."""
+    """A valid image: its decoded size in pixels and the SHA-256 of its decoded RGB pixels."""
 
     width: int
     height: int
@@ -38,9 +38,23 @@ Outcome = Checked | Rejection
 
 
 def check_images(source: ImageSource, preprocessing: Preprocessing, max_pixels: int, scratch: Path) -> list[Outcome]:
-    """Decode every image of the source once; write row i of ``scratch`` for each record i that passes.
+    """Decode every image of a source once and write its stored square to ``scratch``.
 
-    ``scratch`` becomes len(records) x stored_size x stored_size x 3 bytes; rows of rejected images stay zero.
+    Parameters
+    ----------
+    source : the N images to check.
+    preprocessing : defines the stored square.
+    max_pixels : largest width x height of an image, pixels; larger images are rejected before they are decoded.
+    scratch : file to write, N x stored_size x stored_size x 3 bytes; the rows of rejected images are zero.
+
+    Returns
+    -------
+    One outcome per record, in the order of the records.
+
+    Raises
+    ------
+    UdcError
+        A worker process was killed.
     """
     side = preprocessing.stored_size
     with scratch.open("wb") as handle:
@@ -56,19 +70,26 @@ def check_images(source: ImageSource, preprocessing: Preprocessing, max_pixels: 
     return outcomes
 
 
-def report_rejections(rejected: list[Rejection], on_bad_image: str, n_images: int) -> None:
-    """Raise one error that lists all bad images, unless ``on_bad_image`` is ``skip`` and some image is left.
+def raise_for_rejections(rejected: list[Rejection], on_bad_image: str, n_images: int) -> None:
+    """Raise one error that lists all rejected images, unless they may be skipped.
+
+    Parameters
+    ----------
+    rejected : the rejected images.
+    on_bad_image : ``error`` or ``skip``.
+    n_images : number of all images, rejected ones included.
 
     Raises
     ------
     UdcError
+        ``on_bad_image`` is not ``skip``, or every image is rejected.
     """
     if not rejected or (on_bad_image == "skip" and len(rejected) < n_images):
         return
-    lines = listed([f"{item.path}: {item.reason}" for item in rejected], "\n  ")
+    lines = join_for_message([f"{item.path}: {item.reason}" for item in rejected], "\n  ")
     raise UdcError(
         f"{len(rejected)} of {n_images} image(s) cannot be used:\n  {lines}\n"
-        "Mend or remove them, or set data.on_bad_image: skip to leave them out (listed in rejected.csv)."
+        "Fix or remove them, or set data.on_bad_image: skip to leave them out (rejected.csv lists them)."
     )
 
 
@@ -80,7 +101,7 @@ class _Task:
     scratch: Path
 
     def check(self, start: int, paths: list[str]) -> list[Outcome]:
-        """Check the files of one chunk, whose first row is ``start``."""
+        """Check the files of one chunk; ``start`` is the row of its first image."""
         images = ((path, self._decode(path)) for path in paths)
         return self.store(start, images)
 
@@ -90,9 +111,10 @@ class _Task:
         except BadImageError as error:
             return error
         except MemoryError:
-            return BadImageError("does not fit into memory; lower data.max_pixels")
+            return BadImageError("the image does not fit into memory; lower data.max_pixels")
 
     def store(self, start: int, images: Iterator[tuple[str, Image.Image | BadImageError]]) -> list[Outcome]:
+        """Write decoded images to the scratch file from row ``start`` on."""
         outcomes: list[Outcome] = []
         row_bytes = self.preprocessing.stored_size**2 * 3
         with self.scratch.open("r+b") as handle:
@@ -113,7 +135,7 @@ def _run(task: _Task, chunks: list[tuple[int, list[str]]], pixels: NDArray[np.ui
         for start, paths in chunks:
             images = (Image.fromarray(pixels[start + k]).convert("RGB") for k in range(len(paths)))
             yield task.store(start, zip(paths, images, strict=True))
-    elif processes == 1 or sum(len(paths) for _, paths in chunks) < _POOL_FROM:
+    elif processes == 1 or sum(len(paths) for _, paths in chunks) < _MIN_IMAGES_FOR_POOL:
         for start, paths in chunks:
             yield task.check(start, paths)
     else:
@@ -125,6 +147,6 @@ def _run(task: _Task, chunks: list[tuple[int, list[str]]], pixels: NDArray[np.ui
                 yield from pool.map(task.check, starts, paths_of)
             except BrokenProcessPool:
                 raise UdcError(
-                    "a process that checks images was killed, most likely for want of memory; "
+                    "a process that checks images was killed, probably because memory ran out; "
                     "lower data.max_pixels, or close other programs"
                 ) from None

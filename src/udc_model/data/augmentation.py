@@ -1,6 +1,7 @@
-"""What training does to images: crops, flips, colour and policies, erased rectangles, and mixed pairs.
+"""Data augmentation: crops, flips, colour jitter, automatic augmentation, random erasing, MixUp and CutMix.
 
-Draws for one image are pure functions of (seed, epoch, sample index, how often it came before in this epoch).
+The random numbers of an image are a pure function of (seed, epoch, sample index, repeat). The repeat is the number of
+times that the image occurred earlier in the epoch.
 """
 
 from __future__ import annotations
@@ -22,34 +23,35 @@ from udc_model.native.library import call, load_library
 if TYPE_CHECKING:
     from torchvision.transforms import v2
 
-_CROP, _ERASE, _POLICY, _MIX, _DROP = 2, 3, 4, 5, 6  # streams of random numbers that must not meet
+_CROP, _ERASE, _PER_IMAGE, _MIX, _DROP = 2, 3, 4, 5, 6  # identifiers of independent streams of random numbers
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to training images.
+    """Settings of the augmentation of training images.
 
     Parameters
     ----------
-    smallest_area : of a random resized crop, as a share of the image, in (0, 1]; 1 crops nothing.
-    largest_ratio : of the crop's sides, at least 1; the crop's ratio is log-uniform between its inverse and it.
-    horizontal_flip : mirror half of the images.
-    policy : ``none``, ``randaugment`` (Cubuk et al. 2020) or ``trivialaugment`` (Müller and Hutter 2021).
-    color_jitter : largest relative change of brightness, contrast and saturation, 0 for none.
-    random_erasing : share of the images that lose a rectangle (Zhong et al. 2020), in [0, 1].
+    smallest_area : minimum area of a random resized crop, as a share of the image, in (0, 1]; 1 disables crops.
+    largest_ratio : maximum aspect ratio of the crop, at least 1; the ratio is log-uniform on [1 / largest_ratio,
+        largest_ratio].
+    horizontal_flip : mirror each image with probability 0.5.
+    auto_augment : ``none``, ``randaugment`` (Cubuk et al. 2020) or ``trivialaugment`` (Müller and Hutter 2021).
+    color_jitter : maximum relative change of brightness, contrast and saturation; 0 disables it.
+    random_erasing : probability that a rectangle of an image is erased (Zhong et al. 2020), in [0, 1].
     """
 
     smallest_area: float = 1.0
     largest_ratio: float = 1.0
     horizontal_flip: bool = False
-    policy: str = "none"
+    auto_augment: str = "none"
     color_jitter: float = 0.0
     random_erasing: float = 0.0
 
     @classmethod
     def of(cls, params: TrainParams) -> Augmentation:
-        """The preset ``train.augment``, and what other parameters set instead."""
-        area, ratio, policy, erasing = {
+        """Create the preset ``train.augment``; parameters that are set explicitly override the preset."""
+        area, ratio, auto_augment, erasing = {
             "none": (1.0, 1.0, "none", 0.0),
             "light": (0.8, 1.0, "none", 0.0),
             "standard": (0.35, 4 / 3, "none", 0.0),
@@ -57,20 +59,26 @@ class Augmentation:
         }[params.augment]
         return cls(
             area, ratio, params.horizontal_flip,
-            policy=policy if params.auto_augment is None else params.auto_augment,
+            auto_augment=auto_augment if params.auto_augment is None else params.auto_augment,
             color_jitter=params.color_jitter,
             random_erasing=erasing if params.random_erasing is None else params.random_erasing,
         )  # fmt: skip
 
     @property
-    def moves(self) -> bool:
+    def has_crops_or_flips(self) -> bool:
         """Whether images are cropped or mirrored."""
         return self.smallest_area < 1 or self.largest_ratio > 1 or self.horizontal_flip
 
     def boxes(self, draws: Tensor) -> Tensor:
-        """The crops (N, 4) of a random resized crop: left, top, width and height as shares of the image's side.
+        """Convert uniform random numbers to the boxes of random resized crops.
 
-        The width is negative where the crop is mirrored. ``draws`` (N, 5) in [0, 1): scale, ratio, x, y, mirrored.
+        Parameters
+        ----------
+        draws : (N, 5) in [0, 1) for area, aspect ratio, x, y and flip.
+
+        Returns
+        -------
+        (N, 4) left, top, width and height as shares of the image's side. A negative width means a mirrored crop.
         """
         area = self.smallest_area + (1 - self.smallest_area) * draws[:, 0]
         ratio = torch.exp((2 * draws[:, 1] - 1) * float(np.log(self.largest_ratio)))
@@ -81,52 +89,58 @@ class Augmentation:
         return torch.stack([left, top, sign * width, height], dim=1)
 
     def erase(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Set a rectangle of some normalised images (N, C, S, S) to 0, the mean colour.
+        """Set a random rectangle of some images to 0, the mean colour.
 
-        ``draws`` (N, 5) in [0, 1): whether, area (2 to 33% of the image), ratio of the sides (3:10 to 10:3), y, x.
+        Parameters
+        ----------
+        images : (N, C, S, S), normalised.
+        draws : (N, 5) in [0, 1) for: erased or not, area (2% to 33% of the image), aspect ratio (3:10 to 10:3), y, x.
         """
         side = images.shape[-1]
         area = 0.02 + (0.33 - 0.02) * draws[:, 1]
-        root = torch.exp((draws[:, 2] - 0.5) * float(np.log(10 / 3)))  # of the ratio
-        height, width = ((area.sqrt() * x * side).round().clamp(1, side) for x in (root, 1 / root))
+        root_ratio = torch.exp((draws[:, 2] - 0.5) * float(np.log(10 / 3)))  # square root of the aspect ratio
+        height, width = ((area.sqrt() * x * side).round().clamp(1, side) for x in (root_ratio, 1 / root_ratio))
         top, left = (draws[:, 3] * (side - height + 1)).floor(), (draws[:, 4] * (side - width + 1)).floor()
-        at = torch.arange(side, device=images.device)
-        rows = (at >= top[:, None]) & (at < (top + height)[:, None]) & (draws[:, :1] < self.random_erasing)
-        columns = (at >= left[:, None]) & (at < (left + width)[:, None])
+        position = torch.arange(side, device=images.device)
+        is_erased = draws[:, :1] < self.random_erasing
+        rows = (position >= top[:, None]) & (position < (top + height)[:, None]) & is_erased
+        columns = (position >= left[:, None]) & (position < (left + width)[:, None])
         return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
     @property
-    def recolours(self) -> bool:
-        """Whether images are changed one by one."""
-        return self.policy != "none" or self.color_jitter > 0
+    def has_per_image_transforms(self) -> bool:
+        """Whether `apply_per_image` changes images."""
+        return self.auto_augment != "none" or self.color_jitter > 0
 
     @cached_property
-    def _one_by_one(self) -> v2.Transform:
-        """What torchvision does to a single image; it draws from torch's generator."""
+    def _per_image(self) -> v2.Transform:
+        """The torchvision transform of a single image; it draws from torch's global generator."""
         from torchvision.transforms import v2
 
         policies = {"none": v2.Identity, "randaugment": v2.RandAugment, "trivialaugment": v2.TrivialAugmentWide}
-        return v2.Compose([policies[self.policy](), v2.ColorJitter(*[self.color_jitter] * 3)])
+        return v2.Compose([policies[self.auto_augment](), v2.ColorJitter(*[self.color_jitter] * 3)])
 
-    def recolour(self, stored: Tensor, seeds: list[int]) -> Tensor:
-        """Apply policy and colour jitter to stored squares (N, S, S, 3) uint8, each with a seed of its own.
+    def apply_per_image(self, stored: Tensor, seeds: list[int]) -> Tensor:
+        """Apply automatic augmentation and colour jitter to stored squares (N, S, S, 3) uint8, with one seed per image.
 
-        Leaves torch's generator in a state of its own.
+        Reseeds torch's global generator.
         """
         images = stored.permute(0, 3, 1, 2)
-        changed = []
+        augmented = []
         for image, seed in zip(images, seeds, strict=True):
             torch.manual_seed(seed)
-            changed.append(self._one_by_one(image))
-        return torch.stack(changed).permute(0, 2, 3, 1)
+            augmented.append(self._per_image(image))
+        return torch.stack(augmented).permute(0, 2, 3, 1)
 
 
 class EpochDraws:
-    """The random numbers behind one epoch's augmentation of n images.
+    """The random numbers for the augmentation of one epoch.
 
     Parameters
     ----------
-    repeats : how often an image comes at most.
+    n : number of images.
+    seed, epoch : the seed of the training run, and the epoch from 0.
+    repeats : maximum number of times that an image occurs in the epoch.
     """
 
     def __init__(self, n: int, seed: int, epoch: int, repeats: int = 1) -> None:
@@ -135,13 +149,13 @@ class EpochDraws:
         self.erase = np.random.default_rng([seed, _ERASE, epoch]).random(shape, dtype=np.float32)
 
     def seeds(self, repeats: NDArray[np.intp], indices: NDArray[np.intp]) -> list[int]:
-        """A seed for each image, for what draws from torch's generator."""
+        """Return a seed of torch's generator for each image, given ``repeats`` and ``indices`` (N,)."""
         keys = zip(indices.tolist(), repeats.tolist(), strict=True)
-        return [derived_seed(self._seed, _POLICY, self._epoch, index, repeat) for index, repeat in keys]
+        return [derived_seed(self._seed, _PER_IMAGE, self._epoch, index, repeat) for index, repeat in keys]
 
 
 def derived_seed(*key: int) -> int:
-    """A seed for torch's generator, a pure function of its arguments."""
+    """Return a seed for torch's generator, a pure function of the integers ``key``."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -153,11 +167,19 @@ def training_input(
     augmentation: Augmentation,
     preprocessing: Preprocessing,
 ) -> Tensor:
-    """Stored squares (N, S, S, 3) uint8, recoloured, to cropped, erased, normalised input (N, 3, size, size) float32.
+    """Crop, flip, normalise and erase a batch.
 
-    ``indices`` and ``repeats`` (N,) say which images they are, and how often each came before in this epoch.
+    Parameters
+    ----------
+    stored : (N, S, S, 3) uint8 stored squares, after `Augmentation.apply_per_image`.
+    indices, repeats : (N,) sample index of each image, and how often it occurred earlier in the epoch.
+    draws : the random numbers of the epoch.
+
+    Returns
+    -------
+    (N, 3, size, size) float32.
     """
-    if augmentation.moves:
+    if augmentation.has_crops_or_flips:
         boxes = augmentation.boxes(torch.from_numpy(draws.crop[repeats, indices]))
         images = crop_resize(stored, boxes, preprocessing)
     else:
@@ -168,12 +190,19 @@ def training_input(
 
 
 def crop_resize(stored: Tensor, boxes: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Crop stored squares (N, S, S, 3) uint8, resize bilinearly and normalise.
+    """Crop, resize (bilinear) and normalise a batch.
 
-    Returns (N, 3, size, size) float32, channels last.
+    On the CPU a native kernel does all of it in one pass if it is available. Its result differs from torch's in the
+    last bits.
 
-    ``boxes`` (N, 4) float32 on the CPU, as `Augmentation.boxes` gives them. On the CPU a native kernel does all of it
-    in one pass, where there is one; its last bits differ from torch's.
+    Parameters
+    ----------
+    stored : (N, S, S, 3) uint8 stored squares.
+    boxes : (N, 4) float32 on the CPU, as returned by `Augmentation.boxes`.
+
+    Returns
+    -------
+    (N, 3, size, size) float32, channels last.
     """
     size, (scale, shift) = preprocessing.size, preprocessing.scale_and_shift()
     if stored.device.type == "cpu" and load_library() is not None:
@@ -193,11 +222,11 @@ def crop_resize(stored: Tensor, boxes: Tensor, preprocessing: Preprocessing) -> 
 
 
 class Mixing:
-    """MixUp (Zhang et al. 2018) and CutMix (Yun et al. 2019) of whole batches, half of them each where both are on.
+    """MixUp (Zhang et al. 2018) and CutMix (Yun et al. 2019) of batches; if both are on, each batch draws one of them.
 
     Parameters
     ----------
-    mixup, cutmix : alpha of the Beta distribution that the shares come from; 0 switches it off.
+    mixup, cutmix : alpha of the Beta distribution of the mixing shares; 0 disables the method.
     """
 
     def __init__(self, mixup: float, cutmix: float) -> None:
@@ -207,13 +236,19 @@ class Mixing:
         return bool(self._alphas)
 
     def __call__(self, images: Tensor, targets: Tensor, *key: int) -> tuple[Tensor, Tensor, float]:
-        """Mix each image (N, C, H, W) with the one before it, as the integers ``key`` determine.
+        """Mix each image of a batch with the image before it.
 
-        Leaves torch's generator in a state of its own.
+        Reseeds torch's global generator.
+
+        Parameters
+        ----------
+        images, targets : (N, C, H, W) and (N,).
+        key : integers that determine the random numbers.
 
         Returns
         -------
-        The mixed images, the targets (N,) of the images mixed in, and the share of an image's own target, in [0, 1].
+        The mixed images (N, C, H, W); the targets (N,) of the partners, i.e. the images that were mixed in; the share
+        of each image in its mixture, in [0, 1], which is the weight of its target.
         """
         if not self:
             return images, targets, 1.0
@@ -221,12 +256,12 @@ class Mixing:
 
         torch.manual_seed(derived_seed(_MIX, *key))
         name = list(self._alphas)[int(torch.randint(len(self._alphas), ()))]
-        # labelled by their number, the soft labels tell the share
+        # With each image as a class, the soft label of image 0 contains its share.
         numbers = torch.arange(len(images), device=images.device)
         mixed, labels = getattr(v2, name)(alpha=self._alphas[name], num_classes=len(images))(images, numbers)
         return mixed, targets.roll(1, 0), float(labels[0, 0])
 
 
 def seed_drop_path(*key: int) -> None:
-    """Set torch's generator for the draws inside the model, as the integers ``key`` determine."""
+    """Seed torch's global generator for drop path; the seed is a pure function of the integers ``key``."""
     torch.manual_seed(derived_seed(_DROP, *key))

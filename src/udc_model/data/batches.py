@@ -1,4 +1,4 @@
-"""The batches of a training: which image comes when is a pure function of (seed, epoch, step)."""
+"""Training batches. Their composition and order are a pure function of (seed, epoch, step)."""
 
 from __future__ import annotations
 
@@ -17,35 +17,52 @@ from udc_model.data.augmentation import Augmentation, EpochDraws, training_input
 from udc_model.data.packed import PackedSplit
 from udc_model.data.transforms import Preprocessing
 
-_ORDER = 1  # stream of random numbers
+_ORDER = 1  # identifier of a stream of random numbers, see augmentation.py
 
 
 def epoch_order(labels: NDArray[np.int64], seed: int, epoch: int, power: float = 1.0) -> NDArray[np.intp]:
-    """As many sample indices as there are ``labels`` (N,), shuffled.
+    """Draw the shuffled sample indices of an epoch.
 
-    A class with n images has a share in proportion to ``n ** power`` (Kang et al. 2020, equation 1): with 1 each image
-    comes once, with 0 all classes are equally frequent. Within a class no image comes twice more often than another.
+    The share of a class with n images is proportional to ``n ** power`` (Kang et al. 2020, equation 1). Within a class
+    the numbers of occurrences of two images differ by at most one.
+
+    Parameters
+    ----------
+    labels : (N,) class index of each image.
+    seed, epoch : determine the random numbers.
+    power : in [0, 1]; with 1 each image occurs once, with 0 all classes are equally frequent.
+
+    Returns
+    -------
+    (N,) sample indices.
     """
     rng = np.random.default_rng([seed, _ORDER, epoch])
     if power == 1:
         return rng.permutation(len(labels))
     counts = np.bincount(labels)
     shares = np.where(counts > 0, counts.clip(1) ** power, 0.0)
-    # whole numbers that add up to N and are right on average: a random offset on the cumulative shares
+    # A random offset on the cumulative shares gives integers that sum to N and have the exact shares as expectation.
     bounds = np.floor(np.concatenate([[0.0], np.cumsum(shares) / shares.sum() * len(labels)]) + rng.random())
     bounds[-1] = bounds[0] + len(labels)
     chosen = []
-    for label, wanted in enumerate(np.diff(bounds).astype(int)):
+    for label, n_draws in enumerate(np.diff(bounds).astype(int)):
         members = np.flatnonzero(labels == label)
-        rounds = [rng.permutation(members) for _ in range(-(-wanted // len(members)))] if wanted else []
-        chosen += [np.concatenate(rounds)[:wanted]] if rounds else []
+        rounds = [rng.permutation(members) for _ in range(-(-n_draws // len(members)))] if n_draws else []
+        chosen += [np.concatenate(rounds)[:n_draws]] if rounds else []
     return rng.permutation(np.concatenate(chosen))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's ``images`` (n, 3, size, size) float32 and ``targets`` (n,), of the part that this process trains on,
-    and ``all_targets`` (N,) of the whole batch; the first ``overlap`` images are there only to be mixed with."""
+    """One step's batch, as one process sees it.
+
+    Attributes
+    ----------
+    images : (n, 3, size, size) float32, the part of the batch that this process trains on.
+    targets : (n,) class indices of ``images``.
+    all_targets : (N,) class indices of the complete batch.
+    overlap : number of leading images that only serve as partners of `Mixing`.
+    """
 
     images: Tensor
     targets: Tensor
@@ -55,10 +72,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """Which images come in each step of an epoch, how often each came before, and the draws behind its augmentation.
+    """The composition of an epoch's batches and the random numbers for their augmentation.
 
-    Batch sizes differ by at most one and never exceed ``batch_size``: no last batch of one sample that BatchNorm could
-    not use, and no sample dropped however small the set.
+    Batch sizes differ by at most one and never exceed ``batch_size``. So no sample is dropped, and the last batch does
+    not have a single sample, which BatchNorm cannot use.
+
+    Attributes
+    ----------
+    indices : sample indices of each batch.
+    repeats : for each of these samples, how often it occurred earlier in the epoch.
+    draws : random numbers for the augmentation.
     """
 
     indices: list[NDArray[np.intp]]
@@ -68,14 +91,17 @@ class EpochPlan:
 
 @dataclass
 class TrainingBatches(Dataset[Tensor]):
-    """The batches of all epochs.
+    """The training batches of all epochs, as a data set indexed by (epoch, step).
 
     Parameters
     ----------
+    split : the training images.
+    batch_size : maximum number of images per batch, over all processes.
     power : as in `epoch_order`.
-    workers : processes that read stored images ahead, and apply what torchvision does to them one by one.
+    workers : number of processes that read stored images ahead and apply `Augmentation.apply_per_image`; 0 does it in
+        this process.
     rank, world : this process gets part ``rank`` of the ``world`` parts of each batch.
-    overlap : its part begins with the image before it too, which `Mixing` mixes with its first one.
+    overlap : include the image before this part as well, the partner of the part's first image in `Mixing`.
     """
 
     split: PackedSplit
@@ -94,11 +120,11 @@ class TrainingBatches(Dataset[Tensor]):
 
     @property
     def steps(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches per epoch."""
         return -(-len(self.split) // self.batch_size)
 
     def plan(self, epoch: int) -> EpochPlan:
-        """The plan of an epoch (from 0)."""
+        """Return the plan of an epoch, counted from 0."""
         if self._planned is None or self._planned[0] != epoch:
             order = epoch_order(self.split.labels, self.seed, epoch, self.power)
             repeats = pd.Series(order).groupby(order).cumcount().to_numpy()
@@ -107,48 +133,49 @@ class TrainingBatches(Dataset[Tensor]):
             self._planned = epoch, EpochPlan(indices, counts, draws)
         return self._planned[1]
 
-    def _own(self, epoch: int, step: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Indices and repeats of the images that this process loads."""
+    def _local(self, epoch: int, step: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Return indices and repeats of the images that this process loads."""
         plan = self.plan(epoch)
-        places = np.arange(len(plan.indices[step]))
-        own = np.array_split(places, self.world)[self.rank]
+        positions = np.arange(len(plan.indices[step]))
+        local = np.array_split(positions, self.world)[self.rank]
         if self.overlap:
-            own = np.concatenate([[places[own[0] - 1]], own])
-        return plan.indices[step][own], plan.repeats[step][own]
+            local = np.concatenate([[positions[local[0] - 1]], local])
+        return plan.indices[step][local], plan.repeats[step][local]
 
     def __getitem__(self, key: tuple[int, int]) -> Tensor:
-        """The stored squares (n, S, S, 3) uint8 of an epoch's step, recoloured.
+        """Return the stored squares (n, S, S, 3) uint8 of (epoch, step), after the per-image transforms.
 
-        Leaves torch's generator in a state of its own.
+        Reseeds torch's global generator if there are such transforms.
         """
-        indices, repeats = self._own(*key)
-        stored = torch.from_numpy(self.split.images[indices])  # copied out of the memory map
-        if not self.augmentation.recolours:
+        indices, repeats = self._local(*key)
+        stored = torch.from_numpy(self.split.images[indices])  # indexing copies out of the memory map
+        if not self.augmentation.has_per_image_transforms:
             return stored
-        return self.augmentation.recolour(stored, self.plan(key[0]).draws.seeds(repeats, indices))
+        return self.augmentation.apply_per_image(stored, self.plan(key[0]).draws.seeds(repeats, indices))
 
     def load(self, epoch: int, start: int, device: torch.device) -> Iterator[tuple[int, Batch]]:
-        """The steps of an epoch from ``start`` on, each with its augmented, normalised batch."""
+        """Yield the steps of an epoch from step ``start`` on, each with its augmented, normalised batch."""
         keys = [(epoch, step) for step in range(start, self.steps)]
-        ahead = map(self.__getitem__, keys) if not self.workers else iter(self._loader(keys))
-        for (_, step), stored in zip(keys, ahead, strict=True):
+        loaded = map(self.__getitem__, keys) if not self.workers else iter(self._loader(keys))
+        for (_, step), stored in zip(keys, loaded, strict=True):
             yield step, self._batch(epoch, step, stored, device)
 
     def _loader(self, keys: list[tuple[int, int]]) -> DataLoader[Tensor]:
-        # forked: the memory map is shared; pickled, it would be copied
+        # Forked processes share the memory map; spawned ones would get a pickled copy.
         start = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
         return DataLoader(self, None, sampler=keys, num_workers=self.workers, multiprocessing_context=start)
 
     def _batch(self, epoch: int, step: int, stored: Tensor, device: torch.device) -> Batch:
         if device.type == "cuda":
             stored = stored.pin_memory()
-        indices, repeats = self._own(epoch, step)
+        indices, repeats = self._local(epoch, step)
         images = training_input(stored.to(device, non_blocking=True), indices, repeats, self.plan(epoch).draws,
                                 self.augmentation, self.preprocessing)  # fmt: skip
         labels = self.split.labels
-        own, whole = (torch.from_numpy(labels[k]).to(device) for k in (indices, self.plan(epoch).indices[step]))
-        return Batch(images, own, whole, int(self.overlap))
+        targets = torch.from_numpy(labels[indices]).to(device)
+        all_targets = torch.from_numpy(labels[self.plan(epoch).indices[step]]).to(device)
+        return Batch(images, targets, all_targets, int(self.overlap))
 
     def paths(self, epoch: int, step: int) -> list[str]:
-        """The files that the images of a step came from."""
+        """Return the file paths of the images of a step."""
         return [self.split.paths[index] for index in self.plan(epoch).indices[step]]

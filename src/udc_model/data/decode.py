@@ -1,4 +1,4 @@
-"""Decode one untrusted image file to 8-bit RGB, or say why it cannot be used."""
+"""Decodes an untrusted image file to 8-bit RGB, or gives the reason why it cannot be used."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# Formats with a decoder inside Pillow. Others (EPS, PDF, …) start outside programs or have no fixed pixels.
+# Formats that Pillow decodes itself. Others (EPS, PDF, …) start external programs or have no fixed pixels.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
 
 class BadImageError(ValueError):
-    """An image that cannot be used; the message is the reason, without the path."""
+    """An image that cannot be used. The message is the reason, without the path."""
 
 
 def decode_rgb(source: Path | bytes, max_pixels: int) -> Image.Image:
-    """Decode an image to 8-bit RGB the way a viewer would show it.
+    """Decode an image to 8-bit RGB, as an image viewer shows it.
 
-    EXIF orientation is applied; palettes are resolved; transparent pixels are laid on white; 16-bit grey is scaled to
-    8 bits; grey becomes three equal channels.
+    EXIF orientation is applied, palettes are resolved, transparent images are composited on white, 16-bit grey is
+    scaled to 8 bits, and grey is converted to three equal channels.
 
     Parameters
     ----------
-    source : a file's path, or an encoded image's bytes.
-    max_pixels : the largest width x height that is decoded; checked in the header, before any pixel is.
+    source : path of a file, or the bytes of an encoded image.
+    max_pixels : largest width x height, pixels; checked against the header before any pixel is decoded.
 
     Raises
     ------
     BadImageError
-        Empty, no image, truncated, too large, animated, or with pixel values of unknown range.
+        The image is empty, in no known format, truncated, too large, animated, or has pixel values of unknown range.
     """
     if isinstance(source, Path):
         try:
             if source.stat().st_size == 0:
                 raise BadImageError("the file is empty (0 bytes)")
         except OSError as error:
-            raise BadImageError(f"cannot be opened: {error.strerror}") from None
+            raise BadImageError(f"the file cannot be opened: {error.strerror}") from None
     elif not source:
-        raise BadImageError("there are no bytes")
+        raise BadImageError("the image is empty (0 bytes)")
     try:
         with _header_limits_off(), Image.open(_opened(source), formats=FORMATS) as image:
             _check_header(image, max_pixels)
@@ -64,12 +64,12 @@ def _opened(source: Path | bytes) -> Path | io.BytesIO:
 
 @contextmanager
 def _header_limits_off() -> Iterator[None]:
-    """Leave the size check to `_check_header`: Pillow's own only warns up to twice its global limit."""
+    """Disable Pillow's size check, which only warns up to twice its limit; `_check_header` checks the size instead."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # notes on harmless metadata; what harms raises
+            warnings.simplefilter("ignore")  # about harmless metadata; real damage raises an error
             yield
     finally:
         Image.MAX_IMAGE_PIXELS = before
@@ -80,10 +80,10 @@ def _check_header(image: Image.Image, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise BadImageError(f"{width} x {height} pixels is more than data.max_pixels ({max_pixels:,})")
     if width == 0 or height == 0:
-        raise BadImageError(f"has no pixels ({width} x {height})")
+        raise BadImageError(f"the image has no pixels ({width} x {height})")
     frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # an MPO is a photograph with previews behind it
-        raise BadImageError(f"has {frames} frames; a still image is needed")
+    if frames > 1 and image.format != "MPO":  # the further frames of an MPO are previews of the photograph
+        raise BadImageError(f"the image has {frames} frames; it must have one")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -94,7 +94,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         grey = (np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise BadImageError(f"{image.mode}-mode pixels (32 bits) have no fixed range; convert to 8 or 16 bits")
+        raise BadImageError(
+            f"{image.mode}-mode pixels (32 bits) have no fixed range; convert the image to 8 or 16 bits"
+        )
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))

@@ -1,4 +1,4 @@
-"""The prepared data set: one memory-mapped array a split, a manifest, and `dataset.json`."""
+"""The prepared data set: one memory-mapped array per split, ``manifest.csv`` and ``dataset.json``."""
 
 from __future__ import annotations
 
@@ -19,13 +19,21 @@ from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
 
 MANIFEST_COLUMNS = ("split", "row", "path", "label", "group", "width", "height", "sha256")
-_BLOCK_BYTES = 32 * 2**20  # copied at a time, so that memory stays small whatever the size of the data set
+_BLOCK_BYTES = 32 * 2**20  # copied at a time, which bounds the memory for data sets of any size
 
 
 @dataclass(frozen=True)
 class PackedSplit:
-    """One split: ``images`` (N, S, S, 3) uint8, memory-mapped; ``labels`` (N,) class indices; ``paths``, ``groups`` and
-    ``digests``, the SHA-256 of the files."""
+    """One split of N images.
+
+    Attributes
+    ----------
+    images : (N, S, S, 3) uint8 stored squares, memory-mapped.
+    labels : (N,) class indices.
+    paths : N paths relative to the source's folder.
+    groups : N group names; empty for an image without a group.
+    digests : N hexadecimal SHA-256 digests of the decoded pixels.
+    """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -39,7 +47,14 @@ class PackedSplit:
 
 @dataclass(frozen=True)
 class PackedDataset:
-    """A folder that `prepare` wrote, opened for reading."""
+    """A folder written by the stage ``prepare``, opened for reading.
+
+    Attributes
+    ----------
+    folder : the folder.
+    info : the contents of ``dataset.json``.
+    manifest : one row per image with `MANIFEST_COLUMNS`.
+    """
 
     folder: Path
     info: dict[str, Any]
@@ -52,7 +67,7 @@ class PackedDataset:
         Raises
         ------
         UdcError
-            A file is missing or does not belong to the others.
+            A file is missing or damaged.
         """
         try:
             info = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
@@ -61,26 +76,33 @@ class PackedDataset:
         except FileNotFoundError as error:
             raise UdcError(f"{error.filename}: no such file; run prepare first (dvc repro prepare)") from None
         except (OSError, ValueError) as error:
-            raise UdcError(f"{folder}: is damaged ({error}); run prepare again (dvc repro -f prepare)") from None
+            raise UdcError(f"{folder}: the prepared data is damaged ({error}); "
+                           "run prepare again (dvc repro -f prepare)") from None  # fmt: skip
         return cls(folder, info, manifest)
 
     @property
     def classes(self) -> list[str]:
-        """Class names in the order of the labels."""
+        """Class names; the position of a name is its label."""
         return list(self.info["classes"])
 
     @property
     def training_counts(self) -> list[int]:
-        """Training images of each class."""
+        """Number of training images of each class, in the order of `classes`."""
         return [self.info["counts"]["train"][name] for name in self.classes]
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How the stored images were made and become input tensors."""
+        """The preprocessing that made the stored images and converts them to inputs."""
         return Preprocessing.from_dict(self.info["preprocessing"])
 
     def split(self, name: str) -> PackedSplit:
-        """Open one of the splits `SPLITS`; it may be empty."""
+        """Open one of `SPLITS`; it may be empty.
+
+        Raises
+        ------
+        UdcError
+            The array is missing, damaged or does not match the manifest.
+        """
         rows = self.manifest[self.manifest["split"] == name].sort_values("row")
         index = {label: k for k, label in enumerate(self.classes)}
         labels = np.array([index[label] for label in rows["label"]], dtype=np.int64)
@@ -90,12 +112,16 @@ class PackedDataset:
         except (OSError, ValueError) as error:
             raise UdcError(f"{path}: cannot be read ({error}); run prepare again (dvc repro -f prepare)") from None
         if len(images) != len(labels):
-            raise UdcError(f"{path}: holds {len(images)} images, the manifest {len(labels)}; run prepare again")
+            raise UdcError(f"{path}: contains {len(images)} images, but manifest.csv lists {len(labels)}; "
+                           "run prepare again (dvc repro -f prepare)")  # fmt: skip
         return PackedSplit(images, labels, list(rows["path"]), list(rows["group"]), list(rows["sha256"]))
 
 
 def group_indices(groups: Sequence[str]) -> NDArray[np.intp] | None:
-    """The group of each image as a number, (N,); None where there are no groups. An image without one is its own."""
+    """Return the group of each image as an integer (N,), or None if no image has a group.
+
+    An image without a group becomes a group of one image.
+    """
     if not any(groups):
         return None
     names = [group or f"\0{i}" for i, group in enumerate(groups)]
@@ -109,17 +135,25 @@ def write_packed(
     preprocessing: Preprocessing,
     info: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write splits, manifest and ``dataset.json`` into ``folder``.
+    """Write the arrays of all splits, ``manifest.csv`` and ``dataset.json``.
 
     Parameters
     ----------
-    scratch : file of stored squares; each of ``rows`` names its place there as ``scratch_row``.
-    rows : one mapping an image with `MANIFEST_COLUMNS` (without ``row``) and ``scratch_row``, sorted by path.
-    info : what ``dataset.json`` says besides counts, preprocessing and digest.
+    folder : existing folder to write into.
+    scratch : file of stored squares, from `check_images`.
+    rows : one mapping per image, sorted by path, with `MANIFEST_COLUMNS` except ``row``, and with ``scratch_row``, the
+        image's row in ``scratch``.
+    preprocessing : made the stored squares; its mean and std are replaced by those of the training images.
+    info : entries of ``dataset.json`` besides digest, counts and preprocessing; ``classes`` is required.
 
     Returns
     -------
     The contents of ``dataset.json``.
+
+    Raises
+    ------
+    UdcError
+        All training images have the same single colour.
     """
     digest = hashlib.sha256()
     statistics = ChannelStatistics()
@@ -164,7 +198,7 @@ def _npy_writer(path: Path, n: int, side: int) -> Iterator[BinaryIO]:
 
 
 def _stored_rows(scratch: Path, rows: list[int], side: int) -> Iterator[NDArray[np.uint8]]:
-    """Blocks (n, S, S, 3) of the given rows. Read, not mapped: mapped pages would count as this process's memory."""
+    """Yield blocks (n, S, S, 3) of rows. They are read, because mapped pages would count as memory of the process."""
     row_bytes = side * side * 3
     per_block = max(1, _BLOCK_BYTES // row_bytes)
     with scratch.open("rb") as handle:
@@ -177,31 +211,31 @@ def _stored_rows(scratch: Path, rows: list[int], side: int) -> Iterator[NDArray[
 
 
 class ChannelStatistics:
-    """Running mean and standard deviation of the three channels of (N, H, W, 3) uint8 images.
+    """Running mean and standard deviation of each channel of (N, H, W, 3) uint8 images.
 
-    Counts are exact, so the result does not depend on the order of the images.
+    The histograms are exact, so the result does not depend on the order of the images.
     """
 
     def __init__(self) -> None:
         self.histogram = np.zeros((3, 256), dtype=np.int64)
 
     def add(self, images: NDArray[np.uint8]) -> None:
-        """Add a block of images."""
+        """Count the pixels of a block of images (n, H, W, 3)."""
         for channel in range(3):
             self.histogram[channel] += np.bincount(images[..., channel].ravel(), minlength=256)
 
     def mean_and_std(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of each channel, of pixel values scaled to [0, 1].
+        """Return mean and standard deviation of the three channels, for pixel values scaled to [0, 1].
 
         Raises
         ------
         UdcError
-            A channel has the same value everywhere: there is nothing to learn from.
+            All pixels of a channel have the same value.
         """
         values = np.arange(256)
         pixels = self.histogram.sum(axis=1)
         mean = self.histogram @ values / pixels
         variance = self.histogram @ values**2 / pixels - mean**2
         if (variance <= 0).any():
-            raise UdcError("all pixels of the training images have the same value; there is nothing to learn from")
+            raise UdcError("a colour channel has the same value in all pixels of all training images; check the images")
         return [float(x) / 255 for x in mean], [float(x) / 255 for x in np.sqrt(variance)]

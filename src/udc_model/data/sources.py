@@ -1,4 +1,4 @@
-"""Where images come from: scikit-learn's digits, a folder with a folder a class, or CSV files."""
+"""Lists the images of a source: scikit-learn's digits, a folder with one sub-folder per class, or CSV files."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from udc_model.config import SPLITS, CsvFile, DataParams
 from udc_model.data.decode import SUFFIXES
 from udc_model.errors import UdcError
 
-_SHOWN = 50  # entries of a long list that an error prints
+_MAX_LISTED = 50  # entries of a list in a message
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One image as its source describes it. ``path`` is relative to the source's folder, with ``/``."""
+    """One image as its source describes it; ``path`` is relative to the source's folder and uses ``/``."""
 
     path: str
     label: str
@@ -30,7 +30,7 @@ class ImageRecord:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """An image that cannot be used, and why."""
+    """An image that cannot be used, and the reason."""
 
     path: str
     reason: str
@@ -38,9 +38,16 @@ class Rejection:
 
 @dataclass
 class ImageSource:
-    """All images of a source, sorted by path, with what was refused or ignored while listing them.
+    """The images of a source.
 
-    ``pixels`` holds the images themselves, (N, H, W) uint8 grey, for a source that has no files.
+    Attributes
+    ----------
+    root : folder that all paths are relative to.
+    classes : class names, sorted.
+    records : the images, sorted by path.
+    rejected : images that cannot be used.
+    ignored : files that are no images, judged by their suffix.
+    pixels : (N, H, W) uint8 grey images of a source without files; None for files.
     """
 
     root: Path
@@ -52,32 +59,32 @@ class ImageSource:
 
 
 def open_source(params: DataParams) -> ImageSource:
-    """List the images of the source that ``data.source`` names.
+    """List the images of the source ``data.source``.
 
     Raises
     ------
     UdcError
-        The folder or a CSV file is missing or empty, or rows of a CSV are not usable; all such rows are named.
+        The folder or a CSV file is missing or empty, or rows of a CSV file are invalid; the message lists them.
     """
     if params.source == "digits":
         return _digits(params)
     root = Path(params.path)
     if not root.is_dir():
-        raise UdcError(f"data.path: {root} is no folder; put your images there or set data.path")
+        raise UdcError(f"data.path: {root} is not a folder; put your images there or set data.path")
     source = _folder(root, params) if params.source == "folder" else _csv(root, params)
     if len(source.classes) < 2:
         raise UdcError(
-            f"{root}: found {len(source.classes)} class ({', '.join(source.classes)}); at least 2 are needed"
+            f"{root}: has {len(source.classes)} class(es) ({', '.join(source.classes)}); at least 2 are needed"
         )
     return source
 
 
 def _digits(params: DataParams) -> ImageSource:
-    """The 1,797 handwritten digits, 8 x 8 pixels, that scikit-learn ships (Alpaydin and Kaynak 1998)."""
+    """Return the 1,797 handwritten digits of 8 x 8 pixels in scikit-learn (Alpaydin and Kaynak 1998)."""
     from sklearn.datasets import load_digits
 
     if params.group is not None:
-        raise UdcError("data.group: the digits have no groups; leave it null for data.source: digits")
+        raise UdcError("data.group: the digits have no groups; set it to null for data.source: digits")
     bunch = load_digits()
     pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     records = [ImageRecord(f"digits/{i:04d}.png", str(digit)) for i, digit in enumerate(bunch.target)]
@@ -85,7 +92,7 @@ def _digits(params: DataParams) -> ImageSource:
 
 
 def _folder(root: Path, params: DataParams) -> ImageSource:
-    """One class a sub-folder, at any depth below it. Hidden files are passed over, others without an image's ending
+    """List images in class folders, at any depth. Hidden files are skipped; other files without the suffix of an image
     are reported as ignored.
     """
     group_of = _group_pattern(params.group)
@@ -113,9 +120,10 @@ def _folder(root: Path, params: DataParams) -> ImageSource:
         if not count:
             empty.append(folder.name)
     if empty:
-        raise UdcError(f"{root}: no images in the class folder {listed(empty)}; fill or remove it")
+        raise UdcError(f"{root}: no images in the class folder {join_for_message(empty)}; add images or remove it")
     if unmatched:
-        raise UdcError(f"{len(unmatched)} image(s) belong to no group:\n  {listed(unmatched, chr(10) + '  ')}")
+        lines = join_for_message(unmatched, "\n  ")
+        raise UdcError(f"{len(unmatched)} image(s) belong to no group:\n  {lines}")
     source.records.sort(key=lambda record: record.path)
     return source
 
@@ -128,11 +136,11 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _csv(root: Path, params: DataParams) -> ImageSource:
-    """CSV files inside the folder, with the columns ``image_path``, ``label`` and optionally ``split``, ``group``."""
+    """List the images of CSV files with the columns ``image_path``, ``label`` and optionally ``split``, ``group``."""
     source = ImageSource(root, [], [])
     problems: list[str] = []
     seen: dict[str, str] = {}
-    known = set(params.classes) if params.classes is not None else None
+    classes = set(params.classes) if params.classes is not None else None
     for entry in params.csv_files:
         file = entry if isinstance(entry, CsvFile) else CsvFile(file=entry)
         labels = set()
@@ -140,12 +148,12 @@ def _csv(root: Path, params: DataParams) -> ImageSource:
             record = _csv_record(row, where, file, params, problems)
             if record is None:
                 continue
-            if known is not None and record.label not in known:
-                problems.append(f"{where}: the label {record.label!r} is not among the classes {sorted(known)}")
+            if classes is not None and record.label not in classes:
+                problems.append(f"{where}: the label {record.label!r} is not among the classes {sorted(classes)}")
                 continue
             labels.add(record.label)
             if record.path in seen:
-                problems.append(f"{where}: {record.path} stands at {seen[record.path]} already")
+                problems.append(f"{where}: {record.path} is already listed in {seen[record.path]}")
                 continue
             seen[record.path] = where
             reason = _unusable_path(root, record.path)
@@ -153,17 +161,18 @@ def _csv(root: Path, params: DataParams) -> ImageSource:
                 source.rejected.append(Rejection(record.path, f"{reason} ({where})"))
             else:
                 source.records.append(record)
-        known = known or labels  # the first file names the classes, unless data.classes does
+        classes = classes or labels  # without data.classes, the first file defines the classes
     if problems:
-        hint = "" if params.classes else "\n(the first file names the classes; data.classes can name them instead)"
-        raise UdcError(f"{len(problems)} row(s) of the CSV cannot be used:\n  {listed(problems, chr(10) + '  ')}{hint}")
-    source.classes = sorted(known or ())
+        hint = "" if params.classes else "\n(the first file defines the classes, unless data.classes lists them)"
+        lines = join_for_message(problems, "\n  ")
+        raise UdcError(f"{len(problems)} row(s) of the CSV cannot be used:\n  {lines}{hint}")
+    source.classes = sorted(classes or ())
     source.records.sort(key=lambda record: record.path)
     return source
 
 
 def _rows(root: Path, name: str, params: DataParams) -> Iterator[tuple[str, dict[str, str | None]]]:
-    """The rows of one CSV file, each with the place (``file:line``) it stands at."""
+    """Yield the rows of one CSV file, each with its location (``file:line``)."""
     if (reason := _unsafe(name)) is not None:
         raise UdcError(f"data.csv_files: {name}: {reason}")
     path = root / name
@@ -213,7 +222,7 @@ def _csv_group(row: dict[str, str | None], path: str, params: DataParams) -> str
 
 
 def _unusable_path(root: Path, path: str) -> str | None:
-    """Why a path in a CSV is not used, or None."""
+    """Return why a path in a CSV cannot be used, or None."""
     reason = _unsafe(path)
     if reason:
         return reason
@@ -223,27 +232,30 @@ def _unusable_path(root: Path, path: str) -> str | None:
 
 
 def _unsafe(path: str) -> str | None:
-    """Why a path could lead out of the data folder, or None. Links inside the folder are its owner's own (DVC's)."""
+    """Return why a path may lead out of the data folder, or None.
+
+    Symbolic links are allowed: they belong to the owner of the folder, such as DVC.
+    """
     pure = PurePosixPath(path)
     if pure.is_absolute() or PureWindowsPath(path).drive or "\0" in path:
         return "is an absolute path; paths must be relative to data.path"
     if ".." in pure.parts or ".." in PureWindowsPath(path).parts:
-        return "leaves the data folder (..)"
+        return "leaves the data folder (contains ..)"
     return None
 
 
 def _group_pattern(pattern: str | None) -> Callable[[str], str | None]:
-    """A function from a path to its group: the first capture group of ``pattern``, searched in the file's name."""
+    """Return a function from a path to its group: the first capture group of ``pattern``, searched in the file name."""
     if pattern is None:
         return lambda path: None
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise UdcError(f"data.group: {pattern!r} is no regular expression: {error}") from None
+        raise UdcError(f"data.group: {pattern!r} is not a regular expression: {error}") from None
     if compiled.groups < 1:
         raise UdcError(
-            f"data.group: {pattern!r} must be a CSV's column, or a pattern with a (…) around the part of the "
-            "file's name that names the group"
+            f"data.group: {pattern!r} must be a column of the CSV file, or a regular expression with (…) around the "
+            "part of the file name that identifies the group"
         )
 
     def group_of(path: str) -> str | None:
@@ -256,7 +268,7 @@ def _group_pattern(pattern: str | None) -> Callable[[str], str | None]:
     return group_of
 
 
-def listed(items: list[str], separator: str = ", ") -> str:
-    """Join items for a message; the rest of a long list is counted."""
-    more = f"{separator}… and {len(items) - _SHOWN:,} more" if len(items) > _SHOWN else ""
-    return separator.join(items[:_SHOWN]) + more
+def join_for_message(items: list[str], separator: str = ", ") -> str:
+    """Join the first 50 items for a message, followed by the number of further items."""
+    more = f"{separator}… and {len(items) - _MAX_LISTED:,} more" if len(items) > _MAX_LISTED else ""
+    return separator.join(items[:_MAX_LISTED]) + more

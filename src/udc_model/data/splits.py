@@ -1,4 +1,4 @@
-"""Deal images out to train, validation, calibration and test: stratified by class, whole groups at a time."""
+"""Assigns images to train, validation, calibration and test: stratified by class, without splitting a group."""
 
 from __future__ import annotations
 
@@ -6,39 +6,32 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array, csgraph
 
 from udc_model.config import SPLITS, SplitShares
 
 
 def connected_components(n: int, keys: Sequence[Sequence[str | None]]) -> NDArray[np.intp]:
-    """Number images so that two share a number exactly if a chain of equal keys joins them.
+    """Number images such that two have the same number exactly if a chain of equal keys connects them.
 
     Parameters
     ----------
     n : number of images.
-    keys : sequences of length n, such as the groups and the pixel hashes; None joins nothing.
+    keys : sequences of length n, e.g. the groups and the pixel hashes; None is equal to no other key.
 
     Returns
     -------
-    (n,) component of each image, numbered in order of first appearance.
+    (n,) component of each image, numbered from 0 in order of first appearance.
     """
-    parent = list(range(n))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]  # path halving
-            i = parent[i]
-        return i
-
+    edges: list[tuple[int, int]] = []
     for sequence in keys:
-        first: dict[str, int] = {}
-        for i, key in enumerate(sequence):
-            if key is not None:
-                j = first.setdefault(key, i)
-                a, b = sorted((root(i), root(j)))
-                parent[b] = a
-    roots = np.array([root(i) for i in range(n)], dtype=np.intp)
-    return np.unique(roots, return_inverse=True)[1].astype(np.intp)
+        first: dict[str, int] = {}  # first image with each key
+        edges += [(first.setdefault(key, i), i) for i, key in enumerate(sequence) if key is not None]
+    start, end = np.array(edges, dtype=np.intp).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(edges), dtype=np.int8), (start, end)), shape=(n, n))
+    component = csgraph.connected_components(graph, directed=False)[1]
+    _, first_image, inverse = np.unique(component, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first_image))[inverse].astype(np.intp)
 
 
 def assign_splits(
@@ -48,23 +41,24 @@ def assign_splits(
     shares: SplitShares,
     seed: int,
 ) -> NDArray[np.intp]:
-    """Assign each image a split, so that every class is shared out as ``shares`` asks and no component is cut.
+    """Assign each image to a split such that every class has the shares ``shares`` and no component is divided.
 
-    Greedy, as scikit-learn's StratifiedGroupKFold, for unequal shares: components from the largest to the smallest,
-    equal ones in an order drawn from ``seed``, each to the split that is furthest from full in its classes. A split
-    that ``fixed`` gives any image is left as it was given; the others share the rest.
+    The algorithm is greedy, like scikit-learn's StratifiedGroupKFold, but for unequal shares. It processes components
+    by decreasing size, equal ones in an order drawn from ``seed``, and assigns each to the split whose classes lack
+    most images. Splits that occur in ``fixed`` receive no other images.
 
     Parameters
     ----------
     labels : (N,) class index of each image.
     components : (N,) component of each image.
-    fixed : N split names or None. A component with several goes to the first of them in the order of `SPLITS`: an
-        image that training has seen is no use for testing.
-    shares, seed : of ``params.yaml``.
+    fixed : split name of each of the N images, or None. A component with several names is assigned to the first of
+        them in the order of `SPLITS`, because a copy of a training image must not be used for testing.
+    shares : target share of each split; shares of 0 create no split.
+    seed : determines the order of components of equal size.
 
     Returns
     -------
-    (N,) index into `SPLITS`. Depends on the order of the images only through ``components``.
+    (N,) index into `SPLITS`. The result depends on the order of the images only through ``components``.
     """
     n_components = int(components.max()) + 1
     counts = np.zeros((n_components, int(labels.max()) + 1))
@@ -74,31 +68,31 @@ def assign_splits(
     for i, name in enumerate(fixed):
         if name is not None:
             chosen[components[i]] = min(chosen[components[i]], SPLITS.index(name))
-    given = np.unique(chosen[chosen < len(SPLITS)])
-    free = np.array([split for split in range(len(SPLITS)) if split not in given], dtype=np.intp)
-    rest = np.flatnonzero(chosen == len(SPLITS))
+    fixed_splits = np.unique(chosen[chosen < len(SPLITS)])
+    free = np.array([split for split in range(len(SPLITS)) if split not in fixed_splits], dtype=np.intp)
+    unassigned = np.flatnonzero(chosen == len(SPLITS))
     share = np.array([getattr(shares, name) for name in SPLITS])[free]
     free, share = free[share > 0], share[share > 0]
-    if rest.size and not free.size:
-        # Every split is given; images that name none are material to train on.
-        chosen[rest] = SPLITS.index("train")
-    elif rest.size:
-        chosen[rest] = free[_deal(counts[rest], share / share.sum(), seed)]
+    if unassigned.size and not free.size:
+        # Every split is fixed; images without a split become training images.
+        chosen[unassigned] = SPLITS.index("train")
+    elif unassigned.size:
+        chosen[unassigned] = free[_distribute(counts[unassigned], share / share.sum(), seed)]
     return chosen[components]
 
 
-def _deal(counts: NDArray[np.float64], share: NDArray[np.float64], seed: int) -> NDArray[np.intp]:
-    """Deal components with (M, K) class counts out to S piles of given shares; returns (M,) piles."""
-    drawn = np.random.default_rng(seed).permutation(len(counts))
-    order = drawn[np.argsort(-counts[drawn].sum(axis=1), kind="stable")]
+def _distribute(counts: NDArray[np.float64], share: NDArray[np.float64], seed: int) -> NDArray[np.intp]:
+    """Distribute M components with class counts (M, K) over S splits with shares (S,); return the splits (M,)."""
+    shuffled = np.random.default_rng(seed).permutation(len(counts))
+    order = shuffled[np.argsort(-counts[shuffled].sum(axis=1), kind="stable")]
     target = share[:, None] * counts.sum(axis=0)  # (S, K)
     filled = np.zeros_like(target)
     inverse = np.divide(1.0, target, out=np.zeros_like(target), where=target > 0)
-    preference = np.argsort(-share, kind="stable")  # a tie goes to the largest share
-    pile = np.empty(len(counts), dtype=np.intp)
+    preference = np.argsort(-share, kind="stable")  # for equal need, the split with the largest share is chosen
+    split = np.empty(len(counts), dtype=np.intp)
     for m in order:
         need = (1 - filled * inverse) @ counts[m]  # (S,)
         best = preference[np.argmax(np.round(need[preference], 9))]
-        pile[m] = best
+        split[m] = best
         filled[best] += counts[m]
-    return pile
+    return split

@@ -1,4 +1,4 @@
-"""The one road from a decoded image to the network's input, shared by prepare, evaluate, predict and serving."""
+"""Preprocessing from a decoded image to the network's input, shared by prepare, evaluate, predict and serving."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ RESAMPLE = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-_SQUASH_FROM = 384  # from this size on ConvNeXt's evaluation does not crop; transformers likewise
+_MIN_SIZE_WITHOUT_CROP = 384  # pixels; ConvNeXt's published evaluation and transformers do not crop from this size on
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Deterministic image preprocessing in two steps: to the stored square (once), then to the input tensor.
+    """Deterministic image preprocessing in two steps: to a stored square, once, and then to an input tensor.
 
     Parameters
     ----------
     size : side of the network's input, pixels.
-    resize : ``crop`` scales the short side to ``int(size / crop_pct)`` and crops the centre (from 384 px on it
-        squashes, as ConvNeXt's published evaluation does); ``squash`` scales both sides to ``size``.
-    crop_pct : share of the scaled image's side that the centre crop keeps, in (0, 1].
+    resize : ``crop`` scales the short side to ``int(size / crop_pct)`` and crops the centre; from a size of 384 px on
+        it behaves like ``squash``, as ConvNeXt's published evaluation does. ``squash`` scales both sides to ``size``.
+    crop_pct : side of the centre crop as a share of the scaled image's short side, in (0, 1].
     resample : ``bilinear``, ``bicubic`` or ``lanczos``.
-    mean, std : per channel (R, G, B), of pixel values in [0, 1].
+    mean, std : of each channel (R, G, B), for pixel values scaled to [0, 1].
     """
 
     size: int
@@ -47,12 +47,12 @@ class Preprocessing:
 
     @property
     def crops(self) -> bool:
-        """Whether the centre is cropped; otherwise the whole image is squashed to the square."""
-        return self.resize == "crop" and self.size < _SQUASH_FROM
+        """Whether the centre is cropped; otherwise the complete image is squashed to a square."""
+        return self.resize == "crop" and self.size < _MIN_SIZE_WITHOUT_CROP
 
     @property
     def stored_size(self) -> int:
-        """Side of the square that `prepare` stores, pixels; at least ``size``."""
+        """Side of the stored square, pixels; at least ``size``."""
         return int(self.size / self.crop_pct) if self.crops else self.size
 
     def to_stored(self, image: Image.Image) -> NDArray[np.uint8]:
@@ -65,24 +65,24 @@ class Preprocessing:
         short = min(width, height)
         scaled = [side if extent == short else int(side * extent / short) for extent in (width, height)]
         image = image.resize((scaled[0], scaled[1]), resample)
-        # Offsets chosen so that the stored square's centre crop is exactly the scaled image's centre crop.
+        # With these offsets the centre crop of the stored square is exactly the centre crop of the scaled image.
         left, top = ((extent - self.size) // 2 - (side - self.size) // 2 for extent in scaled)
         return np.asarray(image.crop((left, top, left + side, top + side)))
 
     def to_input(self, stored: Tensor) -> Tensor:
-        """Centre-crop and normalise stored squares: (N, stored, stored, 3) uint8 to (N, 3, size, size) float32."""
+        """Crop the centre and normalise: (N, stored_size, stored_size, 3) uint8 to (N, 3, size, size) float32."""
         margin = (self.stored_size - self.size) // 2
         cropped = stored[:, margin : margin + self.size, margin : margin + self.size]
         return self.normalise(cropped.permute(0, 3, 1, 2).float() / 255)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Subtract the mean and divide by the standard deviation: (N, 3, H, W) with values in [0, 1]."""
+        """Subtract the mean and divide by the standard deviation; ``images`` is (N, 3, H, W) with values in [0, 1]."""
         mean = images.new_tensor(self.mean).view(1, -1, 1, 1)
         std = images.new_tensor(self.std).view(1, -1, 1, 1)
         return (images - mean) / std
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """What normalises pixel values from 0 to 255: a factor and what is added then, (3,) float32 each."""
+        """Return scale and shift (3,) float32 such that ``scale * x + shift`` normalises pixel values x in [0, 255]."""
         import torch
 
         std = torch.tensor(self.std, dtype=torch.float64)
@@ -98,7 +98,7 @@ class Preprocessing:
         (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
 
     def to_config(self) -> dict[str, Any]:
-        """The contents of a Hugging Face ``preprocessor_config.json`` that does the same to an image."""
+        """Return the contents of a Hugging Face ``preprocessor_config.json`` with the same effect on an image."""
         common = {
             "do_resize": True,
             "do_rescale": True,
@@ -123,15 +123,15 @@ class Preprocessing:
         Raises
         ------
         UdcError
-            The file is missing, no JSON, or describes a preprocessing that this class cannot do.
+            The file is missing, is not JSON, or describes a preprocessing that this class does not support.
         """
         path = folder / "preprocessor_config.json"
         try:
             return cls.from_config(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
-            raise UdcError(f"{path}: no such file; {folder} is not a whole model folder") from None
+            raise UdcError(f"{path}: no such file; {folder} is not a complete model folder") from None
         except (ValueError, KeyError, TypeError) as error:
-            raise UdcError(f"{path}: not a preprocessing that this project knows: {error!r}") from None
+            raise UdcError(f"{path}: is not a supported preprocessing: {error!r}") from None
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Preprocessing:
@@ -143,7 +143,7 @@ class Preprocessing:
         elif size["height"] == size["width"]:
             shape = {"size": size["height"], "resize": "squash"}
         else:
-            raise ValueError(f"size {size} is no square")
+            raise ValueError(f"size {size} is not square")
         names = {int(value): name for name, value in RESAMPLE.items()}
         return cls(
             resample=names[config["resample"]],
@@ -153,7 +153,7 @@ class Preprocessing:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values."""
+        """Return the fields as plain JSON values."""
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
     @classmethod

@@ -1,1 +1,1 @@
-"""The cost matrix, losses that know it, calibration, and the decision rules."""
+"""Cost matrix, calibration, decisions, and the policy that combines them. No torch."""

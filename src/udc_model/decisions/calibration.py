@@ -1,7 +1,4 @@
-"""Calibration: probabilities that mean what they say, for decisions by price.
-
-Each method is fitted on the calibration split and turns logits (N, K) into probabilities (N, K).
-"""
+"""Calibration: methods, fitted on the calibration split, that turn logits (N, K) into probabilities (N, K)."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from udc_model.errors import UdcError
@@ -20,19 +16,19 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.integer]
 logger = logging.getLogger(__name__)
 
-METHODS = ("none", "temperature", "vector", "dirichlet", "isotonic")  # from the fewest parameters to the most
+METHODS = ("none", "temperature", "vector", "dirichlet", "isotonic")  # by number of parameters
 _LOG_T_BOUND = 6.0  # temperatures from 1/400 to 400
-_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # that Dirichlet calibration chooses from
+_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # candidates of Dirichlet calibration
 _FOLDS = 5
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A fitted calibration; ``parameters`` are numbers and lists that JSON can hold.
+    """A fitted calibration; ``parameters`` holds numbers and lists only, for JSON.
 
     ``none``: the softmax. ``temperature`` (Guo et al. 2017): ``softmax(z / T)``. ``vector`` (ibid.):
-    ``softmax(w z + b)`` with a weight and a bias a class. ``dirichlet`` (Kull et al. 2019): ``softmax(W log p + b)``.
-    ``isotonic`` (Zadrozny and Elkan 2002): a rising step function a class, one against rest, and the results scaled to
+    ``softmax(w z + b)`` with a weight and a bias per class. ``dirichlet`` (Kull et al. 2019): ``softmax(W log p + b)``.
+    ``isotonic`` (Zadrozny and Elkan 2002): an increasing function per class, one class against the rest, normalised to
     a sum of 1.
     """
 
@@ -54,25 +50,25 @@ class Calibration:
                 return np.asarray(softmax(features @ self.parameters["weight"] + self.parameters["bias"], axis=1))
             case "isotonic":
                 return self._isotonic(np.asarray(softmax(z, axis=1)))
-        raise ValueError(f"no calibration is called {self.method!r}")
+        raise ValueError(f"unknown calibration {self.method!r}")
 
     def _isotonic(self, p: Floats) -> Floats:
         steps = zip(self.parameters["x"], self.parameters["y"], strict=True)
-        risen = np.column_stack([np.interp(p[:, k], x, y) for k, (x, y) in enumerate(steps)])
-        return np.asarray(risen / risen.sum(axis=1, keepdims=True))
+        calibrated = np.column_stack([np.interp(p[:, k], x, y) for k, (x, y) in enumerate(steps)])
+        return np.asarray(calibrated / calibrated.sum(axis=1, keepdims=True))
 
 
 def fit_calibration(method: str, logits: Floats, targets: Indices, groups: Indices | None = None) -> Calibration:
-    """Fit a method, or with ``auto`` the one of least cross-validated log loss, on logits (N, K) and targets (N,).
+    """Fit a method on logits (N, K) and targets (N,); ``auto`` selects the method of least cross-validated log loss.
 
     Parameters
     ----------
-    groups : (N,) group of each sample; cross-validation tears none apart.
+    groups : (N,) group of each sample; cross-validation keeps each group in one fold.
 
     Raises
     ------
     UdcError
-        ``auto`` and ``dirichlet`` choose by cross-validation, for which each class needs two samples.
+        ``auto`` or ``dirichlet``, which use cross-validation, and a class has fewer than two samples.
     """
     logits = np.asarray(logits, dtype=np.float64)
     match method:
@@ -83,85 +79,85 @@ def fit_calibration(method: str, logits: Floats, targets: Indices, groups: Indic
         case "vector":
             return _fit_vector(logits, targets)
         case "dirichlet":
-            penalty = _PENALTIES[0]
             losses = [
-                _cross_validated(lambda z, y, own=own: _fit_dirichlet(z, y, own), logits, targets, groups)
-                for own in _PENALTIES
+                _cross_validated(lambda z, y, penalty=penalty: _fit_dirichlet(z, y, penalty), logits, targets, groups)
+                for penalty in _PENALTIES
             ]
-            penalty = _PENALTIES[int(np.argmin(losses))]
-            return _fit_dirichlet(logits, targets, penalty)
+            return _fit_dirichlet(logits, targets, _PENALTIES[int(np.argmin(losses))])
         case "isotonic":
             return _fit_isotonic(logits, targets)
         case "auto":
             losses = [
-                _cross_validated(lambda z, y, own=own: fit_calibration(own, z, y), logits, targets, groups)
-                for own in METHODS
+                _cross_validated(lambda z, y, name=name: fit_calibration(name, z, y), logits, targets, groups)
+                for name in METHODS
             ]
-            chosen = METHODS[int(np.argmin(losses))]
-            told = ", ".join(f"{name} {loss:.4f}" for name, loss in zip(METHODS, losses, strict=True))
-            logger.info("calibration by cross-validated log loss: %s (%s)", chosen, told)
-            return fit_calibration(chosen, logits, targets, groups)
-    raise ValueError(f"no calibration is called {method!r}")
+            best = METHODS[int(np.argmin(losses))]
+            values = ", ".join(f"{name} {loss:.4f}" for name, loss in zip(METHODS, losses, strict=True))
+            logger.info("calibration by cross-validated log loss: %s (%s)", best, values)
+            return fit_calibration(best, logits, targets, groups)
+    raise ValueError(f"unknown calibration {method!r}")
 
 
 def _cross_validated(fit: Any, logits: Floats, targets: Indices, groups: Indices | None) -> float:
-    """Log loss (nats) of the folds that ``fit(logits, targets)`` has not seen."""
+    """Cross-validated log loss (nats) of ``fit(logits, targets)``."""
     from sklearn.metrics import log_loss
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     classes = logits.shape[1]
-    least = int(np.bincount(targets, minlength=classes).min())
-    check_cross_validation(least)
-    folds = min(_FOLDS, least)
+    fewest = int(np.bincount(targets, minlength=classes).min())
+    check_cross_validation(fewest)
+    folds = min(_FOLDS, fewest)
     if groups is None:
         parts = StratifiedKFold(folds, shuffle=True, random_state=0).split(logits, targets)
     else:
         folds = min(folds, len(np.unique(groups)))
         parts = StratifiedGroupKFold(folds, shuffle=True, random_state=0).split(logits, targets, groups)
-    found = np.empty_like(logits)
-    for known, unknown in parts:
-        found[unknown] = fit(logits[known], targets[known]).probabilities(logits[unknown])
-    return float(log_loss(targets, found, labels=np.arange(classes)))
+    p = np.empty_like(logits)
+    for train, test in parts:
+        p[test] = fit(logits[train], targets[train]).probabilities(logits[test])
+    return float(log_loss(targets, p, labels=np.arange(classes)))
 
 
 def check_cross_validation(fewest: int) -> None:
-    """:class:`UdcError` if the smallest class of the calibration split has too few images for cross-validation."""
+    """Raise :class:`UdcError` if the smallest class of the calibration split is too small for cross-validation."""
     if fewest < 2:
-        raise UdcError("evaluate.calibration: auto and dirichlet are chosen by cross-validation, which needs two "
+        raise UdcError("evaluate.calibration: auto and dirichlet use cross-validation, which needs two "
                        "images of each class in the calibration split; raise data.splits.calibration, or set "
                        "evaluate.calibration: temperature")  # fmt: skip
 
 
 def negative_log_likelihood(logits: NDArray[np.floating], targets: Indices, temperature: float = 1.0) -> float:
-    """Mean negative log likelihood (nats a sample) of the targets under ``softmax(logits / temperature)``."""
+    """Mean negative log likelihood (nats per sample) of the targets under ``softmax(logits / temperature)``."""
     log_p = log_softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=1)
     return float(-log_p[np.arange(len(targets)), targets].mean())
 
 
 def fit_temperature(logits: Floats, targets: Indices) -> float:
-    """The temperature of least negative log likelihood, in [1/400, 400]; 1 if none improves on it.
+    """The temperature T of least negative log likelihood, in [1/400, 400]; 1 if no other is better.
 
-    The negative log likelihood is convex in 1/T and so has one minimum over log T, where the search runs. Where every
-    sample is classified right it falls for ever as T goes to 0: then no temperature is best, and 1 is kept.
+    The negative log likelihood is convex in 1/T, so it has one minimum over log T. If all samples are classified right,
+    it decreases without bound as T approaches 0; the result is then 1.
     """
     if not (logits.argmax(axis=1) != targets).any():
         return 1.0
-    found = minimize_scalar(
+    from scipy.optimize import minimize_scalar  # 0.2 s to import
+
+    optimum = minimize_scalar(
         lambda log_t: negative_log_likelihood(logits, targets, float(np.exp(log_t))),
         bounds=(-_LOG_T_BOUND, _LOG_T_BOUND),
         method="bounded",
         options={"xatol": 1e-6},
     )
-    if not found.fun < negative_log_likelihood(logits, targets):
+    if not optimum.fun < negative_log_likelihood(logits, targets):
         return 1.0
-    if abs(found.x) > _LOG_T_BOUND - 0.01:
-        logger.warning("the temperature that fits best, %.3g, is at the bound of the search: the logits say next to "
-                       "nothing about the class", np.exp(found.x))  # fmt: skip
-    return float(np.exp(found.x))
+    if abs(optimum.x) > _LOG_T_BOUND - 0.01:
+        logger.warning("the best temperature, %.3g, is at the bound of the search: the logits hold almost no "
+                       "information about the class", np.exp(optimum.x))  # fmt: skip
+    return float(np.exp(optimum.x))
 
 
 def _fit_vector(logits: Floats, targets: Indices) -> Calibration:
-    """Weight and bias a class, lightly held to 1 and 0 so that separable samples have an optimum too."""
+    """Weight and bias per class, with a small penalty towards 1 and 0 so that separable samples have an optimum."""
     n, classes = logits.shape
     one_hot = np.eye(classes)[targets]
 
@@ -169,16 +165,19 @@ def _fit_vector(logits: Floats, targets: Indices) -> Calibration:
         weight, bias = flat[:classes], flat[classes:]
         log_p = log_softmax(logits * weight + bias, axis=1)
         error = (np.exp(log_p) - one_hot) / n
-        held = (((weight - 1) ** 2).sum() + (bias**2).sum()) / (2 * n)
+        penalised = (((weight - 1) ** 2).sum() + (bias**2).sum()) / (2 * n)
         gradient = np.concatenate([(error * logits).sum(axis=0) + (weight - 1) / n, error.sum(axis=0) + bias / n])
-        return -float((log_p * one_hot).sum()) / n + held, gradient
+        return -float((log_p * one_hot).sum()) / n + penalised, gradient
 
-    found = minimize(loss, np.concatenate([np.ones(classes), np.zeros(classes)]), jac=True, method="L-BFGS-B").x
-    return Calibration("vector", {"weight": found[:classes].tolist(), "bias": found[classes:].tolist()})
+    start = np.concatenate([np.ones(classes), np.zeros(classes)])
+    from scipy.optimize import minimize
+
+    fitted = minimize(loss, start, jac=True, method="L-BFGS-B").x
+    return Calibration("vector", {"weight": fitted[:classes].tolist(), "bias": fitted[classes:].tolist()})
 
 
 def _fit_dirichlet(logits: Floats, targets: Indices, penalty: float) -> Calibration:
-    """Weights off the diagonal and biases are held to 0 by ``penalty`` (Kull et al. 2019, ODIR)."""
+    """Weight matrix and bias, with ``penalty`` on off-diagonal weights and biases (ODIR of Kull et al. 2019)."""
     n, classes = logits.shape
     features, one_hot = log_softmax(logits, axis=1), np.eye(classes)[targets]
     off_diagonal = 1 - np.eye(classes)
@@ -188,20 +187,22 @@ def _fit_dirichlet(logits: Floats, targets: Indices, penalty: float) -> Calibrat
         weight, bias = flat[:-classes].reshape(classes, classes), flat[-classes:]
         log_p = log_softmax(features @ weight + bias, axis=1)
         error = (np.exp(log_p) - one_hot) / n
-        held = (scale[0] * (off_diagonal * weight**2).sum() + scale[1] * (bias**2).sum()) / 2
+        penalised = (scale[0] * (off_diagonal * weight**2).sum() + scale[1] * (bias**2).sum()) / 2
         by_weight = features.T @ error + scale[0] * off_diagonal * weight
-        return -float((log_p * one_hot).sum()) / n + held, np.concatenate(
+        return -float((log_p * one_hot).sum()) / n + penalised, np.concatenate(
             [by_weight.ravel(), error.sum(axis=0) + scale[1] * bias]
         )
 
     start = np.concatenate([np.eye(classes).ravel(), np.zeros(classes)])
-    found = minimize(loss, start, jac=True, method="L-BFGS-B").x
-    weight = found[:-classes].reshape(classes, classes)
-    return Calibration("dirichlet", {"weight": weight.tolist(), "bias": found[-classes:].tolist()})
+    from scipy.optimize import minimize
+
+    fitted = minimize(loss, start, jac=True, method="L-BFGS-B").x
+    weight = fitted[:-classes].reshape(classes, classes)
+    return Calibration("dirichlet", {"weight": weight.tolist(), "bias": fitted[-classes:].tolist()})
 
 
 def _fit_isotonic(logits: Floats, targets: Indices) -> Calibration:
-    """A step function a class, kept off 0 and 1 by what n samples can tell (the rule of succession)."""
+    """An increasing function per class, within the bounds of the rule of succession, hence never 0 or 1."""
     from sklearn.isotonic import IsotonicRegression
 
     p, n = softmax(logits, axis=1), len(targets)

@@ -1,4 +1,4 @@
-"""From probabilities to decisions and their price."""
+"""Decisions from probabilities, their costs, and the surcharge that guarantees a recall."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Indices = NDArray[np.integer]
 
 
 def shift_prior(probabilities: Floats, training: Floats, deployment: Floats) -> Floats:
-    """Posteriors (N, K) when class frequencies go from ``training`` to ``deployment`` (Saerens et al. 2002, eq. 4)."""
+    """Posteriors (N, K) for class frequencies ``deployment`` instead of ``training`` (Saerens et al. 2002, eq. 4)."""
     shifted = probabilities * (deployment / training)
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
 
@@ -24,69 +24,70 @@ def expected_costs(probabilities: Floats, costs: Floats) -> Floats:
 
 
 def decide(probabilities: Floats, costs: Floats, decision: str) -> NDArray[np.intp]:
-    """The decisions of evaluate, predict and the served model, (N,) column indices.
+    """The decision for each sample, (N,) column indices.
 
     Parameters
     ----------
     probabilities : (N, K) calibrated posteriors.
-    costs : (K, D) cost matrix, rows true; a column beyond K is referral (Chow 1970: refer where every class is dearer).
-    rule : ``min_expected_cost`` takes the decision of least expected cost (the Bayes decision), ``argmax`` the most
-        probable class. Ties go to the first decision.
+    costs : (K, D) cost matrix, rows true; a column beyond K is referral (Chow 1970: refer if every class costs more).
+    decision : ``min_expected_cost`` is the decision of least expected cost (the Bayes decision), ``argmax`` the most
+        probable class. Of ties, the first decision is taken.
     """
     if decision == "argmax":
         return np.asarray(np.argmax(probabilities, axis=1))
     if decision == "min_expected_cost":
         return np.asarray(np.argmin(expected_costs(probabilities, costs), axis=1))
-    raise ValueError(f"no decision is called {decision!r}")
+    raise ValueError(f"unknown decision {decision!r}")
 
 
-def with_surcharge(costs: Floats, k: int, price: float) -> Floats:
-    """The cost matrix (K, D) in which missing class ``k``, by whatever other decision, costs ``price`` more."""
-    dearer = costs.copy()
-    dearer[k, np.arange(costs.shape[1]) != k] += price
-    return dearer
+def with_surcharge(costs: Floats, k: int, surcharge: float) -> Floats:
+    """The cost matrix (K, D) with ``surcharge`` added to all decisions but ``k`` for true class ``k``."""
+    increased = costs.copy()
+    increased[k, np.arange(costs.shape[1]) != k] += surcharge
+    return increased
 
 
 def recall_surcharge(
     probabilities: Floats, targets: Indices, costs: Floats, k: int, floor: float, confidence: float, name: str
 ) -> float:
-    """The least surcharge on missing class ``k`` with which its recall provably reaches ``floor``.
+    """The smallest surcharge on missing class ``k`` for which a recall of at least ``floor`` is proved.
 
-    The cheapest of all rules with a given recall is the decision of least expected cost under a matrix in which missing
-    the class costs more (Lagrange). Of n calibration samples of the class it must find r, the least number whose
-    one-sided Clopper-Pearson bound, ``Beta(1 - confidence; r, n - r + 1)``, reaches the floor. r depends on n alone, so
-    the surcharge is an order statistic of the samples' own ones, and the recall's lower bound is exact (Wilks 1941).
+    Of all decisions with a fixed recall, the one of least expected cost minimises the expected cost under a matrix with
+    a surcharge on missing the class (Lagrange multiplier). Of n calibration samples of the class it must decide r
+    right, the smallest number whose one-sided Clopper-Pearson bound, ``Beta(1 - confidence; r, n - r + 1)``, reaches
+    the floor. Since r depends on n alone, the surcharge is an order statistic of the samples' smallest surcharges, and
+    the lower bound of the recall is exact (Wilks 1941).
 
     Parameters
     ----------
     probabilities, targets : (N, K) and (N,), of the calibration split.
     costs : (K, D), rows true.
-    name : the class, for messages.
+    name : name of the class, for messages.
 
     Raises
     ------
     UdcError
-        There are too few samples of the class to prove the floor; the message says how many are missing.
+        There are too few samples of the class to prove the floor; the message states how many are missing.
     """
-    own = probabilities[targets == k]
-    n = len(own)
+    p = probabilities[targets == k]
+    n = len(p)
     check_provable(n, floor, confidence, name)
-    found = np.arange(1, n + 1)
-    r = int(found[clopper_pearson_bound(found, n, confidence) >= floor][0])
-    expected = expected_costs(own, costs)
+    hits = np.arange(1, n + 1)
+    r = int(hits[clopper_pearson_bound(hits, n, confidence) >= floor][0])
+    expected = expected_costs(p, costs)
     gap = expected[:, k] - np.delete(expected, k, axis=1).min(axis=1)
     with np.errstate(divide="ignore"):
-        # A hair above the tie, which would go to the first decision.
-        least = np.where(gap < 0, 0.0, gap / own[:, k] * (1 + 1e-9) + 1e-12)
-    surcharge = float(np.sort(least)[r - 1])
+        # slightly above the tie, at which the first decision is taken
+        smallest = np.where(gap < 0, 0.0, gap / p[:, k] * (1 + 1e-9) + 1e-12)
+    surcharge = float(np.sort(smallest)[r - 1])
     if not np.isfinite(surcharge):
-        raise UdcError(f"evaluate.recall_floor: the model calls it impossible that some images of {name} are {name}; "
-                       "no price changes that. Calibrate (evaluate.calibration), or train longer")  # fmt: skip
+        raise UdcError(f"evaluate.recall_floor: the model gives some images of {name} the probability 0 of {name}, so "
+                       "no surcharge reaches the floor; set evaluate.calibration, or train longer")  # fmt: skip
     return surcharge
 
 
 def check_provable(n: int, floor: float, confidence: float, name: str) -> None:
-    """:class:`UdcError` if ``n`` images of the class ``name`` are too few to prove a recall of ``floor``."""
+    """Raise :class:`UdcError` if ``n`` images of the class ``name`` are too few to prove a recall of ``floor``."""
     needed = positives_needed(floor, confidence)
     if n < needed:
         raise UdcError(
@@ -97,34 +98,34 @@ def check_provable(n: int, floor: float, confidence: float, name: str) -> None:
 
 
 def positives_needed(floor: float, confidence: float) -> int:
-    """The least number of samples that, all found, prove a recall of ``floor``: 59 for 95% at 95% confidence."""
+    """The smallest number of samples that, all decided right, prove a recall of ``floor``: 59 for 95% at 95%."""
     return int(np.ceil(np.log(1 - confidence) / np.log(floor) - 1e-9))
 
 
-def clopper_pearson_bound(found: int | Indices, n: int, confidence: float) -> Floats:
-    """One-sided lower bound in [0, 1] of a share, such as a recall, when ``found`` of ``n`` were counted.
+def clopper_pearson_bound(hits: int | Indices, n: int, confidence: float) -> Floats:
+    """One-sided lower bound in [0, 1] of a share, such as a recall, of which ``hits`` of ``n`` were observed.
 
-    Clopper and Pearson 1934, as a quantile of the beta distribution; scipy.stats has it too, but takes half a second
-    to import. The upper bound of ``found`` is one minus the lower bound of ``n - found``.
+    Clopper and Pearson 1934, as a quantile of the beta distribution, without the half second that importing scipy.stats
+    takes. The upper bound is one minus the lower bound of ``n - hits``.
     """
-    found = np.asarray(found)
-    return np.where(found == 0, 0.0, betaincinv(np.maximum(found, 1), n - found + 1, 1 - confidence))
+    hits = np.asarray(hits)
+    return np.where(hits == 0, 0.0, betaincinv(np.maximum(hits, 1), n - hits + 1, 1 - confidence))
 
 
 def mean_cost(targets: Indices, decisions: Indices, costs: Floats, weights: Floats | None = None) -> float:
-    """Mean price paid, ``mean C[y, decision]``; ``weights`` (N,) count samples more or less often."""
+    """Mean cost, ``mean C[y, decision]``, with sample weights (N,)."""
     return float(np.average(costs[targets, decisions], weights=weights))
 
 
 def constant_costs(targets: Indices, costs: Floats, weights: Floats | None = None) -> Floats:
-    """Mean price of each decision, (D,), if every sample got the same."""
+    """Mean cost of each constant decision, (D,)."""
     return np.asarray(np.average(costs[targets], axis=0, weights=weights))
 
 
 def normalised_cost(targets: Indices, decisions: Indices, costs: Floats, weights: Floats | None = None) -> float | None:
-    """Mean cost over that of the best constant decision: 0 is perfect, 1 no better than not looking.
+    """Mean cost divided by that of the best constant decision; None if a constant decision costs nothing.
 
-    None where a constant decision is free, for then the ratio means nothing.
+    0 is perfect, 1 is no better than the best constant decision.
     """
     constant = float(constant_costs(targets, costs, weights).min())
     return mean_cost(targets, decisions, costs, weights) / constant if constant > 0 else None

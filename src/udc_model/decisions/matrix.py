@@ -1,10 +1,9 @@
-"""The cost matrix ``C[y, k]``: the price of deciding class k where the truth is class y."""
+"""The cost matrix ``C[y, k]``: the cost of deciding class k if the true class is y."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linprog
 
 from udc_model.config import CostParams
 from udc_model.errors import UdcError
@@ -16,7 +15,7 @@ def cost_matrix(params: CostParams, classes: list[str]) -> NDArray[np.float64]:
     Raises
     ------
     UdcError
-        A class that the data lacks, a row or cell that is missing, or an order that does not fit; all are named.
+        A class is not in the data, a row or cell is missing, or the order does not match; the message lists all.
     """
     _check_names(params, classes)
     n = len(classes)
@@ -33,39 +32,39 @@ def cost_matrix(params: CostParams, classes: list[str]) -> NDArray[np.float64]:
     for entry in params.entries:
         costs[index[entry.true], index[entry.predicted]] = entry.cost
     if (costs == costs[:, :1]).all():
-        raise UdcError("costs: every decision costs the same whatever the truth, so there is nothing to decide")
+        raise UdcError("costs: all decisions cost the same for each true class, so there is nothing to decide")
     return costs
 
 
 def _check_names(params: CostParams, classes: list[str]) -> None:
-    known = set(classes)
+    names = set(classes)
     problems = []
     for i, entry in enumerate(params.entries):
-        for key, name in (("true", entry.true), ("predicted", entry.predicted)):
-            if name not in known:
-                problems.append(f"costs.entries.{i}.{key}: the data has no class {name!r}")
+        for key, entry_class in (("true", entry.true), ("predicted", entry.predicted)):
+            if entry_class not in names:
+                problems.append(f"costs.entries.{i}.{key}: the data has no class {entry_class!r}")
     if isinstance(params.matrix, list) and [len(row) for row in params.matrix] != [len(classes)] * len(classes):
         shape = " + ".join(str(len(row)) for row in params.matrix)
         problems.append(f"costs.matrix: needs {len(classes)} rows of {len(classes)} numbers, has rows of {shape}")
     if isinstance(params.matrix, dict):
-        problems += _key_problems("costs.matrix", set(params.matrix), known)
+        problems += _key_problems("costs.matrix", set(params.matrix), names)
         for true, row in params.matrix.items():
-            problems += _key_problems(f"costs.matrix.{true}", set(row), known)
+            problems += _key_problems(f"costs.matrix.{true}", set(row), names)
     if params.order is not None:
-        problems += _key_problems("costs.order", set(params.order), known)
+        problems += _key_problems("costs.order", set(params.order), names)
         if len(params.order) != len(set(params.order)):
             problems.append("costs.order: names a class twice")
     if problems:
         raise UdcError("\n".join([*problems, f"the classes of the data are: {', '.join(classes)}"]))
 
 
-def _key_problems(where: str, given: set[str], known: set[str]) -> list[str]:
-    problems = [f"{where}: the data has no class {name!r}" for name in sorted(given - known)]
-    return problems + [f"{where}: the class {name!r} is missing" for name in sorted(known - given)]
+def _key_problems(parameter: str, names: set[str], classes: set[str]) -> list[str]:
+    problems = [f"{parameter}: the data has no class {name!r}" for name in sorted(names - classes)]
+    return problems + [f"{parameter}: the class {name!r} is missing" for name in sorted(classes - names)]
 
 
 def _ordinal_values(params: CostParams, classes: list[str]) -> NDArray[np.float64]:
-    """The place of each class on the ordinal scale: its rank in ``costs.order``, or the number that it is named."""
+    """The value of each class on the ordinal scale: its index in ``costs.order``, or its name as a number."""
     if params.order is not None:
         return np.array([params.order.index(name) for name in classes], dtype=float)
     try:
@@ -78,12 +77,12 @@ def _ordinal_values(params: CostParams, classes: list[str]) -> NDArray[np.float6
 
 
 def with_referral(costs: NDArray[np.float64], refer: float | None) -> NDArray[np.float64]:
-    """The prices of all decisions, (K, D): those of the classes and, where it is offered, of referral at the end."""
+    """The costs of all decisions, (K, D): a cost matrix (K, K) and, if referral is available, its column."""
     return costs if refer is None else np.column_stack([costs, np.full(len(costs), refer)])
 
 
 def class_prior(params: CostParams, classes: list[str]) -> NDArray[np.float64] | None:
-    """``costs.prior`` in the order of ``classes``, (K,), or None; :class:`UdcError` if it names other classes."""
+    """``costs.prior`` in the order of ``classes``, (K,), or None; :class:`UdcError` if its classes differ."""
     if params.prior is None:
         return None
     if problems := _key_problems("costs.prior", set(params.prior), set(classes)):
@@ -93,29 +92,35 @@ def class_prior(params: CostParams, classes: list[str]) -> NDArray[np.float64] |
 
 
 def lint_costs(costs: NDArray[np.float64], classes: list[str], refer: float | None = None) -> list[str]:
-    """What in a (K, K) cost matrix is allowed but hardly meant, one sentence each, with what follows from it."""
-    found = []
-    priced = with_referral(costs, refer)
-    if refer is not None and not _is_ever_cheapest(priced, len(costs)):
-        found.append(f"costs.refer: at {refer:g} handing an image to a person is never the cheapest; none will be")
+    """Warnings about a (K, K) cost matrix that is valid but probably unintended, one sentence each."""
+    findings = []
+    outcome_costs = with_referral(costs, refer)
+    if refer is not None and not _can_be_least(outcome_costs, len(costs)):
+        findings.append(f"costs.refer: at {refer:g}, referral never has the least expected cost; no image is referred")
     for k, name in enumerate(classes):
-        others = np.delete(costs[k], k)
-        if (others == 0).all():
-            found.append(f"costs: no mistake on a {name} costs anything, so its images count for nothing")
+        mistakes = np.delete(costs[k], k)
+        if (mistakes == 0).all():
+            findings.append(f"costs: mistakes on {name} cost nothing, so its images do not affect the cost")
         if (costs[:, k] <= 0).all():
-            found.append(f"costs: calling every image {name} costs nothing, so that is what the cheapest rule will do")
-        elif not _is_ever_cheapest(priced, k):
-            found.append(f"costs: deciding {name} is never the cheapest, however sure the model is; no image will be")
-    return found
+            findings.append(f"costs: deciding {name} costs nothing for any true class, so it is always the decision")
+        elif not _can_be_least(outcome_costs, k):
+            findings.append(f"costs: deciding {name} never has the least expected cost; no image is decided {name}")
+    return findings
 
 
-def _is_ever_cheapest(costs: NDArray[np.float64], decision: int) -> bool:
-    """Whether any posterior makes a decision, a column of (K, D), strictly cheaper than all others: a linear programme.
+def _can_be_least(costs: NDArray[np.float64], decision: int) -> bool:
+    """Whether a decision, a column of (K, D), has strictly the least expected cost for some posterior.
 
-    Maximise t over posteriors p with ``p C[:, other] - p C[:, decision] >= t`` for every other decision.
+    A linear programme: maximise t over posteriors p with ``p C[:, other] - p C[:, decision] >= t`` for every other
+    decision. Posteriors that are certain, or undecided between two classes, answer it for most matrices without one.
     """
     k = len(costs)
-    gains = costs[:, [decision]] - np.delete(costs, decision, axis=1)  # (K, D - 1), to be below -t for p
+    gains = costs[:, [decision]] - np.delete(costs, decision, axis=1)  # (K, D - 1); p @ gains <= -t
+    first, second = np.triu_indices(k)
+    if ((gains[first] + gains[second]) / 2 < -1e-9 * np.abs(costs).max()).all(axis=1).any():
+        return True
+    from scipy.optimize import linprog  # 0.2 s to import
+
     best = linprog(
         c=np.append(np.zeros(k), -1.0),
         A_ub=np.column_stack([gains.T, np.ones(gains.shape[1])]),

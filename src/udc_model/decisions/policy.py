@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 logger = logging.getLogger(__name__)
 
 POLICY_FILE = "policy.json"
-POLICY_FILE_0_1 = "decision.json"  # its name, and below its field names, in version 0.1.0
+POLICY_FILE_0_1 = "decision.json"  # name of the file, and below of its fields, in version 0.1.0
 _FIELDS_0_1 = {"costs": "class_costs", "rule": "decision"}
 REFER = "refer"  # the outcome of an image that is referred to a person
 
@@ -164,7 +164,9 @@ def fit_policy(
     if calibration is None:
         calibration = fit_calibration(evaluate.calibration, logits.astype(np.float64), targets, groups)
         if calibration.parameters.get("temperature") == 1.0:
-            logger.info("temperature stays 1: no other is more likely on the %d calibration images", len(targets))
+            logger.info(
+                "temperature: 1, since no other has a higher likelihood on the %d calibration images", len(targets)
+            )
     deployment = class_prior(costs, classes)
     policy = Policy(
         classes,

@@ -1,1 +1,1 @@
-"""Metrics, tables and pictures of a classifier's decisions."""
+"""Metrics, intervals, tests, tables, figures and the report of a classifier's decisions."""

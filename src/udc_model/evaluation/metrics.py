@@ -1,37 +1,29 @@
-"""Metrics of decisions and probabilities on one split."""
+"""Metrics of decisions and probabilities, each defined once, as a function of sums over images.
+
+The sums are the cells of the confusion matrices of the decisions and of argmax, the losses, the calibration gap of each
+bin, and, for each class, the weight of the images by bin of the class's probability. `split_metrics` evaluates the
+metrics at the sums over a split, `metric_intervals` at the sums over its resamples.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
-from sklearn.metrics import (
-    accuracy_score,
-    average_precision_score,
-    brier_score_loss,
-    cohen_kappa_score,
-    f1_score,
-    log_loss,
-    matthews_corrcoef,
-    precision_recall_fscore_support,
-    recall_score,
-    roc_auc_score,
-)
-
-from udc_model.decisions.decision import constant_costs, mean_cost, normalised_cost
+from scipy import sparse
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.integer]
 Metrics = dict[str, float | None]
 
+_FEW = 100  # sums
+
 
 @dataclass(frozen=True)
 class Scored:
-    """One split with all that its metrics are computed from.
+    """Decisions, probabilities and costs of one split.
 
     Parameters
     ----------
@@ -39,8 +31,8 @@ class Scored:
     decided : (N,) columns of ``outcome_costs``; K is referral.
     probabilities : (N, K) calibrated posteriors.
     outcome_costs : (K, D), rows true, D = K, or K + 1 with referral.
-    weights : (N,) how often each sample counts, or None for once.
-    groups : (N,) group indices, or None where each sample is its own.
+    weights : (N,) weight of each image; None if all are 1.
+    groups : (N,) group indices; None if each image is its own group.
     """
 
     targets: Indices
@@ -56,153 +48,208 @@ class Scored:
         return len(self.outcome_costs)
 
     @property
-    def counted(self) -> Floats:
-        """(N,) how often each sample counts."""
+    def image_weights(self) -> Floats:
+        """(N,) weight of each image."""
         return np.ones(len(self.targets)) if self.weights is None else self.weights
 
     @property
     def cost_paid(self) -> Floats:
-        """(N,) cost paid for each sample."""
+        """(N,) cost paid for each image."""
         return np.asarray(self.outcome_costs[self.targets, self.decided])
 
 
-def split_metrics(scored: Scored, ece_bins: int, recall_of: Sequence[tuple[int, str]] = ()) -> Metrics:
-    """The metrics of one split, by name, in a fixed order.
+@dataclass(frozen=True)
+class Terms:
+    """What the images add to ``width`` sums: image ``rows[i]`` adds ``values[i]`` to sum ``columns[i]``."""
+
+    rows: Indices
+    columns: Indices
+    values: Floats
+    width: int
+
+    def total(self) -> Floats:
+        """The sums over all images, (width,)."""
+        if self.width <= _FEW:  # pairwise summation, more accurate than bincount
+            return np.array([self.values[self.columns == j].sum() for j in range(self.width)])
+        return np.asarray(np.bincount(self.columns, self.values, self.width), dtype=np.float64)
+
+    def table(self, images: int) -> sparse.csr_matrix:
+        """What each image adds to each sum, (images, width)."""
+        return sparse.csr_matrix((self.values, (self.rows, self.columns)), shape=(images, self.width))
+
+
+def metric_terms(scored: Scored, ece_bins: int, score_bins: int | None = None) -> dict[str, Terms]:
+    """What the images add to the sums that `metrics_of_sums` needs, by kind of sum.
 
     Parameters
     ----------
     ece_bins : bins of equal mass of the calibration error.
-    recall_of : index and name of the classes whose recall and miss rate are asked for.
-
-    Returns
-    -------
-    ``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``cohen_kappa``, ``matthews_correlation`` of the images decided
-    (not referred; None where all are), ``mean_cost`` of all, ``normalised_cost`` (over ``constant_mean_cost``, that of
-    the cheapest constant answer; None where it is free), ``argmax_accuracy`` and ``argmax_mean_cost`` of the most
-    probable class and what is saved against it, ``cost_saved``; ``referral_rate``; ``recall/…`` (share of the class
-    decided as it) and ``miss_rate/…`` (share decided as another) of named classes; ``log_loss`` (nats), ``brier_score``
-    (0 to 2), ``roc_auc`` and ``average_precision`` (one against rest, mean over classes) and
-    ``expected_calibration_error`` of the probabilities.
+    score_bins : most bins of a class's probabilities; None for one bin per distinct probability.
     """
-    targets, p, weights = scored.targets, scored.probabilities, scored.weights
+    n, k, d = len(scored.targets), scored.num_classes, scored.outcome_costs.shape[1]
+    p, weights, rows = scored.probabilities, scored.image_weights, np.arange(n)
     argmax = p.argmax(axis=1)
-    paid, by_argmax = (mean_cost(targets, d, scored.outcome_costs, weights) for d in (scored.decided, argmax))
-    found: Metrics = {
-        **_decision_metrics(scored),
-        "mean_cost": paid,
-        "normalised_cost": normalised_cost(targets, scored.decided, scored.outcome_costs, weights),
-        "constant_mean_cost": float(constant_costs(targets, scored.outcome_costs, weights).min()),
-        "argmax_accuracy": float(accuracy_score(targets, argmax, sample_weight=weights)),
-        "argmax_mean_cost": by_argmax,
-        "cost_saved": by_argmax - paid,
-        "referral_rate": float(np.average(scored.decided == scored.num_classes, weights=weights)),
-    }
-    for k, name in recall_of:
-        own = scored.decided[targets == k]
-        found[f"recall/{name}"] = float((own == k).mean())
-        found[f"miss_rate/{name}"] = float(((own != k) & (own != scored.num_classes)).mean())
-    labels = np.arange(scored.num_classes)
-    return found | {
-        "log_loss": float(log_loss(targets, p, labels=labels, sample_weight=weights)),
-        "brier_score": float(brier_score_loss(targets, p, labels=labels, sample_weight=weights, scale_by_half=False)),
-        "roc_auc": one_vs_rest_auc(targets, p, weights),
-        "average_precision": one_vs_rest_average_precision(targets, p, weights),
-        "expected_calibration_error": expected_calibration_error(targets, p, ece_bins, weights),
-    }
-
-
-def _decision_metrics(scored: Scored) -> Metrics:
-    """Metrics that compare decided with true classes, of the images that were not referred."""
-    kept = scored.decided < scored.num_classes
-    if not kept.any():
-        names = ("accuracy", "balanced_accuracy", "macro_f1", "cohen_kappa", "matthews_correlation")
-        return dict.fromkeys(names)
-    targets, decided = scored.targets[kept], scored.decided[kept]
-    weights = None if scored.weights is None else scored.weights[kept]
-    labels, present = np.arange(scored.num_classes), np.unique(targets)
-    options: dict[str, Any] = {"average": "macro", "sample_weight": weights, "zero_division": 0.0}
-    alike = len(present) == 1 and (decided == present[0]).all()  # nothing left to agree on beyond chance
+    target_p = np.clip(p[rows, scored.targets], np.finfo(float).eps, 1 - np.finfo(float).eps)  # as scikit-learn does
+    gap = weights * (p.max(axis=1) - (argmax == scored.targets))
+    bins = equal_mass_bins(p.max(axis=1), ece_bins)
+    by_confidence = np.concatenate(bins)
+    bin_of_row = np.repeat(np.arange(len(bins)), [len(part) for part in bins])
+    column = np.zeros(n, dtype=np.intp)
     return {
-        "accuracy": float(accuracy_score(targets, decided, sample_weight=weights)),
-        "balanced_accuracy": float(recall_score(targets, decided, labels=present, **options)),
-        "macro_f1": float(f1_score(targets, decided, labels=labels, **options)),
-        "cohen_kappa": None if alike else float(
-            cohen_kappa_score(targets, decided, labels=labels, sample_weight=weights)
-        ),
-        "matthews_correlation": float(matthews_corrcoef(targets, decided, sample_weight=weights)),
-    }  # fmt: skip
+        "decided": Terms(rows, scored.targets * d + scored.decided, weights, k * d),
+        "argmax": Terms(rows, scored.targets * k + argmax, weights, k * k),
+        "log_loss": Terms(rows, column, -weights * np.log(target_p), 1),
+        "brier_score": Terms(rows, column, weights * ((p - np.eye(k)[scored.targets]) ** 2).sum(axis=1), 1),
+        "calibration_gap": Terms(by_confidence, bin_of_row, gap[by_confidence], len(bins)),
+        "scores": score_terms(scored, score_bins),
+    }
 
 
-def one_vs_rest_auc(targets: Indices, probabilities: Floats, weights: Floats | None = None) -> float:
-    """Area under the ROC curve of each class against the rest, mean over classes."""
-    areas = [
-        roc_auc_score(targets == k, probabilities[:, k], sample_weight=weights) for k in range(probabilities.shape[1])
-    ]
-    return float(np.mean(areas))
+def score_terms(scored: Scored, score_bins: int | None = None) -> Terms:
+    """Weights of the images by class, bin of the class's probability, and whether the image is of the class.
+
+    The sums have the shape (K, bins, 2), flattened: rising bins, first images of other classes, then of the class.
+    """
+    n, k = scored.probabilities.shape
+    bins = np.column_stack([_score_bins(scored.probabilities[:, j], score_bins) for j in range(k)])
+    width = int(bins.max()) + 1
+    is_of_class = scored.targets[:, None] == np.arange(k)
+    columns = np.arange(k) * 2 * width + bins * 2 + is_of_class
+    return Terms(np.repeat(np.arange(n), k), columns.ravel(), np.repeat(scored.image_weights, k), 2 * k * width)
 
 
-def one_vs_rest_average_precision(targets: Indices, probabilities: Floats, weights: Floats | None = None) -> float:
-    """Area under the precision-recall curve of each class against the rest, mean over classes."""
-    areas = [
-        average_precision_score(targets == k, probabilities[:, k], sample_weight=weights)
-        for k in range(probabilities.shape[1])
-    ]
-    return float(np.mean(areas))
+def _score_bins(scores: Floats, most: int | None) -> NDArray[np.intp]:
+    """The bin of each score, rising: one per distinct score if there are at most ``most``, else bins of equal mass."""
+    distinct, index = np.unique(scores, return_inverse=True)
+    if most is None or len(distinct) <= most:
+        return np.asarray(index)
+    edges = np.quantile(scores, np.linspace(0, 1, most + 1)[1:-1])
+    return np.searchsorted(edges, scores, side="right")
 
 
 def equal_mass_bins(confidence: Floats, bins: int) -> list[NDArray[np.intp]]:
-    """The sample indices of each of ``bins`` bins (fewer if there are fewer samples) of rising confidence."""
+    """The image indices of each of ``bins`` bins of rising confidence; fewer bins if there are fewer images."""
     return np.array_split(np.argsort(confidence, kind="stable"), min(bins, len(confidence)))
 
 
-def expected_calibration_error(
-    targets: Indices, probabilities: Floats, bins: int, weights: Floats | None = None
-) -> float:
-    """Mean gap between confidence and accuracy over bins of equal mass (Naeini 2015; Nixon 2019), in [0, 1]."""
-    w = np.ones(len(targets)) if weights is None else weights
-    confidence = probabilities.max(axis=1)
-    gap = w * (confidence - (probabilities.argmax(axis=1) == targets))
-    return float(sum(abs(gap[part].sum()) for part in equal_mass_bins(confidence, bins)) / w.sum())
+def split_metrics(scored: Scored, ece_bins: int, recall_of: Sequence[tuple[int, str]] = ()) -> Metrics:
+    """The metrics of one split, by name, in a fixed order; None where a metric is undefined.
+
+    Parameters
+    ----------
+    ece_bins : bins of equal mass of the calibration error.
+    recall_of : index and name of the classes whose recall and miss rate are reported.
+
+    Returns
+    -------
+    Of the images that are not referred: ``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``cohen_kappa``,
+    ``matthews_correlation``. Of all images: ``mean_cost``, ``normalised_cost`` (divided by ``constant_mean_cost``, the
+    mean cost of the best constant decision; None if that is 0), ``argmax_accuracy``, ``argmax_mean_cost``,
+    ``cost_saved`` (mean cost of argmax minus mean cost), ``referral_rate``. Of named classes: ``recall/…`` (share
+    decided as the class), ``miss_rate/…`` (share decided as another class). Of the probabilities: ``log_loss`` (nats),
+    ``brier_score`` (0 to 2), ``roc_auc`` and ``average_precision`` (one class against the rest, mean over classes), and
+    ``expected_calibration_error`` (mean gap between confidence and accuracy over bins; Naeini 2015, Nixon 2019).
+    """
+    sums = {name: terms.total()[:, None] for name, terms in metric_terms(scored, ece_bins).items()}
+    metrics = metrics_of_sums(sums, scored.outcome_costs, recall_of)
+    return {name: float(value[0]) if np.isfinite(value[0]) else None for name, value in metrics.items()}
 
 
-def per_class_table(targets: Indices, decided: Indices, classes: list[str]) -> pd.DataFrame:
-    """Precision, recall, F1 and support of each class; a referred image counts as not found."""
-    labels = np.arange(len(classes))
-    columns = precision_recall_fscore_support(targets, decided, labels=labels, zero_division=0.0)
-    table: dict[str, Any] = dict(zip(("precision", "recall", "f1", "support"), columns, strict=True))
-    return pd.DataFrame({"class": classes, **table})
+def metrics_of_sums(
+    sums: Mapping[str, Floats], outcome_costs: Floats, recall_of: Sequence[tuple[int, str]] = ()
+) -> dict[str, Floats]:
+    """The metrics (B,) that `split_metrics` describes, of B sets of sums; NaN where a metric is undefined.
 
-
-def cost_by_pair(scored: Scored, classes: list[str], outcomes: list[str]) -> pd.DataFrame:
-    """Images, money and share of all money for each (true, decided) that cost something, the dearest first."""
-    names, decided = np.array(classes, dtype=object), np.array(outcomes, dtype=object)
-    rows = pd.DataFrame({
-        "true": names[scored.targets],
-        "decided": decided[scored.decided],
-        "images": 1,
-        "cost": scored.counted * scored.cost_paid,
-    })  # fmt: skip
-    table = rows.groupby(["true", "decided"], as_index=False).sum()
-    table = table[table["cost"] != 0].sort_values(["cost", "true", "decided"], ascending=[False, True, True])
-    total = float(table["cost"].sum())
-    return table.assign(share=table["cost"] / total if total else 0.0)
-
-
-def baselines_table(scored: Scored, outcomes: list[str], policy: str) -> pd.DataFrame:
-    """Mean cost, normalised cost and accuracy of the policy, of argmax, and of the cheapest constant answer."""
-    constant = int(constant_costs(scored.targets, scored.outcome_costs, scored.weights).argmin())
-    answers = {
-        policy: scored.decided,
-        "argmax": scored.probabilities.argmax(axis=1),
-        f"always {outcomes[constant]}": np.full(len(scored.targets), constant),
+    Parameters
+    ----------
+    sums : each (width, B), by the names of `metric_terms`.
+    outcome_costs : (K, D), rows true.
+    """
+    k, d = outcome_costs.shape
+    decided, argmax = sums["decided"].reshape(k, d, -1), sums["argmax"].reshape(k, k, -1)
+    weight = argmax.sum(axis=(0, 1))
+    costs = cost_metrics(decided, outcome_costs)
+    argmax_mean_cost = cost_metrics(argmax, outcome_costs[:, :k])["mean_cost"]
+    auc, average_precision = areas(sums["scores"].reshape(k, -1, 2, sums["scores"].shape[1]))
+    return {
+        **agreement_metrics(decided[:, :k]),
+        **costs,
+        "argmax_accuracy": np.einsum("kkb->b", argmax) / weight,
+        "argmax_mean_cost": argmax_mean_cost,
+        "cost_saved": argmax_mean_cost - costs["mean_cost"],
+        "referral_rate": decided[:, k:].sum(axis=(0, 1)) / weight,
+        **_class_metrics(decided, recall_of),
+        "log_loss": sums["log_loss"][0] / weight,
+        "brier_score": sums["brier_score"][0] / weight,
+        "roc_auc": auc.mean(axis=0),
+        "average_precision": average_precision.mean(axis=0),
+        "expected_calibration_error": sum(np.abs(sums["calibration_gap"])) / weight,
     }
-    rows = []
-    for name, decided in answers.items():
-        one = Scored(scored.targets, decided, scored.probabilities, scored.outcome_costs, scored.weights)
-        rows.append({
-            "decision": name,
-            "mean_cost": mean_cost(one.targets, decided, one.outcome_costs, one.weights),
-            "normalised_cost": normalised_cost(one.targets, decided, one.outcome_costs, one.weights),
-            "accuracy": _decision_metrics(one)["accuracy"],
-        })  # fmt: skip
-    return pd.DataFrame(rows)
+
+
+def agreement_metrics(cells: Floats) -> dict[str, Floats]:
+    """Metrics (B,) of confusion matrices (K, K, B), rows true; NaN where no image is decided."""
+    true, decided, right = cells.sum(axis=1), cells.sum(axis=0), np.einsum("kkb->kb", cells)
+    total, correct = true.sum(axis=0), right.sum(axis=0)
+    by_chance = (true * decided).sum(axis=0)
+    f1 = _divide(2 * right, true + decided)
+    spread = np.sqrt((total**2 - (true**2).sum(axis=0)) * (total**2 - (decided**2).sum(axis=0)))
+    is_one_cell = (right == total).any(axis=0)  # one class, always decided right: no agreement beyond chance to measure
+    with np.errstate(divide="ignore", invalid="ignore"):
+        metrics = {
+            "accuracy": correct / total,
+            "balanced_accuracy": _divide(right, true).sum(axis=0) / (true > 0).sum(axis=0),
+            "macro_f1": f1.mean(axis=0),
+            "cohen_kappa": np.where(is_one_cell, np.nan, 1 - (total - correct) * total / (total**2 - by_chance)),
+            "matthews_correlation": _divide(correct * total - by_chance, spread),
+        }
+    return {name: np.where(total > 0, value, np.nan) for name, value in metrics.items()}
+
+
+def cost_metrics(cells: Floats, outcome_costs: Floats) -> dict[str, Floats]:
+    """Mean cost, normalised cost and mean cost of the best constant decision, (B,), of confusion matrices (K, D, B)."""
+    weight = cells.sum(axis=(0, 1))
+    mean_cost = np.einsum("kd,kdb->b", outcome_costs, cells) / weight
+    constant = np.einsum("kd,kb->db", outcome_costs, cells.sum(axis=1)).min(axis=0) / weight
+    normalised = np.divide(mean_cost, constant, out=np.full_like(mean_cost, np.nan), where=constant > 0)
+    return {"mean_cost": mean_cost, "normalised_cost": normalised, "constant_mean_cost": constant}
+
+
+def _class_metrics(decided: Floats, recall_of: Sequence[tuple[int, str]]) -> dict[str, Floats]:
+    """Recall and miss rate, (B,), of named classes, of confusion matrices (K, D, B)."""
+    k, metrics = len(decided), {}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for j, name in recall_of:
+            support = decided[j].sum(axis=0)
+            metrics[f"recall/{name}"] = decided[j, j] / support
+            metrics[f"miss_rate/{name}"] = (decided[j, :k].sum(axis=0) - decided[j, j]) / support
+    return metrics
+
+
+def areas(scores: Floats) -> tuple[Floats, Floats]:
+    """ROC AUC and average precision of each class against the rest, (K, B) each.
+
+    Parameters
+    ----------
+    scores : (K, bins, 2, B), the sums of `score_terms`; images in one bin are ties.
+    """
+    falling = scores[:, ::-1]
+    negative, positive = falling[:, :, 0], falling[:, :, 1]
+    false_positives, true_positives = negative.cumsum(axis=1), positive.cumsum(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        auc = (negative * (true_positives - positive / 2)).sum(axis=1) / (
+            true_positives[:, -1] * false_positives[:, -1]
+        )
+        precision = _divide(true_positives, true_positives + false_positives)
+        return auc, (positive * precision).sum(axis=1) / true_positives[:, -1]
+
+
+def class_areas(scored: Scored) -> tuple[Floats, Floats]:
+    """ROC AUC and average precision of each class against the rest, (K,) each."""
+    auc, average_precision = areas(score_terms(scored).total().reshape(scored.num_classes, -1, 2, 1))
+    return auc[:, 0], average_precision[:, 0]
+
+
+def _divide(numerator: Floats, denominator: Floats) -> Floats:
+    """The ratio, 0 where the denominator is not above 0."""
+    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)

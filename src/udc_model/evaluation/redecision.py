@@ -1,4 +1,4 @@
-"""Stored predictions under other prices or another policy, without the model: ``udc decide``."""
+"""Decide stored predictions again under other costs or another policy, without the model: ``udc decide``."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from udc_model.decisions.calibration import Calibration
 from udc_model.decisions.policy import POLICY_FILE, Policy, fit_policy
 from udc_model.errors import UdcError
 from udc_model.evaluation.intervals import metric_intervals
-from udc_model.evaluation.metrics import Scored, baselines_table, split_metrics
-from udc_model.evaluation.tables import confusion, logits_of, read_predictions, write_csv
+from udc_model.evaluation.metrics import Scored, split_metrics
+from udc_model.evaluation.tables import baselines_table, confusion, logits_of, read_predictions, write_csv
+
+_SWEEP_METRICS = (
+    "mean_cost", "normalised_cost", "constant_mean_cost", "argmax_mean_cost", "accuracy", "referral_rate",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class StoredEvaluation:
-    """An ``evaluation/`` folder: the policy that was, and the tables of the calibration split and of one other."""
+    """The policy and the predictions tables of the calibration split and another split, from an evaluation folder."""
 
     policy: Policy
     calibration: pd.DataFrame
@@ -38,21 +42,24 @@ class StoredEvaluation:
     def decide(
         self, evaluate: EvaluateParams, costs: CostParams, calibration: Calibration | None = None
     ) -> tuple[Policy, Scored]:
-        """The policy for other prices, fitted on the stored calibration split, and its decisions.
+        """Fit a policy on the stored calibration split and decide the other split.
 
-        ``calibration`` is one that was fitted before; None fits it.
+        Parameters
+        ----------
+        calibration : a calibration fitted before; None fits ``evaluate.calibration``.
 
         Raises
         ------
         UdcError
-            The prices do not fit the classes, or the calibration split is too small for what is asked.
+            The costs do not fit the classes, or the calibration split is too small for the policy.
         """
         classes = self.policy.classes
         prior = self.policy.training_prior
         assert prior is not None  # written by evaluate
-        known, targets = logits_of(self.calibration, classes), _targets(self.calibration, classes)
-        groups = group_indices(list(self.calibration["group"]))
-        policy = fit_policy(evaluate, costs, classes, prior, known, targets, groups, calibration)
+        policy = fit_policy(
+            evaluate, costs, classes, prior, logits_of(self.calibration, classes), _targets(self.calibration, classes),
+            group_indices(list(self.calibration["group"])), calibration,
+        )  # fmt: skip
         decisions = policy.apply(logits_of(self.predictions, classes))
         targets = _targets(self.predictions, classes)
         groups = group_indices(list(self.predictions["group"]))
@@ -62,14 +69,14 @@ class StoredEvaluation:
         )
 
     def table(self, policy: Policy, scored: Scored) -> pd.DataFrame:
-        """The predictions table under another policy."""
+        """The predictions table with the decisions of another policy."""
         outcomes = np.array(policy.outcomes, dtype=object)
         rows = np.arange(len(scored.targets))
         return self.predictions.assign(
             predicted=outcomes[scored.decided],
             expected_cost=(scored.probabilities @ scored.outcome_costs)[rows, scored.decided],
-            cost=scored.cost_paid,
-            weight=scored.counted,
+            cost_paid=scored.cost_paid,
+            weight=scored.image_weights,
         )
 
 
@@ -79,7 +86,7 @@ def _targets(table: pd.DataFrame, classes: list[str]) -> NDArray[np.intp]:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The price of one cell, moved over ``values``."""
+    """Values of one cell of the cost matrix."""
 
     true: str
     predicted: str
@@ -87,7 +94,7 @@ class Sweep:
 
     @classmethod
     def parse(cls, text: str) -> Sweep:
-        """Read ``true=A,predicted=B,values=0:20:0.5`` (first, last, step); :class:`UdcError` if it is not that."""
+        """Parse ``true=A,predicted=B,values=0:20:0.5`` (first, last, step); :class:`UdcError` if it is malformed."""
         fields = dict(part.partition("=")[::2] for part in text.split(","))
         try:
             first, last, step = map(float, fields.pop("values").split(":"))
@@ -103,59 +110,51 @@ class Sweep:
     def run(
         self, stored: StoredEvaluation, evaluate: EvaluateParams, costs: CostParams
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Decide at each price.
+        """Decide at each cost of the cell.
 
         Returns
         -------
-        A row a price (``price``, costs, accuracy, referral rate, recall and miss rate of each class, ``images`` of the
-        cell), and the whole confusion matrix at each (``price``, ``true``, ``decided``, ``images``).
+        One row per value (``cost`` of the cell, mean costs, accuracy, referral rate, recall and miss rate of each
+        class, ``images`` in the cell), and the confusion matrix at each (``cost``, ``true``, ``decided``, ``images``).
         """
         rows, cells = [], []
-        calibration = stored.decide(evaluate, costs)[0].calibration  # no price changes it
-        for price in self.values:
-            entry = CostEntry(true=self.true, predicted=self.predicted, cost=price)
+        calibration = stored.decide(evaluate, costs)[0].calibration  # the costs do not change it
+        for cost in self.values:
+            entry = CostEntry(true=self.true, predicted=self.predicted, cost=cost)
             policy, scored = stored.decide(
                 evaluate, costs.model_copy(update={"entries": [*costs.entries, entry]}), calibration
             )
             metrics = split_metrics(scored, evaluate.ece_bins, list(enumerate(policy.classes)))
             counts, _ = confusion(scored)
-            names = [name for name in metrics if name.startswith(("recall/", "miss_rate/"))]
-            kept = (
-                "mean_cost",
-                "normalised_cost",
-                "constant_mean_cost",
-                "argmax_mean_cost",
-                "accuracy",
-                "referral_rate",
-            )
+            columns = [*_SWEEP_METRICS, *(name for name in metrics if name.startswith(("recall/", "miss_rate/")))]
             images = int(counts[policy.classes.index(self.true), policy.outcomes.index(self.predicted)])
-            rows.append({"price": price} | {name: metrics[name] for name in (*kept, *names)} | {"images": images})
+            rows.append({"cost": cost} | {name: metrics[name] for name in columns} | {"images": images})
             for i, j in zip(*np.nonzero(counts), strict=True):
-                cells.append((price, policy.classes[i], policy.outcomes[j], int(counts[i, j])))
-        return pd.DataFrame(rows), pd.DataFrame(cells, columns=["price", "true", "decided", "images"])
+                cells.append((cost, policy.classes[i], policy.outcomes[j], int(counts[i, j])))
+        return pd.DataFrame(rows), pd.DataFrame(cells, columns=["cost", "true", "decided", "images"])
 
 
 def decision_report(stored: StoredEvaluation, policy: Policy, scored: Scored, evaluate: EvaluateParams) -> str:
-    """What the decisions cost beside argmax and the cheapest constant answer, recalls, how many decisions changed."""
+    """Text: number of decisions that differ from the stored ones, costs beside the baselines, recall of each class."""
     metrics = split_metrics(scored, evaluate.ece_bins, list(enumerate(policy.classes)))
     intervals = metric_intervals(scored, metrics, evaluate.ece_bins, (), evaluate.resamples, evaluate.confidence)
     changed = int((np.array(policy.outcomes, dtype=object)[scored.decided] != stored.predictions["predicted"]).sum())
     low, high = intervals["mean_cost"]
     lines = [
-        f"{changed} of {len(scored.targets)} decisions change; mean cost {metrics['mean_cost']:.4f}, "
+        f"{changed} of {len(scored.targets)} decisions change, mean cost {metrics['mean_cost']:.4f}, "
         f"{evaluate.confidence:.0%} interval {low:.4f} to {high:.4f}",
         "",
         baselines_table(scored, policy.outcomes, policy.decision).round(4).to_string(index=False, na_rep="-"),
         "",
         f"referral rate {metrics['referral_rate']:.4f}",
-        *(f"recall of {name} {metrics[f'recall/{name}']:.4f}, missed {metrics[f'miss_rate/{name}']:.4f}"
+        *(f"{name}: recall {metrics[f'recall/{name}']:.4f}, miss rate {metrics[f'miss_rate/{name}']:.4f}"
           for name in policy.classes),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
 def write_decisions(folder: Path, stored: StoredEvaluation, policy: Policy, scored: Scored) -> None:
-    """``policy.json`` and ``predictions.csv`` of the new decisions, which ``udc compare`` takes."""
+    """Write ``policy.json`` and ``predictions.csv``, which ``udc compare`` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / POLICY_FILE).write_text(policy.to_json(), encoding="utf-8")
     write_csv(stored.table(policy, scored), folder / "predictions.csv")
@@ -164,7 +163,7 @@ def write_decisions(folder: Path, stored: StoredEvaluation, policy: Policy, scor
 def write_sweep(
     sweep: Sweep, stored: StoredEvaluation, evaluate: EvaluateParams, costs: CostParams, folder: Path
 ) -> tuple[str, list[Path]]:
-    """Run a sweep and write its table, confusion matrices and plot; returns the table as text, and the files."""
+    """Run a sweep and write its table, plot and confusion matrices; returns the table as text and the files."""
     table, cells = sweep.run(stored, evaluate, costs)
     recalls = list(dict.fromkeys(f"recall/{name}" for name in (sweep.true, sweep.predicted)))
     name = f"{sweep.true} as {sweep.predicted}"
@@ -173,18 +172,18 @@ def write_sweep(
         ("Recall", recalls),
         (f"Images: {name}", ["images"]),
     ]
-    swept = f"price of {name}"
-    files = write_sweep_files(folder, swept, table.rename(columns={"price": swept}), panels)
+    swept = f"cost of {name}"
+    files = write_sweep_files(folder, swept, table.rename(columns={"cost": swept}), panels)
     files.append(folder / f"{files[0].stem}_confusion.csv")
     write_csv(cells, files[-1])
-    shown = table[["price", "mean_cost", "normalised_cost", "argmax_mean_cost", *recalls, "images"]]
+    shown = table[["cost", "mean_cost", "normalised_cost", "argmax_mean_cost", *recalls, "images"]]
     return shown.round(4).to_string(index=False, na_rep="-"), files
 
 
 def write_sweep_files(
     folder: Path, swept: str, table: pd.DataFrame, panels: Sequence[tuple[str, Sequence[str]]]
 ) -> list[Path]:
-    """A sweep's table as CSV and its plot as PNG, named after what is swept; returns both paths."""
+    """Write the table of a sweep as CSV and its plot as PNG, named after the swept value; returns both paths."""
     from udc_model.evaluation.plots import plot_sweep
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,9 @@
-"""The tables that evaluate writes: predictions, and all that the pictures are drawn from."""
+"""The tables that evaluate writes: predictions, metrics, confusion, costs, and what the figures are drawn from."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +11,19 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from udc_model.config import EvaluateParams
-from udc_model.data.packed import PackedSplit
+from udc_model.data.packed import PackedSplit, group_indices
 from udc_model.decisions.calibration import Calibration
 from udc_model.decisions.policy import Decisions, Policy
 from udc_model.errors import UdcError
 from udc_model.evaluation.curves import (
+    class_curves,
     cost_curve,
-    costliest_class,
     mean_curves,
-    precision_recall_curves,
     referral_curve,
     reliability,
-    roc_curves,
 )
-from udc_model.evaluation.intervals import Intervals
-from udc_model.evaluation.metrics import Metrics, Scored, baselines_table, cost_by_pair, per_class_table
+from udc_model.evaluation.intervals import Intervals, metric_intervals
+from udc_model.evaluation.metrics import Indices, Metrics, Scored, Terms, agreement_metrics, cost_metrics, split_metrics
 
 _LOGIT = "logit_"
 
@@ -35,13 +34,10 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
 
 
 def predictions_table(
-    split: PackedSplit,
-    decisions: Decisions,
-    logits: NDArray[np.floating],
-    policy: Policy,
+    split: PackedSplit, decisions: Decisions, logits: NDArray[np.floating], policy: Policy
 ) -> pd.DataFrame:
-    """One row an image: path, SHA-256 of its file, group, true and predicted class, expected cost of the decision, cost
-    paid, weight (how often it counts, see ``costs.prior``), raw logits."""
+    """One row per image: path, SHA-256 of its file, group, true class, decision, expected cost of the decision, cost
+    paid, weight (see ``costs.prior``), raw logits."""
     names, outcomes = np.array(policy.classes, dtype=object), np.array(policy.outcomes, dtype=object)
     targets = split.labels
     weights = policy.weights(targets)
@@ -52,14 +48,53 @@ def predictions_table(
         "true": names[targets],
         "predicted": outcomes[decisions.decided],
         "expected_cost": decisions.expected_cost,
-        "cost": policy.outcome_costs[targets, decisions.decided],
+        "cost_paid": policy.outcome_costs[targets, decisions.decided],
         "weight": np.ones(len(targets)) if weights is None else weights,
     }
     return pd.DataFrame(table | {f"{_LOGIT}{name}": logits[:, k] for k, name in enumerate(policy.classes)})
 
 
+def write_predictions(folder: Path, split: PackedSplit, logits: NDArray[np.float32], policy: Policy) -> Decisions:
+    """Decide the images of a split and write ``predictions.csv`` into ``folder``, which is created."""
+    folder.mkdir()
+    decisions = policy.apply(logits)
+    write_csv(predictions_table(split, decisions, logits, policy), folder / "predictions.csv")
+    return decisions
+
+
+def write_split(
+    folder: Path,
+    split: PackedSplit,
+    logits: NDArray[np.float32],
+    policy: Policy,
+    evaluate: EvaluateParams,
+    recall_of: Sequence[tuple[int, str]],
+) -> tuple[Metrics, Intervals]:
+    """Decide and score the images of a split, and write all its tables into ``folder``, which is created.
+
+    The tables of curves are written for the split ``test`` only; the folder's name is the name of the split.
+    """
+    decisions = write_predictions(folder, split, logits, policy)
+    scored = Scored(split.labels, decisions.decided, decisions.probabilities, policy.outcome_costs,
+                    policy.weights(split.labels), group_indices(split.groups))  # fmt: skip
+    metrics = split_metrics(scored, evaluate.ece_bins, recall_of)
+    intervals = metric_intervals(scored, metrics, evaluate.ece_bins, recall_of, evaluate.resamples, evaluate.confidence)
+    write_csv(metrics_table(metrics, intervals), folder / "metrics.csv")
+    write_confusion(folder, scored, policy)
+    if folder.name == "test":
+        write_curves(folder, scored, policy, logits, evaluate)
+    write_csv(costliest_mistakes(split.paths, scored, policy), folder / "costliest_mistakes.csv")
+    return metrics, intervals
+
+
 def read_predictions(path: Path) -> pd.DataFrame:
-    """A table that :func:`predictions_table` made, as it was; :class:`UdcError` if missing or no such table."""
+    """Read a table that `predictions_table` made; version 0.1.0 called the column ``cost_paid`` ``cost``.
+
+    Raises
+    ------
+    UdcError
+        The file is missing, unreadable or another table.
+    """
     text = dict.fromkeys(("path", "sha256", "group", "true", "predicted"), str)
     try:
         table = pd.read_csv(path, dtype=text, keep_default_na=False)
@@ -67,7 +102,9 @@ def read_predictions(path: Path) -> pd.DataFrame:
         raise UdcError(f"{path}: no such file; run evaluate first (dvc repro)") from None
     except (OSError, ValueError) as error:
         raise UdcError(f"{path}: cannot be read: {error}") from None
-    if missing := [column for column in (*text, "cost", "weight") if column not in table]:
+    if "cost_paid" not in table:
+        table = table.rename(columns={"cost": "cost_paid"})
+    if missing := [column for column in (*text, "cost_paid", "weight") if column not in table]:
         raise UdcError(f"{path}: has no column {', '.join(missing)}; is it a predictions.csv that evaluate wrote?")
     return table
 
@@ -78,27 +115,82 @@ def logits_of(table: pd.DataFrame, classes: list[str]) -> NDArray[np.float32]:
 
 
 def metrics_table(metrics: Metrics, intervals: Intervals) -> pd.DataFrame:
-    """``metric``, ``value``, ``low``, ``high``."""
+    """Columns ``metric``, ``value``, ``low``, ``high``."""
     rows = [(name, value, *intervals.get(name, (None, None))) for name, value in metrics.items()]
     return pd.DataFrame(rows, columns=["metric", "value", "low", "high"]).astype(
         dict.fromkeys(["value", "low", "high"], float)
     )
 
 
+def per_class_table(targets: Indices, decided: Indices, classes: list[str]) -> pd.DataFrame:
+    """Precision, recall, F1 and support of each class; a referred image counts against recall."""
+    k = len(classes)
+    hits = np.bincount(targets[targets == decided], minlength=k)
+    support, decisions = np.bincount(targets, minlength=k), np.bincount(decided, minlength=k)[:k]
+    return pd.DataFrame({
+        "class": classes,
+        "precision": hits / np.maximum(decisions, 1),
+        "recall": hits / np.maximum(support, 1),
+        "f1": 2 * hits / np.maximum(support + decisions, 1),
+        "support": support,
+    })  # fmt: skip
+
+
+def cost_by_pair(scored: Scored, classes: list[str], outcomes: list[str]) -> pd.DataFrame:
+    """Images, cost and share of the total cost of each (true, decided) with a cost, the costliest first."""
+    names, decided = np.array(classes, dtype=object), np.array(outcomes, dtype=object)
+    rows = pd.DataFrame({
+        "true": names[scored.targets],
+        "decided": decided[scored.decided],
+        "images": 1,
+        "cost": scored.image_weights * scored.cost_paid,
+    })  # fmt: skip
+    table = rows.groupby(["true", "decided"], as_index=False).sum()
+    table = table[table["cost"] != 0].sort_values(["cost", "true", "decided"], ascending=[False, True, True])
+    total = float(table["cost"].sum())
+    return table.assign(share=table["cost"] / total if total else 0.0)
+
+
+def baselines_table(scored: Scored, outcomes: list[str], decision: str) -> pd.DataFrame:
+    """Mean cost, normalised cost and accuracy of the policy, of argmax and of the best constant decision.
+
+    Parameters
+    ----------
+    outcomes : names of the columns of ``scored.outcome_costs``.
+    decision : name of the policy's decision.
+    """
+    n, (k, d) = len(scored.targets), scored.outcome_costs.shape
+    constant = int(np.average(scored.outcome_costs[scored.targets], axis=0, weights=scored.weights).argmin())
+    decisions = {
+        decision: scored.decided,
+        "argmax": scored.probabilities.argmax(axis=1),
+        f"always {outcomes[constant]}": np.full(n, constant),
+    }
+    rows = []
+    for name, decided in decisions.items():
+        terms = Terms(np.arange(n), scored.targets * d + decided, scored.image_weights, k * d)
+        cells = terms.total().reshape(k, d, 1)
+        metrics = cost_metrics(cells, scored.outcome_costs) | agreement_metrics(cells[:, :k])
+        columns = ("mean_cost", "normalised_cost", "accuracy")
+        rows.append({"decision": name} | {column: float(metrics[column][0]) for column in columns})
+    return pd.DataFrame(rows)
+
+
 def confusion(scored: Scored) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Images and money (K, D) by true class and decision."""
+    """Images and weighted cost, (K, D) each, by true class and decision."""
     counts = np.zeros(scored.outcome_costs.shape, dtype=np.int64)
     np.add.at(counts, (scored.targets, scored.decided), 1)
-    money = np.zeros(scored.outcome_costs.shape)
-    np.add.at(money, (scored.targets, scored.decided), scored.counted * scored.cost_paid)
-    return counts, money
+    costs = np.zeros(scored.outcome_costs.shape)
+    np.add.at(costs, (scored.targets, scored.decided), scored.image_weights * scored.cost_paid)
+    return counts, costs
 
 
 def write_confusion(folder: Path, scored: Scored, policy: Policy) -> None:
-    """``confusion_matrix.json`` with counts and money, ``confusion.csv`` for `dvc plots`, ``cost_by_pair.csv``."""
-    counts, money = confusion(scored)
-    about = {"rows": "true", "columns": "decided", "classes": policy.classes, "outcomes": policy.outcomes}
-    text = json.dumps(about | {"counts": counts.tolist(), "money": money.tolist()}, indent=2, ensure_ascii=False)
+    """Write ``confusion_matrix.json`` (counts and costs), ``confusion.csv`` for `dvc plots`, ``per_class.csv``,
+    ``cost_by_pair.csv`` and ``baselines.csv``."""
+    counts, costs = confusion(scored)
+    axes = {"rows": "true", "columns": "decided", "classes": policy.classes, "outcomes": policy.outcomes}
+    text = json.dumps(axes | {"counts": counts.tolist(), "costs": costs.tolist()}, indent=2, ensure_ascii=False)
     (folder / "confusion_matrix.json").write_text(text + "\n", encoding="utf-8")
     names, outcomes = np.array(policy.classes, dtype=object), np.array(policy.outcomes, dtype=object)
     write_csv(
@@ -106,16 +198,16 @@ def write_confusion(folder: Path, scored: Scored, policy: Policy) -> None:
     )
     write_csv(per_class_table(scored.targets, scored.decided, policy.classes), folder / "per_class.csv")
     write_csv(cost_by_pair(scored, policy.classes, policy.outcomes), folder / "cost_by_pair.csv")
-    write_csv(baselines_table(scored, policy.outcomes, policy.decision), folder / "rules.csv")
+    write_csv(baselines_table(scored, policy.outcomes, policy.decision), folder / "baselines.csv")
 
 
 def write_curves(
     folder: Path, scored: Scored, policy: Policy, logits: NDArray[np.floating], evaluate: EvaluateParams
 ) -> None:
-    """All curves of a split: ROC, precision-recall, reliability, cost, referral."""
-    write_csv(roc_curves(scored, policy.classes), folder / "roc_by_class.csv")
-    write_csv(precision_recall_curves(scored, policy.classes), folder / "precision_recall_by_class.csv")
-    resamples = max(100, evaluate.resamples // 10)  # a band needs fewer than the end of an interval
+    """Write the tables of all curves: ROC, precision-recall, reliability, cost, referral."""
+    for table, name in zip(class_curves(scored, policy.classes), ("roc", "precision_recall"), strict=True):
+        write_csv(table, folder / f"{name}_by_class.csv")
+    resamples = max(100, evaluate.resamples // 10)  # a pointwise band needs fewer than a published interval
     roc, pr, areas = mean_curves(scored, policy.classes, resamples, evaluate.confidence)
     for table, name in ((roc, "roc"), (pr, "precision_recall"), (areas, "areas")):
         write_csv(table, folder / f"{name}.csv")
@@ -125,21 +217,19 @@ def write_curves(
     curve = cost_curve(scored, policy)
     if curve is not None:
         write_csv(curve, folder / "cost_curve.csv")
-        (folder / "costliest_class.txt").write_text(
-            policy.classes[costliest_class(scored.outcome_costs)], encoding="utf-8"
-        )
 
 
-def costliest_mistakes(predictions: pd.DataFrame, scored: Scored) -> pd.DataFrame:
-    """Wrong decisions that cost something, the dearest and most certain first; ``row`` is the image's place."""
+def costliest_mistakes(paths: Sequence[str], scored: Scored, policy: Policy) -> pd.DataFrame:
+    """Wrong decisions with a cost, sorted by cost, then by probability; ``row`` is the image's index in the split."""
+    names = np.array(policy.outcomes, dtype=object)
     top = scored.probabilities[np.arange(len(scored.targets)), np.minimum(scored.decided, scored.num_classes - 1)]
-    wrong = (scored.decided != scored.targets) & (scored.decided < scored.num_classes) & (scored.cost_paid > 0)
+    is_wrong = (scored.decided != scored.targets) & (scored.decided < scored.num_classes) & (scored.cost_paid > 0)
     table = pd.DataFrame({
-        "path": predictions["path"],
-        "true": predictions["true"],
-        "decided": predictions["predicted"],
+        "path": paths,
+        "true": names[scored.targets],
+        "decided": names[scored.decided],
         "probability": top,
         "cost": scored.cost_paid,
         "row": np.arange(len(top)),
-    })[wrong]  # fmt: skip
+    })[is_wrong]  # fmt: skip
     return pd.DataFrame(table.sort_values(["cost", "probability", "path"], ascending=[False, False, True]))

@@ -1,4 +1,4 @@
-"""Looking at a training before it is run: the learning rate it stands, and where its time goes. Nothing is recorded."""
+"""Commands that look at a training run before it is started: learning rate and profile. Nothing is recorded."""
 
 from __future__ import annotations
 
@@ -16,22 +16,32 @@ from udc_model.training.setup import set_up
 def find_learning_rate(
     params: Params, workspace: Workspace, folder: Path, lowest: float, highest: float, steps: int
 ) -> str:
-    """Run the range test on the prepared data; writes ``learning_rates.csv`` and ``.png``, and returns the finding."""
+    """Run the range test on the prepared data; write ``learning_rates.csv`` and ``.png`` to ``folder``.
+
+    Parameters
+    ----------
+    lowest, highest : learning rates of the first and the last step.
+    steps : number of steps.
+
+    Returns
+    -------
+    The result as text.
+    """
     from udc_model.evaluation.plots import plot_range_test
 
     session = set_up(params, PackedDataset.open(workspace.prepared))
     table = range_test(session, lowest, highest, steps)
-    found = steepest(table)
+    rate = steepest(table)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "learning_rates.csv", folder / "learning_rates.png"]
     write_csv(table, files[0])
-    plot_range_test(files[1], table, found)
+    plot_range_test(files[1], table, rate)
     end = table["learning_rate"].iloc[-1]
-    told = f"the loss falls fastest at a learning rate of {found:.2g}"
-    told += f", and diverges above {end:.2g}" if end < highest else ""
-    return f"{told} (params.yaml has {params.train.learning_rate:g})\n" + "\n".join(map(str, files)) + "\n"
+    text = f"the loss falls fastest at a learning rate of {rate:.2g}"
+    text += f", and diverges above {end:.2g}" if end < highest else ""
+    return f"{text} (params.yaml has {params.train.learning_rate:g})\n" + "\n".join(map(str, files)) + "\n"
 
 
 def profile_training(params: Params, workspace: Workspace) -> str:
-    """Two epochs on the prepared data, the second under torch's profiler; returns where the time of a step goes."""
+    """Train two epochs on the prepared data, the second under torch's profiler; returns the time of a step by part."""
     return profile_steps(set_up(params, PackedDataset.open(workspace.prepared)))

@@ -1,4 +1,4 @@
-"""Promotion of a run's model in MLflow's registry: to ``challenger``, and to ``champion`` if shown to be cheaper."""
+"""Promotes a run's model in MLflow's registry: to ``challenger``, and to ``champion`` if a test shows lower costs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from udc_model.errors import UdcError
+from udc_model.experiments.names import resolve_run
 from udc_model.experiments.results import compare
 from udc_model.tracking.delivery import EVALUATED
-from udc_model.tracking.lookup import find_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-LEVEL = 0.05  # of the paired test
+LEVEL = 0.05  # significance level of the paired test
 COMPARISON, FORCED = "udc.comparison", "udc.forced"
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """What a promotion came to: the version, whether it is the champion now, and why."""
+    """Result of a promotion: the version, whether it is the champion now, and why."""
 
     name: str
     version: str
@@ -32,45 +32,45 @@ class Promotion:
 
 
 def promote(run_name: str, name: str, *, force: bool = False) -> Promotion:
-    """Register a run's model as the challenger, and as the champion if it beats the present one.
+    """Register a run's model as the challenger, and as the champion if it is shown to be better than the present one.
 
-    It beats it if its mean cost on the test split is lower and the paired test of `compare_predictions`, on the same
-    images under the same prices, has p < 0.05. The first version is the champion without a contest.
+    It is better if its mean cost on the test split is lower and the paired test of `compare_predictions`, on the same
+    images with the same costs, has p < 0.05. The first version becomes the champion without a comparison.
 
     Parameters
     ----------
-    run_name : any name that :func:`~udc_model.tracking.lookup.find_run` knows.
-    name : of the registered model, created if there is none.
-    force : make it the champion whatever the test says; the version's tag ``udc.forced`` tells.
+    run_name : see :func:`~udc_model.experiments.names.resolve_run`.
+    name : of the registered model, created if it does not exist.
+    force : make it the champion whatever the test shows; the version gets the tag ``udc.forced`` with the reason.
 
     Raises
     ------
     UdcError
-        The run is not found or has no evaluation, or the champion was scored on other images or under other prices
-        (with ``force`` that is written down instead).
+        The run is not found or has no evaluation, or the champion was evaluated on other images or with other costs
+        (with ``force`` the error is recorded instead).
     """
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    run = find_run(run_name)
+    run = resolve_run(run_name)
     if run.data.tags.get(EVALUATED) != "true" or not run.outputs or not run.outputs.model_outputs:
         raise UdcError(
-            f"run {run.info.run_id} has no evaluation, and so no model that can be served; run evaluate (dvc repro)"
+            f"run {run.info.run_id} has no evaluation and therefore no model to serve; run evaluate (dvc repro)"
         )
     client = mlflow.MlflowClient()
     try:
         champion = _champion(client, name)
-        found, reason, beats = _contest(champion, run, force)
-        version = _registered(client, run, name)
-        client.set_model_version_tag(name, version.version, COMPARISON, json.dumps(found))
+        comparison, reason, is_better = _compare_with(champion, run, force)
+        version = _registered_version(client, run, name)
+        client.set_model_version_tag(name, version.version, COMPARISON, json.dumps(comparison))
         client.set_registered_model_alias(name, CHALLENGER, version.version)
-        if force and not beats:
+        if force and not is_better:
             client.set_model_version_tag(name, version.version, FORCED, reason)
-        if force or beats:
+        if force or is_better:
             client.set_registered_model_alias(name, CHAMPION, version.version)
     except MlflowException as error:
-        raise UdcError(f"{name}: the registry refuses: {error}") from None
-    return Promotion(name, version.version, force or beats, reason)
+        raise UdcError(f"{name}: the model registry reports an error: {error}") from None
+    return Promotion(name, version.version, force or is_better, reason)
 
 
 def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
@@ -84,34 +84,34 @@ def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
         return None
 
 
-def _contest(champion: ModelVersion | None, run: Run, force: bool) -> tuple[dict[str, object], str, bool]:
-    """The comparison for the record, the reason in a sentence, and whether the run's model is shown to be cheaper."""
+def _compare_with(champion: ModelVersion | None, run: Run, force: bool) -> tuple[dict[str, object], str, bool]:
+    """The comparison to record, the reason as a sentence, and whether the run's model is shown to cost less."""
     if champion is None:
-        return {"champion": None}, "the first of its name", True
-    about: dict[str, object] = {"champion": champion.version, "champion_run": champion.run_id, "split": "test"}
+        return {"champion": None}, "it is the first version", True
+    record: dict[str, object] = {"champion": champion.version, "champion_run": champion.run_id, "split": "test"}
     if champion.run_id == run.info.run_id:
-        return about, "it is the champion already", True
+        return record, "it is the champion already", True
     if champion.run_id is None:
-        raise UdcError(f"the champion, version {champion.version}, does not say which run made it")
+        raise UdcError(f"the champion, version {champion.version}, has no run in the registry")
     try:
-        found = compare(champion.run_id, run.info.run_id, "test")
+        comparison = compare(champion.run_id, run.info.run_id, "test")
     except UdcError as error:
         if not force:
             raise
-        return about | {"error": str(error)}, f"it cannot be compared with the champion: {error}", False
-    cost = found.differences[0]
+        return record | {"error": str(error)}, f"it cannot be compared with the champion: {error}", False
+    cost = comparison.differences[0]
     assert cost.p_value is not None
-    about |= {"images": found.images, "champion_mean_cost": cost.a, "mean_cost": cost.b, "difference": cost.difference,
-              "low": cost.low, "high": cost.high, "p_value": cost.p_value}  # fmt: skip
-    beats = cost.difference < 0 and cost.p_value < LEVEL
-    interval = f"{found.confidence:.0%} interval {cost.low:+.4f} to {cost.high:+.4f}"
-    reason = (f"test mean cost {cost.b:.4f} against the champion's {cost.a:.4f}, difference {cost.difference:+.4f} "
+    record |= {"images": comparison.images, "champion_mean_cost": cost.a, "mean_cost": cost.b,
+               "difference": cost.difference, "low": cost.low, "high": cost.high, "p_value": cost.p_value}  # fmt: skip
+    is_better = cost.difference < 0 and cost.p_value < LEVEL
+    interval = f"{comparison.confidence:.0%} interval {cost.low:+.4f} to {cost.high:+.4f}"
+    reason = (f"test mean cost {cost.b:.4f}, champion {cost.a:.4f}, difference {cost.difference:+.4f} "
               f"({interval}, paired test p = {cost.p_value:.4f})")  # fmt: skip
-    return about, reason, beats
+    return record, reason, is_better
 
 
-def _registered(client: MlflowClient, run: Run, name: str) -> ModelVersion:
-    """The version made of this run, registered now if there is none."""
+def _registered_version(client: MlflowClient, run: Run, name: str) -> ModelVersion:
+    """The version of this run's model, registered now if there is none."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -122,6 +122,6 @@ def _registered(client: MlflowClient, run: Run, name: str) -> ModelVersion:
     for version in client.search_model_versions(f"name = '{name}'"):
         if version.run_id == run.info.run_id:
             return version
-    assert run.outputs is not None  # promote() looked
+    assert run.outputs is not None  # promote() checks it
     model_id = run.outputs.model_outputs[-1].model_id
     return client.create_model_version(name, f"models:/{model_id}", run.info.run_id, model_id=model_id)

@@ -1,4 +1,4 @@
-"""A recorded run once more, from its record alone: the same commit, changes and data, and whether the bits agree."""
+"""Runs the pipeline of a recorded run again, with the same commit, changes and data, and compares the results."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from udc_model.errors import UdcError
+from udc_model.experiments.names import resolve_run
 from udc_model.files import Workspace, sha256_of
 from udc_model.tracking.delivery import EVALUATED, MODEL_SHA256, TRAINED_BY
-from udc_model.tracking.lookup import artifact, find_run
+from udc_model.tracking.journal import wait_for_senders
+from udc_model.tracking.lookup import artifact
 from udc_model.tracking.provenance import COMMIT, DIRTY, provenance
 from udc_model.tracking.store import repository_root
 
@@ -32,7 +36,7 @@ _HARDWARE = ("device", "precision", "kernels", "threads", "udc.host")
 
 @dataclass
 class Reproduction:
-    """What came out: differences of the outcome, and what changed between then and now and may be why."""
+    """Result of a reproduction: differences of weights and metrics, and changes since the run that may explain them."""
 
     run_id: str
     differences: list[str] = field(default_factory=list)
@@ -40,61 +44,67 @@ class Reproduction:
 
     @property
     def identical(self) -> bool:
-        """Whether weights and metrics are the same to the bit."""
+        """Whether all weights and metrics are bitwise equal."""
         return not self.differences
 
     def to_text(self) -> str:
-        """The verdict, then the differences, then what changed."""
+        """The result, then the differences, then the changes."""
         if self.identical:
-            lines = [f"identical: run {self.run_id} was reproduced, weights and metrics equal to the bit"]
-            return "\n".join([*lines, *(f"  (changed without effect: {line})" for line in self.changed)]) + "\n"
-        lines = [f"different: run {self.run_id} was not reproduced", *(f"  {line}" for line in self.differences)]
-        lines += ["changed since then:", *(f"  {line}" for line in self.changed or ["nothing that was recorded"])]
+            lines = [f"identical: run {self.run_id} is reproduced, all weights and metrics are bitwise equal"]
+            return (
+                "\n".join([*lines, *(f"  (changed since the run, without effect: {line})" for line in self.changed)])
+                + "\n"
+            )
+        lines = [f"different: run {self.run_id} is not reproduced", *(f"  {line}" for line in self.differences)]
+        lines += ["changed since the run:", *(f"  {line}" for line in self.changed or ["nothing that is recorded"])]
         return "\n".join(lines) + "\n"
 
 
 def reproduce(name: str) -> Reproduction:
     """Run the pipeline of a recorded run again, in a temporary clone, and compare.
 
-    The clone is of the run's commit with the run's uncommitted changes; its data come from DVC's cache, a remote, or,
-    if DVC does not keep them, from where they lie now. Every stage is executed; nothing is written to the repository,
-    its cache, or the tracker.
+    The clone has the run's commit and uncommitted changes. Its raw data come from DVC's cache or a remote, or from the
+    repository's working tree if DVC does not track them. All stages are executed. Nothing is written to the repository,
+    its cache or its MLflow store.
 
     Parameters
     ----------
-    name : any name that :func:`~udc_model.tracking.lookup.find_run` knows.
+    name : see :func:`~udc_model.experiments.names.resolve_run`.
 
     Raises
     ------
     UdcError
-        The run is not found, or something that it needs is gone.
+        The run is not found, its commit or data do not exist any more, or its pipeline fails.
     """
-    with _recovered(find_run(name)) as (run, folder):
+    with _cloned(resolve_run(name)) as (run, folder):
         logger.info("running the pipeline of run %s again in %s", run.info.run_id, folder)
         recorded = _recorded_metrics(run)
-        _dvc(folder, "repro", "--force", "--no-commit", "--quiet", "train" if recorded is None else "evaluate")
-        return _compared(run, recorded, Workspace(folder))
+        try:
+            _dvc(folder, "repro", "--force", "--no-commit", "--quiet", "train" if recorded is None else "evaluate")
+        finally:
+            wait_for_senders(folder)  # they write into the clone
+        return _compare(run, recorded, Workspace(folder))
 
 
 def check(name: str) -> str:
-    """Say that everything a reproduction needs is still there; :class:`UdcError` names what is not."""
-    with _recovered(find_run(name)) as (run, _):
-        changed = _changed(run, None)
-    lines = [f"run {run.info.run_id} can be reproduced: commit, changes and data are there"]
-    return "\n".join([*lines, *(f"  changed since then: {line}" for line in changed)]) + "\n"
+    """Check that everything a reproduction needs exists, and return a report; :class:`UdcError` names what does not."""
+    with _cloned(resolve_run(name)) as (run, _):
+        changed = _changes(run, None)
+    lines = [f"run {run.info.run_id} can be reproduced: commit, changes and data exist"]
+    return "\n".join([*lines, *(f"  changed since the run: {line}" for line in changed)]) + "\n"
 
 
 @contextmanager
-def _recovered(run: Run) -> Iterator[tuple[Run, Path]]:
-    """The run and a temporary clone with its code, changes and raw data."""
+def _cloned(run: Run) -> Iterator[tuple[Run, Path]]:
+    """The run, and a temporary clone with its code, changes and raw data."""
     stage = "evaluate" if f"{COMMIT}.evaluate" in run.data.tags else "train"
     commit = run.data.tags.get(f"{COMMIT}.{stage}")
     if not commit:
-        raise UdcError(f"run {run.info.run_id} names no commit; it was not started in a git repository")
+        raise UdcError(f"run {run.info.run_id} has no commit; it was not started in a git repository")
     root = repository_root()
-    with tempfile.TemporaryDirectory(prefix="udc-reproduce-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="udc-reproduce-", ignore_cleanup_errors=True) as scratch:
         folder = Path(scratch) / "clone"
-        # --shared: experiments' commits are in no branch, but in the repository's objects
+        # --shared: commits of experiments are in no branch, but among the repository's objects
         _git(root, "clone", "--quiet", "--shared", "--no-checkout", str(root), str(folder))
         try:
             _git(folder, "checkout", "--quiet", "--detach", commit)
@@ -109,30 +119,36 @@ def _recovered(run: Run) -> Iterator[tuple[Run, Path]]:
 
 
 def _fetch_data(root: Path, folder: Path) -> None:
-    """Put the raw data into the clone: from DVC's cache or remote, else as it lies in the repository now."""
-    from udc_model.config import load_params
-
+    """Put the raw data into the clone: from DVC's cache or remote, else by a link to the repository's working tree."""
     cache = _dvc(root, "cache", "dir")
     _dvc(folder, "cache", "dir", "--local", cache)
-    local = root / ".dvc" / "config.local"  # where a user's remotes and credentials are
+    local = root / ".dvc" / "config.local"  # remotes and credentials of the user
     if local.is_file():
         settings = local.read_text(encoding="utf-8") + "\n"
         with (folder / ".dvc" / "config.local").open("a", encoding="utf-8") as out:
             out.write(settings)
-    params = load_params(folder / "params.yaml")
-    raw = Path(params.data.path)
+    source, raw = _raw_data(folder / "params.yaml")
     tracked = [path for path in folder.rglob("*.dvc") if path.is_file()]
     if tracked:
         _dvc(folder, "pull", "--quiet", *(path.relative_to(folder).as_posix() for path in tracked))
-    here = folder / raw
-    if params.data.source == "digits" or raw.is_absolute() or _has_files(here):
+    target = folder / raw
+    if source == "digits" or raw.is_absolute() or _has_files(target):
         return
     if not _has_files(root / raw):
-        raise UdcError(f"{raw}: the run's images are neither in DVC nor here any more")
-    if here.is_dir():
-        shutil.rmtree(here)
-    here.parent.mkdir(parents=True, exist_ok=True)
-    here.symlink_to(root / raw)
+        raise UdcError(f"{raw}: the images of the run are neither in DVC nor in this repository")
+    if target.is_dir():
+        shutil.rmtree(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.symlink_to(root / raw)
+
+
+def _raw_data(params_file: Path) -> tuple[str, Path]:
+    """``data.source`` and ``data.path``. The other parameters are not validated: the run may be of an old version."""
+    try:
+        data = yaml.safe_load(params_file.read_text(encoding="utf-8"))["data"]
+        return str(data["source"]), Path(data["path"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise UdcError(f"{params_file}: data.source and data.path cannot be read: {error!r}") from None
 
 
 def _has_files(folder: Path) -> bool:
@@ -148,29 +164,29 @@ def _recorded_metrics(run: Run) -> dict[str, Any] | None:
         return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-def _compared(run: Run, recorded: Mapping[str, Any] | None, workspace: Workspace) -> Reproduction:
-    found = Reproduction(run.info.run_id, changed=_changed(run, workspace))
+def _compare(run: Run, recorded: Mapping[str, Any] | None, workspace: Workspace) -> Reproduction:
+    result = Reproduction(run.info.run_id, changed=_changes(run, workspace))
     sha256 = sha256_of(workspace.model / "model.safetensors")
     if sha256 != run.data.tags.get(MODEL_SHA256):
-        found.differences.append(f"weights: sha256 {sha256}, was {run.data.tags.get(MODEL_SHA256)}")
+        result.differences.append(f"weights: sha256 {sha256}, was {run.data.tags.get(MODEL_SHA256)}")
     if recorded is not None:
-        now = json.loads(workspace.metrics.read_text(encoding="utf-8"))
-        found.differences += list(_metric_differences(recorded, now))
-    return found
+        metrics = json.loads(workspace.metrics.read_text(encoding="utf-8"))
+        result.differences += _metric_differences(recorded, metrics)
+    return result
 
 
-def _metric_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    for split in sorted(then.keys() | now.keys()):
-        one, other = then.get(split, {}), now.get(split, {})
-        for name in sorted(one.keys() | other.keys()):
-            a, b = one.get(name), other.get(name)
-            if a != b:
-                by = f" ({b - a:+.3g})" if isinstance(a, int | float) and isinstance(b, int | float) else ""
-                yield f"{split}/{name}: {b}, was {a}{by}"
+def _metric_differences(recorded: Mapping[str, Any], metrics: Mapping[str, Any]) -> Iterator[str]:
+    for split in sorted(recorded.keys() | metrics.keys()):
+        old_values, new_values = recorded.get(split, {}), metrics.get(split, {})
+        for name in sorted(old_values.keys() | new_values.keys()):
+            old, new = old_values.get(name), new_values.get(name)
+            if old != new:
+                are_numbers = isinstance(old, int | float) and isinstance(new, int | float)
+                yield f"{split}/{name}: {new}, was {old}" + (f" ({new - old:+.3g})" if are_numbers else "")
 
 
-def _changed(run: Run, workspace: Workspace | None) -> list[str]:
-    """What is known to be other than when the run was made: data, packages, hardware."""
+def _changes(run: Run, workspace: Workspace | None) -> list[str]:
+    """The recorded circumstances that differ today: data, packages, hardware."""
     from udc_model.config import TrainParams
     from udc_model.training.hardware import pick_hardware
 
@@ -181,22 +197,20 @@ def _changed(run: Run, workspace: Workspace | None) -> list[str]:
         for entry in run.inputs.dataset_inputs[:1] if run.inputs else []:
             if entry.dataset.digest != digest[: len(entry.dataset.digest)]:
                 changed.append(f"data: digest {digest}, was {entry.dataset.digest}")
-    now = provenance("reproduce")
-    if TRAINED_BY in tags:  # device and precision are those of the run that trained
-        return changed + _differing(tags, now, [name for name in tags if name.startswith("udc.version.")])
-    hardware = pick_hardware(TrainParams.model_validate(_train_params(run))).describe()
-    names = [name for name in tags if name.startswith("udc.version.")]
-    return changed + _differing(tags, now | hardware, [*names, *_HARDWARE])
+    current_tags = provenance("reproduce")
+    versions = [name for name in tags if name.startswith("udc.version.")]
+    if TRAINED_BY in tags:  # device and precision are those of the training run
+        return changed + _tag_differences(tags, current_tags, versions)
+    requested = {name: run.data.params[f"train.{name}"] for name in ("device", "precision")
+                 if f"train.{name}" in run.data.params}  # fmt: skip
+    hardware = pick_hardware(TrainParams.model_validate(requested)).describe()
+    return changed + _tag_differences(tags, current_tags | hardware, [*versions, *_HARDWARE])
 
 
-def _train_params(run: Run) -> dict[str, str]:
-    known = run.data.params
-    return {name: known[f"train.{name}"] for name in ("device", "precision") if f"train.{name}" in known}
-
-
-def _differing(then: Mapping[str, str], now: Mapping[str, str], names: list[str]) -> list[str]:
-    return [f"{name.removeprefix('udc.version.').removeprefix('udc.')}: {now.get(name, 'missing')}, was {then[name]}"
-            for name in sorted(names) if name in then and then[name] != now.get(name)]  # fmt: skip
+def _tag_differences(old_tags: Mapping[str, str], new_tags: Mapping[str, str], names: list[str]) -> list[str]:
+    return [f"{name.removeprefix('udc.version.').removeprefix('udc.')}: {new_tags.get(name, 'missing')}, "
+            f"was {old_tags[name]}" for name in sorted(names)
+            if name in old_tags and old_tags[name] != new_tags.get(name)]  # fmt: skip
 
 
 def _git(folder: Path, *arguments: str) -> None:
@@ -204,10 +218,10 @@ def _git(folder: Path, *arguments: str) -> None:
 
 
 def _dvc(folder: Path, *arguments: str) -> str:
-    # its own root, so a throw-away store, and none of the settings of an experiment that may be around
+    # A root and a store in the clone; no settings of an experiment that runs this process.
     foreign = ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "MLFLOW_RUN_ID", "DVC_STAGE")
     env = {key: value for key, value in os.environ.items() if key not in foreign}
-    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', '')}"  # where the stages find python
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', '')}"  # stages run `python`
     env |= {"DVC_ROOT": str(folder), "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
     return _checked([sys.executable, "-m", "dvc", *arguments], folder, env)
 
@@ -215,6 +229,6 @@ def _dvc(folder: Path, *arguments: str) -> str:
 def _checked(command: list[str], folder: Path, env: Mapping[str, str] | None = None) -> str:
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
-        told = (done.stderr or done.stdout).strip()
-        raise UdcError(f"{' '.join(command[2:] if command[1] == '-m' else command)} failed in {folder}:\n{told}")
+        output = (done.stderr or done.stdout).strip()
+        raise UdcError(f"{' '.join(command[2:] if command[1] == '-m' else command)} failed in {folder}:\n{output}")
     return done.stdout.strip()

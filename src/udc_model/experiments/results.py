@@ -1,121 +1,136 @@
-"""Results by any of their names: a file or folder, an MLflow run, a DVC experiment; and sweeps over recorded runs."""
+"""Decisions of results by name, comparisons of two of them, and sweeps over recorded runs."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from udc_model.decisions.policy import POLICY_FILE, Policy
+from udc_model.decisions.policy import POLICY_FILE, POLICY_FILE_0_1, Policy
 from udc_model.errors import UdcError
 from udc_model.evaluation.comparison import Comparison, compare_predictions
 from udc_model.evaluation.tables import read_predictions
+from udc_model.experiments.names import resolve_name
 from udc_model.tracking.lookup import RecordedRun, artifact, evaluated_runs
 
 
 @dataclass(frozen=True)
 class StoredDecisions:
-    """A predictions table, and the policy behind it where that is known (not for a CSV file alone)."""
+    """A predictions table and its policy; None for a CSV file, which has no policy."""
 
     predictions: pd.DataFrame
     policy: Policy | None
 
 
-def find_decisions(name: str, split: str) -> StoredDecisions:
-    """The decisions that ``name`` stands for.
+def load_decisions(name: str, split: str) -> StoredDecisions:
+    """The decisions of a result.
 
     Parameters
     ----------
-    name : a ``predictions.csv``; a folder with ``evaluation/`` (or that folder, or one of ``udc decide --out``); id or
-        name of an MLflow run; name of a DVC experiment, or any git revision whose outputs are in DVC's cache.
-    split : ``test`` or ``validation``; of no matter for a file.
+    name : see :func:`~udc_model.experiments.names.resolve_name`. A folder has ``evaluation/``, or is that folder, or
+        was written by ``udc decide --out``; the outputs of a git revision are in DVC's cache.
+    split : ``test`` or ``validation``; ignored for a file.
 
     Raises
     ------
     UdcError
-        Nothing is called that, several runs are, or the table is damaged.
+        Nothing or more than one run has this name, or the table is damaged.
     """
-    path = Path(name)
-    if path.is_dir():
-        inner = f"{split}/predictions.csv"
-        for folder, name in ((path / "evaluation", inner), (path, inner), (path, "predictions.csv")):
-            if (folder / name).is_file():
-                return StoredDecisions(read_predictions(folder / name), Policy.load(folder / POLICY_FILE))
-        raise UdcError(f"{path}: holds no evaluation/{split}/predictions.csv; run evaluate first (dvc repro)")
-    if path.is_file() or path.suffix == ".csv":
-        return StoredDecisions(read_predictions(path), None)
-    runs = evaluated_runs(name)
-    if len(runs) > 1:
-        raise UdcError(f"{name}: {len(runs)} runs are called that; name one by its id: "
-                       f"{', '.join(run.run_id for run in runs)}")  # fmt: skip
+    result = resolve_name(name)
+    if result.path is not None:
+        return _from_path(result.path, split)
     with tempfile.TemporaryDirectory() as scratch:
-        wanted = ("evaluation/policy.json", f"evaluation/{split}/predictions.csv")
-        fetched = [
-            artifact(runs[0].run_id, inner, Path(scratch)) if runs else _from_dvc(name, inner, Path(scratch))
-            for inner in wanted
-        ]
-        return StoredDecisions(read_predictions(fetched[1]), Policy.load(fetched[0]))
+
+        def fetch(path: str) -> Path:
+            if result.run is not None:
+                return artifact(result.run.info.run_id, path, Path(scratch))
+            return _from_dvc(name, str(result.commit), path, Path(scratch))
+
+        policy = _fetch_policy(fetch)
+        return StoredDecisions(read_predictions(fetch(f"evaluation/{split}/predictions.csv")), policy)
 
 
-def compare(a: str, b: str, split: str) -> Comparison:
-    """Compare two results by name, see :func:`find_decisions`.
-
-    Raises
-    ------
-    UdcError
-        One is not found, or they are of other images or other prices.
-    """
-    one, other = find_decisions(a, split), find_decisions(b, split)
-    if one.policy is not None and other.policy is not None and one.policy.classes == other.policy.classes:
-        classes = one.policy.classes
-        for i, j in np.argwhere(~np.isclose(one.policy.class_costs, other.policy.class_costs)):
-            raise UdcError(
-                f"{a} and {b} were decided under other prices: {classes[i]} decided as {classes[j]} costs "
-                f"{one.policy.class_costs[i][j]:g} and {other.policy.class_costs[i][j]:g}; decide one of them again "
-                "with the costs of the other (udc decide --out)"
-            )
-    return compare_predictions(one.predictions, other.predictions)
+def _from_path(path: Path, split: str) -> StoredDecisions:
+    if not path.is_dir():
+        return StoredDecisions(read_predictions(path), None)
+    table = f"{split}/predictions.csv"
+    for folder, inner in ((path / "evaluation", table), (path, table), (path, "predictions.csv")):
+        if (folder / inner).is_file():
+            return StoredDecisions(read_predictions(folder / inner), Policy.load(folder))
+    raise UdcError(f"{path}: has no evaluation/{split}/predictions.csv; run evaluate first (dvc repro)")
 
 
-def _from_dvc(revision: str, path: str, scratch: Path) -> Path:
+def _from_dvc(name: str, commit: str, path: str, scratch: Path) -> Path:
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
     from scmrepo.exceptions import SCMError
 
     target = scratch / Path(path).name
     try:
-        DVCFileSystem(".", rev=revision).get_file(path, str(target))
+        DVCFileSystem(".", rev=commit).get_file(path, str(target))
     except (DvcException, SCMError, OSError) as error:
-        raise UdcError(f"{revision}: is no file or folder, no MLflow run with an evaluation, and no DVC experiment or "
-                       f"revision with {path} in the cache ({error})") from None  # fmt: skip
+        raise UdcError(f"{name}: is no file or folder, no MLflow run with an evaluation, and no DVC experiment or "
+                       f"git revision with {path} in the cache ({error})") from None  # fmt: skip
     return target
 
 
-def sweep_of_runs(swept: str, metrics: Sequence[str], conditions: Sequence[str] = ()) -> tuple[pd.DataFrame, list[str]]:
-    """Test metrics of the recorded runs against one parameter, or against the price of one cell.
+def _fetch_policy(fetch: Callable[[str], Path]) -> Policy:
+    """The policy of a result; ``fetch`` downloads a file of it. Results of version 0.1.0 have another file."""
+    try:
+        path = fetch(f"evaluation/{POLICY_FILE}")
+    except UdcError as error:
+        try:
+            path = fetch(f"evaluation/{POLICY_FILE_0_1}")
+        except UdcError:
+            raise error from None
+    return Policy.load(path)
 
-    Parameters
-    ----------
-    swept : full name of a parameter that is a number, or ``true=A,predicted=B``.
-    metrics : names without ``test/``.
-    conditions : ``full.name=value`` texts that a run's parameters must fulfil.
 
-    Returns
-    -------
-    A row a run, by rising value: ``run``, ``value``, each metric with ``_low`` and ``_high``; and the names of the
-    other parameters that differ among the runs.
+def compare(a: str, b: str, split: str) -> Comparison:
+    """Compare two results by name, see :func:`load_decisions`.
 
     Raises
     ------
     UdcError
-        Fewer than two values were recorded.
+        One of them is not found, or their images or costs differ.
     """
-    wanted = dict(condition.partition("=")[::2] for condition in conditions)
-    runs = [run for run in evaluated_runs() if all(run.params.get(k) == v for k, v in wanted.items())]
+    first, second = load_decisions(a, split), load_decisions(b, split)
+    if first.policy is not None and second.policy is not None and first.policy.classes == second.policy.classes:
+        classes = first.policy.classes
+        for i, j in np.argwhere(~np.isclose(first.policy.class_costs, second.policy.class_costs)):
+            raise UdcError(
+                f"{a} and {b} were decided under other costs: {classes[i]} decided as {classes[j]} costs "
+                f"{first.policy.class_costs[i][j]:g} and {second.policy.class_costs[i][j]:g}; decide one of them again "
+                "with the costs of the other (udc decide --out)"
+            )
+    return compare_predictions(first.predictions, second.predictions)
+
+
+def sweep_of_runs(swept: str, metrics: Sequence[str], conditions: Sequence[str] = ()) -> tuple[pd.DataFrame, list[str]]:
+    """Test metrics of the recorded runs against one parameter, or against one entry of the cost matrix.
+
+    Parameters
+    ----------
+    swept : full name of a numeric parameter, or ``true=A,predicted=B``.
+    metrics : names without ``test/``.
+    conditions : ``full.name=value``, which a run's parameters must fulfil.
+
+    Returns
+    -------
+    A table with one run a row, sorted by value: ``run``, ``value``, each metric with ``_low`` and ``_high``; and the
+    names of the other parameters that differ between the runs.
+
+    Raises
+    ------
+    UdcError
+        The recorded runs have fewer than two values.
+    """
+    required = dict(condition.partition("=")[::2] for condition in conditions)
+    runs = [run for run in evaluated_runs() if all(run.params.get(k) == v for k, v in required.items())]
     rows, used = [], []
     for run in runs:
         value = _swept_value(run, swept)
@@ -143,7 +158,7 @@ def _swept_value(run: RecordedRun, swept: str) -> float | None:
         raise UdcError(f"{swept}: must be like true=A,predicted=B")
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            policy = Policy.load(artifact(run.run_id, "evaluation/policy.json", Path(scratch)))
+            policy = _fetch_policy(lambda path: artifact(run.run_id, path, Path(scratch)))
         except UdcError:
             return None
     if fields["true"] not in policy.classes or fields["predicted"] not in policy.classes:
@@ -152,7 +167,7 @@ def _swept_value(run: RecordedRun, swept: str) -> float | None:
 
 
 def _varying(runs: Sequence[RecordedRun], swept: str) -> list[str]:
-    """Parameters, other than the swept one, that are not the same in all runs."""
+    """The parameters, except the swept one, that differ between runs."""
     names = {name for run in runs for name in run.params}
-    own = "costs.entries" if swept.startswith("true=") else swept
-    return sorted(name for name in names - {own} if len({run.params.get(name) for run in runs}) > 1)
+    swept_parameter = "costs.entries" if swept.startswith("true=") else swept
+    return sorted(name for name in names - {swept_parameter} if len({run.params.get(name) for run in runs}) > 1)

@@ -1,4 +1,4 @@
-"""The short table that ends ``make demo``: what was trained, how good it is, where everything lies, what next."""
+"""The summary at the end of ``make demo``: what was trained, its metrics, where the files are, and the next steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HEADLINES = (
 
 
 def summary(workspace: Workspace) -> str:
-    """The table for a workspace that went through all stages.
+    """The summary of a workspace.
 
     Raises
     ------
@@ -29,7 +29,8 @@ def summary(workspace: Workspace) -> str:
     record = _read(workspace.training / "record.json")
     info = _read(workspace.prepared / "dataset.json")
     test, validation = (_table(workspace, name, "metrics").set_index("metric") for name in ("test", "validation"))
-    rules = _table(workspace, "test", "rules").itertuples(index=False)
+    is_0_1 = (workspace.evaluation / "test" / "rules.csv").exists()  # its name in version 0.1.0
+    baselines = _table(workspace, "test", "rules" if is_0_1 else "baselines").itertuples(index=False)
     model_type = record["params"]["model"]["model_type"]
     splits = ", ".join(f"{name} {sum(counts.values()):,}" for name, counts in info["counts"].items())
     rows = [(name, *test.loc[name], validation.loc[name, "value"]) for name in _HEADLINES]
@@ -39,19 +40,20 @@ def summary(workspace: Workspace) -> str:
         f"images      {info['images']:,} of {record['data']['name']}: {splits}",
         "",
         f"{'decision, on test':<28}{'mean cost':>10}{'normalised':>12}{'accuracy':>10}",
-        *(f"{rule:<28}{_number(cost, 10)}{_number(normalised, 12)}{_number(accuracy, 10)}"
-          for rule, cost, normalised, accuracy in rules),
+        *(f"{decision:<28}{_number(cost, 10)}{_number(normalised, 12)}{_number(accuracy, 10)}"
+          for decision, cost, normalised, accuracy in baselines),
         "",
         f"{'metric':<28}{'test':>10}{'interval':>22}{'validation':>12}",
-        *(f"{name.replace('_', ' '):<28}{_number(value, 10)}{_interval(low, high):>22}{_number(other, 12)}"
-          for name, value, low, high, other in rows),
+        *(f"{name.replace('_', ' '):<28}{_number(value, 10)}{_interval(low, high):>22}{_number(on_validation, 12)}"
+          for name, value, low, high, on_validation in rows),
         "",
-        f"report      {workspace.evaluation}/report.html  (all of this with pictures; open it in a browser)",
+        f"report      {workspace.evaluation}/report.html  (everything above with plots; open it in a browser)",
         f"model       {workspace.model}/",
         f"plots       {workspace.evaluation}/test/*.png, {workspace.training}/curves.png",
         f"MLflow runs {without_credentials(tracking_uri())}",
         "",
-        "Next:       make ui                                         (runs, curves and models in the browser)",
+        'Next:       git add . && git commit -m "First result"        (later experiments are compared with it)',
+        "            make ui                                           (runs, curves and models in the browser)",
         "            . .venv/bin/activate && udc predict data/samples  (decide ten images)",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"

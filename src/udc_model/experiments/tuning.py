@@ -1,4 +1,4 @@
-"""A search for parameters: each trial a DVC experiment with its own MLflow run, in a study that survives a kill."""
+"""Hyperparameter search: each trial is a DVC experiment with its own MLflow run; a killed study can be resumed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from filelock import FileLock, Timeout
+
 from udc_model.config import full_name, load_params
 from udc_model.errors import UdcError
-from udc_model.tracking.journal import entries, unsent
+from udc_model.tracking.journal import pending_journals, read_entries, wait_for_senders
 from udc_model.tracking.links import dvc_experiments
 from udc_model.tracking.provenance import EXPERIMENT_NAME, git
 from udc_model.tracking.run import StageRun, stage_run
@@ -36,15 +39,15 @@ STUDIES = Path(".udc") / "studies"
 SAMPLERS = ("tpe", "random", "grid")
 _RANGE = re.compile(r"(?P<kind>log|uniform|int|choice)\((?P<arguments>.*)\)", re.DOTALL)
 _KEY, _RANGES, _METRIC = "udc.key", "udc.ranges", "udc.metric"
-_POLL = 0.5  # seconds between two looks at a trial's curve
+_POLL = 0.5  # seconds between two checks of a trial's validation curve
 
 
 @dataclass(frozen=True)
 class SearchRange:
-    """The values that a trial may give one parameter.
+    """The values of one parameter in a search.
 
-    ``log(a,b)`` draws floats whose logarithm is uniform, ``uniform(a,b)`` floats, ``int(a,b)`` whole numbers (both
-    ends included), ``choice(x,y,…)`` one of the texts; anything else is a value that all trials share.
+    ``log(a,b)`` draws floats whose logarithm is uniform, ``uniform(a,b)`` floats, ``int(a,b)`` integers from a to b,
+    ``choice(x,y,…)`` one of the texts; anything else is the value of all trials.
     """
 
     name: str
@@ -53,7 +56,7 @@ class SearchRange:
 
     @classmethod
     def parse(cls, setting: str) -> SearchRange:
-        """Read ``full.name=log(1e-4,1e-2)``; :class:`UdcError` if it is no such text."""
+        """Parse ``full.name=log(1e-4,1e-2)``; :class:`UdcError` if the text is malformed."""
         name, equals, text = setting.partition("=")
         if not equals:
             raise UdcError(f"{setting}: must be name=value or name=log(a,b), uniform(a,b), int(a,b) or choice(x,y,…)")
@@ -62,41 +65,41 @@ class SearchRange:
         if match is None:
             return cls(name, "value", (text,))
         arguments = tuple(part.strip() for part in match["arguments"].split(","))
-        found = cls(name, match["kind"], arguments)
-        if found.kind != "choice":
+        search_range = cls(name, match["kind"], arguments)
+        if search_range.kind != "choice":
             try:
-                low, high = found.ends()
+                low, high = search_range.bounds()
             except ValueError:
-                raise UdcError(f"{setting}: {found.kind}(a,b) takes two numbers") from None
-            if not low < high or (found.kind == "log" and low <= 0):
-                raise UdcError(f"{setting}: the first end must be smaller" + (", and above 0" if low <= 0 else ""))
+                raise UdcError(f"{setting}: {search_range.kind}(a,b) takes two numbers") from None
+            if not low < high or (search_range.kind == "log" and low <= 0):
+                raise UdcError(f"{setting}: the first number must be smaller" + (" and above 0" if low <= 0 else ""))
         elif "" in arguments:
-            raise UdcError(f"{setting}: choice(x,y,…) names the values")
-        return found
+            raise UdcError(f"{setting}: a value of choice(x,y,…) is empty")
+        return search_range
 
-    def ends(self) -> tuple[float, float]:
-        """First and last value; :class:`ValueError` if there are not two numbers."""
+    def bounds(self) -> tuple[float, float]:
+        """Lowest and highest value; :class:`ValueError` if there are not two numbers."""
         low, high = map(float, self.arguments)
         return low, high
 
     def suggest(self, trial: Trial) -> str:
-        """A trial's value, as DVC's ``-S`` takes it."""
+        """The value for a trial, as text for DVC's option ``-S``."""
         match self.kind:
             case "value":
                 return self.arguments[0]
             case "choice":
                 return str(trial.suggest_categorical(self.name, self.arguments))
             case "int":
-                low, high = self.ends()
+                low, high = self.bounds()
                 return str(trial.suggest_int(self.name, int(low), int(high)))
             case _:
-                low, high = self.ends()
+                low, high = self.bounds()
                 return repr(trial.suggest_float(self.name, low, high, log=self.kind == "log"))
 
 
 @dataclass(frozen=True)
 class TuningPlan:
-    """What ``udc tune`` is asked for; ``metric`` is a name in ``metrics.json``, as ``validation/mean_cost``."""
+    """The arguments of ``udc tune``; ``metric`` is a name in ``metrics.json`` such as ``validation/mean_cost``."""
 
     study: str
     ranges: Sequence[SearchRange]
@@ -107,60 +110,65 @@ class TuningPlan:
 
     @property
     def direction(self) -> Literal["minimize", "maximize"]:
-        """Costs, losses and errors are to be small, everything else large."""
+        """Costs, losses and errors are minimised, all other metrics are maximised."""
         return "minimize" if re.search(r"cost|loss|error|brier", self.metric) else "maximize"
 
 
 def tune(plan: TuningPlan) -> str:
-    """Run the trials that the study still lacks; returns a table of all of them, the best first.
+    """Run the remaining trials of a study; returns a table of all trials, the best first.
 
     Raises
     ------
     UdcError
-        The study exists with other ranges, the metric is that of the test split, or a trial's parameters are refused.
+        The study exists with other ranges, the metric is of the test split, or a trial fails.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if plan.metric.startswith("test/"):
-        raise UdcError(f"{plan.metric}: a search that looks at the test split makes its metrics worthless; "
+        raise UdcError(f"{plan.metric}: a search must not use the test split, whose metrics would be biased; "
                        f"use validation/{plan.metric.removeprefix('test/')}")  # fmt: skip
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", plan.study):
         raise UdcError(
-            f"{plan.study}: a study's name has letters, digits, '_', '.' and '-' only, for DVC's experiments"
+            f"{plan.study}: the name of a study may have letters, digits, '_', '.' and '-' only, as DVC experiments"
         )
     params = load_params()
     root = repository_root()
     folder = root / STUDIES / plan.study
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        _hold(lock.fileno(), plan.study)
+    with _locked(folder / "lock", plan.study):
         study = optuna.create_study(
             storage=f"sqlite:///{folder / 'study.db'}", study_name=plan.study, direction=plan.direction,
             load_if_exists=True, sampler=optuna.samplers.RandomSampler(),
             pruner=optuna.pruners.MedianPruner() if plan.prune else optuna.pruners.NopPruner(),
         )  # fmt: skip
         _check_same(study, plan)
-        # seeded, and other draws after a restart than at the start
+        # seeded; a resumed study draws other values than its first process
         study.sampler = _sampler(plan, params.seed + len(study.trials))
         with stage_run("tune", {"mlflow.runName": plan.study, "udc.study": plan.study}, study.user_attrs[_KEY]) as run:
             searched = {r.name: f"{r.kind}({', '.join(r.arguments)})" for r in plan.ranges}
             run.log_params({"study": {"metric": plan.metric, "sampler": plan.sampler}, "search": searched})
-            _go_on(study, plan, params.train.monitor, run, root)
+            _run_trials(study, plan, params.train.monitor, run, root)
             table = _table(study)
             _log_study(study, run, plan, table)
     return table
 
 
-def _hold(lock: int, study: str) -> None:
+@contextmanager
+def _locked(lock: Path, study: str) -> Iterator[None]:
+    file_lock = FileLock(lock)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise UdcError(f"study {study}: another udc tune is at work on it") from None
+        file_lock.acquire(timeout=0)
+    except Timeout:
+        raise UdcError(f"study {study}: another udc tune is running it") from None
+    try:
+        yield
+    finally:
+        file_lock.release()
 
 
 def _check_same(study: Study, plan: TuningPlan) -> None:
-    """Give a new study its identity; :class:`UdcError` if an old one searched elsewhere."""
+    """Store ranges and metric in a new study; :class:`UdcError` if an existing study has others."""
     ranges = {r.name: [r.kind, *r.arguments] for r in plan.ranges}
     if _KEY not in study.user_attrs:
         study.set_user_attr(_RANGES, ranges)
@@ -169,7 +177,7 @@ def _check_same(study: Study, plan: TuningPlan) -> None:
     if study.user_attrs[_RANGES] != ranges or study.user_attrs[_METRIC] != plan.metric:
         raise UdcError(f"study {plan.study} exists, with other ranges or another metric "
                        f"({study.user_attrs[_METRIC]}; {json.dumps(study.user_attrs[_RANGES])}); "
-                       "give the same, or another --study")  # fmt: skip
+                       "use the same, or another --study")  # fmt: skip
 
 
 def _sampler(plan: TuningPlan, seed: int) -> BaseSampler:
@@ -180,16 +188,17 @@ def _sampler(plan: TuningPlan, seed: int) -> BaseSampler:
     if plan.sampler == "tpe":
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=5)
     searched = [r for r in plan.ranges if r.kind != "value"]
-    if others := [r.name for r in searched if r.kind != "choice"]:
-        raise UdcError(f"{', '.join(others)}: a grid needs choice(x,y,…) for every parameter")
+    if continuous := [r.name for r in searched if r.kind != "choice"]:
+        raise UdcError(f"{', '.join(continuous)}: a grid needs choice(x,y,…) for every parameter")
     return optuna.samplers.GridSampler({r.name: list(r.arguments) for r in searched}, seed=0)
 
 
-def _go_on(study: Study, plan: TuningPlan, monitor: str, run: StageRun, root: Path) -> None:
-    """First the trial that a kill interrupted, then new ones."""
+def _run_trials(study: Study, plan: TuningPlan, monitor: str, run: StageRun, root: Path) -> None:
+    """Run first the trial that a kill interrupted, then new trials."""
     import optuna
 
     interrupted = study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+    # optuna has no public way from a stored trial back to one that can be continued under its number
     pending = [optuna.trial.Trial(study, frozen._trial_id) for frozen in interrupted]
     while pending or len(study.trials) < plan.trials:
         trial = pending.pop(0) if pending else study.ask()
@@ -197,25 +206,25 @@ def _go_on(study: Study, plan: TuningPlan, monitor: str, run: StageRun, root: Pa
         name = f"{plan.study}-{trial.number}"
         logger.info("trial %d of %d: %s", trial.number + 1, plan.trials, ", ".join(settings))
         process = TrialProcess(name, settings, root, root / STUDIES / plan.study, run.run_id())
-        value = process.run(partial(_should_prune, trial, monitor, plan))
-        if value is None:
+        metrics = process.run(partial(_should_prune, trial, monitor, plan))
+        if metrics is None:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
             logger.info("  pruned")
         else:
-            found = _metric(value, plan.metric)
-            study.tell(trial, found)
-            run.log_metrics({"study/value": found, "study/best": study.best_value}, step=trial.number)
-            logger.info("  %s %.4f, best so far %.4f", plan.metric, found, study.best_value)
+            value = _metric(metrics, plan.metric)
+            study.tell(trial, value)
+            run.log_metrics({"study/value": value, "study/best": study.best_value}, step=trial.number)
+            logger.info("  %s %.4f, best so far %.4f", plan.metric, value, study.best_value)
 
 
 def _should_prune(trial: Trial, monitor: str, plan: TuningPlan, metrics: dict[int, dict[str, float]]) -> bool:
-    """Report what is new of a trial's validation curve."""
-    minimised = monitor in ("log_loss", "normalised_cost")
-    known = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+    """Report the new epochs of a trial's validation curve to the study; returns whether to prune the trial."""
+    is_minimised = monitor in ("log_loss", "normalised_cost")
+    reported = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
     for step, values in metrics.items():
         value = values.get(f"epoch/validation_{monitor}")
-        if step not in known and value is not None:
-            trial.report(value if minimised == (plan.direction == "minimize") else -value, step)
+        if step not in reported and value is not None:
+            trial.report(value if is_minimised == (plan.direction == "minimize") else -value, step)
     return plan.prune and bool(metrics) and trial.should_prune()
 
 
@@ -223,48 +232,50 @@ def _metric(metrics: dict[str, Any], name: str) -> float:
     split, _, key = name.partition("/")
     value = metrics.get(split, {}).get(key)
     if value is None:
-        known = ", ".join(f"{split}/{key}" for key in metrics.get("validation", {}))
-        raise UdcError(f"{name}: metrics.json has no value for it; it has {known}")
+        names = ", ".join(f"validation/{key}" for key in metrics.get("validation", {}))
+        raise UdcError(f"{name}: metrics.json has no such metric; it has {names}")
     return float(value)
 
 
 class TrialProcess:
-    """One trial: ``dvc exp run --temp`` in a session of its own, which a killed ``udc tune`` leaves running.
+    """One trial: ``dvc exp run --temp`` in its own session, which continues if ``udc tune`` is killed.
 
-    The process holds an inherited lock as long as it lives, so that the next ``udc tune`` waits for it.
+    The process inherits a lock and holds it as long as it runs, so that the next ``udc tune`` waits for it. The lock is
+    taken with ``fcntl``, because filelock closes its descriptor on exec and cannot pass it to a child process.
     """
 
     def __init__(self, name: str, settings: Sequence[str], root: Path, folder: Path, study_run: str | None) -> None:
         self.name, self.settings, self.root, self.study_run = name, settings, root, study_run
-        self.lock, self.sentence, self.log = (folder / f"{name}.{kind}" for kind in ("lock", "prune", "log"))
+        self.lock, self.prune_file, self.log = (folder / f"{name}.{kind}" for kind in ("lock", "prune", "log"))
 
     def run(self, should_prune: Callable[[dict[int, dict[str, float]]], bool]) -> dict[str, Any] | None:
-        """``metrics.json`` of the experiment, which is not run again if it exists; None if it was pruned."""
+        """Run the experiment unless it exists; returns its ``metrics.json``, or None if it was pruned."""
         with self.lock.open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the process that a killed `udc tune` left
-        if self.sentence.exists() and self.name not in dvc_experiments():
+            fcntl.flock(lock, fcntl.LOCK_EX)  # wait for a process that a killed `udc tune` started
+        if self.prune_file.exists() and self.name not in dvc_experiments():
             return None
         if self.name not in dvc_experiments():
-            self._drop_aborted()
+            self._delete_interrupted()
             if not self._execute(should_prune):
                 return None
         commit = dvc_experiments()[self.name]
         return dict(json.loads(git("show", f"{commit}:metrics.json")))
 
-    def _drop_aborted(self) -> None:
-        """Delete (in MLflow's reversible way) the run of an attempt that was killed: the trial begins anew."""
+    def _delete_interrupted(self) -> None:
+        """Delete (in MLflow's reversible way) the run of an interrupted attempt, because the trial starts again."""
         import mlflow
 
-        from udc_model.tracking.sender import send_left_over
+        from udc_model.tracking.sender import deliver_pending
         from udc_model.tracking.store import open_store
 
-        send_left_over(self.root)
+        wait_for_senders(self.root)
+        deliver_pending(self.root)
         try:
-            store = [open_store()]
+            experiments = [open_store()]
         except UdcError:
-            return  # nothing can be told to a tracker that is away
+            return  # the tracking server cannot be reached
         client = mlflow.MlflowClient()
-        for run in client.search_runs(store, f"tags.`{EXPERIMENT_NAME}` = '{self.name}'"):
+        for run in client.search_runs(experiments, f"tags.`{EXPERIMENT_NAME}` = '{self.name}'"):
             if run.info.status in ("RUNNING", "KILLED", "FAILED"):
                 client.delete_run(run.info.run_id)
 
@@ -272,7 +283,7 @@ class TrialProcess:
         """Run the experiment; False if it was pruned."""
         command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", self.name]
         command += [part for setting in self.settings for part in ("-S", setting)]
-        env = os.environ | {"UDC_PRUNE_FILE": str(self.sentence)}
+        env = os.environ | {"UDC_PRUNE_FILE": str(self.prune_file)}
         if self.study_run:
             env["UDC_STUDY_RUN"] = self.study_run
         with self.lock.open("w") as lock, self.log.open("wb") as log:
@@ -285,26 +296,26 @@ class TrialProcess:
                     process.wait(_POLL)
                     break
                 except subprocess.TimeoutExpired:
-                    if not self.sentence.exists() and should_prune(self._curve()):
-                        self.sentence.touch()
+                    if not self.prune_file.exists() and should_prune(self._curve()):
+                        self.prune_file.touch()
         except BaseException:
             os.killpg(process.pid, signal.SIGTERM)
             process.wait()
             raise
-        if process.returncode and not self.sentence.exists():
-            told = self.log.read_text(encoding="utf-8", errors="replace").strip()
-            raise UdcError(f"trial {self.name} failed:\n{told[-3000:]}")
+        if process.returncode and not self.prune_file.exists():
+            output = self.log.read_text(encoding="utf-8", errors="replace").strip()
+            raise UdcError(f"trial {self.name} failed:\n{output[-3000:]}")
         return not process.returncode
 
     def _curve(self) -> dict[int, dict[str, float]]:
-        """The validation curve so far, by epoch, from the journal of the trial's training."""
-        for folder in reversed(unsent(self.root)):
+        """The metrics by epoch so far, from the journal of the trial's training run."""
+        for folder in reversed(pending_journals(self.root)):
             try:
-                found = [entry for entry, _ in entries(folder, 0)]
-            except FileNotFoundError:  # sent meanwhile
+                entries = [entry for entry, _ in read_entries(folder)]
+            except FileNotFoundError:  # delivered meanwhile
                 continue
-            if found and found[0]["stage"] == "train" and found[0]["tags"].get(EXPERIMENT_NAME) == self.name:
-                return {e["step"]: e["metrics"] for e in found if e.get("step") is not None and "metrics" in e}
+            if entries and entries[0]["stage"] == "train" and entries[0]["tags"].get(EXPERIMENT_NAME) == self.name:
+                return {e["step"]: e["metrics"] for e in entries if e.get("step") is not None and "metrics" in e}
         return {}
 
 
@@ -320,7 +331,7 @@ def _table(study: Study) -> str:
 
 
 def _log_study(study: Study, run: StageRun, plan: TuningPlan, table: str) -> None:
-    """Log the table, the best parameters, and plots of history and parameter importance."""
+    """Log the table, the best parameters, and plots of the optimisation history and of parameter importance."""
     import warnings
 
     import matplotlib as mpl
@@ -330,20 +341,20 @@ def _log_study(study: Study, run: StageRun, plan: TuningPlan, table: str) -> Non
     from optuna.visualization.matplotlib import plot_optimization_history, plot_param_importances
 
     run.log_text(table, "study/trials.txt")
-    done = [t for t in study.trials if t.value is not None]
-    if not done:
+    complete = [t for t in study.trials if t.value is not None]
+    if not complete:
         return
     run.log_text(json.dumps(study.best_params, indent=2) + "\n", "study/best_params.json")
     run.set_tags({"udc.best_experiment": f"{plan.study}-{study.best_trial.number}"})
-    drawings: list[tuple[str, Callable[[Study], Any]]] = [("history", plot_optimization_history)]
-    if len({t.value for t in done}) > 1 and len(done) > 2:
-        drawings.append(("importance", plot_param_importances))
+    plots: list[tuple[str, Callable[[Study], Any]]] = [("history", plot_optimization_history)]
+    if len({t.value for t in complete}) > 1 and len(complete) > 2:
+        plots.append(("importance", plot_param_importances))
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         folder = Path(scratch) / "plots"
         folder.mkdir()
-        for name, draw in drawings:
-            figure = draw(study).figure
+        for name, plot in plots:
+            figure = plot(study).figure
             figure.set_size_inches(8, 5)
             figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
         run.log_folder(folder, "study")

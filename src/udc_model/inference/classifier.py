@@ -1,4 +1,4 @@
-"""From images to logits with a trained model: the one path of evaluate, predict and the served model."""
+"""Computes logits of images with a trained model, for evaluate, predict and the served model."""
 
 from __future__ import annotations
 
@@ -21,9 +21,14 @@ from udc_model.models.staged import ImageClassifier
 
 @dataclass
 class TrainedClassifier:
-    """A model folder (weights, configuration, preprocessing) on one device, in float32.
+    """A trained model and its preprocessing on one device, in float32.
 
-    With ``flip_averaging`` logits are the mean of an image's and its mirror image's.
+    Attributes
+    ----------
+    model : the model in eval mode.
+    preprocessing : converts images to inputs of the model.
+    device : device of the model.
+    flip_averaging : average the logits of each image and its mirror image.
     """
 
     model: ImageClassifier
@@ -33,7 +38,13 @@ class TrainedClassifier:
 
     @classmethod
     def load(cls, folder: Path, flip_averaging: bool = False) -> TrainedClassifier:
-        """Load a model folder onto the best device; :class:`UdcError` if the folder is not whole."""
+        """Load a model folder onto the best available device.
+
+        Raises
+        ------
+        UdcError
+            The folder is incomplete.
+        """
         device = torch.device(best_device())
         return cls(load_model(folder).to(device), Preprocessing.load(folder), device, flip_averaging)
 
@@ -46,7 +57,7 @@ class TrainedClassifier:
     def logits_of_stored(
         self, stored: NDArray[np.uint8], batch_size: int = 256, progress: str | None = None
     ) -> NDArray[np.float32]:
-        """Logits (N, K) of stored squares (N, S, S, 3) uint8; ``progress`` names a bar on a terminal."""
+        """Compute logits (N, K) of stored squares (N, S, S, 3) uint8; ``progress`` is the label of a progress bar."""
 
         def forward(images: torch.Tensor) -> torch.Tensor:
             return torch.as_tensor(self.model(images.to(self.device)).logits)
@@ -56,12 +67,18 @@ class TrainedClassifier:
         return compute_logits(forward, stored, self.preprocessing, batch_size, progress, self.flip_averaging)
 
     def logits(self, images: Sequence[Image.Image], batch_size: int = 256) -> NDArray[np.float32]:
-        """Logits (N, K) of decoded RGB images of any size."""
+        """Compute logits (N, K) of N > 0 RGB images of any size."""
         return self.logits_of_stored(np.stack([self.preprocessing.to_stored(image) for image in images]), batch_size)
 
 
 def check_same_classes(classifier: TrainedClassifier, policy: Policy, origin: str) -> None:
-    """:class:`UdcError` if a decision policy was made for other classes than the model's."""
+    """Check that a policy has the classes of the model; ``origin`` names the policy in the message.
+
+    Raises
+    ------
+    UdcError
+        The classes differ.
+    """
     if classifier.classes != policy.classes:
-        raise UdcError(f"{origin} is for the classes {', '.join(policy.classes)}; "
-                       f"the model has {', '.join(classifier.classes)}")  # fmt: skip
+        raise UdcError(f"{origin} is for the classes {', '.join(policy.classes)}, "
+                       f"but the model has the classes {', '.join(classifier.classes)}")  # fmt: skip

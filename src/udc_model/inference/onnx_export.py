@@ -1,4 +1,4 @@
-"""Write a model as ONNX, for runtimes without PyTorch (extra ``[onnx]``)."""
+"""Exports a model to ONNX (extra ``[onnx]``)."""
 
 from __future__ import annotations
 
@@ -15,23 +15,31 @@ from udc_model.models.staged import ImageClassifier
 
 
 class _Logits(nn.Module):
-    """The model with its logits as the one output."""
+    """A model whose only output is the logits."""
 
     def __init__(self, model: ImageClassifier) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """(N, num_channels, H, W) to (N, num_labels)."""
+        """Map (N, num_channels, H, W) to (N, num_labels)."""
         return torch.as_tensor(self.model(pixel_values).logits)
 
 
 def export_onnx(
     model: ImageClassifier, path: str | Path, image_size: int, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write ``path``: input ``pixel_values`` (N, C, image_size, image_size), output ``logits`` (N, num_labels), any N.
+    """Write a model as ONNX.
 
-    The class names are stored in the file as the metadata ``classes`` (a JSON list), beside what ``metadata`` adds.
+    The input is ``pixel_values`` (N, num_channels, image_size, image_size) and the output ``logits`` (N, num_labels),
+    for any N.
+
+    Parameters
+    ----------
+    model : the model; it is moved to the CPU and set to eval mode.
+    path : file to write.
+    image_size : side of the input, pixels.
+    metadata : metadata of the file, in addition to ``classes``, the class names as a JSON list.
 
     Raises
     ------
@@ -39,12 +47,12 @@ def export_onnx(
         The extra ``[onnx]`` is not installed, or the file cannot be written.
     """
     try:
-        import onnx  # noqa: F401  # torch's exporter says less clearly what is missing
+        import onnx  # noqa: F401  # for a clearer error than that of torch's exporter
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UdcError(f"{error.name} is not installed; pip install 'udc-model[onnx]'") from None
     config: CustomConfig = model.config
-    channels = config.num_channels  # type: ignore[attr-defined]  # of both architectures
+    channels = config.num_channels  # type: ignore[attr-defined]  # both architectures define it
     program = torch.onnx.export(
         _Logits(model).cpu().eval(),
         (torch.zeros(2, channels, image_size, image_size),),
@@ -54,13 +62,13 @@ def export_onnx(
         dynamo=True,
         verbose=False,
     )
-    assert program is not None  # only a legacy export to a file returns nothing
+    assert program is not None  # None is returned by exports to a file only
     names = [config.id2label[i] for i in range(config.num_labels)]
     program.model.metadata_props.update({"classes": json.dumps(names, ensure_ascii=False)} | (metadata or {}))
     path = Path(path)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        program.save(scratch)  # all published sizes are below the 2 GB from which weights need a second file
+        program.save(scratch)  # all published sizes are below 2 GB, above which weights need a second file
         scratch.replace(path)
     except OSError as error:
         scratch.unlink(missing_ok=True)

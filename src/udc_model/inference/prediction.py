@@ -1,4 +1,4 @@
-"""Decide image files with a trained model, for ``udc predict``."""
+"""Applies a trained model and its policy to image files, for ``udc predict``."""
 
 from __future__ import annotations
 
@@ -25,19 +25,27 @@ _BATCH = 64
 
 @dataclass
 class Predictions:
-    """``rows``: path, class, expected_cost and probabilities by class name; ``bad``: path and reason."""
+    """Decisions for image files.
+
+    Attributes
+    ----------
+    rows : one mapping per image with ``path``, ``class``, ``expected_cost`` and ``probabilities`` by class name.
+    bad : one message per unusable image, with path and reason.
+    """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
 
 
 def predict_files(files: Sequence[Path], workspace: Workspace) -> Predictions:
-    """Decide image files with the workspace's model and decision policy.
+    """Decide image files with the model and the policy of a workspace.
+
+    Unusable images are listed in the result and do not raise an error.
 
     Raises
     ------
     UdcError
-        The workspace holds no trained and evaluated model. Bad images are no error but listed in the result.
+        The workspace has no trained and evaluated model.
     """
     policy_path = workspace.evaluation / POLICY_FILE
     policy = Policy.load(policy_path)
@@ -75,27 +83,29 @@ def _decide(
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
-    """The given files, and all images below the given folders, in order.
+    """Replace folders by the sorted image files below them; duplicates are removed.
+
+    Missing files are not an error here: `predict_files` lists them with the damaged ones.
 
     Raises
     ------
     UdcError
-        A folder holds no image. (A file that is missing is reported later, beside those that are damaged.)
+        A folder contains no images.
     """
     files: list[Path] = []
     for path in paths:
         if not path.is_dir():
             files.append(path)
             continue
-        found = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in SUFFIXES)
-        if not found:
+        images = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in SUFFIXES)
+        if not images:
             raise UdcError(f"{path}: no images in this folder")
-        files += found
+        files += images
     return list(dict.fromkeys(files))
 
 
 def write_predictions(rows: list[dict[str, Any]], form: str, stream: TextIO) -> None:
-    """Write predictions as ``json``, ``csv`` or an aligned ``table``."""
+    """Write the rows of `Predictions` to a stream; ``form`` is ``json``, ``csv`` or ``table`` (aligned columns)."""
     if form == "json":
         stream.write(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
     elif form == "csv":
@@ -108,6 +118,6 @@ def write_predictions(rows: list[dict[str, Any]], form: str, stream: TextIO) -> 
         names = max([5, *(len(row["class"]) for row in rows)])
         stream.write(f"{'path':<{width}}  {'class':<{names}}  probability  expected cost\n")
         for row in rows:
-            probability = row["probabilities"].get(row["class"])  # none where the image is referred
-            told = f"{'-':>11}" if probability is None else f"{probability:>11.4f}"
-            stream.write(f"{row['path']:<{width}}  {row['class']:<{names}}  {told}  {row['expected_cost']:>13.4f}\n")
+            probability = row["probabilities"].get(row["class"])  # None for a referral
+            cell = f"{'-':>11}" if probability is None else f"{probability:>11.4f}"
+            stream.write(f"{row['path']:<{width}}  {row['class']:<{names}}  {cell}  {row['expected_cost']:>13.4f}\n")

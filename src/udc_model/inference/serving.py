@@ -1,4 +1,4 @@
-"""The model as MLflow serves it: images in, decisions out. MLflow loads it with :func:`_load_pyfunc`, no pickle."""
+"""The model that MLflow serves: maps images to decisions. MLflow loads it by :func:`_load_pyfunc`, without pickle."""
 
 from __future__ import annotations
 
@@ -22,11 +22,16 @@ _MAX_PIXELS = DataParams().max_pixels
 
 
 class ServedClassifier:
-    """Decides images given as arrays or as base64 strings of image files.
+    """Decides images that are arrays or base64-encoded image files.
 
-    ``predict`` takes a data frame with the column ``image``: each value an (H, W) or (H, W, 3) array or nested list of
-    integers from 0 to 255, or the base64 text of a JPEG, PNG, … file. It returns a data frame with ``class``,
-    ``expected_cost`` and ``probabilities`` (a mapping from class name to calibrated probability).
+    Parameters
+    ----------
+    folder : folder with the policy and the model folder.
+
+    Raises
+    ------
+    UdcError
+        A file is missing or damaged, or policy and model have different classes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,15 +40,27 @@ class ServedClassifier:
         check_same_classes(self.classifier, self.policy, POLICY_FILE)
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Decide every row.
+        """Decide the image of every row.
+
+        Parameters
+        ----------
+        model_input : data frame with the column ``image``. A value is an (H, W) or (H, W, 3) array or nested list of
+            integers from 0 to 255, or the base64 encoding of a JPEG, PNG, … file.
+        params : ignored; part of MLflow's interface.
+
+        Returns
+        -------
+        Data frame with the columns ``class``, ``expected_cost`` and ``probabilities``, a mapping from class name to
+        calibrated probability.
 
         Raises
         ------
         UdcError
-            A row that is no image, with its number.
+            The column is missing, or a value is not an image; the message contains the number of the row.
         """
         if "image" not in model_input:
-            raise UdcError(f"the input needs a column 'image', it has {', '.join(map(str, model_input.columns))}")
+            columns = ", ".join(map(str, model_input.columns))
+            raise UdcError(f"the input must have a column 'image'; its columns are {columns}")
         images = [_image(value, row) for row, value in enumerate(model_input["image"])]
         decisions = self.policy.apply(self.classifier.logits(images))
         names = self.policy.classes
@@ -82,5 +99,5 @@ def _pixels(value: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def _load_pyfunc(path: str) -> ServedClassifier:
-    """The entry point that MLflow calls with the folder that was logged."""
+    """Load the model from a logged folder; MLflow calls this function."""
     return ServedClassifier(Path(path))

@@ -1,7 +1,7 @@
-"""Logits that a model once computed, kept beside the repository, so that a new price needs no model and no torch.
+"""Cache of logits on disk, so that an evaluation with new costs neither runs the model nor imports torch.
 
-Deciding is cheap and happens often, running the model is neither. The key is all that determines the logits: the model
-folder, the prepared data, the code and versions that ran. Nothing depends on the files: without them the model runs.
+The key of an entry is everything that determines the logits: the model folder, the prepared data, the code and the
+versions of libraries. If an entry is missing, the model runs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,56 +23,62 @@ from udc_model.config import EvaluateParams
 Logits = dict[str, NDArray[np.float32]]
 logger = logging.getLogger(__name__)
 
-_KEPT = 20  # files
-_CODE = (
-    "inference/classifier.py",
-    "data/logits.py",
-    "data/transforms.py",
-    "models",
-    "native",
-)  # what logits are computed with
+_MAX_FILES = 20
 
 
 def stored_logits(
-    folder: Path, model: Path, data_digest: str, evaluate: EvaluateParams, compute: Callable[[], Logits]
+    folder: Path,
+    model: Path,
+    data_digest: str,
+    evaluate: EvaluateParams,
+    code: Sequence[str],
+    compute: Callable[[], Logits],
 ) -> Logits:
-    """The logits (N, K) by split that ``compute`` returns, from ``folder`` if they are there, else stored there.
+    """Return the logits of a model from the cache, or compute and store them.
 
     Parameters
     ----------
-    folder : where logits are kept; the 20 files used last stay.
-    model : the model folder, data_digest : of the prepared data, evaluate : how the model runs.
+    folder : folder of the cache; it keeps the 20 most recently used files.
+    model : model folder.
+    data_digest : digest of the prepared data.
+    evaluate : batch size and flip averaging.
+    code : files and folders that compute logits, relative to the package.
+    compute : computes the logits.
+
+    Returns
+    -------
+    Logits (N, K) by split.
     """
-    path = folder / f"{_key(model, data_digest, evaluate)}.npz"
+    path = folder / f"{_key(model, data_digest, evaluate, code)}.npz"
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = {name: np.asarray(file[name], dtype=np.float32) for name in file.files}
+            logits = {name: np.asarray(file[name], dtype=np.float32) for name in file.files}
         os.utime(path)
-        return found
+        return logits
     except FileNotFoundError:
         pass
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         logger.warning("%s cannot be read (%s); the model runs again", path, error)
-    found = compute()
+    logits = compute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         scratch = path.with_name(f".{path.name}.{os.getpid()}.partial.npz")
-        np.savez(scratch, **found)  # type: ignore[arg-type]  # its stubs take the names for options
+        np.savez(scratch, **logits)  # type: ignore[arg-type]  # the stubs confuse the arrays with options
         scratch.replace(path)
-        for old in sorted(folder.glob("*.npz"), key=lambda file: file.stat().st_mtime)[:-_KEPT]:
+        for old in sorted(folder.glob("*.npz"), key=lambda file: file.stat().st_mtime)[:-_MAX_FILES]:
             old.unlink(missing_ok=True)
     except OSError as error:
-        logger.warning("%s: logits are not kept (%s)", folder, error)
-    return found
+        logger.warning("%s: logits cannot be stored (%s)", folder, error)
+    return logits
 
 
-def _key(model: Path, data_digest: str, evaluate: EvaluateParams) -> str:
+def _key(model: Path, data_digest: str, evaluate: EvaluateParams, code: Sequence[str]) -> str:
     digest = hashlib.sha256()
     package = Path(udc_model.__file__).parent
-    code = [path for name in _CODE for path in sorted([package / name, *(package / name).rglob("*")]) if path.is_file()]
-    for path in [*sorted(model.iterdir()), *(path for path in code if path.suffix in (".py", ".c", ".h"))]:
+    files = [path for name in code for path in sorted([package / name, *(package / name).rglob("*")]) if path.is_file()]
+    for path in [*sorted(model.iterdir()), *(path for path in files if path.suffix in (".py", ".c", ".h"))]:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     versions = (version("torch"), version("numpy"), os.environ.get("UDC_KERNELS"))
-    about = (data_digest, evaluate.batch_size, evaluate.flip_averaging, versions)
-    digest.update(repr(about).encode())
+    settings = (data_digest, evaluate.batch_size, evaluate.flip_averaging, versions)
+    digest.update(repr(settings).encode())
     return digest.hexdigest()

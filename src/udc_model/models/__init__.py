@@ -1,4 +1,4 @@
-"""ResNet and ConvNeXt with the keys, numbers and folder format of Hugging Face's, and no dependency on it."""
+"""ResNet and ConvNeXt with the weight names, outputs and folder format of Hugging Face transformers."""
 
 from udc_model.models.base import CustomConfig, CustomPreTrainedModel
 from udc_model.models.convnext import (

@@ -1,4 +1,4 @@
-"""Activation modules by the names that transformers gives them."""
+"""Activation modules by their names in transformers."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from torch import Tensor, nn
 
 
 class Pointwise(nn.Module):
-    """A function of each element as a module."""
+    """Module that applies an elementwise function."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply elementwise."""
+        """Apply the function to each element."""
         return self.function(x)
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """``x * sigmoid(1.702 x)`` (Hendrycks and Gimpel 2016)."""
+    """Compute ``x * sigmoid(1.702 * x)`` (Hendrycks and Gimpel 2016)."""
     return x * torch.sigmoid(1.702 * x)
 
 
 def clipped_gelu(x: Tensor) -> Tensor:
-    """GELU clipped to [-10, 10] (Wu et al. 2020), for quantised networks."""
+    """Compute GELU clipped to [-10, 10] (Wu et al. 2020), for quantised networks."""
     return F.gelu(x).clip(-10, 10)
 
 
 def squared_relu(x: Tensor) -> Tensor:
-    """``relu(x) ** 2`` (So et al. 2021)."""
+    """Compute ``relu(x) ** 2`` (So et al. 2021)."""
     return F.relu(x).square()
 
 
 def laplace(x: Tensor) -> Tensor:
-    """The Laplace distribution's function (Ma et al. 2022)."""
+    """Compute the Laplace activation (Ma et al. 2022), a cumulative normal distribution."""
     return 0.5 * (1 + torch.erf((x - 0.707107) / (0.282095 * math.sqrt(2))))
 
 
 _TANH_GELU = partial(nn.GELU, approximate="tanh")
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "gelu": nn.GELU,  # the exact form with erf, which published weights expect
+    "gelu": nn.GELU,  # exact (erf), as published weights require
     "gelu_10": partial(Pointwise, clipped_gelu),
     "gelu_accurate": _TANH_GELU,
     "gelu_fast": _TANH_GELU,
@@ -72,13 +72,13 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def activation(name: str) -> nn.Module:
-    """A new activation module by its transformers name.
+    """Create an activation module by its name in transformers.
 
     Raises
     ------
     ValueError
-        No activation has that name.
+        The name is unknown.
     """
     if name not in ACTIVATIONS:
-        raise ValueError(f"hidden_act: {name!r} is none of {', '.join(sorted(ACTIVATIONS))}")
+        raise ValueError(f"hidden_act: {name!r} is unknown; choose one of {', '.join(sorted(ACTIVATIONS))}")
     return ACTIVATIONS[name]()

@@ -1,7 +1,6 @@
-"""What both architectures share: configuration, the classification loss, saving and loading.
+"""Base classes of both architectures: configuration, classification loss, saving and loading.
 
-Class names, attributes and file formats are those of Hugging Face transformers, so that folders and code can be
-exchanged with it.
+Class names, attributes and file formats follow Hugging Face transformers, so model folders can be exchanged with it.
 """
 
 from __future__ import annotations
@@ -23,14 +22,17 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class CustomConfig:
-    """Base of the configurations: plain attributes, written to and read from ``config.json``.
+    """Base class of configurations: plain attributes, stored in ``config.json``.
 
     Parameters
     ----------
-    num_labels : number of classes; labels are then named ``LABEL_0`` and so on.
+    num_labels : number of classes, with the names ``LABEL_0``, ``LABEL_1`` and so on.
     id2label : class names by index; overrides ``num_labels``.
-    problem_type : ``single_label_classification``, ``multi_label_classification``, ``regression``, or None to choose
-        from the labels as transformers does.
+    problem_type : ``single_label_classification``, ``multi_label_classification``, ``regression``, or None, see
+        `classification_loss`.
+    output_hidden_states : return hidden states by default.
+    return_dict : return output objects by default, else tuples.
+    extra : further keys of a ``config.json``; they have no effect and are written unchanged.
     """
 
     model_type: ClassVar[str] = ""
@@ -50,7 +52,7 @@ class CustomConfig:
         self.problem_type = problem_type
         self.output_hidden_states = output_hidden_states
         self.return_dict = return_dict
-        self.extra = extra  # keys of a foreign config.json that mean nothing here, kept for the way back
+        self.extra = extra
 
     @property
     def num_labels(self) -> int:
@@ -59,13 +61,13 @@ class CustomConfig:
 
     @property
     def label2id(self) -> dict[str, int]:
-        """Class indices by name."""
+        """Class indices by class name."""
         return {name: i for i, name in self.id2label.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings as JSON values, as transformers writes them."""
-        own = {key: value for key, value in vars(self).items() if key not in ("extra", "id2label")}
-        return self.extra | own | {
+        """Return all settings as JSON values, in the format of transformers."""
+        settings = {key: value for key, value in vars(self).items() if key not in ("extra", "id2label")}
+        return self.extra | settings | {
             "architectures": [self.architecture],
             "model_type": self.model_type,
             "id2label": {str(i): name for i, name in sorted(self.id2label.items())},
@@ -85,10 +87,17 @@ class CustomConfig:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Read ``config.json``; :class:`UdcError` if it is missing, damaged or of another architecture."""
+        """Read ``config.json``.
+
+        Raises
+        ------
+        UdcError
+            The file is missing, damaged or describes another architecture.
+        """
         settings = read_config(Path(folder))
-        if settings.get("model_type") != cls.model_type:
-            raise UdcError(f"{folder}/config.json: is of a {settings.get('model_type')}, not of a {cls.model_type}")
+        model_type = settings.get("model_type")
+        if model_type != cls.model_type:
+            raise UdcError(f"{folder}/config.json: model_type is {model_type!r}, expected {cls.model_type!r}")
         try:
             return cls.from_dict(settings)
         except (TypeError, ValueError) as error:
@@ -99,21 +108,27 @@ _DERIVED = ("architectures", "model_type", "label2id", "num_labels")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The parsed ``config.json`` of a model folder; :class:`UdcError` if there is none or it is damaged."""
+    """Return the parsed ``config.json`` of a model folder.
+
+    Raises
+    ------
+    UdcError
+        The file is missing or damaged.
+    """
     path = folder / "config.json"
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UdcError(f"{path}: no such file; {folder} is not a whole model folder") from None
+        raise UdcError(f"{path}: no such file; {folder} is not a complete model folder") from None
     except (OSError, ValueError) as error:
         raise UdcError(f"{path}: cannot be read: {error}") from None
     if not isinstance(settings, dict):
-        raise UdcError(f"{path}: must hold a JSON object")
+        raise UdcError(f"{path}: must contain a JSON object")
     return settings
 
 
 class CustomPreTrainedModel(nn.Module):
-    """Base of the models: initialisation, and folders in Hugging Face's format without any pickle."""
+    """Base class of models: initialisation, and model folders in Hugging Face's format without pickles."""
 
     config_class: ClassVar[type[CustomConfig]] = CustomConfig
 
@@ -122,7 +137,7 @@ class CustomPreTrainedModel(nn.Module):
         self.config = config
 
     def post_init(self) -> None:
-        """Initialise all weights; the last line of each whole model's constructor."""
+        """Initialise all weights; to be called at the end of a model's constructor."""
         self.apply(self._init_weights)
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -136,12 +151,16 @@ class CustomPreTrainedModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Read a folder that :meth:`save_pretrained`, or transformers' method of the same name, wrote.
+        """Read a folder written by :meth:`save_pretrained` or its counterpart in transformers.
+
+        Returns
+        -------
+        The model in eval mode.
 
         Raises
         ------
         UdcError
-            A file is missing or damaged, or the weights do not belong to the configuration.
+            A file is missing or damaged, or the weights do not match the configuration.
         """
         folder = Path(folder)
         model = cls(cls.config_class.from_pretrained(folder))
@@ -149,27 +168,31 @@ class CustomPreTrainedModel(nn.Module):
         try:
             model.load_state_dict(load_file(path))
         except FileNotFoundError:
-            raise UdcError(f"{path}: no such file; {folder} is not a whole model folder") from None
+            raise UdcError(f"{path}: no such file; {folder} is not a complete model folder") from None
         except (SafetensorError, OSError, RuntimeError) as error:
             raise UdcError(f"{path}: cannot be loaded: {error}") from None
         return model.eval()
 
     def set_loss(self, loss_fn: Loss) -> None:
-        """Replace the built-in loss: ``loss_fn(logits (N, K), labels (N,))`` gives a scalar."""
+        """Replace the built-in loss; ``loss_fn`` maps logits (N, K) and labels (N,) to a scalar."""
         self._loss_fn = loss_fn
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss that ``forward(labels=…)`` returns; `classification_loss` unless :meth:`set_loss` said otherwise."""
+        """Return the loss of :meth:`set_loss`, by default `classification_loss`."""
         if getattr(self, "_loss_fn", None) is not None:
             return self._loss_fn(logits, labels)
         return classification_loss(logits, labels, self.config)
 
 
 def classification_loss(logits: Tensor, labels: Tensor, config: CustomConfig) -> Tensor:
-    """Cross entropy, binary cross entropy or squared error, by ``config.problem_type``.
+    """Compute cross entropy, binary cross entropy or squared error, depending on ``config.problem_type``.
 
-    Where that is None it is chosen as transformers does, except that one label or float labels never turn a
-    classifier into a regression silently: that is a ValueError.
+    None means ``single_label_classification``. Unlike transformers, this function never infers another problem type.
+
+    Raises
+    ------
+    ValueError
+        ``problem_type`` is None, but there is only one class or the labels are not integers.
     """
     problem = config.problem_type
     if problem is None:

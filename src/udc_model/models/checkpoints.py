@@ -1,6 +1,6 @@
-"""Weights from anywhere: read a checkpoint, bring its keys to our (Hugging Face's) layout, load what fits.
+"""Loads checkpoints of other libraries: reads the file, renames the keys to Hugging Face's layout, loads what fits.
 
-Nothing here ever unpickles code: safetensors, or ``torch.load(weights_only=True)``.
+No code is ever unpickled: files are read as safetensors or with ``torch.load(weights_only=True)``.
 """
 
 from __future__ import annotations
@@ -28,9 +28,17 @@ State = dict[str, Tensor]
 
 @dataclass
 class WeightsReport:
-    """What became of a checkpoint: keys of the model that were ``loaded``, those of the checkpoint that were
-    ``converted`` to them (by their own name), ``skipped`` keys of the checkpoint with the reason, ``missing`` keys of
-    the model that keep their random start; ``layout`` the checkpoint was in, and the ``sha256`` of its file(s).
+    """Result of loading a checkpoint.
+
+    Attributes
+    ----------
+    path : file or folder of the checkpoint.
+    sha256 : digest of its files.
+    layout : name of its key layout.
+    loaded : keys of the model that were loaded.
+    converted : model key by checkpoint key, for renamed keys.
+    skipped : reason by checkpoint key, for keys that were not loaded.
+    missing : keys of the model that remain randomly initialised.
     """
 
     path: str
@@ -42,71 +50,72 @@ class WeightsReport:
     missing: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
-        """The report as text."""
+        """Return the report as JSON text."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     def summary(self) -> str:
-        """One line, with the skipped and the missing keys named."""
+        """Return one line with the number of loaded keys and the names of skipped and missing keys."""
         parts = [f"weights from {self.path} ({self.layout}): {len(self.loaded)} loaded"]
         if self.skipped:
             parts.append("skipped " + ", ".join(f"{key} ({reason})" for key, reason in self.skipped.items()))
         if self.missing:
-            parts.append(f"left at their random start: {', '.join(self.missing)}")
+            parts.append(f"randomly initialised: {', '.join(self.missing)}")
         return "; ".join(parts)
 
 
 def load_weights(
     model: ImageClassifier, path: str | Path, include: Sequence[str] | None = None, exclude: Sequence[str] = ()
 ) -> WeightsReport:
-    """Load a checkpoint into a model, as far as names and shapes fit.
+    """Load the weights of a checkpoint whose names and shapes match the model.
 
-    A head for another number of classes is left out.
+    A head for another number of classes is skipped.
 
     Parameters
     ----------
     path : a Hugging Face folder (safetensors, sharded safetensors or ``.bin``), or a ``.safetensors``, ``.bin``,
         ``.pth``, ``.pt`` or ``.ckpt`` file of Hugging Face, torchvision, timm or facebookresearch/ConvNeXt, possibly
         wrapped by Lightning, DistributedDataParallel or torch.compile.
-    include, exclude : patterns (``*``, ``?``, ``[…]``) on the model's own names: only what fits one of ``include``
-        (None: all) and none of ``exclude`` is loaded.
+    include, exclude : patterns (``*``, ``?``, ``[…]``) of the model's keys. A key is loaded if it matches one of
+        ``include`` (None: any key) and none of ``exclude``.
 
     Raises
     ------
     UdcError
-        The file is missing, damaged, holds code instead of weights, or fits nothing of the model.
+        The file is missing, damaged or contains code, or no weight matches the model.
     """
     path = Path(path)
     files = _weight_files(path)
     state: State = {}
     for file in files:
-        state |= _without_wrapping(_read_file(file))
+        state |= _unwrap(_read_file(file))
     layout, renamed = to_our_layout(state, model.config.model_type)
     report = WeightsReport(str(path), _digest(files), layout)
-    own = model.state_dict()
-    fitting: State = {}
+    model_state = model.state_dict()
+    matching: State = {}
     for original, (key, tensor) in renamed.items():
-        if key is None or key not in own:
+        if key is None or key not in model_state:
             report.skipped[original] = "the model has no such weight"
         elif include is not None and not any(fnmatchcase(key, pattern) for pattern in include):
-            report.skipped[original] = f"{key} fits no pattern of model.weights_include"
+            report.skipped[original] = f"{key} matches no pattern of model.weights_include"
         elif any(fnmatchcase(key, pattern) for pattern in exclude):
             report.skipped[original] = f"{key} is excluded by model.weights_exclude"
-        elif tensor.shape != own[key].shape:
-            report.skipped[original] = _mismatch(key, tensor, own[key])
+        elif tensor.shape != model_state[key].shape:
+            report.skipped[original] = _mismatch(key, tensor, model_state[key])
         else:
-            fitting[key] = tensor
+            matching[key] = tensor
             if key != original:
                 report.converted[original] = key
-    report.loaded = sorted(fitting)
-    report.missing = sorted(key for key in own if key not in fitting and not key.endswith("num_batches_tracked"))
-    if not fitting and any("model.weights_" in reason for reason in report.skipped.values()):
-        raise UdcError(f"model.weights: the patterns weights_include and weights_exclude leave nothing of {path}")
-    if not any(key.endswith("weight") and not key.startswith("classifier") for key in fitting):
+    report.loaded = sorted(matching)
+    unmatched = (key for key in model_state if key not in matching)
+    report.missing = sorted(key for key in unmatched if not key.endswith("num_batches_tracked"))
+    if not matching and any("model.weights_" in reason for reason in report.skipped.values()):
+        raise UdcError(f"model.weights: model.weights_include and model.weights_exclude exclude all weights of {path}")
+    if not any(key.endswith("weight") and not key.startswith("classifier") for key in matching):
         raise UdcError(
-            f"model.weights: nothing in {path} fits the {model.config.model_type}; its keys are like "
-            f"{', '.join(list(state)[:3])}, the model's like {', '.join(list(own)[:3])}"
+            f"model.weights: no weight in {path} matches the {model.config.model_type}; the first keys of the file are "
+            f"{', '.join(list(state)[:3])}, those of the model {', '.join(list(model_state)[:3])}"
         )
-    model.load_state_dict(fitting, strict=False)
+    model.load_state_dict(matching, strict=False)
     return report
 
 
@@ -120,15 +129,15 @@ def _weight_files(path: Path) -> list[Path]:
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, AttributeError) as error:
-            raise UdcError(f"model.weights: {index}: is damaged: {error!r}") from None
+            raise UdcError(f"model.weights: {index} is damaged: {error!r}") from None
         outside = [name for name in names if Path(name).name != name]
         if outside:
-            raise UdcError(f"model.weights: {index}: names files outside its folder: {', '.join(outside)}")
+            raise UdcError(f"model.weights: {index} lists files outside its folder: {', '.join(outside)}")
         return [path / name for name in names]
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (path / name).is_file():
             return [path / name]
-    raise UdcError(f"model.weights: {path}: holds neither model.safetensors (or its index) nor pytorch_model.bin")
+    raise UdcError(f"model.weights: {path} contains neither model.safetensors (or its index) nor pytorch_model.bin")
 
 
 def _read_file(path: Path) -> Any:
@@ -138,17 +147,17 @@ def _read_file(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported" not in str(error):
-            raise UdcError(f"model.weights: {path}: is no checkpoint, or a damaged one") from None
+            raise UdcError(f"model.weights: {path} is damaged or not a checkpoint") from None
         raise UdcError(
-            f"model.weights: {path}: refused, for it holds objects that could run code when they are loaded. "
-            "Ask for the weights as safetensors, or as a plain state_dict."
+            f"model.weights: {path} contains objects that can execute code when they are loaded, so it is not read; "
+            "convert it to safetensors or to a plain state_dict"
         ) from None
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UdcError(f"model.weights: {path}: cannot be read: {error}") from None
+        raise UdcError(f"model.weights: {path} cannot be read: {error}") from None
 
 
-def _without_wrapping(checkpoint: Any) -> State:
-    """The state dict inside a checkpoint, without the prefixes that wrappers put before every key."""
+def _unwrap(checkpoint: Any) -> State:
+    """Return the state dict inside a checkpoint, without the prefixes that wrappers add to every key."""
     while isinstance(checkpoint, Mapping) and not any(isinstance(value, Tensor) for value in checkpoint.values()):
         inner = next(
             (checkpoint[key] for key in ("state_dict", "model", "model_state_dict") if key in checkpoint), None
@@ -175,10 +184,10 @@ def _digest(files: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def _mismatch(key: str, tensor: Tensor, own: Tensor) -> str:
-    if key.startswith("classifier") and tensor.ndim and tensor.shape[0] != own.shape[0]:
-        return f"head for {tensor.shape[0]} classes, the model has {own.shape[0]}"
-    return f"shape {tuple(tensor.shape)}, the model has {tuple(own.shape)}"
+def _mismatch(key: str, tensor: Tensor, model_tensor: Tensor) -> str:
+    if key.startswith("classifier") and tensor.ndim and tensor.shape[0] != model_tensor.shape[0]:
+        return f"head for {tensor.shape[0]} classes, the model has {model_tensor.shape[0]}"
+    return f"shape {tuple(tensor.shape)}, the model has {tuple(model_tensor.shape)}"
 
 
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
@@ -186,7 +195,7 @@ Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 _TORCHVISION_BLOCK = {"0": "dwconv", "2": "layernorm", "3": "pwconv1", "5": "pwconv2"}
 _BLOCK = r"convnext.encoder.stages.\1.layers.\2."
 _LAYOUTS: dict[str, list[tuple[str, str, list[Rule]]]] = {
-    # per architecture: name of the layout, a key that only it has, and rules from its keys to ours
+    # For each architecture: name of the layout, a key that only this layout has, and rules that rename its keys.
     "convnext": [
         ("Hugging Face", "convnext.embeddings.patch_embeddings.weight", [(r"(.*)", r"\1")]),
         (
@@ -258,14 +267,19 @@ _LAYOUTS: dict[str, list[tuple[str, str, list[Rule]]]] = {
 
 
 def to_our_layout(state: State, model_type: str) -> tuple[str, dict[str, tuple[str | None, Tensor]]]:
-    """Recognise a state dict's layout by its keys and rename them.
+    """Detect the layout of a state dict by its keys and rename the keys to Hugging Face's layout.
+
+    Parameters
+    ----------
+    state : the state dict.
+    model_type : ``convnext`` or ``resnet``.
 
     Returns
     -------
-    The layout's name, and for each original key its name here (None: no rule knows it) and its tensor.
+    The name of the layout, and by original key the new key (None if no rule applies) and the tensor.
     """
-    for name, witness, rules in _LAYOUTS[model_type]:
-        if witness in state:
+    for name, marker, rules in _LAYOUTS[model_type]:
+        if marker in state:
             return name, {key: (_rename(key, rules), _flat_scale(key, tensor)) for key, tensor in state.items()}
     return "unknown", {key: (None, tensor) for key, tensor in state.items()}
 
@@ -279,5 +293,5 @@ def _rename(key: str, rules: list[Rule]) -> str | None:
 
 
 def _flat_scale(key: str, tensor: Tensor) -> Tensor:
-    """torchvision keeps the layer scale as (C, 1, 1), all others as (C,)."""
+    """Flatten the layer scale, which is (C, 1, 1) in torchvision and (C,) elsewhere."""
     return tensor.flatten() if key.endswith("layer_scale") else tensor

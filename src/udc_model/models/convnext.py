@@ -16,7 +16,7 @@ from udc_model.models.staged import ImageClassifier, StagedEncoder, StagedModel
 
 
 class ConvNextConfig(CustomConfig):
-    """Settings of a ConvNeXt; the defaults are ConvNeXt-tiny. Names as in transformers' ``ConvNextConfig``."""
+    """Configuration of a ConvNeXt, with the names of transformers' ``ConvNextConfig``; defaults: ConvNeXt-tiny."""
 
     model_type: ClassVar[str] = "convnext"
     architecture: ClassVar[str] = "ConvNextForImageClassification"
@@ -37,7 +37,7 @@ class ConvNextConfig(CustomConfig):
     ) -> None:
         super().__init__(**kwargs)
         if not num_stages == len(hidden_sizes) == len(depths):
-            raise ValueError(f"num_stages {num_stages}, hidden_sizes {hidden_sizes} and depths {depths} do not agree")
+            raise ValueError(f"num_stages {num_stages}, hidden_sizes {hidden_sizes} and depths {depths} do not match")
         self.num_channels = num_channels
         self.patch_size = patch_size
         self.num_stages = num_stages
@@ -60,29 +60,29 @@ class ConvNextLayerNorm(nn.LayerNorm):
         self.data_format = data_format
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise; the shape stays."""
+        """Normalise over the channels; the shape is unchanged."""
         if self.data_format == "channels_last":
             return super().forward(input)
-        # In channels_last memory both permutations are views.
+        # Both permutations are views in channels_last memory.
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class ConvNextDropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): in training, zero a sample's residual branch with probability ``p``."""
+    """Stochastic depth (Huang et al. 2016): in training, drops a sample's residual branch with probability ``p``."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor | None:
-        """The factor of each sample of (N, …): (N,) of 0 and 1 / (1 - p), or None where nothing is dropped."""
+        """Return the factor of each sample of x (N, …): 0 or 1 / (1 - p), (N,); None if nothing is dropped."""
         if self.p == 0.0 or not self.training:
             return None
         keep = 1.0 - self.p
         return (torch.rand(x.shape[0], device=x.device) < keep).float() / keep
 
     def extra_repr(self) -> str:
-        """Show the probability."""
+        """Return the probability, for the module's ``repr``."""
         return f"p={self.p:g}"
 
 
@@ -97,10 +97,10 @@ class ConvNextEmbeddings(nn.Module):
         self.layernorm = ConvNextLayerNorm(size, eps=1e-6, data_format="channels_first")
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """(N, num_channels, H, W) to (N, hidden_sizes[0], H / patch_size, W / patch_size)."""
+        """Map (N, num_channels, H, W) to (N, hidden_sizes[0], H / patch_size, W / patch_size)."""
         if pixel_values.shape[1] != self.num_channels:
             raise ValueError(f"got {pixel_values.shape[1]} channels, the model has num_channels = {self.num_channels}")
-        if pixel_values.is_cpu:  # there channels_last is faster, and every following layer keeps it
+        if pixel_values.is_cpu:  # channels_last is faster on the CPU, and all following layers preserve it
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         return cast(Tensor, self.layernorm(self.patch_embeddings(pixel_values)))
 
@@ -108,8 +108,8 @@ class ConvNextEmbeddings(nn.Module):
 class ConvNextLayer(nn.Module):
     """The block of the paper's figure 4: 7x7 depthwise, LayerNorm, 1x1 to 4C, GELU, 1x1 to C, layer scale, residual.
 
-    Of the two equivalent layouts the one with ``nn.Linear`` on (N, H, W, C) is used, as in the original: it is
-    faster, and in channels_last memory the permutations cost nothing.
+    The 1x1 convolutions are ``nn.Linear`` on (N, H, W, C), as in the original implementation. This is faster than
+    ``nn.Conv2d``, and the permutations are views in channels_last memory.
     """
 
     def __init__(self, config: ConvNextConfig, dim: int, drop_path: float = 0.0) -> None:
@@ -124,18 +124,18 @@ class ConvNextLayer(nn.Module):
         self.drop_path = ConvNextDropPath(drop_path)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, C, H, W) to the same."""
+        """Map (N, C, H, W) to (N, C, H, W)."""
         x = self.dwconv(features)
         x = x.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
         x = self.layernorm(x)
         x = linear_act(x, self.pwconv1, self.act)
-        residual, kept = features.permute(0, 2, 3, 1), self.drop_path(features)
-        x = add_scaled(residual, x, self.pwconv2, self.layer_scale_parameter, kept)
+        residual, factor = features.permute(0, 2, 3, 1), self.drop_path(features)
+        x = add_scaled(residual, x, self.pwconv2, self.layer_scale_parameter, factor)
         return x.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
 
 
 class ConvNextStage(nn.Module):
-    """Downsampling (LayerNorm, 2x2 convolution with stride 2) where the shape changes, then ``depth`` blocks."""
+    """Downsampling (LayerNorm, 2x2 convolution) if the shape changes, then one block for each of ``drop_paths``."""
 
     def __init__(
         self, config: ConvNextConfig, in_channels: int, out_channels: int, stride: int, drop_paths: Sequence[float]
@@ -150,12 +150,12 @@ class ConvNextStage(nn.Module):
         self.layers = nn.Sequential(*[ConvNextLayer(config, out_channels, rate) for rate in drop_paths])
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
+        """Map (N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
         return cast(Tensor, self.layers(self.downsampling_layer(features)))
 
 
 class ConvNextEncoder(StagedEncoder):
-    """The stages; drop path rates rise linearly over all blocks from 0 to ``drop_path_rate``."""
+    """The stages; the drop path rates increase linearly over all blocks from 0 to ``drop_path_rate``."""
 
     def __init__(self, config: ConvNextConfig) -> None:
         rates = iter(torch.linspace(0, config.drop_path_rate, sum(config.depths), device="cpu").tolist())
@@ -169,7 +169,7 @@ class ConvNextEncoder(StagedEncoder):
 
 
 class ConvNextPreTrainedModel(CustomPreTrainedModel):
-    """Initialisation of ConvNeXt: normal weights of ``initializer_range``, zero biases, unit norms."""
+    """Initialisation of ConvNeXt: normal weights of scale ``initializer_range``, zero biases, unit norms."""
 
     config_class = ConvNextConfig
     config: ConvNextConfig
@@ -197,11 +197,11 @@ class ConvNextModel(ConvNextPreTrainedModel, StagedModel):
         self.post_init()
 
     def embed(self, pixel_values: Tensor) -> Tensor:
-        """(N, num_channels, H, W) to (N, hidden_sizes[0], H / patch_size, W / patch_size)."""
+        """Map (N, num_channels, H, W) to (N, hidden_sizes[0], H / patch_size, W / patch_size)."""
         return cast(Tensor, self.embeddings(pixel_values))
 
     def pool(self, features: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C)."""
+        """Map (N, C, H, W) to (N, C)."""
         return cast(Tensor, self.layernorm(features.mean([-2, -1])))
 
 

@@ -1,4 +1,4 @@
-"""Build a model from the parameters, or load one from its folder, whichever architecture it is."""
+"""Builds a model from parameters or loads it from a folder, for any architecture."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from udc_model.models.staged import ImageClassifier
 
 
 def build_model(params: ModelParams, classes: list[str], seed: int) -> ImageClassifier:
-    """A randomly initialised classifier; equal seeds give equal weights, whatever was drawn before."""
+    """Create a randomly initialised classifier.
+
+    Parameters
+    ----------
+    params : architecture and size.
+    classes : class names in the order of the logits.
+    seed : determines the weights; torch's global generator is neither used nor changed.
+    """
     settings = params.architecture.model_dump()
     id2label = dict(enumerate(classes))
     with torch.random.fork_rng(devices=[]):
@@ -26,7 +33,7 @@ def build_model(params: ModelParams, classes: list[str], seed: int) -> ImageClas
 
 
 def best_device() -> str:
-    """``cuda``, ``mps`` or ``cpu``: the first that this machine has."""
+    """Return the first of ``cuda``, ``mps`` and ``cpu`` that is available."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
@@ -38,11 +45,11 @@ def load_model(folder: Path) -> ImageClassifier:
     Raises
     ------
     UdcError
-        The folder is not whole, or of an architecture that this project does not have.
+        The folder is incomplete, or its architecture is not supported.
     """
     model_type = read_config(folder).get("model_type")
     if model_type == "convnext":
         return ConvNextForImageClassification.from_pretrained(folder)
     if model_type == "resnet":
         return ResNetForImageClassification.from_pretrained(folder)
-    raise UdcError(f"{folder}/config.json: model_type is {model_type!r}; this project has resnet and convnext")
+    raise UdcError(f"{folder}/config.json: model_type is {model_type!r}; supported are resnet and convnext")

@@ -1,4 +1,4 @@
-"""What the models return, with the access of transformers' ``ModelOutput``: by attribute, key, index, as a tuple."""
+"""Outputs of the models, with the interface of transformers' ``ModelOutput``: attributes, keys, indices, tuples."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.utils import _pytree as pytree
 
 
 class ModelOutput(OrderedDict[str, Any]):
-    """A dataclass that is also an ordered mapping and a tuple of its fields, those that are None left out."""
+    """Base class of dataclasses that are also mappings and sequences of those fields that are not None."""
 
     def __init_subclass__(cls) -> None:
-        """Let torch.export and torch.compile look inside."""
+        """Register the class as a pytree node, for torch.export and torch.compile."""
         pytree.register_pytree_node(
             cls,
             lambda output: (list(output.values()), list(output)),
@@ -40,13 +40,13 @@ class ModelOutput(OrderedDict[str, Any]):
         super().__setattr__(name, value)
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """The fields that are not None, in order."""
+        """Return the fields that are not None, in order."""
         return tuple(self.values())
 
 
 @dataclass
 class BaseModelOutputWithNoAttention(ModelOutput):
-    """``last_hidden_state`` (N, C, H, W); ``hidden_states``: the embeddings and each stage's output."""
+    """``last_hidden_state`` (N, C, H, W); ``hidden_states``: the embeddings and the output of each stage."""
 
     last_hidden_state: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
@@ -54,7 +54,7 @@ class BaseModelOutputWithNoAttention(ModelOutput):
 
 @dataclass
 class BaseModelOutputWithPoolingAndNoAttention(ModelOutput):
-    """As `BaseModelOutputWithNoAttention`, with ``pooler_output``: the mean over H and W."""
+    """As `BaseModelOutputWithNoAttention`, with ``pooler_output``, the pooled features."""
 
     last_hidden_state: Tensor | None = None
     pooler_output: Tensor | None = None
@@ -63,7 +63,7 @@ class BaseModelOutputWithPoolingAndNoAttention(ModelOutput):
 
 @dataclass
 class ImageClassifierOutputWithNoAttention(ModelOutput):
-    """``loss`` (scalar, if labels were given), ``logits`` (N, num_labels), ``hidden_states``."""
+    """``loss`` (scalar, only with labels), ``logits`` (N, num_labels) and ``hidden_states``."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None

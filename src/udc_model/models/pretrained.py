@@ -1,4 +1,4 @@
-"""Published weights by name: torchvision's for ImageNet, and Hugging Face's from its cache or hub."""
+"""Finds published weights by name: torchvision's ImageNet weights, and the Hugging Face cache and hub."""
 
 from __future__ import annotations
 
@@ -26,8 +26,13 @@ _HUB_FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.saf
 
 @dataclass(frozen=True)
 class WeightsSource:
-    """Where weights lie, and the images that they were trained on: side in pixels, mean and standard deviation of the
-    channels (R, G, B) in [0, 1]; None where the source does not tell.
+    """Location of weights, and the preprocessing they were trained with; None if it is not recorded.
+
+    Attributes
+    ----------
+    path : file or folder of the weights.
+    image_size : side of the images, pixels.
+    mean, std : of each channel (R, G, B), for pixel values scaled to [0, 1].
     """
 
     path: Path
@@ -37,18 +42,17 @@ class WeightsSource:
 
 
 def find_weights(weights: str, model_type: str, architecture: dict[str, object]) -> WeightsSource:
-    """Find what ``model.weights`` names, downloading it if need be.
+    """Find the weights ``model.weights`` and download them if necessary.
 
     Parameters
     ----------
-    weights : a path, ``imagenet``, or a name on the Hugging Face hub such as ``microsoft/resnet-50``.
-    model_type, architecture : the network; ``imagenet`` takes the weights of its size.
+    weights : a path, ``imagenet``, or a repository on the Hugging Face hub such as ``microsoft/resnet-50``.
+    model_type, architecture : the network; ``imagenet`` selects the weights of this network.
 
     Raises
     ------
     UdcError
-        There are no such weights, or they are not on this machine and cannot be downloaded; the message says what to
-        fetch from where, and where to put it.
+        There are no such weights, or they cannot be downloaded. The message explains how to provide them by hand.
     """
     path = Path(weights).expanduser()
     if weights == "imagenet":
@@ -75,7 +79,7 @@ def _torchvision(model_type: str, architecture: dict[str, object]) -> WeightsSou
 
 
 def _download(url: str) -> Path:
-    """The file of a URL in torch's cache; its name holds the first digits of its SHA-256, which are checked."""
+    """Return the file of a URL in torch's cache. The file name contains the start of its SHA-256, which is checked."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     prefix = path.stem.rsplit("-", 1)[-1]
     if not path.is_file():
@@ -85,19 +89,20 @@ def _download(url: str) -> Path:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=False)
         except (URLError, OSError, RuntimeError) as error:
             raise UdcError(
-                f"model.weights: {url} cannot be downloaded ({error}). Fetch it on another machine and put it at {path}"
+                f"model.weights: {url} cannot be downloaded ({error}); download it on another machine and copy it to "
+                f"{path}"
             ) from None
         return path
     with path.open("rb") as handle:
-        found = hashlib.file_digest(handle, "sha256").hexdigest()
-    if not found.startswith(prefix):
-        raise UdcError(f"model.weights: {path} is damaged (its SHA-256 starts with {found[:8]}, not {prefix}); "
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    if not digest.startswith(prefix):
+        raise UdcError(f"model.weights: {path} is damaged (its SHA-256 starts with {digest[:8]}, not {prefix}); "
                        f"remove it, or download {url} again")  # fmt: skip
     return path
 
 
 def _in_hub_cache(name: str) -> Path | None:
-    """The newest snapshot of a repository in Hugging Face's cache on this machine, if there is one."""
+    """Return the newest snapshot of a repository in the local Hugging Face cache, or None."""
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
     repository = cache / f"models--{name.replace('/', '--')}"
@@ -112,24 +117,24 @@ def _in_hub_cache(name: str) -> Path | None:
 def _from_hub(name: str) -> Path:
     by_hand = (
         "download its config.json, preprocessor_config.json and model.safetensors from "
-        f"https://huggingface.co/{name} into a folder, and name that folder"
+        f"https://huggingface.co/{name} into a folder, and set model.weights to that folder"
     )
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise UdcError(
-            f"model.weights: {name} is neither a path nor in Hugging Face's cache. Install the extra "
+            f"model.weights: {name} is neither a path nor in the Hugging Face cache; install the extra "
             f"(pip install 'udc-model[hub]') to download it, or {by_hand}"
         ) from None
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except Exception as error:  # the hub's client raises errors of several libraries
-        what = f"{type(error).__name__}: {error}"
-        raise UdcError(f"model.weights: {name} cannot be downloaded ({what}); {by_hand}") from None
+    except Exception as error:  # huggingface_hub raises exceptions of several libraries
+        reason = f"{type(error).__name__}: {error}"
+        raise UdcError(f"model.weights: {name} cannot be downloaded ({reason}); {by_hand}") from None
 
 
 def _folder(path: Path) -> WeightsSource:
-    """A path, with what its ``preprocessor_config.json`` says, if it has one."""
+    """Return the source of a path, with the settings of its ``preprocessor_config.json`` if that exists."""
     config_path = path / "preprocessor_config.json"
     if not config_path.is_file():
         return WeightsSource(path)
@@ -141,4 +146,4 @@ def _folder(path: Path) -> WeightsSource:
         mean, std = (tuple(float(x) for x in config[key]) for key in ("image_mean", "image_std"))
         return WeightsSource(path, int(size), mean, std)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UdcError(f"model.weights: {config_path}: cannot be read: {error!r}") from None
+        raise UdcError(f"model.weights: {config_path} cannot be read: {error!r}") from None

@@ -1,6 +1,7 @@
 """ResNet (He et al. 2015, "Deep Residual Learning for Image Recognition", https://arxiv.org/abs/1512.03385).
 
-The stride of a bottleneck sits in its 3x3 convolution ("v1.5"), unless ``downsample_in_bottleneck``.
+A bottleneck downsamples in its 3x3 convolution ("v1.5"), or in its first 1x1 convolution with
+``downsample_in_bottleneck``, as in the paper.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from udc_model.models.staged import ImageClassifier, StagedEncoder, StagedModel
 
 
 class ResNetConfig(CustomConfig):
-    """Settings of a ResNet; the defaults are ResNet-50. Names as in transformers' ``ResNetConfig``."""
+    """Configuration of a ResNet, with the names of transformers' ``ResNetConfig``; defaults: ResNet-50."""
 
     model_type: ClassVar[str] = "resnet"
     architecture: ClassVar[str] = "ResNetForImageClassification"
@@ -36,7 +37,7 @@ class ResNetConfig(CustomConfig):
     ) -> None:
         super().__init__(**kwargs)
         if len(hidden_sizes) != len(depths):
-            raise ValueError(f"hidden_sizes {hidden_sizes} and depths {depths} do not agree")
+            raise ValueError(f"hidden_sizes {hidden_sizes} and depths {depths} do not match")
         if layer_type not in ("basic", "bottleneck"):
             raise ValueError(f"layer_type: {layer_type!r} is neither 'basic' nor 'bottleneck'")
         self.num_channels = num_channels
@@ -50,12 +51,12 @@ class ResNetConfig(CustomConfig):
 
 
 def _after_norm(act: str) -> nn.Module:
-    """An activation that may overwrite its input, which nobody else holds."""
+    """Return an activation that may overwrite its input, because nothing else uses the output of the norm."""
     return nn.ReLU(inplace=True) if act == "relu" else activation(act)
 
 
 class ResNetConvLayer(nn.Module):
-    """Convolution without bias, BatchNorm, activation (None for none)."""
+    """Convolution without bias, BatchNorm, activation; ``act`` None means no activation."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, act: str | None = "relu"
@@ -66,7 +67,7 @@ class ResNetConvLayer(nn.Module):
         self.activation = _after_norm(act) if act is not None else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
+        """Map (N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
         return cast(Tensor, self.activation(self.normalization(self.convolution(x))))
 
 
@@ -80,14 +81,14 @@ class ResNetEmbeddings(nn.Module):
         self.pooler = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """(N, num_channels, H, W) to (N, embedding_size, H / 4, W / 4)."""
+        """Map (N, num_channels, H, W) to (N, embedding_size, H / 4, W / 4)."""
         if pixel_values.shape[1] != self.num_channels:
             raise ValueError(f"got {pixel_values.shape[1]} channels, the model has num_channels = {self.num_channels}")
         return cast(Tensor, self.pooler(self.embedder(pixel_values)))
 
 
 class ResNetShortCut(nn.Module):
-    """1x1 convolution and BatchNorm that bring the residual to the block's output shape (the paper's option B)."""
+    """1x1 convolution and BatchNorm that map the residual to the block's output shape (the paper's option B)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 2) -> None:
         super().__init__()
@@ -95,28 +96,28 @@ class ResNetShortCut(nn.Module):
         self.normalization = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
+        """Map (N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
         return cast(Tensor, self.normalization(self.convolution(x)))
 
 
 class _ResidualLayer(nn.Module):
-    """``act(layer(x) + shortcut(x))``; the shortcut is the identity where the shape stays.
+    """``act(layer(x) + shortcut(x))``; the shortcut is the identity if the shape does not change.
 
-    ``hidden_act`` acts in the stem and after the sum; between a block's convolutions it is always ReLU, as in
-    transformers.
+    ``hidden_act`` is used in the stem and after the sum. Between the convolutions of a block the activation is always
+    ReLU, as in transformers.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, layers: list[nn.Module], act: str) -> None:
         super().__init__()
-        changes = in_channels != out_channels or stride != 1
-        self.shortcut = ResNetShortCut(in_channels, out_channels, stride) if changes else nn.Identity()
+        shape_changes = in_channels != out_channels or stride != 1
+        self.shortcut = ResNetShortCut(in_channels, out_channels, stride) if shape_changes else nn.Identity()
         self.layer = nn.Sequential(*layers)
         self.activation = _after_norm(act)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
+        """Map (N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
         out = self.layer(x)
-        out += self.shortcut(x)  # in place: BatchNorm's gradient does not look at its output
+        out += self.shortcut(x)  # in place is safe: the gradient of BatchNorm does not need its output
         return cast(Tensor, self.activation(out))
 
 
@@ -153,7 +154,7 @@ class ResNetBottleNeckLayer(_ResidualLayer):
 
 
 class ResNetStage(nn.Module):
-    """``depth`` blocks, of which the first changes the shape."""
+    """``depth`` blocks; the first one may change the shape."""
 
     def __init__(self, config: ResNetConfig, in_channels: int, out_channels: int, stride: int, depth: int) -> None:
         super().__init__()
@@ -167,12 +168,12 @@ class ResNetStage(nn.Module):
         self.layers = nn.Sequential(block(in_channels, stride), *[block(out_channels, 1) for _ in range(depth - 1)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
+        """Map (N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
         return cast(Tensor, self.layers(x))
 
 
 class ResNetEncoder(StagedEncoder):
-    """The stages; each but the first (by default) halves H and W."""
+    """The stages; each halves H and W, except, by default, the first."""
 
     def __init__(self, config: ResNetConfig) -> None:
         sizes = [config.embedding_size, *config.hidden_sizes]
@@ -186,7 +187,7 @@ class ResNetEncoder(StagedEncoder):
 
 
 class ResNetPreTrainedModel(CustomPreTrainedModel):
-    """Initialisation of ResNet: He et al.'s normal for convolutions (fan out), torch's own for the head."""
+    """Initialisation of ResNet: He's normal distribution (fan out) for convolutions, torch's default for the head."""
 
     config_class = ResNetConfig
     config: ResNetConfig
@@ -214,11 +215,11 @@ class ResNetModel(ResNetPreTrainedModel, StagedModel):
         self.post_init()
 
     def embed(self, pixel_values: Tensor) -> Tensor:
-        """(N, num_channels, H, W) to (N, embedding_size, H / 4, W / 4)."""
+        """Map (N, num_channels, H, W) to (N, embedding_size, H / 4, W / 4)."""
         return cast(Tensor, self.embedder(pixel_values))
 
     def pool(self, features: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, 1, 1)."""
+        """Map (N, C, H, W) to (N, C, 1, 1)."""
         return cast(Tensor, self.pooler(features))
 
 

@@ -1,4 +1,4 @@
-"""What a ResNet and a ConvNeXt have in common: an embedding, stages, pooling, and a linear head."""
+"""The common structure of ResNet and ConvNeXt: embedding, stages, pooling and a linear head."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from udc_model.models.outputs import (
 
 
 class StagedEncoder(nn.Module):
-    """The stages, one after the other.
+    """A sequence of stages.
 
-    With ``gradient_checkpointing`` a stage keeps only its input in training and is computed again for its gradients
-    (Chen et al. 2016): about a third more time for a fraction of the memory, and the same gradients.
+    With ``gradient_checkpointing``, training stores only the input of each stage and computes the stage again for the
+    gradients (Chen et al. 2016). The gradients are the same, the time is about a third longer, and the memory for
+    activations is a fraction.
     """
 
     def __init__(self, stages: list[nn.Module]) -> None:
@@ -33,11 +34,13 @@ class StagedEncoder(nn.Module):
     def forward(
         self, features: Tensor, output_hidden_states: bool = False, return_dict: bool = True
     ) -> BaseModelOutputWithNoAttention | tuple[Any, ...]:
-        """Run all stages on (N, C, H, W), keeping the input and each stage's output if asked to."""
+        """Apply all stages to (N, C, H, W); the hidden states are the input and the output of each stage."""
         hidden_states = [features]
         for stage in self.stages:
             if self.gradient_checkpointing and self.training:
-                features = checkpoint(stage, features, use_reentrant=False, context_fn=partial(_contexts, stage))
+                features = checkpoint(
+                    stage, features, use_reentrant=False, context_fn=partial(_checkpoint_contexts, stage)
+                )
             else:
                 features = stage(features)
             hidden_states.append(features)
@@ -45,13 +48,14 @@ class StagedEncoder(nn.Module):
         return output if return_dict else output.to_tuple()
 
 
-def _contexts(stage: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Of a stage's first computation and of its second, which must not count in BatchNorm's running statistics."""
-    return nullcontext(), _resting_statistics(stage)
+def _checkpoint_contexts(stage: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Return the contexts of the first and the second computation of a stage."""
+    return nullcontext(), _frozen_running_statistics(stage)
 
 
 @contextmanager
-def _resting_statistics(stage: nn.Module) -> Iterator[None]:
+def _frozen_running_statistics(stage: nn.Module) -> Iterator[None]:
+    """Prevent the second computation from updating BatchNorm's running statistics again."""
     norms = [m for m in stage.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
     before = [(norm.momentum, cast(Tensor, norm.num_batches_tracked).clone()) for norm in norms]
     for norm in norms:
@@ -65,31 +69,32 @@ def _resting_statistics(stage: nn.Module) -> Iterator[None]:
 
 
 class StagedModel(CustomPreTrainedModel):
-    """Embedding, encoder, pooling; the architectures say what the first and the last are."""
+    """Embedding, encoder and pooling; subclasses define embedding and pooling."""
 
     encoder: StagedEncoder
 
     def embed(self, pixel_values: Tensor) -> Tensor:
-        """(N, num_channels, H, W) to the first features."""
+        """Map (N, num_channels, H, W) to the input of the first stage (N, C, H', W')."""
         raise NotImplementedError
 
     def pool(self, features: Tensor) -> Tensor:
-        """(N, C, H, W) to what the head takes."""
+        """Map (N, C, H, W) to the input of the head."""
         raise NotImplementedError
 
     def forward(
         self, pixel_values: Tensor, output_hidden_states: bool | None = None, return_dict: bool | None = None
     ) -> BaseModelOutputWithPoolingAndNoAttention | tuple[Any, ...]:
-        """(N, num_channels, H, W) to features (N, C, H', W') and their pooled form."""
-        keep = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        encoded = self.encoder(self.embed(pixel_values), output_hidden_states=keep)
+        """Map (N, num_channels, H, W) to features (N, C, H', W') and pooled features."""
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        encoded = self.encoder(self.embed(pixel_values), output_hidden_states=output_hidden_states)
         features = encoded.last_hidden_state
         output = BaseModelOutputWithPoolingAndNoAttention(features, self.pool(features), encoded.hidden_states)
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
 
 class ImageClassifier(CustomPreTrainedModel):
-    """A staged model, under the attribute ``base_model_prefix``, with a linear head, ``classifier``."""
+    """A staged model, stored in the attribute ``base_model_prefix``, with a linear head ``classifier``."""
 
     base_model_prefix: ClassVar[str]
     classifier: nn.Module
@@ -106,7 +111,7 @@ class ImageClassifier(CustomPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> ImageClassifierOutputWithNoAttention | tuple[Any, ...]:
-        """(N, num_channels, H, W), and labels for a loss, to logits (N, num_labels)."""
+        """Map (N, num_channels, H, W) to logits (N, num_labels), and to a loss if there are ``labels``."""
         encoded = self.base_model(pixel_values, output_hidden_states, return_dict=True)
         logits = self.classifier(encoded.pooler_output)
         loss = None if labels is None else self.loss(logits, labels)
@@ -114,28 +119,30 @@ class ImageClassifier(CustomPreTrainedModel):
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def gradient_checkpointing_enable(self, enable: bool = True) -> None:
-        """Compute each stage again for its gradients instead of keeping its intermediate results."""
+        """Enable or disable gradient checkpointing, see `StagedEncoder`."""
         self.base_model.encoder.gradient_checkpointing = enable
 
     def stages(self) -> list[list[nn.Module]]:
-        """Modules by depth, the embedding with the first stage; what ``num_frozen_stages`` counts."""
-        own: list[list[nn.Module]] = [[stage] for stage in self.base_model.encoder.stages]
-        own[0].insert(0, self.embedding)
-        return own
+        """Return the modules of each stage, with the embedding in the first; ``num_frozen_stages`` counts these."""
+        modules: list[list[nn.Module]] = [[stage] for stage in self.base_model.encoder.stages]
+        modules[0].insert(0, self.embedding)
+        return modules
 
     @property
     def embedding(self) -> nn.Module:
-        """The first layers, before all stages."""
+        """The layers before the first stage."""
         return next(iter(self.base_model.children()))
 
     def layers(self) -> list[list[nn.Module]]:
-        """Modules by depth for layer-wise learning rates: the embedding, each block (a stage's downsampling goes with
-        its first), and the head with the norm before it.
+        """Return the modules by depth, for layer-wise learning rates.
+
+        These are the embedding, each block (the first one of a stage with its downsampling), and the head with the
+        norm before it.
         """
-        depths: list[list[nn.Module]] = [[self.embedding]]
+        layers: list[list[nn.Module]] = [[self.embedding]]
         for stage in self.base_model.encoder.stages:
-            *before, blocks = stage.children()
-            first, *others = cast(nn.Sequential, blocks)
-            depths += [[*before, first], *([block] for block in others)]
+            *downsampling, blocks = stage.children()
+            first_block, *further_blocks = cast(nn.Sequential, blocks)
+            layers += [[*downsampling, first_block], *([block] for block in further_blocks)]
         head = [m for m in self.base_model.children() if m not in (self.embedding, self.base_model.encoder)]
-        return [*depths, [*head, self.classifier]]
+        return [*layers, [*head, self.classifier]]

@@ -1,1 +1,1 @@
-"""Native code for the CPU, compiled when the package is installed, and how it is found."""
+"""Native code for the CPU, compiled when the package is installed, and its loader."""

@@ -1,10 +1,11 @@
-/* CPU kernels for what torch does slowly in a ConvNeXt and in augmentation. Plain C with OpenMP: no Python, no torch
- * headers.
+/* CPU kernels for operations of ConvNeXt and of the augmentation that are slow in torch. Plain C with OpenMP, without
+ * headers of Python or torch.
  *
- * native_body.h holds the arithmetic and is compiled once an instruction set; the widest that the processor has is
- * chosen at run time, so that the library may be copied to another machine. Arrays are dense with the channels last,
- * float32, or bfloat16 where bf16 != 0. Sums over many rows or images are taken in a fixed number of parts that are
- * added up in order: the same bits for any number of threads. Each function returns 0, or 1 if there is no memory.
+ * native_body.h contains the arithmetic and is compiled once per instruction set. The widest set of the processor is
+ * chosen at run time, so the library can be copied to another machine. Arrays are dense with the channels last. They
+ * are float32, or bfloat16 if bf16 != 0. Sums over rows or images are computed in a fixed number of parts, which are
+ * added in order, so the result has the same bits for any number of threads. Each function returns 0 on success and 1
+ * if it cannot allocate memory.
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -12,10 +13,10 @@
 
 #define EXPORT __attribute__((visibility("default")))
 #define MAX_COLUMNS 9 /* columns of a convolution kernel that are summed together, in registers */
-#define GROUPS 8      /* parts of a batch of images */
-#define PARTS 64      /* parts of a batch of rows */
+#define GROUPS 8      /* number of parts of a batch of images */
+#define PARTS 64      /* number of parts of a batch of rows */
 
-/* Raised whenever an exported function changes; the Python side refuses a library of another version. */
+/* Increment this whenever an exported function changes; library.py rejects other versions. */
 EXPORT int udc_kernels_version(void) { return 2; }
 
 struct Kernels {
@@ -79,7 +80,7 @@ EXPORT int udc_bias_gelu(const void *x, const float *bias, int bf16, long rows, 
     return 0;
 }
 
-/* grad_x = grad * gelu'(x + bias), and grad_bias = its sum over the rows. */
+/* grad_x = grad * gelu'(x + bias); grad_bias = the sum of grad_x over the rows. */
 EXPORT int udc_bias_gelu_backward(const void *x, const float *bias, const void *grad, int bf16, long rows,
                                   long channels, int threads, void *grad_x, float *grad_bias) {
     const struct Kernels *k = kernels();
@@ -94,8 +95,8 @@ EXPORT int udc_bias_gelu_backward(const void *x, const float *bias, const void *
     return 0;
 }
 
-/* out = residual + factor * scale * (x + bias); x: (rows, channels), residual: the same, bfloat16 where residual_bf16;
- * factor: one number for each rows_per_factor rows, or NULL for 1; out: float32. */
+/* out = residual + factor * scale * (x + bias); x, residual: (rows, channels), residual is bfloat16 if
+ * residual_bf16 != 0; factor: one value per rows_per_factor rows, or NULL for 1; out: float32. */
 EXPORT int udc_scaled_residual(const void *x, const float *bias, const float *scale, const float *factor,
                                long rows_per_factor, const void *residual, int bf16, int residual_bf16, long rows,
                                long channels, int threads, float *out) {
@@ -107,8 +108,8 @@ EXPORT int udc_scaled_residual(const void *x, const float *bias, const float *sc
     return 0;
 }
 
-/* grad_x = grad * factor * scale, with the sums over the rows grad_bias of grad_x, and grad_scale of
- * grad * factor * (x + bias). */
+/* grad_x = grad * factor * scale; grad_bias = the sum of grad_x over the rows; grad_scale = the sum of
+ * grad * factor * (x + bias) over the rows. */
 EXPORT int udc_scaled_residual_backward(const void *x, const float *bias, const float *scale, const float *factor,
                                         long rows_per_factor, const float *grad, int bf16, long rows, long channels,
                                         int threads, void *grad_x, float *grad_bias, float *grad_scale) {
@@ -127,10 +128,10 @@ EXPORT int udc_scaled_residual_backward(const void *x, const float *bias, const 
     return 0;
 }
 
-/* out = scale * (a crop of x, resized bilinearly) + shift, as torch's grid_sample with align_corners=False and
- * padding_mode="border"; x: (n, side, side, 3) uint8; boxes: (n, 4), left, top, width and height as shares of the side,
- * a negative width for a mirrored crop whose left edge is `left` all the same; scale, shift: (3);
- * out: (n, size, size, 3) float32. */
+/* out = scale * crop + shift, where crop is a part of x, resized as by torch's grid_sample (bilinear) with
+ * align_corners=False and padding_mode="border". x: (n, side, side, 3) uint8; boxes: (n, 4): left, top, width, height
+ * as shares of the side, where a negative width means that the crop from left to left - width is mirrored;
+ * scale, shift: (3); out: (n, size, size, 3) float32. */
 EXPORT int udc_crop_resize(const uint8_t *x, const float *boxes, long n, long side, long size, const float *scale,
                            const float *shift, int threads, float *out) {
     const struct Kernels *k = kernels();

@@ -1,4 +1,4 @@
-/* Included by native.c once an instruction set, which defines NAME, TARGET and LANES (channels a register). */
+/* Included by native.c once per instruction set; native.c defines NAME, TARGET and LANES (channels per register). */
 #define INLINE static inline __attribute__((always_inline)) TARGET
 #define vec NAME(vec)
 #define half NAME(half)
@@ -7,7 +7,7 @@ typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef uint16_t half __attribute__((vector_size(2 * LANES)));
 typedef uint32_t wide __attribute__((vector_size(4 * LANES)));
 
-/* Elements i to i + LANES - 1 of a float32 or bfloat16 array, as float32; only `count` of them exist. */
+/* Loads elements i to i + LANES - 1 of a float32 or bfloat16 array as float32; elements from `count` on are zero. */
 INLINE vec NAME(load)(const void *array, long i, int bf16, long count) {
     vec value = {0};
     if (bf16) {
@@ -33,7 +33,7 @@ INLINE void NAME(store)(vec value, void *array, long i, int bf16, long count) {
         wide bits;
         memcpy(&bits, &value, sizeof bits);
         bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-        const wide nan = (wide)(value != value); /* which rounding could make a number */
+        const wide nan = (wide)(value != value); /* rounding could turn a NaN into a number */
         bits = (nan & 0x7fc0) | (~nan & bits);
         const half rounded = __builtin_convertvector(bits, half);
         if (count == LANES)
@@ -51,12 +51,12 @@ INLINE void NAME(add)(vec value, float *array, long i, long count) {
     NAME(store)(NAME(load)(array, i, 0, count) + value, array, i, 0, count);
 }
 
-/* exp(x) for x <= 0, to 2 units in the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes, expf). */
+/* exp(x) for x <= 0 to 2 units in the last place: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2] (Cephes, expf). */
 INLINE vec NAME(exp)(vec x) {
     const vec lowest = (vec){0} - 87.0f;
     const wide kept = (wide)(x > lowest);
     x = (vec)(((wide)x & kept) | ((wide)lowest & ~kept));
-    const vec shifted = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: rounds to a whole number */
+    const vec shifted = x * 1.44269504f + 12582912.0f; /* adding 1.5 * 2^23 rounds to an integer */
     const vec n = shifted - 12582912.0f;
     const vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
     vec p = 1.9875691500e-4f * r + 1.3981999507e-3f;
@@ -69,7 +69,7 @@ INLINE vec NAME(exp)(vec x) {
     return (vec)((wide)p + power);
 }
 
-/* erf(x), to 4 units in the last place: an odd polynomial over an even one on [-4, 4] (Eigen's float erf). */
+/* erf(x) to 4 units in the last place: a rational function on [-4, 4] (Eigen's float erf). */
 INLINE vec NAME(erf)(vec x) {
     const vec limit = (vec){0} + 4.0f;
     const wide high = (wide)(x > limit), low = (wide)(x < -limit);
@@ -88,7 +88,7 @@ INLINE vec NAME(erf)(vec x) {
     return x * p / q;
 }
 
-/* The normal distribution function at v, to 1e-7 (Abramowitz and Stegun 1964, 7.1.26), and *density, its derivative. */
+/* Standard normal distribution function at v to 1e-7 (Abramowitz and Stegun 1964, 7.1.26); *density: its derivative. */
 INLINE vec NAME(normal)(vec v, vec *density) {
     const vec z = (vec)((wide)v & 0x7fffffff) * 0.707106781f;
     const vec t = 1.0f / (1.0f + 0.3275911f * z);
@@ -102,8 +102,8 @@ INLINE vec NAME(normal)(vec v, vec *density) {
     return (vec)(((wide)tail & negative) | ((wide)(1.0f - tail) & ~negative));
 }
 
-/* The row kernels: rows `from` until `until` of what native.c says of the function of like name. Each has its
- * arithmetic for the channels from c on, of which `count` exist; with count a constant it is without branches. */
+/* Row kernels: each processes the rows from `from` to `until` - 1 for the function of the same name in native.c. A step
+ * processes min(count, LANES) channels from channel c on; with a constant count it has no branches. */
 #define ROWS(STEP)                                                                                                     \
     for (long row = from; row < until; row++) {                                                                        \
         long c = 0;                                                                                                    \
@@ -178,7 +178,7 @@ TARGET static void NAME(residual_backward)(const void *x, const float *bias, con
 }
 #undef ROWS
 
-/* sums[k] += sum over ox of grad[ox] * x[ox + k], for k < columns (a constant, so that all sums stay in registers). */
+/* sums[k] += sum over ox of grad[ox] * x[ox + k] for k < columns, a constant, so that the sums are in registers. */
 INLINE void NAME(columns)(const int columns, const vec *x, const vec *grad, long width, vec *sums) {
     vec part[MAX_COLUMNS];
 #pragma GCC unroll 9
@@ -203,8 +203,8 @@ INLINE void NAME(row)(int size, const vec *x, const vec *grad, long width, vec *
     }
 }
 
-/* One image, LANES channels: sums[size * size] of products, then the sum of grad.
- * ring: the last `size` rows of x as float32 with zeros to both sides; line: one row of grad. */
+/* Processes LANES channels of one image. sums: size * size sums of products, followed by the sum of grad;
+ * ring: the last `size` rows of x as float32, padded with zeros on both sides; line: one row of grad. */
 INLINE void NAME(image)(const void *x, const void *grad, int bf16, long height, long width, long channels, long count,
                         int size, vec *ring, vec *line, vec *sums) {
     const int pad = size / 2;
@@ -213,7 +213,7 @@ INLINE void NAME(image)(const void *x, const void *grad, int bf16, long height, 
         if (y < height)
             for (long i = 0; i < width; i++)
                 ring[(y % size) * pitch + pad + i] = NAME(load)(x, (y * width + i) * channels, bf16, count);
-        const long oy = y - pad; /* all rows of x that this row of grad meets are in the ring now */
+        const long oy = y - pad; /* the ring now contains all rows of x that this row of grad needs */
         if (oy < 0) continue;
         for (long i = 0; i < width; i++) {
             line[i] = NAME(load)(grad, (oy * width + i) * channels, bf16, count);
@@ -241,7 +241,7 @@ TARGET static int NAME(depthwise)(const void *x, const void *grad, int bf16, lon
         vec *scratch = aligned_alloc(64, (((results + lines) * sizeof(vec)) + 63) / 64 * 64);
         failed = scratch == NULL;
         if (!failed) memset(scratch, 0, (results + lines) * sizeof(vec));
-        /* every thread meets the loop, with memory or without */
+        /* all threads must reach the loop, including those without memory */
 #pragma omp for collapse(2) schedule(static)
         for (long group = 0; group < groups; group++)
             for (long block = 0; block < blocks; block++) {
@@ -271,8 +271,8 @@ TARGET static int NAME(depthwise)(const void *x, const void *grad, int bf16, lon
     return failed;
 }
 
-/* Where output pixel i of `size` lies in an extent of `side` pixels: *first, the pixel before it, and the share of the
- * next one. start and length are shares of the side; a negative length runs backwards. */
+/* Maps output pixel i of `size` to an input row or column of `side` pixels: *first is the input pixel before it, the
+ * result is the weight of the next one. start and length are shares of the side; a negative length means mirrored. */
 INLINE float NAME(position)(long i, long size, long side, float start, float length, long *first) {
     const float reach = length < 0 ? -length : length, turn = (2 * i + 1) / (float)size - 1;
     float at = side * (start + 0.5f * (reach + length * turn)) - 0.5f;
@@ -283,10 +283,10 @@ INLINE float NAME(position)(long i, long size, long side, float start, float len
     return at - *first;
 }
 
-/* One image of udc_crop_resize: two rows are blended, then their columns. */
+/* Crops one image for udc_crop_resize: interpolates between two rows and then between columns. */
 TARGET static int NAME(crop)(const uint8_t *x, const float *box, long side, long size, const float *scale,
                              const float *shift, float *out) {
-    float *line = malloc((3 * side + 4 * size) * sizeof(float) + size * sizeof(long)); /* the blended row */
+    float *line = malloc((3 * side + 4 * size) * sizeof(float) + size * sizeof(long)); /* the interpolated row */
     if (line == NULL) return 1;
     float *weights = line + 3 * side;
     long *columns = (long *)(((uintptr_t)(weights + size) + 7) & ~(uintptr_t)7);

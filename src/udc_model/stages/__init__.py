@@ -1,1 +1,1 @@
-"""The three DVC stages: each reads typed parameters and its inputs, calls the library, writes its outputs."""
+"""The DVC stages. Each reads its parameters and inputs, calls the library, and writes its outputs."""

@@ -1,4 +1,4 @@
-"""Stage ``prepare``: raw images to checked, split and packed arrays."""
+"""Stage ``prepare``: checks the raw images, assigns splits and writes packed arrays."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from udc_model.config import SPLITS, DataParams, Params, load_params
-from udc_model.data.audit import Checked, check_images, report_rejections
+from udc_model.data.audit import Checked, check_images, raise_for_rejections
 from udc_model.data.packed import write_packed
-from udc_model.data.sources import ImageRecord, ImageSource, Rejection, listed, open_source
+from udc_model.data.sources import ImageRecord, ImageSource, Rejection, join_for_message, open_source
 from udc_model.data.splits import assign_splits, connected_components
 from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.checks import check_classes
@@ -26,26 +26,30 @@ logger = logging.getLogger("udc_model.stages.prepare")  # __name__ is __main__ w
 
 
 def prepare(params: Params, workspace: Workspace) -> dict[str, Any]:
-    """Check, split and pack the images; returns the contents of ``dataset.json``.
+    """Check, split and pack the images into ``workspace.prepared``.
+
+    Returns
+    -------
+    The contents of ``dataset.json``.
 
     Raises
     ------
     UdcError
-        The source, an image, or a class with too few images, named so that it can be mended.
+        The source or an image is invalid, a parameter contradicts the classes, or a class has too few images.
     """
     data = params.data
     with atomic_folder(workspace.prepared) as folder:
         source = open_source(data)
         if source.ignored:
-            logger.warning("ignored %d file(s) without an image's ending: %s",
-                           len(source.ignored), listed(source.ignored[:10]))  # fmt: skip
+            logger.warning("ignored %d file(s) without the suffix of an image: %s",
+                           len(source.ignored), join_for_message(source.ignored[:10]))  # fmt: skip
         check_classes(params, source.classes)
         preprocessing = Preprocessing(data.image_size, data.resize, data.crop_pct, data.resample)
         scratch = folder / "scratch"
         outcomes = check_images(source, preprocessing, data.max_pixels, scratch)
         usable = _usable(source, outcomes)
         rejected = sorted(source.rejected + [o for o in outcomes if isinstance(o, Rejection)], key=lambda r: r.path)
-        report_rejections(rejected, data.on_bad_image, len(usable) + len(rejected))
+        raise_for_rejections(rejected, data.on_bad_image, len(usable) + len(rejected))
         splits, duplicates = _split(usable, source.classes, data, params.seed)
         _write_rejected(folder / "rejected.csv", rejected)
         info = write_packed(
@@ -67,7 +71,7 @@ def prepare(params: Params, workspace: Workspace) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Usable:
+class _UsableImage:
     record: ImageRecord
     checked: Checked
     scratch_row: int
@@ -84,72 +88,75 @@ class _Usable:
         }
 
 
-def _usable(source: ImageSource, outcomes: list[Checked | Rejection]) -> list[_Usable]:
+def _usable(source: ImageSource, outcomes: list[Checked | Rejection]) -> list[_UsableImage]:
     pairs = enumerate(zip(source.records, outcomes, strict=True))
-    return [_Usable(record, outcome, i) for i, (record, outcome) in pairs if isinstance(outcome, Checked)]
+    return [_UsableImage(record, outcome, i) for i, (record, outcome) in pairs if isinstance(outcome, Checked)]
 
 
-def _split(usable: list[_Usable], classes: list[str], data: DataParams, seed: int) -> tuple[list[int], dict[str, Any]]:
-    """Assign splits; returns them with what ``dataset.json`` says about duplicates."""
+def _split(
+    usable: list[_UsableImage], classes: list[str], data: DataParams, seed: int
+) -> tuple[list[int], dict[str, Any]]:
+    """Return the split index of each image, and the entries of ``dataset.json`` about duplicates."""
     groups = [image.record.group for image in usable]
     hashes = [image.checked.sha256 for image in usable]
     fixed = [image.record.split for image in usable]
-    _refuse_cut_groups(groups, fixed)
+    _check_groups_have_one_split(groups, fixed)
     components = connected_components(len(usable), [groups, hashes])
     labels = np.array([classes.index(image.record.label) for image in usable], dtype=np.intp)
     splits = assign_splits(labels, components, fixed, data.splits, seed)
-    _refuse_missing_classes(labels, splits, classes, groups, data)
+    _check_classes_in_splits(labels, splits, classes, groups, data)
     moved = sum(name is not None and SPLITS[k] != name for name, k in zip(fixed, splits, strict=True))
     return [int(k) for k in splits], _duplicates(usable, moved)
 
 
-def _refuse_cut_groups(groups: list[str | None], fixed: list[str | None]) -> None:
-    given: dict[str, set[str]] = defaultdict(set)
+def _check_groups_have_one_split(groups: list[str | None], fixed: list[str | None]) -> None:
+    splits_of: dict[str, set[str]] = defaultdict(set)
     for group, split in zip(groups, fixed, strict=True):
         if group is not None and split is not None:
-            given[group].add(split)
-    cut = sorted(f"{group} ({', '.join(sorted(names))})" for group, names in given.items() if len(names) > 1)
-    if cut:
-        raise UdcError(f"the column split puts {len(cut)} group(s) into more than one split: {listed(cut)}")
+            splits_of[group].add(split)
+    divided = sorted(f"{group} ({', '.join(sorted(names))})" for group, names in splits_of.items() if len(names) > 1)
+    if divided:
+        raise UdcError(f"the column split assigns {len(divided)} group(s) to more than one split: "
+                       f"{join_for_message(divided)}")  # fmt: skip
 
 
-def _refuse_missing_classes(
+def _check_classes_in_splits(
     labels: np.ndarray[Any, Any],
     splits: np.ndarray[Any, Any],
     classes: list[str],
     groups: list[str | None],
     data: DataParams,
 ) -> None:
-    """Every class must be in every split that is in use: elsewhere it could be neither learnt nor judged."""
-    needed = [k for k, name in enumerate(SPLITS) if getattr(data.splits, name) > 0 or (splits == k).any()]
+    """Raise an error unless every class occurs in every split: otherwise it cannot be trained or evaluated."""
+    used_splits = [k for k, name in enumerate(SPLITS) if getattr(data.splits, name) > 0 or (splits == k).any()]
     problems = []
     for index, name in enumerate(classes):
-        own = labels == index
-        missing = [SPLITS[k] for k in needed if not (own & (splits == k)).any()]
+        in_class = labels == index
+        missing = [SPLITS[k] for k in used_splits if not (in_class & (splits == k)).any()]
         if missing:
-            kinds = {group for group, mine in zip(groups, own, strict=True) if mine and group is not None}
-            grouped = f" in {len(kinds)} group(s)" if kinds else ""
-            problems.append(f"{name}: {own.sum()} image(s){grouped}, none for {', '.join(missing)}")
+            class_groups = {groups[i] for i in np.flatnonzero(in_class)} - {None}
+            in_groups = f" in {len(class_groups)} group(s)" if class_groups else ""
+            problems.append(f"{name}: {in_class.sum()} image(s){in_groups}, none for {', '.join(missing)}")
     if problems:
         raise UdcError(
-            f"too few images for {len(needed)} splits (at least one image, or group, of every class in each):\n  "
-            + listed(problems, "\n  ")
+            f"too few images for {len(used_splits)} splits (each needs an image, or group, of every class):\n  "
+            + join_for_message(problems, "\n  ")
             + "\nAdd images, remove the class, or change data.splits."
         )
 
 
-def _duplicates(usable: list[_Usable], moved: int) -> dict[str, Any]:
-    same: dict[str, list[ImageRecord]] = defaultdict(list)
+def _duplicates(usable: list[_UsableImage], moved: int) -> dict[str, Any]:
+    by_pixels: dict[str, list[ImageRecord]] = defaultdict(list)
     for image in usable:
-        same[image.checked.sha256].append(image.record)
-    sets = [records for records in same.values() if len(records) > 1]
+        by_pixels[image.checked.sha256].append(image.record)
+    sets = [records for records in by_pixels.values() if len(records) > 1]
     conflicting = [records for records in sets if len({record.label for record in records}) > 1]
     if sets:
-        logger.warning("%d images are copies of others, pixel for pixel; copies stay in one split (%d moved)",
+        logger.warning("%d image(s) are exact copies of others; copies are assigned to one split (%d moved)",
                        sum(len(records) - 1 for records in sets), moved)  # fmt: skip
     if conflicting:
         lines = [" = ".join(f"{r.path} ({r.label})" for r in records) for records in conflicting]
-        logger.warning("identical images with different labels:\n  %s", listed(lines, "\n  "))
+        logger.warning("identical images with different labels:\n  %s", join_for_message(lines, "\n  "))
     return {
         "duplicates": {"copies": sum(len(records) - 1 for records in sets), "moved": moved},
         "conflicting_labels": [[[record.path, record.label] for record in records] for records in conflicting],
@@ -170,7 +177,7 @@ def _log_summary(info: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Run the stage in the current folder."""
+    """Run the stage with the parameters and files of the current folder."""
     prepare(load_params(), Workspace())
 
 

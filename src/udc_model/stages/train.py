@@ -56,7 +56,7 @@ def train(params: Params, workspace: Workspace) -> None:
     if params.train.processes > 1 and not is_launched():
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "params.yaml"
-            file.write_text(_as_yaml(params), encoding="utf-8")
+            file.write_text(_as_yaml(params.model_dump()), encoding="utf-8")
             arguments = ["--params", str(file), "--root", str(workspace.root)]
             launch("udc_model.stages.train", arguments, params.train.processes)
         return
@@ -85,7 +85,7 @@ def train_and_record(session: TrainingSession, dataset: PackedDataset, workspace
             logger.info("resuming from checkpoint %s", checkpoints.last)
         session.checkpoints = checkpoints
         run.log_params(training_params(params))
-        run.log_text(_as_yaml(params), "params.yaml")
+        run.log_text(_as_yaml(training_params(params)), "params.yaml")
         run.log_dataset(**dataset_input(params, dataset), context="training")
 
         def on_epoch(record: EpochRecord) -> bool:
@@ -156,16 +156,21 @@ def _end_pruned(session: TrainingSession, run: StageRun, epochs: int) -> None:
 
 
 def training_params(params: Params) -> dict[str, Any]:
-    """The parameters that describe the training run, with the architecture in use only."""
+    """The parameters to record with a training run: the architecture in use, and costs and policy if it uses them."""
     model = params.model.model_dump(exclude={"resnet", "convnext"})
     model[params.model.model_type] = params.model.architecture.model_dump()
-    return {
+    sections = {
         "seed": params.seed,
         "data": params.data.model_dump(),
         "model": model,
         "loss": params.loss.model_dump(),
         "train": params.train.model_dump(),
     }
+    if params.training_uses_costs:
+        sections["costs"] = params.costs.model_dump()
+    if params.training_uses_policy:
+        sections["evaluate"] = params.evaluate.model_dump()
+    return sections
 
 
 def dataset_input(params: Params, dataset: PackedDataset) -> dict[str, Any]:
@@ -198,8 +203,8 @@ def write_training(folder: Path, result: TrainingResult, record: dict[str, Any])
     (folder / "record.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _as_yaml(params: Params) -> str:
-    return yaml.safe_dump(params.model_dump(), sort_keys=False, allow_unicode=True)
+def _as_yaml(values: dict[str, Any]) -> str:
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""The MLflow side of a run: where it is stored, how it is opened, continued and filled. Nothing else imports mlflow."""
+"""Records of runs: the journal of a stage, the process that delivers it to MLflow, and runs found by name."""

@@ -1,14 +1,17 @@
-"""From a journal to the tracker, exactly once.
+"""Delivers the entries of a journal to MLflow, each exactly once.
 
-Everything may be sent twice, for a tracker may fail after it stored and before it answered: metric points carry the
-time at which they were measured and are stored once; runs and models carry the journal's key and are looked for first.
+A request may be repeated, because a tracking server can fail after it stored and before it answered. Metric points
+carry the time at which they were measured, so MLflow stores them once. Runs and models carry the journal's key and are
+searched for before they are created.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +19,8 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from udc_model.errors import UdcError
-from udc_model.tracking.journal import Entry, entries
+from udc_model.tracking.journal import RUN_ID_PLACEHOLDER, Entry, read_entries
+from udc_model.tracking.model import LOADER_0_1, log_classifier
 from udc_model.tracking.provenance import EXPERIMENT_NAME
 from udc_model.tracking.store import open_store, tracking_uri, without_credentials
 
@@ -31,12 +35,12 @@ EVALUATED = "udc.evaluated"
 TRAINED_BY = "udc.trained_by"
 JOURNAL = "udc.journal"
 CLAIMED = "udc.evaluation_journal"
-_METRICS, _OTHERS = 1000, 100  # the most that MLflow takes in one request
+_MAX_METRICS, _MAX_OTHERS = 1000, 100  # limits of one request of MLflow
 
 
 @dataclass
 class Progress:
-    """How far a journal has been sent: the run, whether it was opened for this journal, and the bytes sent."""
+    """How much of a journal is delivered: its run, whether the run was created for this journal, bytes delivered."""
 
     run_id: str | None = None
     name: str = ""
@@ -45,98 +49,109 @@ class Progress:
 
     @classmethod
     def load(cls, folder: Path) -> Progress:
-        """What ``sent.json`` says; nothing sent, if there is none."""
+        """Read ``sent.json``; nothing is delivered if the file is missing."""
         try:
             return cls(**json.loads((folder / "sent.json").read_text(encoding="utf-8")))
         except FileNotFoundError:
             return cls()
 
     def save(self, folder: Path) -> None:
-        """Write ``sent.json``, whole or not at all."""
+        """Write ``sent.json`` atomically."""
         scratch = folder / "sent.json.partial"
         scratch.write_text(json.dumps(asdict(self)), encoding="utf-8")
         scratch.replace(folder / "sent.json")
 
 
 class Delivery:
-    """Sends one journal, whose ``sender.lock`` the caller holds; ``on_open`` is told the run's id and name."""
+    """Delivers one journal, whose ``sender.lock`` the caller holds.
 
-    def __init__(self, folder: Path, on_open: Callable[[str, str], None] = lambda run_id, name: None) -> None:
-        self.folder, self.on_open = folder, on_open
+    Parameters
+    ----------
+    on_refusal : called with a message if MLflow refuses an entry for ever.
+
+    Raises
+    ------
+    FileNotFoundError
+        The journal does not exist any more.
+    """
+
+    def __init__(self, folder: Path, on_refusal: Callable[[str], None] = logger.error) -> None:
+        self.folder, self.on_refusal = folder, on_refusal
+        self.header = next(read_entries(folder))[0]
         self.progress = Progress.load(folder)
-        self.header = next(entries(folder, 0))[0]
         self._client: MlflowClient | None = None
 
-    def send(self) -> bool:
-        """Send what the journal has by now; whether that was all, up to its end.
+    def connect(self) -> str:
+        """Open the store, and find or create the run that this journal fills; returns the run's id.
 
         Raises
         ------
         UdcError
-            The tracker does not answer, or answers that it cannot; what was not sent stays in the journal.
+            The tracking server cannot be reached or fails.
         """
-        from mlflow.exceptions import MlflowException
-        from requests import RequestException
+        with _tracker_errors():
+            client = self._open_store()
+            if self.progress.run_id is None:
+                with FileLock(self.folder.parent / "open.lock"):  # of two evaluations of a model, one joins its run
+                    run = self._find_or_create(client)
+                self.progress.run_id, self.progress.name = run.info.run_id, run.info.run_name or ""
+                self.progress.save(self.folder)
+            return self.progress.run_id
 
-        ended = False
-        try:
-            client = self._connected()
-            run_id = self._open(client)
+    def send(self) -> bool:
+        """Deliver all entries written so far; returns whether the entry ``end`` was among them.
+
+        Raises
+        ------
+        UdcError
+            As :meth:`connect`. Entries that are not delivered remain pending.
+        """
+        is_ended = False
+        run_id = self.connect()
+        with _tracker_errors():
+            client = self._open_store()
             for batch, position in _batches(self.folder, self.progress.position):
-                wanted = [entry for entry in batch if self.progress.is_new or not entry.get("new_only")]
-                if wanted:
-                    self._deliver(client, run_id, wanted)
+                entries = [entry for entry in batch if self.progress.is_new or not entry.get("new_only")]
+                if entries:
+                    self._deliver(client, run_id, entries)
                 self.progress.position = position
                 self.progress.save(self.folder)
-                ended = batch[-1]["kind"] == "end"
-        except (MlflowException, RequestException, OSError) as error:
-            raise UdcError(without_credentials(str(error)).splitlines()[0]) from error
-        return ended
+                is_ended = batch[-1]["kind"] == "end"
+        return is_ended
 
-    def _connected(self) -> MlflowClient:
+    def _open_store(self) -> MlflowClient:
         if self._client is None:
             import mlflow
 
             uri = tracking_uri()
-            if without_credentials(uri) != self.header["uri"]:  # sent later, from a shell with another address
+            if without_credentials(uri) != self.header["uri"]:  # this process runs with another MLFLOW_TRACKING_URI
                 uri = self.header["uri"]
             self.experiment = open_store(uri, self.header["experiment"])
             self._client = mlflow.MlflowClient()
         return self._client
 
-    def _open(self, client: MlflowClient) -> str:
-        """The run that this journal fills: found, joined, or created now."""
-        if self.progress.run_id is None:
-            with FileLock(self.folder.parent / "open.lock"):  # two evaluations of one training: one joins it
-                run = self._find_or_create(client)
-            self.progress.run_id, self.progress.name = run.info.run_id, run.info.run_name or ""
-            self.progress.save(self.folder)
-            self.on_open(self.progress.run_id, self.progress.name)
-        return self.progress.run_id
-
     def _find_or_create(self, client: MlflowClient) -> Run:
-        header = self.header
+        """The run with this journal's key; else for an evaluation the run of the training, unless another evaluation or
+        another DVC experiment has it; else the run that ``mlflow run`` opened; else a new one."""
+        header, tags = self.header, dict(self.header["tags"])
         outer = header["outer"] and client.get_run(header["outer"])
         experiments = [self.experiment, *([outer.info.experiment_id] if outer else [])]
-        tags = dict(header["tags"])
-        opened = _search(client, experiments, JOURNAL, header["key"])
-        if opened:
-            client.update_run(opened[0].info.run_id, status="RUNNING")
-            return opened[0]
+        if runs := _search(client, experiments, JOURNAL, header["key"]):
+            client.update_run(runs[0].info.run_id, status="RUNNING")
+            return runs[0]
         if header["stage"] == "evaluate":
-            trained = _search(client, experiments, MODEL_SHA256, tags[MODEL_SHA256])
-            trained = [run for run in trained if TRAINED_BY not in run.data.tags]
-            mine = [run for run in trained if run.data.tags.get(CLAIMED) == header["key"]]
-            same = [run for run in trained if CLAIMED not in run.data.tags
-                    and run.data.tags.get(EXPERIMENT_NAME) == tags.get(EXPERIMENT_NAME)]  # fmt: skip
-            if mine or same:
-                run = (mine or same)[0]
-                client.set_tag(run.info.run_id, CLAIMED, header["key"])
-                client.update_run(run.info.run_id, status="RUNNING")
+            trainings = [run for run in _search(client, experiments, MODEL_SHA256, tags[MODEL_SHA256])
+                         if TRAINED_BY not in run.data.tags]  # fmt: skip
+            claimed = [run for run in trainings if run.data.tags.get(CLAIMED) == header["key"]]
+            unclaimed = [run for run in trainings if CLAIMED not in run.data.tags
+                         and run.data.tags.get(EXPERIMENT_NAME) == tags.get(EXPERIMENT_NAME)]  # fmt: skip
+            if joined := (claimed or unclaimed)[:1]:
+                client.set_tag(joined[0].info.run_id, CLAIMED, header["key"])
+                client.update_run(joined[0].info.run_id, status="RUNNING")
                 self.progress.is_new = False
-                return run
-            if trained:
-                tags[TRAINED_BY] = trained[0].info.run_id
+                return joined[0]
+            if trainings:
+                tags[TRAINED_BY] = trainings[0].info.run_id
             tags[CLAIMED] = header["key"]
         tags[JOURNAL] = header["key"]
         name = tags.get(EXPERIMENT_NAME)
@@ -154,9 +169,7 @@ class Delivery:
             case "batch":
                 self._log_batch(client, run_id, batch)
             case "artifact":
-                path = self.folder / first["file"]
-                send = client.log_artifacts if path.is_dir() else client.log_artifact
-                send(run_id, str(path), first["target"] or None)
+                self._log_artifact(client, run_id, first)
             case "dataset":
                 _log_dataset(client, run_id, first)
             case "model":
@@ -164,7 +177,8 @@ class Delivery:
             case "end":
                 client.set_terminated(run_id, first["status"], end_time=first["time"])
             case kind:
-                raise UdcError(f"{self.folder}: an entry of unknown kind, {kind}; was it written by a later version?")
+                raise UdcError(f"{self.folder}: unknown kind of entry: {kind}; update this project, a later version "
+                               "wrote the journal")  # fmt: skip
 
     def _log_batch(self, client: MlflowClient, run_id: str, batch: list[Entry]) -> None:
         from mlflow.entities import Metric, Param, RunTag
@@ -179,46 +193,76 @@ class Delivery:
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
-            # the tracker will never take it: what else the run holds must not wait for it
-            reason = without_credentials(str(error)).splitlines()[0]
-            logger.error("error: the tracker refuses part of run %s: %s", run_id, reason)
+            # no retry can help, and the rest of the run must not wait for it
+            self.on_refusal(f"MLflow refuses part of run {run_id} (stored as artifact refused/): {_first_line(error)}")
             client.log_text(run_id, json.dumps(batch, indent=1), f"refused/{batch[0]['time']}.json")
 
-    def _log_model(self, client: MlflowClient, run_id: str, entry: Entry) -> None:
-        from udc_model.tracking.model import log_classifier
+    def _log_artifact(self, client: MlflowClient, run_id: str, entry: Entry) -> None:
+        path, target = self.folder / entry["file"], entry["target"] or None
+        if path.is_dir():
+            client.log_artifacts(run_id, str(path), target)
+        elif entry.get("fill_run_id"):
+            with tempfile.TemporaryDirectory() as scratch:
+                filled = Path(scratch) / path.name
+                filled.write_bytes(path.read_bytes().replace(RUN_ID_PLACEHOLDER.encode(), run_id.encode()))
+                client.log_artifact(run_id, str(filled), target)
+        else:
+            client.log_artifact(run_id, str(path), target)
 
+    def _log_model(self, client: MlflowClient, run_id: str, entry: Entry) -> None:
         run = client.get_run(run_id)
-        found = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
-        mine = [model for model in found if model.tags.get(JOURNAL) == self.header["key"]]
-        if mine and mine[0].status == "READY":
+        models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
+        created = [model for model in models if model.tags.get(JOURNAL) == self.header["key"]]
+        if created and created[0].status == "READY":
             return
-        model = mine[0] if mine else client.create_logged_model(
+        model = created[0] if created else client.create_logged_model(
             run.info.experiment_id, "classifier", run_id, {JOURNAL: self.header["key"]}, run.data.params,
         )  # fmt: skip
         log_classifier(model.model_id, run_id, self.folder / entry["bundle"], self.folder / entry["package"],
-                       entry["requirements"])  # fmt: skip
+                       entry["requirements"], entry.get("loader", LOADER_0_1))  # fmt: skip
+
+
+@contextmanager
+def _tracker_errors() -> Iterator[None]:
+    """Turn all exceptions of a tracking server that fails or cannot be reached into :class:`UdcError`."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+
+    try:
+        yield
+    except (MlflowException, RequestException, OSError) as error:
+        raise UdcError(_first_line(error)) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(without_credentials(str(error)).splitlines()), type(error).__name__)
 
 
 def _batches(folder: Path, position: int) -> Iterator[tuple[list[Entry], int]]:
-    """The entries from ``position`` on; parameters, metrics and tags together, as many as one request takes."""
+    """The entries from ``position`` on, each list with the position after it.
+
+    Successive parameters, metrics and tags are in one list, up to the limits of one request.
+    """
     batch: list[Entry] = []
-    size = dict.fromkeys(("metrics", "params", "tags"), 0)
-    done = position
-    for entry, behind in entries(folder, position):
-        added = {key: len(entry.get(key, ())) for key in size} if entry["kind"] == "batch" else {}
-        full = any(size[key] + count > (_METRICS if key == "metrics" else _OTHERS) for key, count in added.items())
-        alike = not batch or batch[0].get("new_only") == entry.get("new_only")
-        if batch and (entry["kind"] != "batch" or full or not alike):
-            yield batch, done
-            batch, size = [], dict.fromkeys(size, 0)
-        done = behind
+    sizes = dict.fromkeys(("metrics", "params", "tags"), 0)
+    end = position
+    for entry, entry_end in read_entries(folder, position):
+        added = {key: len(entry.get(key, ())) for key in sizes} if entry["kind"] == "batch" else {}
+        is_full = any(
+            sizes[key] + count > (_MAX_METRICS if key == "metrics" else _MAX_OTHERS) for key, count in added.items()
+        )
+        is_alike = not batch or batch[0].get("new_only") == entry.get("new_only")
+        if batch and (entry["kind"] != "batch" or is_full or not is_alike):
+            yield batch, end
+            batch, sizes = [], dict.fromkeys(sizes, 0)
+        end = entry_end
         if entry["kind"] != "batch":
-            yield [entry], done
+            yield [entry], end
             continue
         batch.append(entry)
-        size = {key: count + added[key] for key, count in size.items()}
+        sizes = {key: count + added[key] for key, count in sizes.items()}
     if batch:
-        yield batch, done
+        yield batch, end
 
 
 def _search(client: MlflowClient, experiments: list[str], tag: str, value: str) -> list[Run]:
@@ -226,11 +270,8 @@ def _search(client: MlflowClient, experiments: list[str], tag: str, value: str) 
 
 
 def _log_dataset(client: MlflowClient, run_id: str, entry: Entry) -> None:
-    from mlflow.data.code_dataset_source import CodeDatasetSource
-    from mlflow.data.meta_dataset import MetaDataset
-    from mlflow.entities import DatasetInput, InputTag
+    from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    dataset = MetaDataset(CodeDatasetSource(entry["source"]), name=entry["name"],  # type: ignore[abstract]
-                          digest=entry["digest"][:32])  # fmt: skip
-    context = [InputTag("mlflow.data.context", entry["context"])]
-    client.log_inputs(run_id, [DatasetInput(dataset._to_mlflow_entity(), context)])
+    # source_type and source as mlflow.data.code_dataset_source.CodeDatasetSource writes them
+    dataset = Dataset(entry["name"], entry["digest"][:32], "code", json.dumps({"tags": entry["source"]}))
+    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", entry["context"])])])

@@ -1,30 +1,45 @@
-"""What a stage has to tell the tracker, on disk before it is sent, so that no outage loses any of it.
+"""The journal of a stage: everything it logs, on disk before it is delivered to MLflow, so that no outage loses it.
 
-A journal is a folder: ``journal.jsonl`` with one entry a line, the first of kind ``open`` and the last of kind ``end``;
-``files/`` with copies of what is to become artifacts; ``sent.json``, how far the sender got. Two locks say who is at
-work: the stage holds ``writer.lock`` as long as it lives, whoever sends holds ``sender.lock``.
+A journal is a folder:
+
+- ``journal.jsonl``: one entry a line, the first of kind ``open``, the last of kind ``end``
+- ``files/``: copies of the files that become artifacts
+- ``sent.json``: how much is delivered, see :class:`~udc_model.tracking.delivery.Progress`
+- ``sender.log``: warnings and errors of the sender
+- ``writer.lock``: held by the stage as long as it runs
+- ``sender.lock``: held by the process that delivers the journal
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-JOURNALS = Path(".udc") / "tracking"  # under the repository's root: git-ignored, and outlives temporary copies
+logger = logging.getLogger(__name__)
+
+JOURNALS = Path(".udc") / "tracking"  # under the repository's root: ignored by git, outlives temporary copies
+SENDER_LOG = "sender.log"
+_WARNINGS = "warnings.log"
+RUN_ID_PLACEHOLDER = "{{run_id}}"  # in texts logged with fill_run_id; replaced on delivery
+_WRITER_LOCK, _SENDER_LOCK = "writer.lock", "sender.lock"
+_POLL = 0.05  # seconds
+_SILENT = 2.0  # seconds before wait_for_senders reports that it waits
 
 Entry = dict[str, Any]
 
 
-def milliseconds() -> int:
-    """Now, as MLflow counts time."""
+def timestamp() -> int:
+    """The current time in milliseconds since 1970, as MLflow stores it."""
     return time.time_ns() // 1_000_000
 
 
@@ -33,32 +48,31 @@ class Journal:
     """The writer's side of one journal."""
 
     folder: Path
-    _files: int = field(default=0, init=False)
-    _writer: FileLock = field(init=False, repr=False)
+    _num_files: int = field(default=0, init=False)
+    _lock: FileLock = field(init=False, repr=False)
 
     @classmethod
     def create(cls, root: Path, stage: str, header: Mapping[str, Any], key: str | None = None) -> Journal:
-        """A new journal below ``root``; its name sorts by time. The caller's process holds the writer's lock."""
+        """Create a journal below ``root`` and lock it as its writer. Names of journals sort by time."""
         key = key or uuid.uuid4().hex
         folder = root / JOURNALS / f"{time.time_ns()}-{stage}-{uuid.uuid4().hex[:8]}"
         journal = cls(folder)
         (folder / "files").mkdir(parents=True)
-        journal._writer = FileLock(folder / "writer.lock")
-        journal._writer.acquire()
+        journal._lock = FileLock(folder / _WRITER_LOCK)
+        journal._lock.acquire()
         journal.append("open", key=key, stage=stage, **header)
         return journal
 
     def append(self, kind: str, **values: Any) -> None:
-        """Add one entry; it is with the operating system when this returns."""
-        line = json.dumps({"kind": kind, "time": milliseconds(), **values}, ensure_ascii=False)
+        """Add one entry. It survives a kill of this process from the moment that this method returns."""
+        line = json.dumps({"kind": kind, "time": timestamp(), **values}, ensure_ascii=False)
         with (self.folder / "journal.jsonl").open("a", encoding="utf-8") as out:
             out.write(line + "\n")
 
-    def keep(self, source: Path) -> str:
-        """Copy a file or folder into the journal, as it is now; returns its name there."""
-        self._files += 1
-        name = f"files/{self._files}"
-        copy = self.folder / name / source.name.lstrip(".")
+    def copy(self, source: Path) -> str:
+        """Copy a file or folder, in its present state, into the journal; returns the path of the copy there."""
+        self._num_files += 1
+        copy = self.folder / "files" / str(self._num_files) / source.name.lstrip(".")
         copy.parent.mkdir()
         if source.is_dir():
             shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
@@ -67,14 +81,14 @@ class Journal:
         return copy.relative_to(self.folder).as_posix()
 
     def close(self) -> None:
-        """Let go of the writer's lock."""
-        self._writer.release()
+        """Release the writer's lock."""
+        self._lock.release()
 
 
-def entries(folder: Path, position: int) -> Iterator[tuple[Entry, int]]:
-    """The whole entries from byte ``position`` on, each with the position behind it.
+def read_entries(folder: Path, position: int = 0) -> Iterator[tuple[Entry, int]]:
+    """The complete entries from byte ``position`` on, each with the position after it.
 
-    A last line without an end, from a writer killed while it wrote, is left out.
+    An incomplete last line (the writer was killed, or is writing now) is left out.
     """
     with (folder / "journal.jsonl").open("rb") as lines:
         lines.seek(position)
@@ -85,29 +99,111 @@ def entries(folder: Path, position: int) -> Iterator[tuple[Entry, int]]:
             yield json.loads(line), position
 
 
-def end_of_killed(folder: Path) -> None:
-    """Write the end that the stage could not write, for it was killed; a line torn by that is cut off."""
+def append_killed_end(folder: Path) -> None:
+    """Append the entry ``end`` with status KILLED to the journal of a killed stage; removes an incomplete last line."""
     path = folder / "journal.jsonl"
-    whole = path.read_bytes()
-    whole = whole[: whole.rfind(b"\n") + 1]
-    line = json.dumps({"kind": "end", "time": milliseconds(), "status": "KILLED"})
+    contents = path.read_bytes()
+    complete = contents[: contents.rfind(b"\n") + 1]
+    line = json.dumps({"kind": "end", "time": timestamp(), "status": "KILLED"})
     scratch = path.with_suffix(".partial")
-    scratch.write_bytes(whole + line.encode() + b"\n")
+    scratch.write_bytes(complete + line.encode() + b"\n")
     scratch.replace(path)
 
 
-def is_held(lock: Path) -> bool:
-    """Whether a living process holds this lock."""
-    probe = FileLock(lock)
+def delete_journal(folder: Path) -> None:
+    """Delete a delivered journal."""
+    (folder / "journal.jsonl").unlink(missing_ok=True)  # first: a folder without this file is no journal
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def pending_journals(root: Path) -> list[Path]:
+    """The journals below ``root`` that are not completely delivered, the oldest first."""
+    return sorted(path.parent for path in (root / JOURNALS).glob("*/journal.jsonl"))
+
+
+def sender_lock(folder: Path, timeout: float = -1) -> FileLock:
+    """The lock of the process that delivers a journal; a negative timeout waits for ever."""
+    return FileLock(folder / _SENDER_LOCK, timeout=timeout)
+
+
+def is_written(folder: Path) -> bool:
+    """Whether the stage that writes this journal is still running."""
+    return _is_locked(folder / _WRITER_LOCK)
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process holds this lock.
+
+    The test takes a shared lock, which filelock does not offer: with exclusive locks, two processes that test at the
+    same time would take each other for the holder.
+    """
+    import fcntl
+
     try:
-        probe.acquire(timeout=0)
-    except Timeout:
+        with path.open("rb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released with the handle
+    except FileNotFoundError:  # delivered meanwhile
+        return False
+    except BlockingIOError:
         return True
-    probe.release()
     return False
 
 
-def unsent(root: Path) -> list[Path]:
-    """The journals below ``root`` that have not been sent whole, the oldest first."""
-    found = (root / JOURNALS).glob("*/journal.jsonl")
-    return sorted(path.parent for path in found)
+def _delivered_now(root: Path) -> list[Path]:
+    """The journals of stages that have ended which a sender is delivering at this moment."""
+    return [folder for folder in pending_journals(root) if not is_written(folder) and _is_locked(folder / _SENDER_LOCK)]
+
+
+def wait_for_senders(root: Path, timeout: float = 60.0) -> bool:
+    """Wait until all senders of stages that have ended are done; returns whether they are.
+
+    A stage ends before its sender does, so whatever reads runs calls this first. Stages that are running are not waited
+    for.
+
+    Parameters
+    ----------
+    timeout : seconds, after which a warning is logged and the caller continues.
+    """
+    started = time.monotonic()
+    is_reported = False
+    while at_work := _delivered_now(root):
+        elapsed = time.monotonic() - started
+        if elapsed > timeout:
+            logger.warning("%d journal(s) are still being delivered to MLflow; the latest entries may be missing",
+                           len(at_work))  # fmt: skip
+            return False
+        if elapsed > _SILENT and not is_reported:
+            logger.info("waiting until %d journal(s) are delivered to MLflow …", len(at_work))
+            is_reported = True
+        time.sleep(_POLL)
+    return True
+
+
+def record_warning(root: Path, message: str) -> None:
+    """Store a warning of a sender whose stage has ended; :func:`report_warnings` logs it."""
+    with (root / JOURNALS / _WARNINGS).open("a", encoding="utf-8") as out:
+        out.write(message + "\n")
+
+
+def report_warnings(root: Path) -> None:
+    """Log what senders reported after their stages had ended, and one line if journals are not delivered."""
+    recorded = root / JOURNALS / _WARNINGS
+    taken = recorded.with_suffix(f".{uuid.uuid4().hex[:8]}")
+    with suppress(FileNotFoundError):
+        recorded.rename(taken)  # of two processes, one reports it
+        for line in taken.read_text(encoding="utf-8").splitlines():
+            logger.warning("%s", line)
+        taken.unlink()
+    abandoned = [folder for folder in pending_journals(root)
+                 if not is_written(folder) and not _is_locked(folder / _SENDER_LOCK)]  # fmt: skip
+    if abandoned:
+        reason = _last_line(abandoned[-1] / SENDER_LOG)
+        logger.warning("%d journal(s) of earlier stages are not delivered to MLflow%s; `udc sync` delivers them",
+                       len(abandoned), f" ({reason})" if reason else "")  # fmt: skip
+
+
+def _last_line(path: Path) -> str:
+    try:
+        return next(reversed(path.read_text(encoding="utf-8", errors="replace").strip().splitlines()), "")
+    except OSError:
+        return ""

@@ -1,11 +1,13 @@
-"""Between DVC experiments and MLflow runs, both ways, also where DVC restored an experiment and no code of ours ran."""
+"""Links between DVC experiments and MLflow runs, in both directions.
+
+They are found by content, so they include experiments that DVC restored from its cache without running a stage.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,29 +20,20 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-LINKED = "udc.linked_experiments"  # names of experiments with this run's content, separated by blanks
+LINKED = "udc.linked_experiments"  # names of other experiments with the outputs of this run, separated by blanks
 EXPERIMENT_COMMIT = "dvc.exp_commit"
 _REFERENCE = re.compile(r"refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/(?P<name>[^/]+) (?P<commit>[0-9a-f]{40})")
 
 
-@dataclass(frozen=True)
-class DvcExperiment:
-    """An experiment that DVC keeps: its name, its commit, and the hashes of its outputs by path."""
-
-    name: str
-    commit: str
-    outs: Mapping[str, str]
-
-
 def dvc_experiments() -> dict[str, str]:
-    """The names of the experiments in this repository, and their commits."""
+    """The commits of the experiments in this repository, by name."""
     listed = git("for-each-ref", "refs/exps", "--format=%(refname) %(objectname)").splitlines()
-    found = [match for line in listed if (match := _REFERENCE.fullmatch(line))]
-    return {match["name"]: match["commit"] for match in found}
+    matches = [match for line in listed if (match := _REFERENCE.fullmatch(line))]
+    return {match["name"]: match["commit"] for match in matches}
 
 
 def locked_outs(revision: str) -> dict[str, str]:
-    """The hashes of the outputs in a revision's ``dvc.lock``, by path; empty where there is none."""
+    """The hashes of the outputs in a revision's ``dvc.lock``, by path; empty if there is none."""
     return outs_of(stages_of(git("show", f"{revision}:dvc.lock")))
 
 
@@ -49,45 +42,48 @@ def outs_of(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ()) if "md5" in out}
 
 
-def same_content(client: MlflowClient, store: list[str], outs: Mapping[str, str]) -> list[Run]:
+def runs_with_outputs(client: MlflowClient, experiments: list[str], outs: Mapping[str, str]) -> list[Run]:
     """The runs whose outputs have these hashes, the earliest first."""
-    wanted = [f"tags.`{OUTS}{name}` = '{outs[name]}'" for name in ("model", "evaluation") if name in outs]
-    if not wanted:
+    conditions = [f"tags.`{OUTS}{name}` = '{outs[name]}'" for name in ("model", "evaluation") if name in outs]
+    if not conditions:
         return []
-    found = client.search_runs(store, " and ".join(wanted), order_by=["attributes.start_time ASC"])
-    return list(found)
+    return list(client.search_runs(experiments, " and ".join(conditions), order_by=["attributes.start_time ASC"]))
 
 
-def link_experiments(client: MlflowClient, store: list[str], root: Path) -> dict[str, str]:
-    """Tell each experiment that has none its run, and the run its experiments; returns run ids by experiment name.
+def link_experiments(client: MlflowClient, experiments: list[str], root: Path) -> dict[str, str]:
+    """Link each new DVC experiment with the run that has its outputs; returns run ids by experiment name.
 
-    What was linked is remembered under ``.udc``, so that the next call asks the tracker only about new experiments.
+    Links are stored under ``.udc``, so the next call asks MLflow only about new experiments.
+
+    Parameters
+    ----------
+    experiments : ids of the MLflow experiments to search.
     """
-    memory = root / JOURNALS / "linked.json"
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(memory.with_suffix(".lock")):
-        known: dict[str, str] = json.loads(memory.read_text(encoding="utf-8")) if memory.is_file() else {}
-        present = dvc_experiments()
+    path = root / JOURNALS / "linked.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        linked: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         new = {}
-        for name, commit in present.items():
-            if f"{name} {commit}" in known:
+        for name, commit in dvc_experiments().items():
+            if f"{name} {commit}" in linked:
                 continue
-            runs = same_content(client, store, locked_outs(commit))
+            runs = runs_with_outputs(client, experiments, locked_outs(commit))
             if not runs:
-                continue  # made before this project recorded hashes, or with another tracker
-            own = [run for run in runs if run.data.tags.get(EXPERIMENT_NAME) == name]
-            run = own[-1] if own else runs[0]
-            _tag(client, run, name, commit, own=bool(own))
+                continue  # recorded in another store
+            named = [run for run in runs if run.data.tags.get(EXPERIMENT_NAME) == name]
+            run = named[-1] if named else runs[0]
+            _tag(client, run, name, commit, is_named=bool(named))
             new[f"{name} {commit}"] = run.info.run_id
         if new:
-            scratch = memory.with_suffix(".partial")
-            scratch.write_text(json.dumps(known | new, indent=1), encoding="utf-8")
-            scratch.replace(memory)
+            scratch = path.with_suffix(".partial")
+            scratch.write_text(json.dumps(linked | new, indent=1), encoding="utf-8")
+            scratch.replace(path)
     return {key.split()[0]: run_id for key, run_id in new.items()}
 
 
-def _tag(client: MlflowClient, run: Run, name: str, commit: str, *, own: bool) -> None:
-    if own:
+def _tag(client: MlflowClient, run: Run, name: str, commit: str, *, is_named: bool) -> None:
+    """Tag a run with the commit of its experiment, or with the name of another one."""
+    if is_named:
         client.set_tag(run.info.run_id, EXPERIMENT_COMMIT, commit)
         return
     linked = run.data.tags.get(LINKED, "").split()

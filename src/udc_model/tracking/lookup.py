@@ -1,16 +1,18 @@
-"""Finding recorded runs again, by any of their names, and what they hold."""
+"""Finds recorded runs by any of their names, and reads what they hold."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udc_model.errors import UdcError
 from udc_model.tracking.delivery import EVALUATED, JOURNAL, MODEL_SHA256, TRAINED_BY
-from udc_model.tracking.links import EXPERIMENT_COMMIT, LINKED, dvc_experiments, locked_outs, outs_of, same_content
+from udc_model.tracking.journal import wait_for_senders
+from udc_model.tracking.links import EXPERIMENT_COMMIT, LINKED, dvc_experiments, locked_outs, outs_of, runs_with_outputs
 from udc_model.tracking.provenance import COMMIT, DIRTY, EXPERIMENT_NAME, OUTS, git, locked_stages
 from udc_model.tracking.store import open_store, repository_root, tracking_uri, without_credentials
 
@@ -18,14 +20,13 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-
-_HEADLINES = ("test/mean_cost", "test/accuracy", "validation/mean_cost", "validation/accuracy")
+_HEADLINES = ("test/mean_cost", "test/accuracy")
 RESTORED = "udc.restored_from"
 
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """One MLflow run: identity, logged parameters (texts) and last metrics."""
+    """One MLflow run: identity, logged parameters (as text) and last metrics."""
 
     run_id: str
     name: str
@@ -33,93 +34,113 @@ class RecordedRun:
     metrics: Mapping[str, float]
 
 
-def evaluated_runs(name: str | None = None) -> list[RecordedRun]:
-    """All runs with an evaluation, the latest first, or those of one run id or run name.
+@contextmanager
+def _store_errors(subject: str) -> Iterator[None]:
+    """Turn MLflow's exceptions into :class:`UdcError`."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise UdcError(f"{subject}: {without_credentials(str(error)).splitlines()[0]}") from None
+
+
+def open_complete_store() -> list[str]:
+    """Wait until ended stages are logged completely and open the store; returns the ids of the experiments to search.
 
     Raises
     ------
     UdcError
         The store cannot be reached.
     """
-    import mlflow
-    from mlflow.exceptions import MlflowException
+    wait_for_senders(repository_root())
+    return [open_store()]
 
-    try:
-        found = mlflow.search_runs(
-            [open_store()],
+
+def evaluated_runs() -> list[RecordedRun]:
+    """All runs with an evaluation, the latest first; :class:`UdcError` if the store cannot be reached."""
+    import mlflow
+
+    experiments = open_complete_store()
+    with _store_errors(without_credentials(tracking_uri())):
+        runs = mlflow.search_runs(
+            experiments,
             filter_string=f"tags.`{EVALUATED}` = 'true'",
             order_by=["attributes.start_time DESC"],
             output_format="list",
             max_results=50_000,
         )
-    except MlflowException as error:
-        raise UdcError(f"{without_credentials(tracking_uri())}: {without_credentials(str(error))}") from None
-    runs = [RecordedRun(run.info.run_id, run.info.run_name, run.data.params, run.data.metrics) for run in found]
-    return [run for run in runs if name is None or name in (run.run_id, run.name)]
+    return [RecordedRun(run.info.run_id, run.info.run_name, run.data.params, run.data.metrics) for run in runs]
 
 
 def artifact(run_id: str, name: str, target: Path) -> Path:
-    """Fetch one artifact of a run into a folder; :class:`UdcError` if the run has none of that name."""
+    """Download one artifact of a run into a folder; :class:`UdcError` if the run has no artifact of that name."""
     import mlflow
     from mlflow.exceptions import MlflowException
 
     try:
         return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(target)))
     except (MlflowException, OSError) as error:
-        raise UdcError(f"run {run_id} has no {name}: {without_credentials(str(error))}") from None
+        raise UdcError(f"run {run_id} has no artifact {name}: {without_credentials(str(error))}") from None
 
 
-def find_run(name: str) -> Run:
-    """The one run that ``name`` stands for.
+def find_runs(name: str, *, is_evaluated: bool = False) -> list[Run]:
+    """All runs of a name.
 
     Parameters
     ----------
     name : id or name of an MLflow run, name of a DVC experiment, registered model (``models:/spiders/3``,
-        ``models:/spiders@champion``), or a git revision whose ``dvc.lock`` has the run's outputs.
+        ``models:/spiders@champion``), or a git revision whose ``dvc.lock`` has the outputs of a run.
+    is_evaluated : leave out runs without an evaluation.
 
     Raises
     ------
     UdcError
-        No run is called that, or several are; or the store cannot be reached.
+        The store cannot be reached, or has no run of that id or no such registered model.
     """
     import mlflow
-    from mlflow.exceptions import MlflowException
 
-    store = [open_store()]
+    experiments = open_complete_store()
     client = mlflow.MlflowClient()
-    try:
+    with _store_errors(name):
         if name.startswith("models:/"):
-            return client.get_run(_registered(client, name))
-        if re.fullmatch(r"[0-9a-f]{32}", name):
-            return client.get_run(name)
-        runs = _called(client, store, name)
-    except MlflowException as error:
-        raise UdcError(f"{name}: {without_credentials(str(error)).splitlines()[0]}") from None
-    if not runs:
-        store_name = without_credentials(tracking_uri())
-        raise UdcError(f"{name}: {store_name} has no run of that id or name, and none with the outputs of a DVC "
-                       "experiment or git revision of that name (udc sync sends what is left)")  # fmt: skip
-    if len(runs) > 1:
-        ids = ", ".join(run.info.run_id for run in runs)
-        raise UdcError(f"{name}: {len(runs)} runs are called that; name one by its id: {ids}")
-    return runs[0]
+            runs = [client.get_run(_run_of_model(client, name))]
+        elif re.fullmatch(r"[0-9a-f]{32}", name):
+            runs = [client.get_run(name)]
+        else:
+            runs = _named_runs(client, experiments, name, is_evaluated)
+    return [run for run in runs if not is_evaluated or run.data.tags.get(EVALUATED) == "true"]
 
 
-def _called(client: MlflowClient, store: list[str], name: str) -> list[Run]:
-    if "'" in name:
-        return []
-    for condition in (f"tags.`{EXPERIMENT_NAME}` = '{name}'", f"attributes.run_name = '{name}'"):
-        if runs := list(client.search_runs(store, condition)):
-            # an experiment whose evaluation was repeated has several runs; the content of its commit decides
-            commit = dvc_experiments().get(name)
-            kept = same_content(client, store, locked_outs(commit))[-1:] if commit and len(runs) > 1 else []
-            return kept or runs
-    commit = dvc_experiments().get(name) or git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
-    return same_content(client, store, locked_outs(commit))[:1] if commit else []
+def runs_of_outputs(outs: Mapping[str, str]) -> list[Run]:
+    """The runs whose outputs have these hashes (by name: ``model``, ``evaluation``), the earliest first."""
+    import mlflow
+
+    experiments = open_complete_store()
+    with _store_errors(without_credentials(tracking_uri())):
+        return runs_with_outputs(mlflow.MlflowClient(), experiments, outs)
 
 
-def _registered(client: MlflowClient, address: str) -> str:
-    """The id of the run that made a registered model version."""
+def _named_runs(client: MlflowClient, experiments: list[str], name: str, is_evaluated: bool) -> list[Run]:
+    commit = commit_of(name)
+    if "'" not in name:  # the filter language cannot quote it
+        for condition in (f"tags.`{EXPERIMENT_NAME}` = '{name}'", f"attributes.run_name = '{name}'"):
+            condition += f" and tags.`{EVALUATED}` = 'true'" if is_evaluated else ""
+            if runs := list(client.search_runs(experiments, condition)):
+                if len(runs) == 1 or name not in dvc_experiments():
+                    return runs
+                # an experiment that was evaluated repeatedly has several runs; its commit decides
+                return runs_with_outputs(client, experiments, locked_outs(commit))[-1:] or runs
+    return runs_with_outputs(client, experiments, locked_outs(commit))[:1] if commit else []
+
+
+def commit_of(name: str) -> str:
+    """The commit of a DVC experiment or git revision; empty if there is none of that name."""
+    return dvc_experiments().get(name) or git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+
+
+def _run_of_model(client: MlflowClient, address: str) -> str:
+    """The id of the run of a registered model version."""
     name, at, alias = address.removeprefix("models:/").partition("@")
     if at:
         version = client.get_model_version_by_alias(name, alias)
@@ -127,15 +148,14 @@ def _registered(client: MlflowClient, address: str) -> str:
         name, _, number = name.rpartition("/")
         version = client.get_model_version(name, number)
     if not version.run_id:
-        raise UdcError(f"{address}: does not say which run made it")
+        raise UdcError(f"{address}: the registry does not name the run of this version")
     return str(version.run_id)
 
 
 def description(run: Run) -> dict[str, Any]:
-    """What identifies a run and where everything of it lies, for ``udc show``."""
+    """The identity of a run and the places of everything that it holds, for ``udc show``."""
     tags = run.data.tags
-    name = tags.get(EXPERIMENT_NAME)
-    others = tags.get(LINKED, "").split()
+    experiments = [*filter(None, [tags.get(EXPERIMENT_NAME)]), *tags.get(LINKED, "").split()]
     dataset = run.inputs.dataset_inputs[0].dataset if run.inputs and run.inputs.dataset_inputs else None
     outputs = run.outputs.model_outputs if run.outputs else []
     return {
@@ -143,7 +163,7 @@ def description(run: Run) -> dict[str, Any]:
         "name": run.info.run_name,
         "status": run.info.status,
         "store": without_credentials(tracking_uri()),
-        "experiments": [*([name] if name else []), *others],
+        "experiments": experiments,
         "commit": tags.get(COMMIT),
         "uncommitted_changes": tags.get(DIRTY) == "true",
         "experiment_commit": tags.get(EXPERIMENT_COMMIT),
@@ -155,20 +175,18 @@ def description(run: Run) -> dict[str, Any]:
         "served_model": f"models:/{outputs[-1].model_id}" if outputs else None,
         "artifacts": run.info.artifact_uri,
         "dvc_outs": {tag.removeprefix(OUTS): value for tag, value in tags.items() if tag.startswith(OUTS)},
-        "metrics": {
-            key: run.data.metrics[key] for key in ("test/mean_cost", "test/accuracy") if key in run.data.metrics
-        },
+        "metrics": {key: run.data.metrics[key] for key in _HEADLINES if key in run.data.metrics},
     }
 
 
-def tell_restored(run_id: str) -> None:
-    """Tag a run that ``mlflow run`` opened and no stage filled, for DVC had it all, with the run that made it."""
+def tag_restored(run_id: str) -> None:
+    """Tag a run that ``mlflow run`` opened with the run that it repeats, if DVC restored all outputs from its cache."""
     import mlflow
 
-    store = [open_store()]
+    experiments = open_complete_store()
     client = mlflow.MlflowClient()
     if JOURNAL in client.get_run(run_id).data.tags:
-        return
+        return  # a stage filled it
     outs = outs_of(locked_stages(repository_root() / "dvc.lock"))
-    if runs := same_content(client, store, outs):
+    if runs := runs_with_outputs(client, experiments, outs):
         client.set_tag(run_id, RESTORED, runs[0].info.run_id)

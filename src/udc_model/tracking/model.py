@@ -1,7 +1,8 @@
-"""The trained classifier as an MLflow model: weights, decision rule and code in one folder, no pickle."""
+"""The trained classifier as an MLflow model: weights, policy and code in one folder, without pickle."""
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 import sys
@@ -14,16 +15,23 @@ import yaml
 if TYPE_CHECKING:
     from mlflow.models import Model
 
+LOADER = "udc_model.inference.serving"  # the module with _load_pyfunc, in the code that is logged with the model
+LOADER_0_1 = "udc_model.serving"  # its name in version 0.1.0, whose journals do not name it
+_EXAMPLE = {"columns": ["image"], "data": [[[[0, 64, 128], [192, 255, 32]]]]}  # a data frame in the orientation "split"
 
-def log_classifier(model_id: str, run_id: str, bundle: Path, package: Path, requirements: Sequence[str]) -> None:
-    """Fill a logged model of MLflow with a folder that ``udc_model.inference.serving`` can load.
+
+def log_classifier(
+    model_id: str, run_id: str, bundle: Path, package: Path, requirements: Sequence[str], loader: str
+) -> None:
+    """Fill a logged model of MLflow.
 
     Parameters
     ----------
-    model_id, run_id : the model, created and empty, and the run that it came from.
-    bundle : model folder and decision rule.
-    package : folder of this project's package, whose code goes with the model, so that it loads anywhere.
+    model_id, run_id : the model, which exists and is empty, and its run.
+    bundle : folder with model folder and policy.
+    package : folder of this project's package, which is logged with the model so that it loads anywhere.
     requirements : pinned distributions that the model needs.
+    loader : module of ``package`` that loads ``bundle``.
     """
     from mlflow.models import Model
 
@@ -36,20 +44,20 @@ def log_classifier(model_id: str, run_id: str, bundle: Path, package: Path, requ
         bundle=bundle,
         package=package,
         requirements=requirements,
-        validate_serving_input=False,  # it would load the model, and with it torch; the tests do
+        loader=loader,
+        validate_serving_input=False,  # it would load the model, and with it torch; tests do that
     )
 
 
 def save_model(
-    path: str, mlflow_model: Model, bundle: Path, package: Path, requirements: Sequence[str], **_: Any
+    path: str, mlflow_model: Model, bundle: Path, package: Path, requirements: Sequence[str], loader: str, **_: Any
 ) -> None:
-    """Write the MLflow model folder ``path``; MLflow calls this, for the module is a flavor of its own.
+    """Write the MLflow model folder ``path``. ``Model.log`` calls this function of its flavor module.
 
-    ``mlflow.pyfunc.log_model`` would write the same, but reads the file lists of all installed packages to compare the
-    requirements, which are pinned to those packages' versions, and takes longer than all else that evaluate logs.
+    ``mlflow.pyfunc.log_model`` would write the same. It also reads the file lists of all installed packages to compare
+    them with the requirements, which takes longer than everything else that evaluate logs.
     """
     import mlflow.pyfunc
-    from mlflow.models.utils import _save_example
 
     root = Path(path)
     shutil.copytree(bundle, root / "data" / bundle.name)
@@ -62,10 +70,15 @@ def save_model(
     }
     (root / "python_env.yaml").write_text(yaml.safe_dump(environment, sort_keys=False), encoding="utf-8")
     mlflow_model.signature = _signature()
-    _save_example(mlflow_model, _example(), path)
+    (root / "input_example.json").write_text(json.dumps(_EXAMPLE), encoding="utf-8")
+    (root / "serving_input_example.json").write_text(json.dumps({"dataframe_split": _EXAMPLE}), encoding="utf-8")
+    mlflow_model.saved_input_example_info = {
+        "artifact_path": "input_example.json", "serving_input_path": "serving_input_example.json",
+        "type": "dataframe", "pandas_orient": "split",
+    }  # fmt: skip
     mlflow.pyfunc.add_to_model(
         mlflow_model,
-        loader_module="udc_model.inference.serving",
+        loader_module=loader,
         data=f"data/{bundle.name}",
         code="code",
         python_env="python_env.yaml",
@@ -86,9 +99,3 @@ def _signature() -> Any:
             ColSpec(Map(DataType.double), "probabilities"),
         ]),
     )  # fmt: skip
-
-
-def _example() -> Any:
-    import pandas as pd
-
-    return pd.DataFrame({"image": [[[0, 64, 128], [192, 255, 32]]]})

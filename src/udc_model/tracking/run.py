@@ -1,4 +1,4 @@
-"""A stage's MLflow run, as the stage sees it: a journal on disk, and a process that sends it."""
+"""The MLflow run of a stage, as the stage uses it: a journal on disk, and a process that delivers it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,18 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import udc_model
-from udc_model.tracking.journal import Journal, milliseconds
+from udc_model.tracking.journal import SENDER_LOG, Journal, report_warnings, timestamp
+from udc_model.tracking.model import LOADER
 from udc_model.tracking.provenance import COMMIT, DIRTY, provenance, uncommitted
 from udc_model.tracking.store import experiment_name, repository_root, tracking_uri, without_credentials
 
 logger = logging.getLogger(__name__)
 
 _THUMBNAIL = 256  # longest side of the small copy of an image, pixels
-_LONGEST_PARAM = 500  # characters; a longer value is found in the artifact params.yaml
+_MAX_PARAM = 500  # characters; longer values are only in the artifact params.yaml
+_READY_TIMEOUT = 30.0  # seconds
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
+    """Nested mappings as one mapping with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -42,65 +45,75 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class StageRun:
-    """What a stage logs. Nothing here waits for the tracker, but :meth:`run_id` and the end of the stage.
+    """Logs what a stage does. Nothing waits for MLflow, except :meth:`run_id`.
 
-    ``new_only`` marks what an evaluation says of the training: it is left out where the run holds the training already.
-    ``status_on_error`` is the status of a run that ends with an error; one other than FAILED has no traceback.
+    ``new_only`` marks what an evaluation logs about the training: it is left out if the run has the training already.
+
+    Attributes
+    ----------
+    status_on_error : status of the run if the stage ends with an exception; FAILED also logs the traceback.
     """
+
+    status_on_error = "FAILED"
 
     def __init__(self, stage: str, tags: Mapping[str, str], key: str | None = None) -> None:
         self.tags = {**provenance(stage), **tags}
         root = repository_root()
+        report_warnings(root)
+        self._uri = without_credentials(tracking_uri())
         header = {
-            "uri": without_credentials(tracking_uri()),
+            "uri": self._uri,
             "experiment": experiment_name(),
             "outer": os.environ.get("MLFLOW_RUN_ID"),
             "tags": self.tags,
         }
         self._journal = Journal.create(root, stage, header, key)
+        self._messages: dict[str, Any] = {}
+        self._incomplete = b""
         package = Path(udc_model.__file__).parent.parent
-        # a session of its own: it outlives the stage's process group, to send what a killed stage has left
-        self._sender = subprocess.Popen(
-            [sys.executable, "-m", "udc_model.tracking.sender", str(self._journal.folder)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root, start_new_session=True,
-            env=os.environ | {"DVC_ROOT": str(root), "PYTHONPATH": str(package)},
-        )  # fmt: skip
+        # In its own session: it outlives the stage and its process group. It holds neither the stage's output, which
+        # DVC or a shell reads to its end, nor its folder.
+        with (self._journal.folder / SENDER_LOG).open("wb") as log:
+            self._sender = subprocess.Popen(
+                [sys.executable, "-P", "-m", "udc_model.tracking.sender", str(self._journal.folder)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=root, start_new_session=True,
+                env=os.environ | {"DVC_ROOT": str(root), "PYTHONPATH": str(package)},
+            )  # fmt: skip
         assert self._sender.stdin is not None
-        assert self._sender.stdout is not None
         os.set_blocking(self._sender.stdin.fileno(), False)
-        self._told: dict[str, str] = {}
-        self.status_on_error = "FAILED"
 
     def _append(self, kind: str, **values: Any) -> None:
         self._journal.append(kind, **values)
         assert self._sender.stdin is not None
-        # full: the sender has enough to do; broken: it is gone, and `udc sync` sends the journal
+        # BlockingIOError: the sender is behind and needs no other signal. BrokenPipeError: it has failed.
         with suppress(BlockingIOError, BrokenPipeError):
             os.write(self._sender.stdin.fileno(), b"\n")
+        self._read_messages(0)
 
     def log_params(self, values: Mapping[str, Any], *, new_only: bool = False) -> None:
         """Log nested parameters under dotted names; lists as JSON."""
         texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in flatten(values).items()}
         params = {
-            key: text if len(text) <= _LONGEST_PARAM else f"{len(text)} characters; see params.yaml"
+            key: text if len(text) <= _MAX_PARAM else f"{len(text)} characters; see params.yaml"
             for key, text in texts.items()
         }
         items = list(params.items())
-        for start in range(0, len(items), 100):  # as many as one request of MLflow takes
+        for start in range(0, len(items), 100):  # the limit of one request of MLflow
             self._append("batch", params=dict(items[start : start + 100]), new_only=new_only)
 
     def log_metrics(
         self, values: Mapping[str, float | None], step: int | None = None, *, new_only: bool = False,
         measured: int | None = None,
     ) -> None:  # fmt: skip
-        """Log metrics; those that are None are left out.
+        """Log metrics, without those that are None.
 
-        ``measured`` says when (ms since 1970; default: now). A point that is logged again with it is stored once.
+        ``measured`` is the time of measurement in ms since 1970 (default: now). MLflow stores a point once that is
+        logged twice with the same time.
         """
         when = {} if measured is None else {"time": measured}
-        # MLflow refuses other characters in a name; a class may be called anything
-        known = {re.sub(r"[^/\w.\- :]", "_", name): value for name, value in values.items() if value is not None}
-        items = list(known.items())
+        # MLflow refuses other characters in a name, and names contain class names
+        defined = {re.sub(r"[^/\w.\- :]", "_", name): value for name, value in values.items() if value is not None}
+        items = list(defined.items())
         for start in range(0, len(items), 1000):
             self._append("batch", metrics=dict(items[start : start + 1000]), step=step, new_only=new_only, **when)
 
@@ -109,30 +122,38 @@ class StageRun:
         self._append("batch", tags=dict(tags))
 
     def log_folder(self, folder: Path, name: str) -> None:
-        """Log all files of a folder, as they are now, as artifacts under ``name``."""
-        self._append("artifact", file=self._journal.keep(folder), target=name)
+        """Log all files of a folder, in their present state, as artifacts under ``name``."""
+        self._append("artifact", file=self._journal.copy(folder), target=name)
 
     def log_file(self, path: Path, folder: str = "") -> None:
-        """Log a file, as it is now, as an artifact under its own name."""
-        self._append("artifact", file=self._journal.keep(path), target=folder)
+        """Log a file, in its present state, as an artifact under its name."""
+        self._log_copy(path, folder)
 
-    def log_text(self, text: str, name: str) -> None:
-        """Log a text as the artifact ``name``."""
+    def _log_copy(self, path: Path, folder: str, **options: bool) -> None:
+        self._append("artifact", file=self._journal.copy(path), target=folder, **options)
+
+    def log_text(self, text: str, name: str, *, fill_run_id: bool = False) -> None:
+        """Log a text as the artifact ``name``.
+
+        With ``fill_run_id`` each :data:`~udc_model.tracking.journal.RUN_ID_PLACEHOLDER` in the text is replaced by the
+        id of the run, which is not known before the text is delivered.
+        """
         target = Path(name)
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / target.name
             path.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
-            self.log_file(path, "" if target.parent == Path() else target.parent.as_posix())
+            options = {"fill_run_id": True} if fill_run_id else {}
+            self._log_copy(path, "" if target.parent == Path() else target.parent.as_posix(), **options)
 
     def log_image(self, image: Path, key: str) -> None:
-        """Log a PNG for MLflow's page to show beside the same picture of other runs.
+        """Log a PNG that MLflow's page shows beside the image of the same key in other runs.
 
-        As ``MlflowClient.log_image`` does, whose file names would be others at a second delivery; and without importing
-        mlflow, which is the sender's.
+        Does what ``MlflowClient.log_image`` does, but without importing mlflow, and a repeated delivery writes the same
+        file names.
         """
         from PIL import Image
 
-        stem = f"{key.replace('/', '~')}+step+0+timestamp+{milliseconds()}+{uuid.uuid4()}"
+        stem = f"{key.replace('/', '~')}+step+0+timestamp+{timestamp()}+{uuid.uuid4()}"
         with tempfile.TemporaryDirectory() as scratch, Image.open(image) as opened:
             shutil.copyfile(image, Path(scratch) / f"{stem}.png")
             opened.thumbnail((_THUMBNAIL, _THUMBNAIL))
@@ -144,69 +165,92 @@ class StageRun:
     def log_dataset(
         self, name: str, digest: str, source: Mapping[str, str], context: str, *, new_only: bool = False
     ) -> None:
-        """Record a data set, by name and digest, as an input."""
+        """Log a data set, by name and digest, as an input of the run."""
         self._append("dataset", name=name, digest=digest, source=dict(source), context=context, new_only=new_only)
 
     def log_classifier(self, bundle: Path, package: Path, requirements: Sequence[str]) -> None:
-        """Log a folder that ``udc_model.inference.serving`` can load, with the code that loads it, as a model.
+        """Log a folder that ``udc_model.inference.serving`` can load, with that code, as a model.
 
-        ``requirements`` names the distributions that the model needs, which are pinned to the versions installed here.
+        ``requirements`` names the distributions that the model needs. They are pinned to the installed versions.
         """
-        self._append("model", bundle=self._journal.keep(bundle), package=self._journal.keep(package),
+        self._append("model", bundle=self._journal.copy(bundle), package=self._journal.copy(package), loader=LOADER,
                      requirements=[f"{name}=={version(name).split('+')[0]}" for name in requirements])  # fmt: skip
 
     def run_id(self) -> str | None:
-        """The run's id, once the tracker has opened it; None if the tracker cannot be reached."""
-        self._listen(None)
-        return self._told.get("run_id")
+        """The id of the run. Waits until the sender has opened it; None if MLflow cannot be reached."""
+        self._wait_for("run_id", "trouble")
+        run_id: str | None = self._messages.get("run_id")
+        return run_id
 
-    def _listen(self, timeout: float | None) -> None:
-        """Read what the sender says, until it has named the run or its trouble."""
-        assert self._sender.stdout is not None
-        while not self._told:
-            ready, _, _ = select.select([self._sender.stdout], [], [], timeout)
-            line = self._sender.stdout.readline() if ready else b""
-            if not line:
+    def _wait_for(self, *names: str, timeout: float | None = None) -> None:
+        """Wait until the sender has sent one of these messages, or has ended."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not any(self._messages.get(name) for name in names):
+            remaining = None if deadline is None else deadline - time.monotonic()
+            if (remaining is not None and remaining < 0) or not self._read_messages(remaining):
                 return
-            self._told |= json.loads(line)
+
+    def _read_messages(self, timeout: float | None) -> bool:
+        """Read the sender's messages, waiting at most ``timeout`` seconds for one; returns whether it may send more."""
+        assert self._sender.stdout is not None
+        pipe = self._sender.stdout.fileno()
+        ready, _, _ = select.select([pipe], [], [], timeout)
+        if not ready:
+            return True
+        received = os.read(pipe, 65536)
+        *lines, self._incomplete = (self._incomplete + received).split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            self._messages |= message
+            if message.get("warning"):
+                logger.warning("%s", message["warning"])
+            if trouble := message.get("trouble"):
+                logger.warning("the tracking server %s cannot be reached (%s); entries are stored in %s", self._uri,
+                               trouble, self._journal.folder)  # fmt: skip
+            elif trouble is not None:
+                logger.warning("the tracking server %s can be reached again", self._uri)
+        return received != b""
 
     def end(self, status: str) -> None:
-        """Write the end, and wait until everything is sent or cannot be."""
+        """Log the end of the stage. The sender delivers the rest after the stage has ended."""
         self._append("end", status=status)
         self._journal.close()
+        self._wait_for("ready", timeout=_READY_TIMEOUT)  # from then on it needs no file of the stage's folder
         assert self._sender.stdin is not None
-        self._sender.stdin.close()
         assert self._sender.stdout is not None
-        for line in self._sender.stdout:
-            self._told |= json.loads(line)
+        self._sender.stdin.close()
         self._sender.stdout.close()
-        if self._sender.wait() != 0:
-            logger.warning("part of this run is not with the tracker yet; `udc sync` sends it (kept in %s)",
+        if self._messages.get("trouble") or self._sender.poll() not in (None, 0):
+            logger.warning("part of this run is not logged to MLflow yet; `udc sync` logs it (stored in %s)",
                            self._journal.folder)  # fmt: skip
 
     def __str__(self) -> str:
-        """The run for people: name and id, or where it is kept."""
-        if run_id := self._told.get("run_id"):
-            return f"{self._told.get('name')} ({run_id})"
-        return f"not sent yet, kept in {self._journal.folder}"
+        """Name and id of the run, if they are known already."""
+        if run_id := self._messages.get("run_id"):
+            return f"{self._messages.get('name')} ({run_id})"
+        return "logged in the background (udc show)"
 
 
 @contextmanager
 def stage_run(stage: str, tags: Mapping[str, str], key: str | None = None) -> Iterator[StageRun]:
-    """The run of a stage: ``train`` opens one, or fills that which ``mlflow run`` opened; ``evaluate`` goes on in it.
+    """The run of a stage.
 
-    ``evaluate`` opens a new run if no run of this DVC experiment trained the model (``train`` came from DVC's cache),
-    or if that run has an evaluation already: a run is never overwritten. A new run names the run that trained. Its
-    tags must have :data:`~udc_model.tracking.delivery.MODEL_SHA256`.
+    ``train`` creates a run, or fills the run that ``mlflow run`` opened. ``evaluate`` joins the run that trained the
+    model, and creates a new run with the tag ``udc.trained_by`` if that run has an evaluation already, or is of another
+    DVC experiment (``train`` came from DVC's cache): no run is overwritten.
 
-    ``key`` names a run that is gone on with later: all with the same key fill the same run.
+    The run ends with status FINISHED; KILLED after Ctrl-C or SIGTERM; :attr:`StageRun.status_on_error` after any other
+    exception.
 
-    The run ends as FINISHED, as FAILED on an error (with the traceback as an artifact), as KILLED on Ctrl-C or SIGTERM.
+    Parameters
+    ----------
+    tags : of the run; an evaluation needs :data:`~udc_model.tracking.delivery.MODEL_SHA256`.
+    key : of a run that several processes fill, one after the other (a resumed training run).
     """
     run = StageRun(stage, tags, key)
     status = "FAILED"
     try:
-        # evaluate may go on in a run that another state of the code trained
+        # evaluate may join a run that another state of the code trained
         run.set_tags({f"{tag}.{stage}": run.tags[tag] for tag in (COMMIT, DIRTY) if tag in run.tags})
         if patch := uncommitted():
             run.log_text(patch, f"git/{stage}.patch")

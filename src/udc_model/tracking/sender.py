@@ -1,4 +1,4 @@
-"""Who delivers journals: the process that runs beside a stage, and whoever comes later (``udc sync``)."""
+"""Delivers journals to MLflow: a process beside each stage, which finishes after the stage, and ``udc sync``."""
 
 from __future__ import annotations
 
@@ -6,168 +6,307 @@ import json
 import logging
 import os
 import select
-import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from udc_model.errors import UdcError
-from udc_model.tracking.delivery import Delivery
-from udc_model.tracking.journal import end_of_killed, entries, is_held, unsent
+from udc_model.tracking.delivery import MODEL_SHA256, Delivery
+from udc_model.tracking.journal import (
+    append_killed_end,
+    delete_journal,
+    is_written,
+    pending_journals,
+    read_entries,
+    record_warning,
+    sender_lock,
+)
 from udc_model.tracking.links import link_experiments
 from udc_model.tracking.store import open_store, repository_root, without_credentials
 
-logger = logging.getLogger("udc_model.tracking.sender")
+logger = logging.getLogger("udc_model.tracking.sender")  # __name__ is __main__ in the sender's process
 
-_PATIENCE = (1.0, 2.0, 4.0)  # seconds between the last attempts, where the tracker was there earlier in this run
-_TOGETHER = 2.0  # seconds of what the stage logs that are sent at once
-_LONGEST_WAIT = 30.0  # seconds between two attempts while the stage is at work
+_LAST_DELAYS = (1.0, 2.0, 4.0)  # seconds before each of the last attempts, after the stage has ended
+_MAX_DELAY = 30.0  # seconds between two attempts while the stage is running
+_GATHER = 2.0  # seconds during which entries are collected for one request
+_TRY = 0.5  # seconds; longer than another process needs to test whether a lock is held
+_START_DELAY = 2.0  # seconds before `import mlflow`, which takes processor time that a short stage needs
 
 
-def send_left_over(root: Path, wait: float = 0) -> tuple[int, dict[Path, str]]:
-    """Send the journals that no living stage is writing, the oldest first, and delete each that was sent whole.
+class State(Enum):
+    """What a sender is doing; :meth:`Sender._next` has all transitions."""
+
+    CONNECTING = "connecting"  # opens the store and the run
+    SENDING = "sending"  # delivers the entries that the journal has now
+    WAITING = "waiting"  # all of them are delivered; waits until the stage writes more
+    RETRYING = "retrying"  # the last attempt failed; waits before the next one
+    DONE = "done"  # everything is delivered, and the journal deleted
+    GAVE_UP = "gave up"  # the stage has ended and the last attempts failed; the journal stays
+
+
+class EndedStage:
+    """A stage that has ended: nothing can be reported to it and nothing will be written."""
+
+    is_running = False
+
+    def report(self, **values: Any) -> bool:
+        """Send the stage a message; returns whether it could be sent."""
+        return False
+
+    def wait_for_entry(self) -> None:
+        """Wait until the stage has written an entry or has ended."""
+
+    def pause(self, seconds: float) -> None:
+        """Wait; returns early if the stage ends meanwhile."""
+        time.sleep(seconds)
+
+
+class RunningStage(EndedStage):
+    """The stage that started this process: it writes a line to standard input after each entry and reads messages, JSON
+    lines, from standard output."""
+
+    is_running = True
+
+    def report(self, **values: Any) -> bool:
+        """Send the stage a message; returns whether it could be sent."""
+        try:
+            sys.stdout.write(json.dumps(values) + "\n")
+            sys.stdout.flush()
+        except BrokenPipeError:
+            return False
+        return self.is_running
+
+    def wait_for_entry(self) -> None:
+        """Wait until the stage has written an entry or has ended."""
+        self._read(None)
+
+    def pause(self, seconds: float) -> None:
+        """Wait; returns early if the stage ends meanwhile."""
+        if not self.is_running:
+            time.sleep(seconds)
+            return
+        deadline = time.monotonic() + seconds
+        while self.is_running and (remaining := deadline - time.monotonic()) > 0:
+            self._read(remaining)
+
+    def _read(self, timeout: float | None) -> None:
+        stdin = sys.stdin.fileno()
+        ready, _, _ = select.select([stdin], [], [], timeout)
+        if ready:
+            self.is_running = os.read(stdin, 65536) != b""
+
+
+class Sender:
+    """Delivers one journal, whose ``sender.lock`` the caller holds.
 
     Parameters
     ----------
-    wait : seconds to wait for another process that is sending a journal.
-
-    Returns
-    -------
-    How many were sent, and why the others could not be; journals of stages at work are neither.
+    stage : that writes the journal.
+    last_delays : seconds before each attempt that is made after the stage has ended and one has failed.
     """
-    sent, failed = 0, dict[Path, str]()
-    away = dict[str, str]()
-    for folder in unsent(root):
+
+    def __init__(self, folder: Path, stage: EndedStage, last_delays: Sequence[float] = _LAST_DELAYS) -> None:
+        self.folder, self.stage, self.last_delays = folder, stage, last_delays
+        self.delivery = Delivery(folder, self._warn)
+        self.error: UdcError | None = None
+        self._failures, self._last_failures, self._delay = 0, 0, 0.0
+
+    def run(self) -> State:
+        """Deliver until the end of the journal, or until the last attempt fails; returns the last state."""
+        state = State.CONNECTING
+        while state not in (State.DONE, State.GAVE_UP):
+            state = self._next(state)
+        return state
+
+    def _next(self, state: State) -> State:
+        """Do what ``state`` says; returns the state after it."""
         try:
-            if is_held(folder / "writer.lock"):
-                continue
-            uri = next(entries(folder, 0))[0]["uri"]
-            if uri in away:
-                failed[folder] = away[uri]
-                continue
-            with FileLock(folder / "sender.lock", timeout=wait):
-                _send_rest(folder)
-            sent += 1
-        except (FileNotFoundError, Timeout):  # sent by another process meanwhile, or being sent
-            continue
+            match state:
+                case State.CONNECTING:
+                    deliver_predecessors(self.folder, self.delivery.header)
+                    run_id = self.delivery.connect()
+                    self.stage.report(run_id=run_id, name=self.delivery.progress.name)
+                    return State.SENDING
+                case State.SENDING:
+                    is_complete = self.delivery.send()
+                    self._report_recovery()
+                    if is_complete:
+                        delete_journal(self.folder)
+                        return State.DONE
+                    if self.stage.is_running:
+                        return State.WAITING
+                    append_killed_end(self.folder)  # the stage was killed: it had ended before send() began
+                    return State.SENDING
+                case State.WAITING:
+                    self.stage.wait_for_entry()
+                    self.stage.pause(_GATHER if self.stage.is_running else 0)
+                    return State.SENDING
+                case _:  # RETRYING
+                    self.stage.pause(self._delay)
+                    return State.CONNECTING
         except UdcError as error:
-            failed[folder] = away[uri] = str(error)
-    return sent, failed
+            return self._fail(error)
+
+    def _fail(self, error: UdcError) -> State:
+        self.error = error
+        self._failures += 1
+        if self._failures == 2:  # a single failure may be a data base that was busy
+            self.stage.report(trouble=str(error))
+        if self.stage.is_running:
+            self._delay = min(_MAX_DELAY, 2.0 ** (self._failures - 1))
+            return State.RETRYING
+        if self._last_failures == len(self.last_delays):
+            self.stage.report(trouble=str(error))
+            return State.GAVE_UP
+        self._delay = self.last_delays[self._last_failures]
+        self._last_failures += 1
+        return State.RETRYING
+
+    def _report_recovery(self) -> None:
+        if self._failures > 1:
+            self.stage.report(trouble="")
+        self.error, self._failures, self._last_failures = None, 0, 0
+
+    def _warn(self, message: str) -> None:
+        if not self.stage.report(warning=message):
+            record_warning(self.folder.parents[2], message)
 
 
-def sync(root: Path) -> tuple[int, dict[Path, str], dict[str, str]]:
-    """Send what is left over, and link DVC experiments with their runs.
+def deliver_predecessors(folder: Path, header: dict[str, Any]) -> None:
+    """Deliver the journals that must be delivered before this one, or wait until other processes have done so.
 
-    Returns
-    -------
-    How many journals were sent, why the others could not be, and the ids of the runs linked now, by experiment.
+    An evaluation joins the run of the training, so the training comes first, and earlier evaluations of the same model.
 
     Raises
     ------
     UdcError
-        The tracker cannot be reached.
+        One of them cannot be delivered.
+    """
+    for earlier in _predecessors(folder, header):
+        try:
+            _deliver(earlier, timeout=-1)
+        except UdcError as error:
+            raise UdcError(f"{earlier} must be delivered first: {error}") from error
+
+
+def _predecessors(folder: Path, header: dict[str, Any]) -> Iterator[Path]:
+    """The earlier pending journals of ended stages about the same model and for the same store."""
+    model = header["tags"].get(MODEL_SHA256)
+    for earlier in pending_journals(folder.parents[2]):
+        if model is None or earlier.name >= folder.name:
+            return
+        with suppress(FileNotFoundError, ValueError):  # delivered meanwhile, or damaged
+            entries = [entry for entry, _ in read_entries(earlier)]
+            is_same_model = any(entry.get("tags", {}).get(MODEL_SHA256) == model for entry in entries)
+            if is_same_model and entries[0]["uri"] == header["uri"] and not is_written(earlier):
+                yield earlier
+
+
+def _deliver(folder: Path, timeout: float) -> None:
+    """Deliver the journal of a stage that has ended, in one attempt, unless another process has done so.
+
+    Raises
+    ------
+    UdcError
+        It cannot be delivered.
+    Timeout
+        Another process is delivering it.
+    """
+    with sender_lock(folder, timeout):
+        try:
+            sender = Sender(folder, EndedStage(), last_delays=())
+        except (FileNotFoundError, StopIteration):  # delivered by another process; killed before the first entry
+            delete_journal(folder)
+            return
+        sender.run()
+        if sender.error is not None:
+            raise sender.error
+
+
+def deliver_pending(root: Path) -> tuple[int, dict[Path, str]]:
+    """Deliver the journals of all stages that have ended, the oldest first.
+
+    Returns
+    -------
+    The number of journals delivered, and the errors of those that could not be. Journals that another process is
+    delivering are in neither.
+    """
+    num_delivered, errors = 0, dict[Path, str]()
+    unreachable = dict[str, str]()  # error by address
+    for folder in pending_journals(root):
+        uri = ""
+        try:
+            if is_written(folder):
+                continue
+            uri = next(read_entries(folder))[0]["uri"]
+            if uri in unreachable:
+                errors[folder] = unreachable[uri]
+                continue
+            _deliver(folder, timeout=_TRY)
+            num_delivered += 1
+        except (FileNotFoundError, StopIteration, Timeout):  # another process has delivered it, or is doing so
+            continue
+        except UdcError as error:
+            errors[folder] = unreachable[uri] = str(error)
+        except (ValueError, KeyError, TypeError) as error:
+            errors[folder] = f"the journal is damaged: {error!r}"
+    return num_delivered, errors
+
+
+def sync(root: Path) -> tuple[int, dict[Path, str], dict[str, str]]:
+    """Deliver pending journals, and link DVC experiments with their runs.
+
+    Returns
+    -------
+    The number of journals delivered, the errors of the others, and the run ids of the experiments linked now.
+
+    Raises
+    ------
+    UdcError
+        The tracking server cannot be reached.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
     from requests import RequestException
 
-    sent, failed = send_left_over(root)
+    num_delivered, errors = deliver_pending(root)
     try:
-        store = [open_store()]
-        return sent, failed, link_experiments(mlflow.MlflowClient(), store, root)
+        experiments = [open_store()]
+        return num_delivered, errors, link_experiments(mlflow.MlflowClient(), experiments, root)
     except (MlflowException, RequestException) as error:
         raise UdcError(without_credentials(str(error)).splitlines()[0]) from error
 
 
-def _send_rest(folder: Path) -> None:
-    delivery = Delivery(folder)
-    if not delivery.send():
-        end_of_killed(folder)
-        delivery.send()
-    _forget(folder)
-
-
-def _forget(folder: Path) -> None:
-    (folder / "journal.jsonl").unlink()  # first: a journal without it is no journal any more
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def accompany(folder: Path) -> bool:
-    """Send a journal while a stage writes it; whether all of it was sent.
-
-    Each line on standard input says that there is more; its end, that the stage is done or dead.
-    """
-    delivery = Delivery(folder, lambda run_id, name: _tell(run_id=run_id, name=name))
-    failures, writing, patience = 0, True, iter(_PATIENCE)
-    root = repository_root()
-    with FileLock(folder / "sender.lock"):
-        with suppress(UdcError):
-            sync(root)
-        while True:
-            try:
-                if delivery.send():
-                    _forget(folder)
-                    return True
-                if failures > 1:
-                    logger.warning("the tracker %s is back", delivery.header["uri"])
-                failures, delay, patience = 0, None, iter(_PATIENCE)
-                if not writing:
-                    end_of_killed(folder)
-                    continue
-            except UdcError as error:
-                failures += 1
-                if failures == 2:  # one failure may be a data base that was busy
-                    logger.warning("the tracker %s cannot be reached; the run goes on, and is kept in %s (%s)",
-                                   delivery.header["uri"], folder, error)  # fmt: skip
-                    _tell(trouble=str(error))
-                delay = min(_LONGEST_WAIT, 2.0 ** (failures - 1))
-                if not writing:
-                    delay = next(patience, 0.0) if delivery.progress.run_id else 0.0
-                    if not delay:
-                        _tell(trouble=str(error))
-                        return False
-            writing = _more(delay, writing)
-            if delay is None and writing:
-                writing = _gather()
-
-
-def _tell(**values: str) -> None:
-    """Tell the stage something, which may be dead."""
-    with suppress(BrokenPipeError):
-        sys.stdout.write(json.dumps(values) + "\n")
-        sys.stdout.flush()
-
-
-def _more(timeout: float | None, writing: bool) -> bool:
-    """Wait until standard input says that there is more, or for ``timeout`` seconds; False once it has ended."""
-    stdin = sys.stdin.fileno()
-    if not writing:
-        select.select([], [], [], timeout)
-        return False
-    ready, _, _ = select.select([stdin], [], [], timeout)
-    return not ready or os.read(stdin, 65536) != b""
-
-
-def _gather() -> bool:
-    """Let more come together for one request, as epochs may be short; False once standard input has ended."""
-    end = time.monotonic() + _TOGETHER
-    while (left := end - time.monotonic()) > 0:
-        if not _more(left, writing=True):
-            return False
-    return True
-
-
 def main(arguments: list[str]) -> int:
-    """Accompany the journal that is named on the command line."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    # Ctrl-C is for the stage; its end is read from the pipe
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Deliver the journal that is named on the command line while a stage writes it.
+
+    The folder of the stage's code may be deleted once the stage has ended (queued experiments run in temporary copies),
+    so all modules of this project that a sender needs are imported before it reports that it is ready.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)  # to sender.log
+    for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C is for the stage, whose end closes the pipe
         signal.signal(number, signal.SIG_IGN)
-    return 0 if accompany(Path(arguments[0])) else 1
+    os.environ.pop("PYTHONPATH", None)
+    if hasattr(os, "nice"):
+        os.nice(5)  # the stage needs the processor more
+    folder, stage = Path(arguments[0]), RunningStage()
+    with sender_lock(folder):
+        stage.report(ready=True)
+        stage.pause(_START_DELAY)
+        with suppress(UdcError):
+            sync(repository_root())
+        sender = Sender(folder, stage)
+        if sender.run() is State.DONE:
+            return 0
+    logger.error("%s: %s", sender.delivery.header["uri"], sender.error)
+    return 1
 
 
 if __name__ == "__main__":

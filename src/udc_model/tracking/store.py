@@ -1,4 +1,4 @@
-"""Where runs are recorded: ``MLFLOW_TRACKING_URI``, or SQLite at the root of the repository."""
+"""The MLflow store: ``MLFLOW_TRACKING_URI``, or SQLite at the root of the repository."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from udc_model.errors import UdcError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# Set before mlflow is imported. Nothing is sent home, and creating a data base is not told line by line.
+# Set before mlflow is imported. No telemetry, no progress output.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-# The requirements of logged models are given, so MLflow needs neither pip nor uv to guess them.
+# The requirements of logged models are passed, so MLflow needs neither pip nor uv to infer them.
 os.environ.setdefault("MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK", "true")
 os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-# A tracker that is away is asked again by the sender's own clock, not for minutes within one request.
+# The sender repeats failed requests, with delays that it chooses.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
@@ -31,7 +31,8 @@ EXPERIMENT = "udc-model"
 
 
 def repository_root() -> Path:
-    """The main repository: ``DVC_ROOT`` (queued experiments run in temporary copies), or the nearest with ``.dvc``."""
+    """The main repository: ``DVC_ROOT`` (queued experiments run in temporary copies), or the closest folder with
+    ``.dvc`` above the current one."""
     if root := os.environ.get("DVC_ROOT"):
         return Path(root).resolve()
     here = Path.cwd().resolve()
@@ -39,30 +40,30 @@ def repository_root() -> Path:
 
 
 def tracking_uri() -> str:
-    """The address of the store, credentials and all; see :func:`without_credentials` before you show it."""
+    """The address of the store with its credentials; print it through :func:`without_credentials` only."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{repository_root() / 'mlflow.db'}"
 
 
 def without_credentials(uri: str) -> str:
-    """The address with any ``user:password@`` left out, for messages."""
+    """A text without the ``user:password@`` of addresses, for messages."""
     return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def experiment_name() -> str:
-    """The MLflow experiment that runs belong to: ``MLFLOW_EXPERIMENT_NAME``, or the project's."""
+    """The MLflow experiment of all runs: ``MLFLOW_EXPERIMENT_NAME``, or the project's."""
     return os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
 
 
 def open_store(uri: str | None = None, name: str | None = None) -> str:
-    """Point MLflow at the store and return the id of the experiment, both created if they do not exist yet.
+    """Make MLflow use the store, and return the id of the experiment. Both are created if they do not exist.
+
+    A SQLite store is initialised under a file lock, because processes that do so at the same time break it. Its
+    experiment gets an absolute folder for artifacts; MLflow's default is relative to the current folder, which may be
+    temporary.
 
     Parameters
     ----------
     uri, name : of store and experiment; default: :func:`tracking_uri` and :func:`experiment_name`.
-
-    A SQLite store is initialised under a file lock, for processes that meet an empty file at once break it. Its
-    experiment gets an absolute place for artifacts, for MLflow would bind it to the folder it happens to run in,
-    which may be a temporary one.
 
     Raises
     ------
@@ -73,7 +74,7 @@ def open_store(uri: str | None = None, name: str | None = None) -> str:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    # Alembic tells every step of creating a data base at level INFO.
+    # Alembic logs each step of creating a data base at level INFO.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         mlflow.set_tracking_uri(uri)
@@ -90,15 +91,15 @@ def open_store(uri: str | None = None, name: str | None = None) -> str:
 
 
 def _experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:
-    """The id of the experiment, which is created if there is none; another process may be doing the same."""
+    """The id of the experiment, created if it does not exist; another process may create it at the same time."""
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         try:
             return str(client.create_experiment(name, artifact_location=artifact_location))
         except MlflowException:
-            found = client.get_experiment_by_name(name)
-            if found is None:
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
                 raise
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)

@@ -1,4 +1,4 @@
-"""The native kernels as torch operators with gradients and shape rules (``torch.ops.udc``)."""
+"""Registers the native kernels as torch operators ``torch.ops.udc`` with gradients and shape functions."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ def _is_bf16(x: Tensor) -> int:
 
 
 def _rows(x: Tensor) -> tuple[int, int]:
-    """Number of rows and channels of (…, channels)."""
+    """Return the number of rows and of channels of (…, channels)."""
     return x.numel() // max(1, x.shape[-1]), x.shape[-1]
 
 
 @torch.library.custom_op("udc::depthwise_conv2d", mutates_args=(), device_types="cpu")
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Depthwise convolution with "same" padding whose weight gradient is native; channels last in memory.
+    """Compute a depthwise convolution with "same" padding in channels_last memory; its weight gradient is native.
 
-    x: (N, C, H, W) float32 or bfloat16; weight: (C, 1, K, K) with odd K, bias: (C,), float32, as their gradients are.
+    x: (N, C, H, W) float32 or bfloat16; weight: (C, 1, K, K), K odd, and bias: (C,), both float32 like their gradients.
     """
     dtype, x = _compute_dtype(x), x.contiguous(memory_format=torch.channels_last)
     weight, bias = (each.to(x.dtype).to(dtype) for each in (weight, bias))
@@ -31,7 +31,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
-    """float32 for bf16 on a processor without bf16 convolutions: torch's fallback there goes channel by channel."""
+    """Return float32 for bfloat16 on processors without bf16 convolutions, where torch's fallback is very slow."""
     emulated = x.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.float32 if emulated else x.dtype
 
@@ -43,7 +43,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 @torch.library.custom_op("udc::depthwise_conv2d_backward", mutates_args=(), device_types="cpu")
 def depthwise_conv2d_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of :func:`depthwise_conv2d` for x, weight and bias."""
+    """Compute the gradients of :func:`depthwise_conv2d` with respect to x, weight and bias."""
     grad, x = (each.contiguous(memory_format=torch.channels_last) for each in (grad, x))
     n, channels, height, width = x.shape
     size = weight.shape[-1]
@@ -78,7 +78,7 @@ depthwise_conv2d.register_autograd(_depthwise_gradients, setup_context=_save_dep
 
 @torch.library.custom_op("udc::bias_gelu", mutates_args=(), device_types="cpu")
 def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
-    """``gelu(x + bias)`` with the exact (erf) GELU; x: (…, C) float32 or bfloat16, bias: (C,) float32."""
+    """Compute ``gelu(x + bias)`` with the exact (erf) GELU; x: (…, C) float32 or bfloat16, bias: (C,) float32."""
     x = x.contiguous()
     out = torch.empty_like(x)
     call("udc_bias_gelu", x.data_ptr(), bias.data_ptr(), _is_bf16(x), *_rows(x), torch.get_num_threads(),
@@ -93,7 +93,7 @@ def _(x: Tensor, bias: Tensor) -> Tensor:
 
 @torch.library.custom_op("udc::bias_gelu_backward", mutates_args=(), device_types="cpu")
 def bias_gelu_backward(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of :func:`bias_gelu` for x and bias."""
+    """Compute the gradients of :func:`bias_gelu` with respect to x and bias."""
     grad, x = grad.contiguous(), x.contiguous()
     grad_x, grad_bias = torch.empty_like(x), torch.empty_like(bias)
     call("udc_bias_gelu_backward", x.data_ptr(), bias.data_ptr(), grad.data_ptr(), _is_bf16(x), *_rows(x),
@@ -119,9 +119,10 @@ bias_gelu.register_autograd(_gelu_gradients, setup_context=_save_all)
 
 @torch.library.custom_op("udc::scaled_residual", mutates_args=(), device_types="cpu")
 def scaled_residual(x: Tensor, bias: Tensor, scale: Tensor, residual: Tensor, factor: Tensor | None) -> Tensor:
-    """``residual + factor * scale * (x + bias)`` in float32, in one pass.
+    """Compute ``residual + factor * scale * (x + bias)`` in float32, in one pass over memory.
 
-    x, residual: (N, …, C) float32 or bfloat16; bias, scale: (C,), factor (of a sample, None for 1): (N,), float32.
+    x, residual: (N, …, C) float32 or bfloat16; bias, scale: (C,) float32; factor: (N,) float32, one per sample, or None
+    for 1.
     """
     x, residual = x.contiguous(), residual.contiguous()
     out = torch.empty_like(residual, dtype=torch.float32)
@@ -145,7 +146,7 @@ def _(x: Tensor, bias: Tensor, scale: Tensor, residual: Tensor, factor: Tensor |
 def scaled_residual_backward(
     grad: Tensor, x: Tensor, bias: Tensor, scale: Tensor, factor: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of :func:`scaled_residual` for x, bias and scale; that for residual is ``grad`` itself."""
+    """Compute the gradients of :func:`scaled_residual` w.r.t. x, bias and scale; that of residual is ``grad``."""
     grad, x = grad.contiguous(), x.contiguous()
     grad_x, grad_bias, grad_scale = torch.empty_like(x), torch.empty_like(bias), torch.empty_like(scale)
     rows, channels = _rows(x)

@@ -1,0 +1,157 @@
+"""Commands that build a model: the stages, experiments, searches and parameters."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from udc_model.cli.command import Command, Parser, add_params_file
+from udc_model.errors import UdcError
+from udc_model.files import Workspace
+
+if TYPE_CHECKING:
+    from udc_model.stages.resolve import ResolvedParams
+
+
+def _resolved(params: Path) -> ResolvedParams:
+    """The parameters of a file, checked against the prepared data and reduced to what each stage depends on."""
+    from udc_model.config import load_params
+    from udc_model.stages.resolve import read_dataset_info, resolve
+
+    return resolve(load_params(params), read_dataset_info(Workspace()))
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from udc_model.config import load_params
+    from udc_model.stages.prepare import prepare
+
+    prepare(load_params(options.params), Workspace())
+
+
+def _train_arguments(parser: Parser) -> None:
+    add_params_file(parser)
+    parser.add_argument(
+        "--profile", action="store_true", help="print where the time of a step goes, and record nothing"
+    )
+
+
+def _train(options: argparse.Namespace) -> None:
+    params = _resolved(options.params).train
+    if options.profile:
+        from udc_model.experiments.exploration import profile_training
+
+        sys.stdout.write(profile_training(params, Workspace()))
+        return
+    from udc_model.stages.train import train
+
+    train(params, Workspace())
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from udc_model.stages.evaluate import evaluate
+
+    evaluate(_resolved(options.params).evaluate, Workspace())
+
+
+def _run_arguments(parser: Parser) -> None:
+    parser.add_argument("--stage", choices=("prepare", "train", "evaluate"), help="last stage to run (default: all)")
+    parser.epilog = "Any parameter can be set, as --model_type convnext --train.epochs 3."
+
+
+def _run(options: argparse.Namespace) -> None:
+    """``dvc exp run`` with the given parameters; what the entry points of MLproject call."""
+    from udc_model.config import full_name
+
+    settings = []
+    pairs = iter(options.overrides)
+    for flag in pairs:
+        name, equals, value = flag.removeprefix("--").partition("=")
+        value = value if equals else next(pairs, None)
+        if not flag.startswith("--") or value is None:
+            raise UdcError(f"{flag}: parameters are given as --name value")
+        settings += ["-S", f"{full_name(name)}={value}"]
+    dvc = shutil.which("dvc")
+    if dvc is None:
+        raise UdcError("the dvc command is not on the PATH; activate the environment (. .venv/bin/activate)")
+    command = [dvc, "exp", "run", *settings, *([options.stage] if options.stage else [])]
+    done = subprocess.run(command, check=False)
+    outer = os.environ.get("MLFLOW_RUN_ID")  # under `mlflow run`, which ends the run when this process ends
+    if outer:
+        from udc_model.tracking.journal import wait_for_senders
+        from udc_model.tracking.store import repository_root
+
+        wait_for_senders(repository_root())
+    if done.returncode:
+        raise UdcError(f"dvc exp run failed with status {done.returncode}")
+    if outer:
+        from udc_model.tracking.lookup import tag_restored
+
+        tag_restored(outer)
+
+
+def _tune_arguments(parser: Parser) -> None:
+    parser.add_argument("-S", "--set", dest="settings", action="append", required=True, metavar="NAME=RANGE",
+                        help="log(a,b), uniform(a,b), int(a,b), choice(x,y,…), or a value for all trials")  # fmt: skip
+    parser.add_argument("--trials", type=int, default=20, metavar="N", help="number of trials (default: %(default)s)")
+    parser.add_argument("--study", default="tune", metavar="NAME",
+                        help="name; an interrupted study of that name is resumed (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--metric", default="validation/mean_cost", metavar="NAME", help="default: %(default)s")
+    parser.add_argument("--sampler", choices=("tpe", "random", "grid"), default="tpe", help="default: %(default)s")
+    parser.add_argument("--no-prune", action="store_true", help="do not end trials with a poor validation curve early")
+
+
+def _tune(options: argparse.Namespace) -> None:
+    from udc_model.experiments.tuning import SearchRange, TuningPlan, tune
+
+    ranges = [SearchRange.parse(setting) for setting in options.settings]
+    plan = TuningPlan(options.study, ranges, options.trials, options.metric, options.sampler, not options.no_prune)
+    sys.stdout.write(tune(plan))
+
+
+def _find_lr_arguments(parser: Parser) -> None:
+    add_params_file(parser)
+    parser.add_argument("--from", dest="lowest", type=float, default=1e-6, metavar="RATE", help="default: %(default)g")
+    parser.add_argument("--to", dest="highest", type=float, default=1.0, metavar="RATE", help="default: %(default)g")
+    parser.add_argument("--steps", type=int, default=100, metavar="N", help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=Path("sweeps"), metavar="DIR",
+                        help="folder of the table and the plot (default: %(default)s)")  # fmt: skip
+
+
+def _find_lr(options: argparse.Namespace) -> None:
+    from udc_model.experiments.exploration import find_learning_rate
+
+    params = _resolved(options.params).train
+    text = find_learning_rate(params, Workspace(), options.out, options.lowest, options.highest, options.steps)
+    sys.stdout.write(text)
+
+
+def _params_arguments(parser: Parser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="parameter or section to explain (default: list all)")
+    parser.add_argument("--yaml", action="store_true", help="print params.yaml with its values and all comments")
+    add_params_file(parser)
+
+
+def _params(options: argparse.Namespace) -> None:
+    from udc_model.config import load_params
+    from udc_model.config.reference import explain, params_yaml, summary_table
+
+    if options.yaml:
+        sys.stdout.write(params_yaml(load_params(options.params)))
+    else:
+        sys.stdout.write(explain(options.name) if options.name else summary_table())
+
+
+COMMANDS = (
+    Command("Build", "prepare", "check, split and pack the images", _prepare, add_params_file),
+    Command("Build", "train", "train on the prepared images", _train, _train_arguments),
+    Command("Build", "evaluate", "score the model; write metrics, tables and plots", _evaluate, add_params_file),
+    Command("Build", "run", "run the DVC pipeline with other parameters, as an experiment", _run, _run_arguments),
+    Command("Build", "tune", "search for parameters; each trial is a DVC experiment", _tune, _tune_arguments),
+    Command("Build", "find-lr", "find a learning rate by the range test", _find_lr, _find_lr_arguments),
+    Command("Build", "params", "list or explain the parameters", _params, _params_arguments),
+)

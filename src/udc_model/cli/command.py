@@ -1,0 +1,40 @@
+"""What a command is, and arguments that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+Parser = argparse.ArgumentParser
+RUN = "id or name of an MLflow run, DVC experiment, git revision, registered model (models:/NAME/3), or folder"
+RESULT = f"folder with evaluation/, predictions.csv, or {RUN}"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of ``udc``: its group in the help text, its arguments, and the function that runs it."""
+
+    group: str
+    name: str
+    help: str
+    run: Callable[[argparse.Namespace], None]
+    add_arguments: Callable[[Parser], None] = lambda parser: None
+
+
+def add_params_file(parser: Parser) -> None:
+    """The option ``--params``."""
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE",
+                        help="file of parameters (default: %(default)s)")  # fmt: skip
+
+
+def add_root(parser: Parser, contents: str) -> None:
+    """The option ``--root``: a folder with certain contents."""
+    parser.add_argument("--root", type=Path, default=Path(), metavar="DIR",
+                        help=f"folder with {contents} (default: this folder)")  # fmt: skip
+
+
+def add_split(parser: Parser) -> None:
+    """The option ``--split``."""
+    parser.add_argument("--split", choices=("test", "validation"), default="test", help="default: %(default)s")

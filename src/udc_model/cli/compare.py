@@ -1,0 +1,100 @@
+"""Commands that summarise and compare results."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from udc_model.cli.command import RESULT, RUN, Command, Parser, add_split
+from udc_model.files import Workspace
+
+logger = logging.getLogger("udc_model.cli")
+
+
+def _summary(options: argparse.Namespace) -> None:
+    from udc_model.experiments.summary import summary
+
+    sys.stdout.write(summary(Workspace()))
+
+
+def _compare_arguments(parser: Parser) -> None:
+    for name in ("a", "b"):
+        parser.add_argument(name, metavar=name.upper(), help=RESULT)
+    add_split(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON, with all images whose decisions differ")
+
+
+def _compare(options: argparse.Namespace) -> None:
+    import json
+
+    from udc_model.experiments.results import compare
+
+    found = compare(options.a, options.b, options.split)
+    text = json.dumps(found.to_dict(), indent=2, ensure_ascii=False) + "\n" if options.json else found.to_text()
+    sys.stdout.write(text)
+
+
+def _sweep_report_arguments(parser: Parser) -> None:
+    parser.add_argument("swept", metavar="NAME", help="a parameter, as train.learning_rate, or a cost, as "
+                        "true=A,predicted=B")  # fmt: skip
+    parser.add_argument("--metrics", nargs="+", default=["mean_cost", "normalised_cost", "accuracy"], metavar="METRIC",
+                        help="test metrics (default: %(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--where", action="append", default=[], metavar="NAME=VALUE", help="only runs with this parameter"
+    )
+    parser.add_argument("--out", type=Path, default=Path("sweeps"), metavar="DIR",
+                        help="folder of the table and the plot (default: %(default)s)")  # fmt: skip
+
+
+def _sweep_report(options: argparse.Namespace) -> None:
+    from udc_model.evaluation.redecision import write_sweep_files
+    from udc_model.experiments.results import sweep_of_runs
+
+    table, varying = sweep_of_runs(options.swept, options.metrics, options.where)
+    panels = [(f"test {name}".replace("_", " "), [name]) for name in options.metrics]
+    files = write_sweep_files(options.out, options.swept, table.rename(columns={"value": options.swept}), panels)
+    if varying:
+        logger.warning(
+            "these runs differ in other parameters too: %s; choose with --where NAME=VALUE", ", ".join(varying)
+        )
+    sys.stdout.write(table[["run", "value", *options.metrics]].to_string(index=False) + "\n")
+    sys.stdout.write("\n".join(map(str, files)) + "\n")
+
+
+def _show_arguments(parser: Parser) -> None:
+    parser.add_argument("name", metavar="RUN", help=RUN)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _show(options: argparse.Namespace) -> None:
+    import json
+
+    from udc_model.experiments.names import resolve_run
+    from udc_model.tracking.lookup import description
+
+    about = description(resolve_run(options.name))
+    if options.json:
+        sys.stdout.write(json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+        return
+    for name, value in about.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {inner}" for key, inner in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(value)
+        sys.stdout.write(f"{name.replace('_', ' '):<20} {'-' if value in (None, '') else value}\n")
+
+
+COMMANDS = (
+    Command("Compare", "summary", "print what was trained here and how good it is", _summary),
+    Command("Compare", "compare", "compare the costs of two results, with a test", _compare, _compare_arguments),
+    Command(
+        "Compare",
+        "sweep-report",
+        "plot recorded runs against a parameter or a cost",
+        _sweep_report,
+        _sweep_report_arguments,
+    ),
+    Command("Compare", "show", "print where a run comes from and where its outputs are", _show, _show_arguments),
+)

@@ -1,0 +1,83 @@
+"""Commands that decide images, decide again under other costs, or export the model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from udc_model.cli.command import Command, Parser, add_params_file, add_root, add_split
+from udc_model.errors import UdcError
+from udc_model.files import Workspace
+
+
+def _predict_arguments(parser: Parser) -> None:
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image files, or folders of them")
+    add_root(parser, "model/ and evaluation/")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", dest="form", action="store_const", const="json", help="print JSON instead of a table")
+    form.add_argument("--csv", dest="form", action="store_const", const="csv", help="print CSV instead of a table")
+    parser.set_defaults(form="table")
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from udc_model.inference.prediction import image_files, predict_files, write_predictions
+
+    predictions = predict_files(image_files(options.paths), Workspace(options.root))
+    write_predictions(predictions.rows, options.form, sys.stdout)
+    if predictions.bad:
+        bad = predictions.bad
+        raise UdcError(f"{len(bad)} image(s) could not be used:\n  " + "\n  ".join(bad))
+
+
+def _decide_arguments(parser: Parser) -> None:
+    parser.add_argument("-S", "--set", dest="settings", action="append", default=[], metavar="NAME=VALUE",
+                        help="a parameter of costs or evaluate that replaces the one in params.yaml")  # fmt: skip
+    add_params_file(parser)
+    add_root(parser, "evaluation/")
+    add_split(parser)
+    parser.add_argument("--sweep", metavar="true=A,predicted=B,values=FIRST:LAST:STEP",
+                        help="vary the cost of one cell, and write a table and a plot")  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the tables (of a sweep: default sweeps)")
+
+
+def _decide(options: argparse.Namespace) -> None:
+    from udc_model.config import load_params
+    from udc_model.evaluation.redecision import StoredEvaluation, Sweep, decision_report, write_decisions, write_sweep
+
+    params = load_params(options.params, options.settings)
+    sweep = Sweep.parse(options.sweep) if options.sweep else None
+    stored = StoredEvaluation.load(Workspace(options.root).evaluation, options.split)
+    if sweep is not None:
+        table, files = write_sweep(sweep, stored, params.evaluate, params.costs, options.out or Path("sweeps"))
+        sys.stdout.write(table + "\n" + "\n".join(map(str, files)) + "\n")
+        return
+    policy, scored = stored.decide(params.evaluate, params.costs)
+    sys.stdout.write(decision_report(stored, policy, scored, params.evaluate))
+    if options.out is not None:
+        write_decisions(options.out, stored, policy, scored)
+
+
+def _export_arguments(parser: Parser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="the file to write, as model.onnx")
+    add_root(parser, "model/")
+
+
+def _export(options: argparse.Namespace) -> None:
+    import json
+
+    from udc_model.data.transforms import Preprocessing
+    from udc_model.inference.onnx_export import export_onnx
+    from udc_model.models import load_model
+
+    folder = Workspace(options.root).model
+    preprocessing = Preprocessing.load(folder)
+    export_onnx(load_model(folder), options.file, preprocessing.size,
+                {"preprocessing": json.dumps(preprocessing.to_config())})  # fmt: skip
+
+
+COMMANDS = (
+    Command("Decide", "predict", "decide images with the trained model", _predict, _predict_arguments),
+    Command("Decide", "decide", "decide stored predictions again under other costs", _decide, _decide_arguments),
+    Command("Decide", "export", "write the trained model as ONNX", _export, _export_arguments),
+)

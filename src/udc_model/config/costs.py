@@ -1,0 +1,63 @@
+"""Section ``costs``: what each decision costs."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, Field, field_validator
+
+from udc_model.config.section import Section
+
+
+class CostEntry(Section):
+    """Cost of deciding ``predicted`` if the true class is ``true``.
+
+    YAML reads a bare ``true`` as a boolean, in keys too, so it needs quotes: ``{'true': a, predicted: b, cost: 10}``. A
+    key cannot be quoted on DVC's command line; write ``actual`` there.
+    """
+
+    true: str = Field(validation_alias=AliasChoices("true", "actual"), description="True class.")
+    predicted: str = Field(description="Decision.")
+    cost: float = Field(description="Cost of the decision.")
+
+
+class CostParams(Section):
+    """The cost matrix by class name: true class by decision.
+
+    It is built from ``preset``, or ``matrix`` if that is set; ``entries`` then replace single costs.
+    """
+
+    preset: Literal["uniform", "absolute_difference"] = Field(
+        "uniform",
+        description="uniform: every mistake costs default; absolute_difference: default times the distance of the "
+        "classes to the power.",
+    )
+    default: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="Cost of a mistake; under absolute_difference per unit of distance."
+    )
+    power: Annotated[float, Field(gt=0)] = Field(1.0, description="Exponent of the distance under absolute_difference.")
+    order: list[str] | None = Field(
+        None, description="Order of the classes under absolute_difference; null reads their names as numbers."
+    )
+    entries: list[CostEntry] = Field(
+        [], description="Single costs, as {'true': a, predicted: b, cost: 10}; 'true' needs its quotes."
+    )
+    matrix: dict[str, dict[str, float]] | list[list[float]] | None = Field(
+        None,
+        description="All costs by name, as {a: {a: 0, b: 10}, b: {a: 1, b: 0}}, or as rows in the sorted order of the "
+        "classes; replaces preset.",
+    )
+    refer: float | None = Field(
+        None, description="Cost of referring an image to a person; null means that referral is not available."
+    )
+    prior: dict[str, Annotated[float, Field(gt=0, lt=1)]] | None = Field(
+        None, description="Class frequencies in deployment, as {a: 0.9, b: 0.1}; null takes those of training."
+    )
+
+    @field_validator("prior")
+    @classmethod
+    def _adds_up(cls, prior: dict[str, float] | None) -> dict[str, float] | None:
+        if prior is not None and not math.isclose(sum(prior.values()), 1.0, abs_tol=1e-6):
+            raise ValueError(f"the shares add up to {sum(prior.values()):g}; they must add up to 1")
+        return prior

@@ -1,0 +1,92 @@
+"""Section ``data``: which images there are, and how they are checked, resized and split."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from udc_model.config.section import Positive, Section, Share
+
+
+class SplitShares(Section):
+    """Share of the images, or of their groups, in each split; the shares add up to 1."""
+
+    train: Annotated[float, Field(gt=0, lt=1)] = Field(0.6, description="Share of the images that train the model.")
+    validation: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="Share that chooses the epoch.")
+    calibration: Share = Field(0.1, description="Share that fits the calibration and the recall floor.")
+    test: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="Share that only stage evaluate uses.")
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> SplitShares:
+        total = self.train + self.validation + self.calibration + self.test
+        if not math.isclose(total, 1.0, abs_tol=1e-6):
+            raise ValueError(f"the shares add up to {total:g}; they must add up to 1")
+        return self
+
+
+class CsvFile(Section):
+    """A CSV file of the ``csv`` source."""
+
+    file: str = Field(description="Path inside data.path.")
+    split: Literal["train", "validation", "calibration", "test"] | None = Field(
+        None, description="Split of the rows that name none."
+    )
+
+
+class DataParams(Section):
+    """Where the images are, and how they are checked, resized and split."""
+
+    source: Literal["digits", "folder", "csv"] = Field(
+        "digits",
+        description="Source of the images: scikit-learn's digits, a folder with one folder per class, or CSV files.",
+    )
+    path: str = Field("data/raw", description="Folder of the images; for csv the folder that contains the CSV files.")
+    csv_files: list[str | CsvFile] = Field(
+        ["labels.csv"],
+        min_length=1,
+        description="CSV files with the columns image_path, label and optionally split, group. "
+        "An entry may be {file: test.csv, split: test}.",
+    )
+    label_column: str = Field("label", description="Column of the CSV files that contains the class.")
+    classes: list[str] | None = Field(
+        None,
+        min_length=2,
+        description="Class names that are allowed; null allows those found (csv: in the first file).",
+    )
+    group: str | None = Field(
+        None,
+        description="Images of one group stay in one split: a column of the CSV, or a pattern on the file name whose "
+        "first (…) is the group, as '^(.+)_[^_]*$'.",
+    )
+    image_size: Annotated[int, Field(ge=8, le=2048)] = Field(
+        32, description="Side of the model's input in pixels; images are stored at this size."
+    )
+    resize: Literal["crop", "squash"] = Field(
+        "crop",
+        description="crop scales the short side to image_size / crop_pct and crops the centre (from 384 px on the "
+        "whole image is squashed); squash scales both sides.",
+    )
+    crop_pct: Annotated[float, Field(gt=0.1, le=1)] = Field(
+        1.0, description="Share of the scaled image's side that the centre crop keeps."
+    )
+    resample: Literal["bilinear", "bicubic", "lanczos"] = Field(
+        "bicubic", description="Interpolation for resizing images."
+    )
+    on_bad_image: Literal["error", "skip"] = Field(
+        "error",
+        description="error lists every unusable image and stops; skip leaves them out and lists them in "
+        "data/prepared/rejected.csv.",
+    )
+    max_pixels: Positive = Field(
+        100_000_000, description="Largest number of pixels of an image; larger ones are refused before decoding."
+    )
+    splits: SplitShares = Field(SplitShares(), description="Share of the images in each split.")
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, names: list[str] | None) -> list[str] | None:
+        if names is not None and len(set(names)) != len(names):
+            raise ValueError(f"class names must be distinct, got {names}")
+        return names

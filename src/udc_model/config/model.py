@@ -1,0 +1,117 @@
+"""Section ``model``: the architecture, and the weights that it starts from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from udc_model.config.presets import find_preset
+from udc_model.config.section import Positive, Section, Share
+
+Activation = Literal[
+    "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh",
+    "hardswish", "laplace", "leaky_relu", "linear", "mish", "prelu", "quick_gelu", "relu", "relu2", "relu6", "selu",
+    "sigmoid", "silu", "swish", "tanh",
+]  # fmt: skip
+
+
+class ResNetParams(Section):
+    """Architecture of a ResNet (He et al. 2015), named as in Hugging Face's ``ResNetConfig``."""
+
+    num_channels: Positive = Field(3, description="Channels of the input image.")
+    embedding_size: Positive = Field(64, description="Channels of the stem.")
+    hidden_sizes: list[Positive] = Field(
+        [256, 512, 1024, 2048], min_length=1, description="Output channels of each stage."
+    )
+    depths: list[Positive] = Field([3, 4, 6, 3], min_length=1, description="Residual blocks in each stage.")
+    layer_type: Literal["basic", "bottleneck"] = Field("bottleneck", description="Kind of residual block.")
+    hidden_act: Activation = Field("relu", description="Activation after the stem and each block.")
+    downsample_in_first_stage: bool = Field(False, description="Whether the first stage halves height and width.")
+    downsample_in_bottleneck: bool = Field(
+        False, description="Whether a bottleneck's stride is in its first 1x1 convolution instead of its 3x3."
+    )
+
+    @model_validator(mode="after")
+    def _same_length(self) -> ResNetParams:
+        _check_lengths(depths=len(self.depths), hidden_sizes=len(self.hidden_sizes))
+        if self.layer_type == "bottleneck" and any(size % 4 for size in self.hidden_sizes):
+            raise ValueError(f"hidden_sizes {self.hidden_sizes}: a bottleneck needs multiples of 4")
+        return self
+
+
+class ConvNextParams(Section):
+    """Architecture of a ConvNeXt (Liu et al. 2022), named as in Hugging Face's ``ConvNextConfig``."""
+
+    num_channels: Positive = Field(3, description="Channels of the input image.")
+    patch_size: Positive = Field(4, description="Kernel and stride of the stem, in pixels.")
+    num_stages: Positive = Field(4, description="Number of stages; the length of hidden_sizes and depths.")
+    hidden_sizes: list[Positive] = Field(
+        [96, 192, 384, 768], min_length=1, description="Output channels of each stage."
+    )
+    depths: list[Positive] = Field([3, 3, 9, 3], min_length=1, description="Blocks in each stage.")
+    hidden_act: Activation = Field("gelu", description="Activation inside each block.")
+    layer_norm_eps: Annotated[float, Field(gt=0)] = Field(1e-12, description="Epsilon of the last layer norm.")
+    layer_scale_init_value: Annotated[float, Field(ge=0)] = Field(
+        1e-6, description="Initial layer scale; 0 leaves the layer scale out."
+    )
+    drop_path_rate: Share = Field(0.0, description="Stochastic depth rate of the last block; it rises linearly to it.")
+
+    @model_validator(mode="after")
+    def _same_length(self) -> ConvNextParams:
+        _check_lengths(num_stages=self.num_stages, depths=len(self.depths), hidden_sizes=len(self.hidden_sizes))
+        return self
+
+
+def _check_lengths(**lengths: int) -> None:
+    if len(set(lengths.values())) > 1:
+        text = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        raise ValueError(f"must describe the same number of stages, got {text}")
+
+
+class ModelParams(Section):
+    """Which network is trained. Both architectures have a block; ``model_type`` chooses one."""
+
+    model_type: Literal["resnet", "convnext"] = Field("resnet", description="Architecture of the model.")
+    preset: str | None = Field(
+        None,
+        description="Published size that replaces the sizes below, as resnet-50, convnext-tiny or "
+        "facebook/convnext-tiny-224; null uses the sizes below, or those that weights names.",
+    )
+    num_labels: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="Number of classes, checked against the data; null takes it from the data."
+    )
+    weights: str | None = Field(
+        None,
+        description="Weights to start from: a folder, a file, imagenet, or a name such as microsoft/resnet-50; null "
+        "starts from random weights.",
+    )
+    weights_include: list[str] | None = Field(
+        None, description="Patterns of the weights to load, as ['convnext.*']; null loads all."
+    )
+    weights_exclude: list[str] = Field([], description="Patterns of the weights to leave out, as ['*.stages.3.*'].")
+    resnet: ResNetParams = Field(ResNetParams(), description="Used if model_type is resnet.")
+    convnext: ConvNextParams = Field(ConvNextParams(), description="Used if model_type is convnext.")
+
+    @property
+    def architecture(self) -> ResNetParams | ConvNextParams:
+        """The block that ``model_type`` chooses, with the sizes that ``preset`` or ``weights`` names."""
+        block = self.resnet if self.model_type == "resnet" else self.convnext
+        name = self._size_name()
+        return block if name is None else block.model_copy(update=find_preset(name).settings)
+
+    def _size_name(self) -> str | None:
+        published = self.weights is not None and self.weights.startswith(("microsoft/resnet-", "facebook/convnext-"))
+        return self.weights if self.preset is None and published else self.preset
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelParams:
+        name = self._size_name()
+        if name is not None and (model_type := find_preset(name).model_type) != self.model_type:
+            raise ValueError(
+                f"{name} is a {model_type}, but model_type is {self.model_type}; "
+                f"add -S model.model_type={model_type}, or set it in the file"
+            )
+        if self.weights is None and (self.weights_include is not None or self.weights_exclude):
+            raise ValueError("weights_include and weights_exclude choose among the weights, but weights is null")
+        return self

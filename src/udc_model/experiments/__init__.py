@@ -1,0 +1,1 @@
+"""Results by name: compare, summarise, reproduce, promote, tune."""

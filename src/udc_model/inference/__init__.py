@@ -1,0 +1,1 @@
+"""Applies trained models: prediction, serving, ONNX export and the cache of logits."""

@@ -1,0 +1,116 @@
+"""Stage resolve: what each stage depends on, and parameters that do not fit the data, before training."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from udc_model.config import Params, validate_params
+from udc_model.errors import UdcError
+from udc_model.files import Workspace
+from udc_model.stages.code import LOGITS, STAGES
+from udc_model.stages.resolve import load_evaluation_params, load_training_params, resolve, write_resolved
+
+ROOT = Path(__file__).parents[2]
+INFO = {"classes": ["a", "b"], "counts": {"train": {"a": 30, "b": 30}, "calibration": {"a": 20, "b": 20}}}
+
+
+def _files(tmp_path, **sections):
+    """The texts of the two resolved files."""
+    workspace = Workspace(tmp_path)
+    write_resolved(resolve(validate_params(sections, "test"), INFO), workspace)
+    return {name: (workspace.resolved / f"{name}.yaml").read_text() for name in ("train", "evaluate")}
+
+
+def _changed(tmp_path, common, **change):
+    """The files that a change of parameters changes."""
+    before, after = _files(tmp_path, **common), _files(tmp_path, **{**common, **change})
+    return [name for name in before if before[name] != after[name]]
+
+
+@pytest.mark.parametrize(
+    ("common", "change", "expected"),
+    [
+        ({}, {"costs": {"default": 2.0}}, ["evaluate"]),
+        ({"loss": {"name": "expected_cost"}}, {"costs": {"default": 2.0}}, ["train", "evaluate"]),
+        ({"train": {"monitor": "normalised_cost"}}, {"costs": {"default": 2.0}}, ["train", "evaluate"]),
+        ({}, {"evaluate": {"calibration": "vector"}}, ["evaluate"]),
+        ({"train": {"monitor": "normalised_cost"}}, {"evaluate": {"calibration": "vector"}}, ["train", "evaluate"]),
+        ({}, {"train": {"learning_rate": 0.1}}, ["train"]),
+        ({}, {"train": {"checkpoint_minutes": 1.0, "loader_workers": 2}}, []),
+        ({}, {"loss": {"focal_gamma": 5.0}}, []),
+        ({"loss": {"name": "focal"}}, {"loss": {"name": "focal", "focal_gamma": 5.0}}, ["train"]),
+        ({}, {"model": {"convnext": {"patch_size": 2}}}, []),
+        ({}, {"model": {"resnet": {"embedding_size": 32}}}, ["train"]),
+        ({}, {"data": {"path": "elsewhere"}}, []),
+        ({}, {"seed": 1}, ["train"]),
+    ],
+)
+def test_a_change_reaches_the_stages_that_depend_on_it(common, change, expected, tmp_path):
+    assert _changed(tmp_path, common, **change) == expected
+
+
+def test_every_loss_option_is_used_by_some_loss():
+    from udc_model.config.loss import LOSS_OPTIONS, LossParams
+
+    used = {option for options in LOSS_OPTIONS.values() for option in options}
+    assert used == set(LossParams.model_fields) - {"name"}
+    assert set(LOSS_OPTIONS) == set(LossParams.model_fields["name"].annotation.__args__)
+
+
+def test_stages_read_back_what_was_resolved(tmp_path):
+    sections = {
+        "seed": 7, "data": {"path": "images"}, "costs": {"refer": 0.3}, "loss": {"name": "cost_weighted"},
+        "train": {"loader_workers": 2, "epochs": 3}, "evaluate": {"recall_of": ["b"]},
+        "model": {"preset": "resnet-18", "convnext": {"patch_size": 2}},
+    }  # fmt: skip
+    params = validate_params(sections, "test")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(sections))
+    workspace = Workspace(tmp_path)
+    write_resolved(resolve(params, INFO), workspace)
+    train = load_training_params(workspace, tmp_path / "params.yaml")
+    assert train == resolve(params, INFO).train
+    assert (train.data, train.train, train.costs) == (params.data, params.train, params.costs)
+    assert train.model.architecture == params.model.architecture
+    assert train.evaluate == Params().evaluate
+    evaluate = load_evaluation_params(workspace)
+    assert (evaluate.costs, evaluate.evaluate) == (params.costs, params.evaluate)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"model": {"num_labels": 3}}, r"model\.num_labels: is 3, but the data has 2 classes: a, b"),
+        ({"evaluate": {"recall_of": ["c"]}}, r"evaluate\.recall_of: the data has no class 'c'; its classes are a, b"),
+        ({"evaluate": {"recall_floor": {"class": "c"}}}, r"evaluate\.recall_floor\.class: the data has no class 'c'"),
+        ({"costs": {"prior": {"a": 0.5, "c": 0.5}}}, r"costs\.prior: the data has no class 'c'"),
+        ({"costs": {"order": ["a"]}}, r"costs\.order: the class 'b' is missing"),
+        (
+            {"evaluate": {"decision": "recall_floor", "recall_floor": {"class": "a"}}},
+            r"needs at least 59 of its images in the calibration split, which has 20: 39 more are needed",
+        ),
+    ],
+)
+def test_parameters_that_do_not_fit_the_data_are_refused_before_training(sections, message):
+    with pytest.raises(UdcError, match=message):
+        resolve(validate_params(sections, "test"), INFO)
+
+
+@pytest.mark.parametrize(("counts", "calibration", "message"), [
+    ({"a": 0, "b": 0}, "temperature", "temperature needs images, but the calibration split is empty"),
+    ({"a": 5, "b": 1}, "auto", "needs two images of each class in the calibration split"),
+    ({"a": 5, "b": 1}, "dirichlet", "needs two images of each class in the calibration split"),
+])  # fmt: skip
+def test_a_calibration_split_that_is_too_small_is_refused_before_training(counts, calibration, message):
+    info = {"classes": ["a", "b"], "counts": {"calibration": counts}}
+    with pytest.raises(UdcError, match=message):
+        resolve(validate_params({"evaluate": {"calibration": calibration}}, "test"), info)
+
+
+def test_dvc_yaml_lists_the_code_of_each_stage():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    for name, code in STAGES.items():
+        listed = {dep for dep in stages[name]["deps"] if dep.startswith("src/")}
+        assert listed == {f"src/udc_model/{path}" for path in code}, name
+    for path in {path for code in (*STAGES.values(), LOGITS) for path in code}:
+        assert (ROOT / "src/udc_model" / path).exists(), path
