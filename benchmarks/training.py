@@ -1,13 +1,13 @@
-"""Whole training epochs from the same JPEG folder, beside Hugging Face's Trainer, timm's loader and a plain loop.
+"""Compares training epochs on a JPEG folder with Hugging Face's Trainer, timm's loader and a plain loop.
 
     make bench                                          all cases (about half an hour on two cores)
     python benchmarks/training.py --only small
 
-Same architecture, batch, augmentation (random resized crop, mirrored), optimiser and precision for all, in a process
-each that takes an epoch when its turn comes, so that whatever else the machine does meets all alike. Speeds are medians
-over rounds; "ours/it" is the median of the ratios of a round, with the lowest and the highest. "ours" reads what
-`prepare` made of the folder, whose time is told; "ours, synthetic" is our own step on tensors that lie in memory,
-the speed that no loader can exceed. "default" is ours as `udc train` runs it.
+All use the same architecture, batch size, augmentation (random resized crop and flip), optimiser and precision. Each
+runs in its own process, and the processes take turns epoch by epoch, so that other load on the machine affects all of
+them. Speeds are medians over the rounds; "ours/it" is the median of the ratios of each round, with the lowest and the
+highest. "ours" reads the prepared data of the folder; the time of `prepare` is reported. "ours, synthetic" runs our
+training step on batches in memory, the upper limit for any loader. "ours default" is `udc train`'s default.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ SMALL = {"embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [1, 
 
 @dataclass(frozen=True)
 class Case:
-    """A data set of ``images`` JPEGs of ``side`` pixels, trained on at ``size`` px; ``model``: small or a preset."""
+    """A data set of ``images`` JPEGs of ``side`` pixels, resized to ``size`` pixels.
+
+    ``model`` is small or a preset.
+    """
 
     name: str
     model: str
@@ -67,15 +70,15 @@ CASES = (
 
 
 def make_images(root: Path, n: int, side: int) -> None:
-    """n JPEGs in a folder a class, noise with a faint grating whose direction is the class; a fifth more in ``val``."""
+    """Write n JPEGs in a folder per class, a fifth more in ``val``: noise with a grating, whose angle is the class."""
     from PIL import Image
 
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:side, 0:side] / side
     for i in range(n + n // 5):
         label = i % CLASSES
-        turn = np.pi * label / CLASSES + rng.normal(0, 0.15)
-        wave = np.sin(2 * np.pi * (rng.uniform(5, 9) * (x * np.cos(turn) + y * np.sin(turn)) + rng.random()))
+        angle = np.pi * label / CLASSES + rng.normal(0, 0.15)
+        wave = np.sin(2 * np.pi * (rng.uniform(5, 9) * (x * np.cos(angle) + y * np.sin(angle)) + rng.random()))
         coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).resize((side, side))
         pixels = 0.7 * np.asarray(coarse) + 30 * wave[:, :, None] + rng.normal(0, 25, (side, side, 3)) + 38
         folder = root / ("train" if i < n else "val") / f"class{label}"
@@ -84,7 +87,7 @@ def make_images(root: Path, n: int, side: int) -> None:
 
 
 def params_of(case: Case, precision: str) -> dict[str, Any]:
-    """The parameters of our training."""
+    """The parameters of our training run."""
     kind = "convnext" if case.model.startswith("convnext") else "resnet"
     size: dict[str, Any] = {"resnet": SMALL} if case.model == "small" else {"preset": case.model}
     return {
@@ -96,7 +99,7 @@ def params_of(case: Case, precision: str) -> dict[str, Any]:
 
 @dataclass
 class Contender:
-    """One epoch of training, one pass of the loader alone (None: it has none), and the model."""
+    """Functions that run one training epoch and one pass of the loader alone (None if impossible), and the model."""
 
     epoch: Callable[[], None]
     load: Callable[[], None] | None
@@ -104,7 +107,7 @@ class Contender:
 
 
 def ours(name: str, case: Case, folder: Path) -> Contender:
-    """Our loop on what `prepare` made of the folder."""
+    """Our training loop on the prepared folder."""
     import torch
 
     from udc_model.config import validate_params
@@ -143,7 +146,7 @@ def ours(name: str, case: Case, folder: Path) -> Contender:
 
 
 def peer_model(case: Case) -> Any:
-    """The same architecture from transformers, random weights."""
+    """The same architecture from transformers, with random weights."""
     import transformers
 
     if case.model == "convnext-tiny":
@@ -153,7 +156,7 @@ def peer_model(case: Case) -> Any:
 
 
 def transform(size: int) -> Any:
-    """What the peers do to an image; the crops of our ``augment: standard``."""
+    """The transforms of the other contenders, with the crops of our ``augment: standard``."""
     from torchvision import transforms
 
     return transforms.Compose([transforms.RandomResizedCrop(size, scale=(0.35, 1)), transforms.RandomHorizontalFlip(),
@@ -228,7 +231,7 @@ def plain_loop(name: str, case: Case, folder: Path) -> Contender:
 
 
 def accuracy(model: Any, folder: Path, size: int) -> float:
-    """On the images of ``val``, squashed to the input's size: the same for all."""
+    """Accuracy on the images of ``val``, resized to the input size without cropping."""
     import torch
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
@@ -237,14 +240,14 @@ def accuracy(model: Any, folder: Path, size: int) -> float:
     data = ImageFolder(str(folder / "val"), transforms.Compose(steps))
     model.eval()
     with torch.inference_mode():
-        right = sum(int(model(image[None]).logits.argmax() == label) for image, label in data)
-    return right / len(data)
+        correct = sum(int(model(image[None]).logits.argmax() == label) for image, label in data)
+    return correct / len(data)
 
 
 def serve(name: str, case: Case, folder: Path) -> None:
-    """A worker: one line on stdin, one JSON answer on stdout, a turn at a time."""
+    """Run a worker: read one command per line from stdin, write one JSON answer per line to stdout."""
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # the libraries print
+    os.dup2(2, 1)  # the libraries print to stdout
     logging.disable(logging.WARNING)
     make = ours if name.startswith("ours") else trainer if name.startswith("Trainer") else plain_loop
     contender = make(name, case, folder)
@@ -256,7 +259,7 @@ def serve(name: str, case: Case, folder: Path) -> None:
             contender.epoch()
         elif verb == "load" and contender.load:
             contender.load()
-        elif verb == "train":  # afresh, for so many seconds; then how good it is
+        elif verb == "train":  # a new model for a number of seconds, then its accuracy
             contender, started = make(name, case, folder), time.perf_counter()
             while time.perf_counter() - started < float(argument):
                 contender.epoch()
@@ -280,7 +283,7 @@ class Worker:
         self.ask("nothing")
 
     def ask(self, line: str) -> dict[str, float]:
-        """Its answer to one line."""
+        """The answer to one command."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(line + "\n")
@@ -292,7 +295,7 @@ class Worker:
 
 
 def measure(case: Case, rounds: int, seconds: float) -> Iterator[str]:
-    """The lines of one case's table."""
+    """Measure one case; the lines of its table."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         make_images(folder, case.images, case.side)
@@ -309,26 +312,26 @@ def measure(case: Case, rounds: int, seconds: float) -> Iterator[str]:
         yield (f"  {'':30}{'images/s':>9}{'ours fp32/it':>24}{'ours default/it':>24}{'loader':>9}{'peak MB':>9}"
                f"{f'accuracy, {seconds:g} s':>18}")  # fmt: skip
         for name, worker in workers.items():
-            ratios = "".join(f"{_ratio(speeds.get(own), speeds[name]):>24}" for own in ("ours fp32", "ours default"))
+            ratios = "".join(f"{_ratio(speeds.get(ours), speeds[name]):>24}" for ours in ("ours fp32", "ours default"))
             images = n if name.startswith("ours") else case.images
             alone = worker.ask("load")
             loader = f"{images / alone['seconds']:,.0f}" if alone["seconds"] > 0.001 else "-"
             trained = worker.ask(f"train {seconds}") if "synthetic" not in name else {"memory": alone["memory"]}
-            told = f"{trained['accuracy']:.3f}" if "accuracy" in trained else "-"
+            score = f"{trained['accuracy']:.3f}" if "accuracy" in trained else "-"
             yield (f"  {name:30}{statistics.median(speeds[name]):>9,.1f}{ratios}{loader:>9}"
-                   f"{trained['memory']:>9,.0f}{told:>18}")  # fmt: skip
+                   f"{trained['memory']:>9,.0f}{score:>18}")  # fmt: skip
             worker.process.kill()
 
 
-def _ratio(own: list[float] | None, other: list[float]) -> str:
-    if own is None or own is other:
+def _ratio(numerators: list[float] | None, denominators: list[float]) -> str:
+    if numerators is None or numerators is denominators:
         return "-"
-    ratios = [a / b for a, b in zip(own, other, strict=True)]
+    ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def prepare(case: Case, folder: Path) -> tuple[float, int]:
-    """Run our stage on the folder; its seconds, and how many images are for training."""
+    """Run our stage ``prepare`` on the folder; returns its seconds and the number of training images."""
     import yaml
 
     raw = params_of(case, "auto") | {
@@ -345,7 +348,7 @@ def prepare(case: Case, folder: Path) -> tuple[float, int]:
 
 
 def udc(*arguments: str, cwd: Path) -> None:
-    """A command of this project."""
+    """Run a command of this project."""
     env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     subprocess.run([sys.executable, "-m", "udc_model.cli", *arguments], cwd=cwd, env=env, check=True,
                    stderr=subprocess.DEVNULL)  # fmt: skip
@@ -367,7 +370,7 @@ IMPORTS = "import torch, torchvision"
 
 
 def start_up(rounds: int) -> Iterator[str]:
-    """Seconds from the start of `udc train` to the end of its first step, beside importing torch and torchvision."""
+    """Compare `udc train` from its start to the end of its first step with importing torch and torchvision."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text())
@@ -381,13 +384,13 @@ def start_up(rounds: int) -> Iterator[str]:
                 started = time.perf_counter()
                 subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, check=True, stderr=subprocess.DEVNULL)
                 taken.append(time.perf_counter() - started)
-        first, imports = (taken[1:] for taken in seconds.values())  # the first round fills the disk's cache
+        first, imports = (taken[1:] for taken in seconds.values())  # the first round fills the disk cache
         yield (f"start-up: `udc train` to its first step {statistics.median(first):.2f} s, importing torch and "
                f"torchvision {statistics.median(imports):.2f} s, ratio {_ratio(first, imports)}")  # fmt: skip
 
 
 def checkpoint_cost(rounds: int) -> Iterator[str]:
-    """Seconds that a checkpoint of ConvNeXt-tiny, with averaged weights, holds up the training."""
+    """Measure how long a checkpoint of ConvNeXt-tiny with averaged weights delays the training run."""
     import torch
 
     from udc_model.config import ModelParams, Params, TrainParams
@@ -426,7 +429,7 @@ def checkpoint_cost(rounds: int) -> Iterator[str]:
 
 
 def main() -> None:
-    """Measure all, or what ``--only`` names."""
+    """Measure all cases, or the one that ``--only`` names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=20, help="of training before the accuracy is measured")
