@@ -1,20 +1,21 @@
 """Curves against scikit-learn, the formulas of their papers, and their end points."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
 
 from udc_model.decisions.policy import Policy
 from udc_model.evaluation.curves import (
+    class_curves,
     cost_curve,
     costliest_class,
     mean_curves,
-    precision_recall_curves,
     referral_curve,
     reliability,
-    roc_curves,
 )
 from udc_model.evaluation.metrics import Scored
 
@@ -42,8 +43,29 @@ def test_mean_curves_end_at_the_corners_and_match_the_areas(scored):
     assert (np.diff(pr["precision"]) <= 1e-12).all()
     for table, y in ((roc, "true_positive_rate"), (pr, "precision")):
         assert ((table["low"] <= table[y] + 1e-9) & (table[y] <= table["high"] + 1e-9)).mean() > 0.95
-    for curves, x in ((roc_curves(scored, CLASSES), 1), (precision_recall_curves(scored, CLASSES), 1)):
-        assert curves.groupby("class")[curves.columns[x]].max().tolist() == [1.0] * 3
+    for curves in class_curves(scored, CLASSES):
+        assert curves.groupby("class")[curves.columns[1]].max().tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_class_curves_equal_scikit_learn(scored, weighted, rng):
+    weights = rng.random(3)[scored.targets] + 0.5 if weighted else None
+    probabilities = scored.probabilities.round(2)  # with ties
+    scored = replace(scored, probabilities=probabilities, weights=weights)
+    roc, pr = class_curves(scored, CLASSES)
+    for k, name in enumerate(CLASSES):
+        fpr, tpr, _ = roc_curve(scored.targets == k, probabilities[:, k], sample_weight=weights)
+        own = roc[roc["class"] == name]
+        if not weighted:  # rounding decides which points of weighted curves are on a straight line
+            assert own["false_positive_rate"].tolist() == pytest.approx(fpr.tolist())
+        assert np.interp(fpr, own["false_positive_rate"], own["true_positive_rate"])[-1] == pytest.approx(1)
+        assert np.trapezoid(own["true_positive_rate"], own["false_positive_rate"]) == pytest.approx(
+            np.trapezoid(tpr, fpr)
+        )
+        precision, recall, _ = precision_recall_curve(scored.targets == k, probabilities[:, k], sample_weight=weights)
+        own = pr[pr["class"] == name]
+        assert own["precision"].tolist() == pytest.approx(precision.tolist())
+        assert own["recall"].tolist() == pytest.approx(recall.tolist())
 
 
 def test_reliability_equals_scikit_learn(rng):

@@ -10,6 +10,7 @@ from sklearn.metrics import (
     f1_score,
     log_loss,
     matthews_corrcoef,
+    precision_recall_fscore_support,
     recall_score,
     roc_auc_score,
 )
@@ -157,6 +158,15 @@ def test_argmax_metrics_do_not_depend_on_the_decisions(scored):
     assert right["accuracy"] == 1
     assert right["argmax_accuracy"] == pytest.approx((p.argmax(axis=1) == targets).mean())
     assert right["argmax_mean_cost"] == pytest.approx(1 - right["argmax_accuracy"])
+
+
+def test_per_class_table_equals_scikit_learn(rng):
+    targets, decided = rng.integers(0, 4, 200), rng.integers(0, 5, 200)  # 4 is referral
+    decided[decided == 2] = 4  # a class that is never decided
+    table = per_class_table(targets, decided, list("abcd"))
+    expected = precision_recall_fscore_support(targets, decided, labels=range(4), zero_division=0.0)
+    for column, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
+        assert table[column].tolist() == pytest.approx(values.tolist())
 
 
 def test_per_class_table():

@@ -6,7 +6,7 @@ import pytest
 
 from udc_model.decisions.policy import Policy
 from udc_model.evaluation import plots
-from udc_model.evaluation.curves import mean_curves, precision_recall_curves, roc_curves
+from udc_model.evaluation.curves import class_curves, mean_curves
 from udc_model.evaluation.metrics import Scored
 
 
@@ -25,9 +25,9 @@ def test_matrices_and_curves_for_few_and_many_classes(n, rng, tmp_path):
         assert n > 2 or files[0].read_bytes() == files[1].read_bytes()
     scored = Scored(targets, targets, p, 1 - np.eye(n))
     roc, pr, areas = mean_curves(scored, classes, 100, 0.95)
-    plots.plot_class_curves(tmp_path / "roc.png", roc_curves(scored, classes), roc, areas, "roc")
-    curves = precision_recall_curves(scored, classes)
-    plots.plot_class_curves(tmp_path / "pr.png", curves, pr, areas, "precision_recall")
+    by_class = class_curves(scored, classes)
+    plots.plot_class_curves(tmp_path / "roc.png", by_class[0], roc, areas, "roc")
+    plots.plot_class_curves(tmp_path / "pr.png", by_class[1], pr, areas, "precision_recall")
 
 
 @pytest.mark.parametrize("n", [0, 1, 24])

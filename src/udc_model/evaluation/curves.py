@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from udc_model.decisions.decision import clopper_pearson_bound, constant_costs, expected_costs, shift_prior
 from udc_model.decisions.policy import Policy
@@ -16,23 +15,27 @@ Floats = NDArray[np.float64]
 _GRID = np.linspace(0, 1, 201)
 
 
-def roc_curves(scored: Scored, classes: list[str]) -> pd.DataFrame:
-    """The ROC curve of each class against the rest: ``class``, ``false_positive_rate``, ``true_positive_rate``."""
-    parts = []
-    for k, name in enumerate(classes):
-        fpr, tpr, _ = roc_curve(scored.targets == k, scored.probabilities[:, k], sample_weight=scored.weights)
-        parts.append(pd.DataFrame({"class": name, "false_positive_rate": fpr, "true_positive_rate": tpr}))
-    return pd.concat(parts, ignore_index=True)
+def class_curves(scored: Scored, classes: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """ROC and precision-recall curve of each class against the rest, with a point per distinct probability.
 
-
-def precision_recall_curves(scored: Scored, classes: list[str]) -> pd.DataFrame:
-    """The precision-recall curve of each class against the rest: ``class``, ``recall``, ``precision``."""
-    parts = []
-    for k, name in enumerate(classes):
-        probability = scored.probabilities[:, k]
-        precision, recall, _ = precision_recall_curve(scored.targets == k, probability, sample_weight=scored.weights)
-        parts.append(pd.DataFrame({"class": name, "recall": recall, "precision": precision}))
-    return pd.concat(parts, ignore_index=True)
+    Returns
+    -------
+    Two tables: ``class, false_positive_rate, true_positive_rate``, from (0, 0), without points on a straight line
+    between their neighbours; ``class, recall, precision``, to recall 0 with precision 1.
+    """
+    sums = score_terms(scored).total().reshape(len(classes), -1, 2)
+    roc, pr = [], []
+    for name, bins in zip(classes, sums, strict=True):
+        used = bins[bins.sum(axis=1) > 0]
+        false, true = used[::-1].cumsum(axis=0).T
+        bends = np.ones(len(true), dtype=bool)
+        bends[1:-1] = (np.diff(false, 2) != 0) | (np.diff(true, 2) != 0)
+        fpr, tpr = (np.concatenate([[0.0], x[bends] / x[-1]]) for x in (false, true))
+        roc.append(pd.DataFrame({"class": name, "false_positive_rate": fpr, "true_positive_rate": tpr}))
+        recall, precision = (np.concatenate([x[::-1], [end]]) for x, end in ((true / true[-1], 0.0),
+                             (true / (true + false), 1.0)))  # fmt: skip
+        pr.append(pd.DataFrame({"class": name, "recall": recall, "precision": precision}))
+    return pd.concat(roc, ignore_index=True), pd.concat(pr, ignore_index=True)
 
 
 def mean_curves(

@@ -1,4 +1,4 @@
-"""All figures of an evaluation, drawn from its tables: ``python -m udc_model.evaluation.figures PREPARED``.
+"""All figures of an evaluation, drawn from its tables: ``python -m udc_model.evaluation.figures PREPARED CACHE``.
 
 Drawing takes as long as the rest of the stage evaluate and needs neither torch nor MLflow, so another process draws
 while evaluate logs. It reads the folders of splits from standard input, one per line.
@@ -6,12 +6,19 @@ while evaluate logs. It reads the folders of splits from standard input, one per
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +26,7 @@ import pandas as pd
 import udc_model
 
 GALLERY = 24  # images
+_STORED = 100  # figures
 
 
 class FigureProcess:
@@ -27,10 +35,11 @@ class FigureProcess:
     Parameters
     ----------
     prepared : folder with the packed splits.
+    cache : folder of figures drawn before.
     """
 
-    def __init__(self, prepared: Path) -> None:
-        command = [sys.executable, "-m", "udc_model.evaluation.figures", str(prepared)]
+    def __init__(self, prepared: Path, cache: Path) -> None:
+        command = [sys.executable, "-m", "udc_model.evaluation.figures", str(prepared), str(cache)]
         paths = [str(Path(udc_model.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}  # this copy of the package
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
@@ -56,32 +65,87 @@ class FigureProcess:
             raise RuntimeError(f"drawing the figures failed: {errors}")
 
 
-def draw_figures(folder: Path, prepared: Path) -> None:
+@dataclass(frozen=True)
+class FigureCache:
+    """Figures drawn before, by everything that determines them; a changed cost changes few of them.
+
+    Parameters
+    ----------
+    folder : of the stored figures; the 100 used last stay.
+    """
+
+    folder: Path
+
+    def draw(self, path: Path, plot: Callable[..., None], *inputs: Any) -> None:
+        """Write ``plot(path, *inputs)``, or copy the stored figure of the same plot and inputs."""
+        stored = self.folder / f"{_digest(plot.__name__, *inputs)}.png"
+        try:
+            shutil.copyfile(stored, path)
+            os.utime(stored)
+            return
+        except OSError:  # not drawn before
+            pass
+        plot(path, *inputs)
+        with suppress(OSError):  # a figure that cannot be stored is drawn again
+            self.folder.mkdir(parents=True, exist_ok=True)
+            scratch = stored.with_name(f".{stored.name}.{os.getpid()}.partial")
+            shutil.copyfile(path, scratch)
+            scratch.replace(stored)
+            for old in sorted(self.folder.glob("*.png"), key=lambda file: file.stat().st_mtime)[:-_STORED]:
+                old.unlink(missing_ok=True)
+
+
+@cache
+def _code_digest() -> bytes:
+    """Digest of the plotting code and of the version of matplotlib."""
+    source = Path(__file__).with_name("plots.py").read_bytes()
+    return hashlib.sha256(source + version("matplotlib").encode()).digest()
+
+
+def _digest(*inputs: Any) -> str:
+    """SHA-256 of tables, arrays and plain values, and of the code that draws them."""
+    digest = hashlib.sha256(_code_digest())
+    for value in inputs:
+        if isinstance(value, pd.DataFrame):
+            digest.update(value.to_csv(index=False).encode())
+        elif isinstance(value, np.ndarray):
+            digest.update(f"{value.dtype} {value.shape}".encode() + value.tobytes())
+        elif isinstance(value, list) and value and isinstance(value[0], np.ndarray):
+            digest.update(_digest(*value).encode())
+        else:
+            digest.update(repr(value).encode())
+        digest.update(b"|")
+    return digest.hexdigest()
+
+
+def draw_figures(folder: Path, prepared: Path, figures: FigureCache) -> None:
     """Draw the figures of one split: the confusion matrix and, for the test split, all others.
 
     Parameters
     ----------
     folder : the split's folder in the evaluation folder; its name is the name of the split.
     prepared : folder with the packed splits, which hold the images of the gallery.
+    figures : figures drawn before.
     """
     from udc_model.evaluation import plots  # matplotlib, which the process that waits does not need
 
     split = folder.name
-    _draw_confusion(folder, split)
+    _draw_confusion(folder, split, figures)
     if split != "test":
         return
     policy = json.loads((folder.parent / "policy.json").read_text(encoding="utf-8"))
     areas = _table(folder, "areas")
     for kind in ("roc", "precision_recall"):
         curves, mean = _table(folder, f"{kind}_by_class"), _table(folder, kind)
-        plots.plot_class_curves(folder / f"{kind}.png", curves, mean, areas, kind)
-    plots.plot_reliability(folder / "reliability.png", _table(folder, "reliability"), policy["calibration"]["method"])
+        figures.draw(folder / f"{kind}.png", plots.plot_class_curves, curves, mean, areas, kind)
+    method = policy["calibration"]["method"]
+    figures.draw(folder / "reliability.png", plots.plot_reliability, _table(folder, "reliability"), method)
     if (folder / "cost_curve.csv").is_file():
-        plots.plot_cost_curve(folder / "cost_curve.png", _table(folder, "cost_curve"))
+        figures.draw(folder / "cost_curve.png", plots.plot_cost_curve, _table(folder, "cost_curve"))
     predictions = _table(folder, "predictions")
     rate = float(np.average(predictions["predicted"] == "refer", weights=predictions["weight"]))
-    plots.plot_referral(folder / "referral.png", _table(folder, "referral"), policy["refer"], rate)
-    _draw_gallery(folder, prepared, split)
+    figures.draw(folder / "referral.png", plots.plot_referral, _table(folder, "referral"), policy["refer"], rate)
+    _draw_gallery(folder, prepared, split, figures)
 
 
 def _table(folder: Path, name: str) -> pd.DataFrame:
@@ -89,23 +153,22 @@ def _table(folder: Path, name: str) -> pd.DataFrame:
     return pd.read_csv(folder / f"{name}.csv", dtype=text, keep_default_na=False, na_values={"expected_cost": ""})
 
 
-def _draw_confusion(folder: Path, split: str) -> None:
+def _draw_confusion(folder: Path, split: str, figures: FigureCache) -> None:
     from udc_model.evaluation.plots import plot_confusion_matrix
 
     confusion = json.loads((folder / "confusion_matrix.json").read_text(encoding="utf-8"))
     counts, costs = np.array(confusion["counts"]), np.array(confusion["costs"])
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    classes, outcomes = confusion["classes"], confusion["outcomes"]
-    of_split = f"{split} ({counts.sum():,} images)"
-    plot_confusion_matrix(folder / "confusion_matrix.png", counts, classes, outcomes, f"Confusion matrix, {of_split}")
+    names, of_split = (confusion["classes"], confusion["outcomes"]), f"{split} ({counts.sum():,} images)"
+    matrices = [("confusion_matrix", counts, f"Confusion matrix, {of_split}", "counts")]
     if split == "test":
-        title = f"Share of each true class, {of_split}"
-        plot_confusion_matrix(folder / "confusion_shares.png", shares, classes, outcomes, title, "shares")
-        title = f"Total cost {costs.sum():,.4g}, {of_split}"
-        plot_confusion_matrix(folder / "confusion_cost.png", costs, classes, outcomes, title, "costs")
+        shares = counts / counts.sum(axis=1, keepdims=True)
+        matrices.append(("confusion_shares", shares, f"Share of each true class, {of_split}", "shares"))
+        matrices.append(("confusion_cost", costs, f"Total cost {costs.sum():,.4g}, {of_split}", "costs"))
+    for name, values, title, kind in matrices:
+        figures.draw(folder / f"{name}.png", plot_confusion_matrix, values, *names, title, kind)
 
 
-def _draw_gallery(folder: Path, prepared: Path, split: str) -> None:
+def _draw_gallery(folder: Path, prepared: Path, split: str, figures: FigureCache) -> None:
     from udc_model.evaluation.plots import plot_gallery
 
     mistakes = _table(folder, "costliest_mistakes")
@@ -115,9 +178,11 @@ def _draw_gallery(folder: Path, prepared: Path, split: str) -> None:
         f"{row.true}, decided {row.decided}\np = {row.probability:.2f}, cost {row.cost:g}"
         for row in mistakes[:GALLERY].itertuples()
     ]
-    plot_gallery(folder / "costliest_mistakes.png", images, captions, f"Costliest mistakes, {split}")
+    figures.draw(folder / "costliest_mistakes.png", plot_gallery, images, captions, f"Costliest mistakes, {split}")
 
 
 if __name__ == "__main__":
+    from udc_model.evaluation import plots as plots  # imports matplotlib while the tables are written
+
     for line in sys.stdin:
-        draw_figures(Path(line.rstrip("\n")), Path(sys.argv[1]))
+        draw_figures(Path(line.rstrip("\n")), Path(sys.argv[1]), FigureCache(Path(sys.argv[2])))

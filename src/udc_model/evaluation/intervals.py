@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from udc_model.evaluation.metrics import Metrics, Scored, metric_terms, metrics_of_sums
 
@@ -93,12 +93,12 @@ def bca_intervals(
 
 def _bca(point: float, values: Floats, left_out: Floats, confidence: float) -> tuple[float, float]:
     below = ((values < point).mean() + (values <= point).mean()) / 2
-    bias = norm.ppf(np.clip(below, 0.5 / len(values), 1 - 0.5 / len(values)))
+    bias = ndtri(np.clip(below, 0.5 / len(values), 1 - 0.5 / len(values)))
     deviation = np.nanmean(left_out) - left_out[np.isfinite(left_out)]
     spread = (deviation**2).sum() ** 1.5
     acceleration = (deviation**3).sum() / (6 * spread) if spread > 0 else 0.0
-    tails = bias + norm.ppf([(1 - confidence) / 2, (1 + confidence) / 2])
-    shares = norm.cdf(bias + tails / np.maximum(1 - acceleration * tails, 1e-9))
+    tails = bias + ndtri([(1 - confidence) / 2, (1 + confidence) / 2])
+    shares = ndtr(bias + tails / np.maximum(1 - acceleration * tails, 1e-9))
     low, high = np.quantile(values, shares)
     return float(low), float(high)
 

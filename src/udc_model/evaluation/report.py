@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from udc_model.decisions.policy import Policy
 
@@ -52,13 +53,8 @@ def render_report(
     tables = {
         name: pd.read_csv(evaluation / name / "metrics.csv").set_index("metric") for name in ("test", "validation")
     }
-    environment = Environment(
-        loader=PackageLoader("udc_model.evaluation", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["number"] = _number
     test = evaluation / "test"
-    return environment.get_template("report.html.j2").render(
+    return _template().render(
         name=record["data"]["name"],
         params=record["params"],
         record=record,
@@ -91,6 +87,16 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     text = dict.fromkeys(("true", "decided", "path"), str)
     table = pd.read_csv(path, dtype=text, keep_default_na=False)
     return [{str(key): value for key, value in row.items()} for row in table[:_LONGEST_TABLE].to_dict("records")]
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("udc_model.evaluation", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["number"] = _number
+    return environment.get_template("report.html.j2")
 
 
 def _number(value: float | None) -> str:

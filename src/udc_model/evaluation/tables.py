@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.metrics import precision_recall_fscore_support
 
 from udc_model.config import EvaluateParams
 from udc_model.data.packed import PackedSplit, group_indices
@@ -18,12 +16,11 @@ from udc_model.decisions.calibration import Calibration
 from udc_model.decisions.policy import Decisions, Policy
 from udc_model.errors import UdcError
 from udc_model.evaluation.curves import (
+    class_curves,
     cost_curve,
     mean_curves,
-    precision_recall_curves,
     referral_curve,
     reliability,
-    roc_curves,
 )
 from udc_model.evaluation.intervals import Intervals, metric_intervals
 from udc_model.evaluation.metrics import Indices, Metrics, Scored, Terms, agreement_metrics, cost_metrics, split_metrics
@@ -127,10 +124,16 @@ def metrics_table(metrics: Metrics, intervals: Intervals) -> pd.DataFrame:
 
 def per_class_table(targets: Indices, decided: Indices, classes: list[str]) -> pd.DataFrame:
     """Precision, recall, F1 and support of each class; a referred image counts against recall."""
-    labels = np.arange(len(classes))
-    columns = precision_recall_fscore_support(targets, decided, labels=labels, zero_division=0.0)
-    table: dict[str, Any] = dict(zip(("precision", "recall", "f1", "support"), columns, strict=True))
-    return pd.DataFrame({"class": classes, **table})
+    k = len(classes)
+    hits = np.bincount(targets[targets == decided], minlength=k)
+    support, decisions = np.bincount(targets, minlength=k), np.bincount(decided, minlength=k)[:k]
+    return pd.DataFrame({
+        "class": classes,
+        "precision": hits / np.maximum(decisions, 1),
+        "recall": hits / np.maximum(support, 1),
+        "f1": 2 * hits / np.maximum(support + decisions, 1),
+        "support": support,
+    })  # fmt: skip
 
 
 def cost_by_pair(scored: Scored, classes: list[str], outcomes: list[str]) -> pd.DataFrame:
@@ -202,8 +205,8 @@ def write_curves(
     folder: Path, scored: Scored, policy: Policy, logits: NDArray[np.floating], evaluate: EvaluateParams
 ) -> None:
     """Write the tables of all curves: ROC, precision-recall, reliability, cost, referral."""
-    write_csv(roc_curves(scored, policy.classes), folder / "roc_by_class.csv")
-    write_csv(precision_recall_curves(scored, policy.classes), folder / "precision_recall_by_class.csv")
+    for table, name in zip(class_curves(scored, policy.classes), ("roc", "precision_recall"), strict=True):
+        write_csv(table, folder / f"{name}_by_class.csv")
     resamples = max(100, evaluate.resamples // 10)  # a pointwise band needs fewer than a published interval
     roc, pr, areas = mean_curves(scored, policy.classes, resamples, evaluate.confidence)
     for table, name in ((roc, "roc"), (pr, "precision_recall"), (areas, "areas")):

@@ -31,7 +31,7 @@ from udc_model.tracking.store import repository_root
 logger = logging.getLogger("udc_model.stages.evaluate")  # __name__ is __main__ if DVC runs the stage
 
 SCORED = ("test", "validation")
-CACHE = ".udc/logits"  # in the repository
+CACHE = ".udc"  # in the repository: logits and figures of earlier evaluations
 
 
 def evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
@@ -53,7 +53,7 @@ def evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         raise UdcError(f"{workspace.model} was trained on other data than {workspace.prepared}; run train again")
     splits = {name: dataset.split(name) for name in ("calibration", *SCORED)}
     logits = stored_logits(
-        repository_root() / CACHE, workspace.model, dataset.info["digest"], params.evaluate, LOGITS,
+        repository_root() / CACHE / "logits", workspace.model, dataset.info["digest"], params.evaluate, LOGITS,
         lambda: run_model(workspace, dataset.classes, splits, params.evaluate),
     )  # fmt: skip
     policy = fit_policy(
@@ -69,7 +69,7 @@ def evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
     recall_of = [(dataset.classes.index(name), name) for name in params.evaluate.recall_of]
     scores: Scores = {}
     with (
-        FigureProcess(workspace.prepared) as figures,
+        FigureProcess(workspace.prepared, repository_root() / CACHE / "figures") as figures,
         atomic_folder(workspace.evaluation) as folder,
         stage_run("evaluate", record["hardware"] | tags) as run,
     ):

@@ -294,6 +294,8 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C is for the stage, whose end closes the pipe
         signal.signal(number, signal.SIG_IGN)
     os.environ.pop("PYTHONPATH", None)
+    if hasattr(os, "nice"):
+        os.nice(5)  # the stage needs the processor more
     folder, stage = Path(arguments[0]), RunningStage()
     with sender_lock(folder):
         stage.report(ready=True)

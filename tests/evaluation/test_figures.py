@@ -1,0 +1,55 @@
+"""Figures drawn before: copied if nothing that determines them changed, drawn again otherwise."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from udc_model.evaluation.figures import FigureCache
+
+
+@pytest.fixture
+def plot():
+    """A plot that counts how often it is drawn."""
+
+    def draw(path, *inputs):
+        draw.count += 1
+        path.write_bytes(b"png %d" % draw.count)
+
+    draw.count = 0
+    return draw
+
+
+def test_a_figure_is_drawn_again_only_if_an_input_changes(tmp_path, plot):
+    figures, path = FigureCache(tmp_path / "cache"), tmp_path / "figure.png"
+    table = pd.DataFrame({"x": [1.0, 2.0], "class": ["a", "b"]})
+    inputs = (table, np.eye(2), [np.ones(3)], ["caption"], "title", None)
+    for _ in range(2):
+        figures.draw(path, plot, *inputs)
+    assert (plot.count, path.read_bytes()) == (1, b"png 1")
+    changes = (
+        (table.assign(x=[1.0, 2.0 + 1e-15]), *inputs[1:]),
+        (table, np.eye(2) * 2, *inputs[2:]),
+        (table, np.eye(2), [np.ones(3, np.float32)], *inputs[3:]),
+        (*inputs[:3], ["other"], "title", None),
+        (*inputs[:4], "title|", None),
+    )
+    for number, changed in enumerate(changes, 2):
+        figures.draw(path, plot, *changed)
+        assert plot.count == number
+    figures.draw(path, plot, *inputs)
+    assert path.read_bytes() == b"png 1"
+
+
+def test_a_folder_that_cannot_be_written_does_no_harm(tmp_path, plot):
+    (tmp_path / "file").write_text("")
+    figures = FigureCache(tmp_path / "file" / "cache")
+    for number in (1, 2):
+        figures.draw(tmp_path / "figure.png", plot, "input")
+        assert plot.count == number
+
+
+def test_only_the_last_hundred_figures_stay(tmp_path, plot):
+    figures = FigureCache(tmp_path / "cache")
+    for number in range(105):
+        figures.draw(tmp_path / "figure.png", plot, number)
+    assert len(list((tmp_path / "cache").iterdir())) == 100
