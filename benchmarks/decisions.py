@@ -37,8 +37,9 @@ from udc_model.files import Workspace
 from udc_model.models import build_model
 from udc_model.stages.prepare import prepare
 from udc_model.training.hardware import keep_freed_memory, pick_hardware
-from udc_model.training.loop import CostMonitor, train_model
+from udc_model.training.loop import train_model
 from udc_model.training.losses import TrainingLoss
+from udc_model.training.session import CostMonitor, TrainingSession
 
 LOSSES = ("cross_entropy", "cross_entropy balanced", "focal", "class_balanced", "ldam", "logit_adjusted", "seesaw",
           "expected_cost", "cost_regularized", "cost_weighted")  # fmt: skip
@@ -168,11 +169,11 @@ def train_and_record(params: Params, dataset: PackedDataset, loss: str) -> list[
         epochs.append({"calibration": calibration, "validation": validation, "test": test})
         return 0.0
 
-    train_model(
+    monitor = CostMonitor(_concatenated(splits["calibration"], splits["test"]), record)
+    train_model(TrainingSession(
         model, splits["train"], splits["validation"], preprocessing,
-        TrainingLoss(params.loss, costs, dataset.training_counts), params.train, params.seed, hardware,
-        CostMonitor(_concatenated(splits["calibration"], splits["test"]), record),
-    )  # fmt: skip
+        TrainingLoss(params.loss, costs, dataset.training_counts), params.train, params.seed, hardware, monitor,
+    ))  # fmt: skip
     return epochs
 
 

@@ -3,11 +3,11 @@
     make bench                                          all cases (about half an hour on two cores)
     python benchmarks/training.py --only small
 
-Same architecture, batch, augmentation (random resized crop, mirrored), optimiser and precision for all, in a process
-each that takes an epoch when its turn comes, so that whatever else the machine does meets all alike. Speeds are medians
-over rounds; "ours/it" is the median of the ratios of a round, with the lowest and the highest. "ours" reads what
-`prepare` made of the folder, whose time is told; "ours, synthetic" is our own step on tensors that lie in memory,
-the speed that no loader can exceed. "default" is ours as `udc train` runs it.
+All use the same architecture, batch, augmentation (random resized crop, mirrored), optimiser and precision. Each has a
+process of its own, and the processes take turns, one epoch each, so that machine noise affects all of them equally.
+Speeds are medians over rounds; "ours/it" is the median ratio over rounds, with the lowest and the highest. "ours" reads
+the prepared folder, whose preparation time is printed; "ours, synthetic" trains on tensors in memory, the speed that no
+loader can exceed. "default" is ours as `udc train` runs it.
 """
 
 from __future__ import annotations
@@ -104,24 +104,26 @@ class Contender:
 
 
 def ours(name: str, case: Case, folder: Path) -> Contender:
-    """Our loop on what `prepare` made of the folder."""
+    """Our loop on the prepared folder."""
     import torch
 
     from udc_model.config import validate_params
     from udc_model.data.packed import PackedDataset
     from udc_model.models import build_model
     from udc_model.training.hardware import keep_freed_memory, pick_hardware
-    from udc_model.training.loop import start, train_epoch, training_batches
+    from udc_model.training.loop import train_epoch
     from udc_model.training.losses import TrainingLoss
     from udc_model.training.optimisation import train_mode
+    from udc_model.training.session import TrainingSession
 
     keep_freed_memory()
     params = validate_params(params_of(case, "auto" if "default" in name else "fp32"), "benchmark")
     dataset = PackedDataset.open(folder / "data/prepared")
     loss = TrainingLoss(params.loss, torch.ones(CLASSES, CLASSES) - torch.eye(CLASSES), dataset.training_counts)
     model, hardware = build_model(params.model, dataset.classes, 1), pick_hardware(params.train)
-    data = training_batches(dataset.split("train"), dataset.preprocessing, params.train, 1)
-    state = start(model, loss, data, params.train, hardware)
+    session = TrainingSession(model, dataset.split("train"), dataset.split("validation"), dataset.preprocessing, loss,
+                              params.train, 1, hardware)  # fmt: skip
+    state, data = session.state, session.batches
     if "synthetic" in name:
         ready = list(data.load(0, 0, hardware.device))
         data.load = lambda epoch, step, device: iter(ready)  # type: ignore[method-assign]
@@ -129,7 +131,7 @@ def ours(name: str, case: Case, folder: Path) -> Contender:
     def epoch() -> None:
         train_mode(model, state.frozen)
         loss.start_epoch(state.progress.epoch, 1000)
-        train_epoch(state, data, params.train, hardware)
+        train_epoch(session)
         state.progress.epoch, state.progress.step = state.progress.epoch + 1, 0
 
     def load() -> None:
@@ -311,9 +313,9 @@ def measure(case: Case, rounds: int, seconds: float) -> Iterator[str]:
             alone = worker.ask("load")
             loader = f"{images / alone['seconds']:,.0f}" if alone["seconds"] > 0.001 else "-"
             trained = worker.ask(f"train {seconds}") if "synthetic" not in name else {"memory": alone["memory"]}
-            told = f"{trained['accuracy']:.3f}" if "accuracy" in trained else "-"
+            accuracy = f"{trained['accuracy']:.3f}" if "accuracy" in trained else "-"
             yield (f"  {name:30}{statistics.median(speeds[name]):>9,.1f}{ratios}{loader:>9}"
-                   f"{trained['memory']:>9,.0f}{told:>18}")  # fmt: skip
+                   f"{trained['memory']:>9,.0f}{accuracy:>18}")  # fmt: skip
             worker.process.kill()
 
 

@@ -1,4 +1,4 @@
-"""Trainings that are killed, interrupted or refused by the machine: one message each, and the same bits in the end."""
+"""Training runs that are killed, interrupted or refused: one message each, and the same bits in the end."""
 
 import os
 import re
@@ -21,7 +21,7 @@ def _sha256(project):
 
 
 def test_a_killed_run_resumes_and_repeats_in_a_temporary_folder(by_hand):
-    """SIGKILL for dvc and the stage: the same command goes on in the same run, and ends with the bits of any other."""
+    """After SIGKILL of dvc and the stage, the same command resumes in the same run and ends with the same bits."""
     project = by_hand
     epochs = 100
     project.set_params(train={"epochs": epochs})
@@ -58,7 +58,7 @@ def _revision(project, name):
 
 
 def _processes(project, variable):
-    """Ids of the processes that were started with this ``NAME=value`` and work in the project's folder."""
+    """Ids of the processes with this ``NAME=value`` in their environment that run in the project's folder."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -71,7 +71,7 @@ def _processes(project, variable):
 
 
 def test_two_killed_processes_resume(by_hand):
-    """A process that dies ends the other; what was killed goes on in its run, to the bits of one never killed."""
+    """A dying process ends the other; the killed run resumes in its MLflow run, to the bits of one never killed."""
     project = by_hand
     project.set_params(train={"epochs": 30, "processes": 2, "ema_decay": 0.9, "mixup": 0.2})
     project.run("udc", "prepare")
@@ -79,18 +79,18 @@ def test_two_killed_processes_resume(by_hand):
     project.wait_for(".udc/checkpoints/*/000002-*", process)
     (second,) = _processes(project, "RANK=1")
     os.kill(second, signal.SIGKILL)
-    told, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "error: process 1 of 2 ended by signal 9, and the others with it" in told
-    assert "Traceback" not in told
+    assert "error: process 1 of 2 ended by signal 9, and the others with it" in output
+    assert "Traceback" not in output
 
     process = project.start("udc", "train")
     project.wait_for(".udc/checkpoints/*/000010-*", process)
-    os.kill(process.pid, signal.SIGKILL)  # the processes that it started are in sessions of their own
+    os.kill(process.pid, signal.SIGKILL)  # its processes are in sessions of their own
     process.wait()
     deadline = time.monotonic() + 60
     while _processes(project, "RANK=0") + _processes(project, "RANK=1"):
-        assert time.monotonic() < deadline, "they live on without the one that started them"
+        assert time.monotonic() < deadline, "they outlive the process that started them"
         time.sleep(0.05)  # between two polls
     done = project.run("udc", "train")
     assert "resuming from the checkpoint" in done.stderr
@@ -112,9 +112,9 @@ def test_ctrl_c_leaves_the_checkpoint(by_hand):
     process = project.start("udc", "train")
     project.wait_for(".udc/checkpoints/*/000002-*", process)
     os.killpg(process.pid, signal.SIGINT)
-    told, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, told
-    assert told.rstrip().endswith("error: interrupted")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert output.rstrip().endswith("error: interrupted")
     assert [run.info.status for run in project.runs()] == ["KILLED"]
     done = project.run("udc", "train")
     assert "resuming from the checkpoint" in done.stderr
@@ -126,9 +126,9 @@ def _can_mount():
     return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True).returncode == 0
 
 
-@pytest.mark.skipif(not _can_mount(), reason="this user may not mount a small disk")
+@pytest.mark.skipif(not _can_mount(), reason="this user cannot mount a small disk")
 def test_a_full_disk_and_a_folder_that_cannot_be_written(by_hand):
-    """In a name space with mounts of its own: a disk with room for two checkpoints, and the project read-only."""
+    """In a mount namespace: a disk with room for two checkpoints, and a read-only project."""
     project = by_hand
     project.set_params(train={"epochs": 4})
     project.run("udc", "prepare")
@@ -151,17 +151,17 @@ def test_a_full_disk_and_a_folder_that_cannot_be_written(by_hand):
     assert "resuming from the checkpoint" in done.stderr
 
 
-def test_a_profile_and_a_range_test_record_nothing_and_refusals_are_plain(by_hand):
+def test_profile_and_range_test_record_nothing_and_errors_name_the_cause(by_hand):
     project = by_hand
     project.run("udc", "prepare")
     _profile_and_range_test(project)
     images = project.root / "data/prepared/train.npy"
-    whole = images.read_bytes()
-    images.write_bytes(whole[:1000])
+    complete = images.read_bytes()
+    images.write_bytes(complete[:1000])
     done = project.run("udc", "train", check=False)
     assert done.returncode == 1
     assert re.search(r"^error: .*train\.npy: cannot be read .*run prepare again", done.stderr, re.MULTILINE)
-    images.write_bytes(whole)
+    images.write_bytes(complete)
     project.set_params(train={"optimizer": "sgd", "learning_rate": 1e30, "epochs": 5, "warmup_ratio": 0.5})
     done = project.run("udc", "train", check=False)
     assert done.returncode == 1
@@ -177,8 +177,8 @@ def _profile_and_range_test(project):
     assert {"load and augment", "forward", "loss", "backward", "optimiser", "the loop itself"} <= shares.keys()
     assert sum(map(float, shares.values())) == pytest.approx(100, abs=1)
     assert done.stderr == ""
-    told = project.run("udc", "find-lr", "--steps", "40", "--from", "1e-5").stdout
-    assert re.match(r"the loss falls fastest at a learning rate of [\d.e-]+", told)
+    output = project.run("udc", "find-lr", "--steps", "40", "--from", "1e-5").stdout
+    assert re.match(r"the loss falls fastest at a learning rate of [\d.e-]+", output)
     assert (project.root / "sweeps/learning_rates.png").is_file()
     assert not (project.root / "mlflow.db").exists()
     assert not (project.root / "model").exists()
