@@ -125,6 +125,33 @@ def test_repeated_delivery_stores_everything_once(root):
     )).read_text() == "content"  # fmt: skip
 
 
+def test_delivery_of_a_model_can_be_repeated_after_a_failed_upload(root, monkeypatch):
+    """The first attempt fails after the model was linked to the run."""
+    (root / "bundle").mkdir()
+    (root / "bundle" / "weights.bin").write_bytes(b"\0")
+    written = journal(root)
+    written.append("batch", metrics={"test/mean_cost": 0.5}, step=None)
+    bundle = written.copy(root / "bundle")
+    written.append("model", bundle=bundle, package=bundle, requirements=["mlflow"])
+    written.append("end", status="FINISHED")
+    written.close()
+    with monkeypatch.context() as failing:
+        failing.setattr(mlflow.MlflowClient, "log_model_artifacts", _raise)
+        num_delivered, errors = deliver_pending(root)
+        assert (num_delivered, list(errors.values())) == (0, ["connection lost"])
+    assert deliver_pending(root) == (1, {})
+    (run,) = runs_of(root)
+    (model,) = client_of(root).search_logged_models([run.info.experiment_id])
+    assert (str(model.status), run.info.status) == ("READY", "FINISHED")
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+    assert [(metric.key, metric.value) for metric in model.metrics] == [("test/mean_cost", 0.5)]
+    assert mlflow.models.get_model_info(f"models:/{model.model_id}").flavors["python_function"]["loader_module"]
+
+
+def _raise(*_):
+    raise OSError("connection lost")
+
+
 def test_an_entry_that_mlflow_refuses_is_reported_and_the_rest_is_delivered(root, caplog):
     written = journal(root)
     written.append("batch", params={"p": "1"})

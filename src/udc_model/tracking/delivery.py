@@ -218,7 +218,7 @@ class Delivery:
         model = created[0] if created else client.create_logged_model(
             run.info.experiment_id, "classifier", run_id, {JOURNAL: self.header["key"]}, run.data.params,
         )  # fmt: skip
-        log_classifier(model.model_id, run_id, self.folder / entry["bundle"], self.folder / entry["package"],
+        log_classifier(client, model.model_id, run_id, self.folder / entry["bundle"], self.folder / entry["package"],
                        entry["requirements"], entry.get("loader", LOADER_0_1))  # fmt: skip
 
 

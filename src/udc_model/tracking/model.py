@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
     from mlflow.models import Model
 
 LOADER = "udc_model.inference.serving"  # the module with _load_pyfunc, in the code that is logged with the model
@@ -21,45 +23,57 @@ _EXAMPLE = {"columns": ["image"], "data": [[[[0, 64, 128], [192, 255, 32]]]]}  #
 
 
 def log_classifier(
-    model_id: str, run_id: str, bundle: Path, package: Path, requirements: Sequence[str], loader: str
-) -> None:
-    """Fill a logged model of MLflow.
+    client: MlflowClient, model_id: str, run_id: str, bundle: Path, package: Path, requirements: Sequence[str],
+    loader: str,
+) -> None:  # fmt: skip
+    """Fill a logged model of MLflow. A call that failed can be repeated.
+
+    ``mlflow.pyfunc.log_model`` does the same, except that it cannot be repeated for the same model. It also reads the
+    file lists of all installed packages to compare them with the requirements, which takes longer than everything else
+    that evaluate logs.
 
     Parameters
     ----------
-    model_id, run_id : the model, which exists and is empty, and its run.
+    model_id, run_id : the model, which exists, and its run.
     bundle : folder with model folder and policy.
     package : folder of this project's package, which is logged with the model so that it loads anywhere.
     requirements : pinned distributions that the model needs.
     loader : module of ``package`` that loads ``bundle``.
     """
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
     from mlflow.models import Model
 
-    Model.log(
-        artifact_path=None,
-        name="classifier",
-        model_id=model_id,
-        run_id=run_id,
-        flavor=sys.modules[__name__],
-        bundle=bundle,
-        package=package,
-        requirements=requirements,
-        loader=loader,
-        validate_serving_input=False,  # it would load the model, and with it torch; tests do that
-    )
+    run, location = client.get_run(run_id), client.get_logged_model(model_id).artifact_location
+    outputs = run.outputs.model_outputs if run.outputs else []
+    if model_id not in [output.model_id for output in outputs]:
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+    _copy_metrics(client, run, model_id)
+    with tempfile.TemporaryDirectory() as scratch:
+        model = Model(artifact_path=location, model_uuid=model_id, run_id=run_id, model_id=model_id)
+        save_model(Path(scratch), model, bundle, package, requirements, loader)
+        client.log_model_artifacts(model_id, scratch)
+    client.finalize_logged_model(model_id, LoggedModelStatus.READY)
+
+
+def _copy_metrics(client: MlflowClient, run: Run, model_id: str) -> None:
+    """Link the final metrics of a run to its model, for the model's page."""
+    from mlflow.entities import Metric
+
+    names = [name for name in run.data.metrics if not name.startswith("epoch/")]
+    points = [point for name in names for point in client.get_metric_history(run.info.run_id, name)
+              if point.step == 0 and point.model_id is None]  # fmt: skip
+    for start in range(0, len(points), 1000):  # the limit of one request
+        linked = [Metric(point.key, point.value, point.timestamp, point.step, model_id=model_id,
+                         run_id=run.info.run_id) for point in points[start : start + 1000]]  # fmt: skip
+        client.log_batch(run.info.run_id, metrics=linked)
 
 
 def save_model(
-    path: str, mlflow_model: Model, bundle: Path, package: Path, requirements: Sequence[str], loader: str, **_: Any
+    root: Path, mlflow_model: Model, bundle: Path, package: Path, requirements: Sequence[str], loader: str
 ) -> None:
-    """Write the MLflow model folder ``path``. ``Model.log`` calls this function of its flavor module.
-
-    ``mlflow.pyfunc.log_model`` would write the same. It also reads the file lists of all installed packages to compare
-    them with the requirements, which takes longer than everything else that evaluate logs.
-    """
+    """Write the MLflow model folder ``root``; parameters as :func:`log_classifier`."""
     import mlflow.pyfunc
 
-    root = Path(path)
     shutil.copytree(bundle, root / "data" / bundle.name)
     shutil.copytree(package, root / "code" / package.name, ignore=shutil.ignore_patterns("__pycache__"))
     (root / "requirements.txt").write_text("\n".join(requirements) + "\n", encoding="utf-8")
