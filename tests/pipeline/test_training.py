@@ -23,7 +23,7 @@ def _sha256(project):
 def test_a_killed_run_resumes_and_repeats_in_a_temporary_folder(by_hand):
     """After SIGKILL of dvc and the stage, the same command resumes in the same run and ends with the same bits."""
     project = by_hand
-    epochs = 100
+    epochs = 40
     project.set_params(train={"epochs": epochs})
     process = project.start("dvc", "repro", "train")
     project.wait_for(".udc/checkpoints/*/000003-*", process)

@@ -80,6 +80,7 @@ def test_the_stored_weights_are_those_of_the_best_epoch():
     assert again.item() == pytest.approx(min(losses), rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_trains_alike(monkeypatch):
     """With the backend aot_eager; inductor would compile C++ for a minute or two."""
     compiled_by = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
