@@ -130,6 +130,8 @@ def exit_status(main: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         logger.error("error: interrupted")
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # no traceback from a library that is interrupted at exit
     return 0
 
 

@@ -94,6 +94,7 @@ def test_compare_raises_for_tables_that_do_not_match(pair, change, message):
         compare_predictions(pair[0], change(pair[1]))
 
 
+@pytest.mark.slow
 def test_paired_test_has_its_stated_level(rng):
     draws, level = 400, 0.05
     rejected = 0
@@ -113,6 +114,7 @@ def test_paired_test_of_few_pairs_is_exact():
     assert paired_test(np.zeros(4)) == 1
 
 
+@pytest.mark.slow
 def test_paired_test_of_many_pairs(rng):
     differences = rng.choice([-1.0, 1.0], 10_001)
     assert paired_test(differences) > 0.001

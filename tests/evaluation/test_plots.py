@@ -10,7 +10,7 @@ from udc_model.evaluation.curves import class_curves, mean_curves
 from udc_model.evaluation.metrics import Scored
 
 
-@pytest.mark.parametrize("n", [2, 12, 50])
+@pytest.mark.parametrize("n", [2, 12, pytest.param(50, marks=pytest.mark.slow)])
 def test_matrices_and_curves_for_few_and_many_classes(n, rng, tmp_path):
     classes = [f"a rather long class name {k}" for k in range(n)]
     targets = np.repeat(np.arange(n), 4)

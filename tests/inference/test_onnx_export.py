@@ -63,6 +63,7 @@ def test_torch_export_gives_equal_logits(kind, gradients):
         torch.testing.assert_close(program.module()(images).logits, model(images).logits, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "native", "backend"),
     [("resnet", True, "inductor"), ("convnext", True, "inductor"), ("convnext", False, "aot_eager")],

@@ -41,7 +41,12 @@ PAIRS = {
     "resnet": (ResNetConfig, ResNetForImageClassification, transformers.ResNetConfig,
                transformers.ResNetForImageClassification),
 }  # fmt: skip
-CASES = [("convnext", name, s) for name, s in CONVNEXT.items()] + [("resnet", name, s) for name, s in RESNET.items()]
+LARGE = ("convnext-small", "convnext-base", "convnext-large", "resnet-101", "resnet-152")
+CASES = [
+    pytest.param(kind, name, settings, marks=[pytest.mark.slow] if name in LARGE else [])
+    for kind, cases in (("convnext", CONVNEXT), ("resnet", RESNET))
+    for name, settings in cases.items()
+]
 
 
 def _pair(kind, settings):

@@ -16,7 +16,7 @@ from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
 from udc_model.models import build_model
 from udc_model.models.pretrained import find_weights
-from udc_model.training.setup import start_from_weights
+from udc_model.training.setup import load_initial_weights
 
 RESNET_18 = ModelParams(preset="resnet-18", weights="imagenet")
 PREPROCESSING = Preprocessing(32)
@@ -54,7 +54,7 @@ def _put_resnet18(folder, monkeypatch):
 def test_imagenet_weights_load_from_the_torch_cache(torch_home, monkeypatch):
     path = _put_resnet18(torch_home, monkeypatch)
     model = build_model(RESNET_18, ["a", "b", "c"], 1)
-    report, preprocessing = start_from_weights(model, RESNET_18, PREPROCESSING)
+    report, preprocessing = load_initial_weights(model, RESNET_18, PREPROCESSING)
     assert report.missing == ["classifier.1.bias", "classifier.1.weight"]
     assert report.path == str(path)
     assert preprocessing.mean == (0.485, 0.456, 0.406)
@@ -108,7 +108,7 @@ def _put_in_hub_cache(hub, name):
 def test_hub_name_loads_from_the_cache(hub_home, caplog):
     snapshot = _put_in_hub_cache(hub_home, "someone/convnext-beetles")
     params = ModelParams(model_type="convnext", preset="convnext-mini", weights="someone/convnext-beetles")
-    report, preprocessing = start_from_weights(build_model(params, ["x", "y"], 1), params, PREPROCESSING)
+    report, preprocessing = load_initial_weights(build_model(params, ["x", "y"], 1), params, PREPROCESSING)
     assert (report.path, report.missing, report.skipped) == (str(snapshot), [], {})
     assert (preprocessing.mean, preprocessing.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert "trained on images of 64 px" in caplog.text
@@ -157,7 +157,7 @@ def test_missing_path_is_not_looked_up_on_the_hub(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     params = ModelParams(preset="resnet-mini", weights="weights/resnet.pth")
     with pytest.raises(UdcError, match=r"weights/resnet.pth: no such file"):
-        start_from_weights(build_model(params, ["a", "b"], 1), params, PREPROCESSING)
+        load_initial_weights(build_model(params, ["a", "b"], 1), params, PREPROCESSING)
 
 
 def test_include_and_exclude_select_weights(tmp_path):
@@ -166,7 +166,7 @@ def test_include_and_exclude_select_weights(tmp_path):
 
     def load(**patterns):
         model = build_model(params, ["a", "b"], 1)
-        return start_from_weights(model, params.model_copy(update=patterns), PREPROCESSING)[0]
+        return load_initial_weights(model, params.model_copy(update=patterns), PREPROCESSING)[0]
 
     report = load(weights_include=["resnet.embedder.*", "resnet.encoder.stages.0.*"], weights_exclude=["*.layer.1.*"])
     assert report.loaded

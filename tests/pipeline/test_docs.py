@@ -22,7 +22,7 @@ RUN_BY = {
     "udc tune": "test_a_killed_study_is_resumed",
     "udc reproduce": "test_reproduce_gives_bitwise_equal_results",
     "mlflow run .": "test_mlflow_run_gives_one_run",
-    "dvc exp run --name venom": "test_costs_rerun_train_only_where_the_loss_reads_them",
+    "dvc exp run --name venom": "test_costs_rerun_train_only_if_the_loss_uses_them",
     "udc decide": "test_decide_and_compare_as_in_the_readme",
     "udc compare": "test_decide_and_compare_as_in_the_readme",
     "udc find-lr": "test_profile_and_range_test_record_nothing",

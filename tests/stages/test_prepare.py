@@ -131,6 +131,7 @@ def _add_bad_images(root):
     }
 
 
+@pytest.mark.slow
 def test_one_error_lists_all_bad_images(tmp_path, shapes_folder):
     reasons = _add_bad_images(shapes_folder)
     with pytest.raises(UdcError, match=r"4 of 64 image\(s\) cannot be used") as error:
@@ -141,6 +142,7 @@ def test_one_error_lists_all_bad_images(tmp_path, shapes_folder):
     assert not list((tmp_path / "out" / "data").iterdir())
 
 
+@pytest.mark.slow
 def test_bad_images_can_be_skipped(tmp_path, shapes_folder):
     reasons = _add_bad_images(shapes_folder)
     dataset = _prepare(tmp_path, _params(shapes_folder, on_bad_image="skip"))

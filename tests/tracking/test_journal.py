@@ -189,6 +189,7 @@ def test_a_journal_is_delivered_to_the_store_in_its_header(root, monkeypatch):
     assert "127.0.0.1" in errors[written.folder]
 
 
+@pytest.mark.slow
 def test_deliver_pending_skips_journals_of_running_stages(root):
     written = journal(root)
     assert is_written(written.folder)
@@ -200,6 +201,7 @@ def test_deliver_pending_skips_journals_of_running_stages(root):
     assert run.info.status == "KILLED"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["FINISHED", "FAILED", "KILLED"])
 def test_a_run_gets_the_status_of_its_stage(root, end):
     code = WRITER.replace("MODE", str(end == "FAILED"))
@@ -220,6 +222,7 @@ def test_a_run_gets_the_status_of_its_stage(root, end):
     assert not pending_journals(root)
 
 
+@pytest.mark.slow
 def test_stages_with_the_same_key_fill_one_run(root):
     for value in (1.0, 2.0):
         with stage_run("tune", {"udc.study": "s"}, "the key") as run:
@@ -230,6 +233,7 @@ def test_stages_with_the_same_key_fill_one_run(root):
     assert recorded.info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_status_on_error_other_than_failed_logs_no_traceback(root):
     with suppress(UdcError), stage_run("train", {}) as run:
         run.status_on_error = "KILLED"
@@ -240,6 +244,7 @@ def test_status_on_error_other_than_failed_logs_no_traceback(root):
     assert not client_of(root).list_artifacts(recorded.info.run_id, "error")
 
 
+@pytest.mark.slow
 def test_the_run_id_is_filled_into_a_text_on_delivery(root):
     with stage_run("train", {}) as run:
         run.log_text(f"<b>{RUN_ID_PLACEHOLDER}</b>\r\n", "notes/report.html", fill_run_id=True)
@@ -358,6 +363,7 @@ with stage_run("train", {"about": "test"}) as run:
 """
 
 
+@pytest.mark.slow
 def test_a_sender_needs_no_file_of_its_stage_after_the_stage_has_ended(root):
     package = root / "temporary" / "udc_model"
     shutil.copytree(Path(udc_model.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))

@@ -21,6 +21,8 @@ import pytest
 
 from udc_model.tracking.journal import pending_journals, wait_for_senders
 
+pytestmark = pytest.mark.slow
+
 EPOCHS, KEYS = 24, 3
 TRIALS = int(os.environ.get("UDC_OUTAGE_TRIALS", "1"))
 

@@ -20,6 +20,7 @@ print(experiment, mlflow.get_experiment(experiment).artifact_location)
 """
 
 
+@pytest.mark.slow
 def test_four_processes_create_the_store_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     folders = [tmp_path / f"temporary{i}" for i in range(4)]

@@ -27,6 +27,8 @@ from udc_model.training.hardware import pick_hardware
 from udc_model.training.session import TrainingSession
 from udc_model.training.training_loss import TrainingLoss
 
+pytestmark = pytest.mark.slow
+
 TRIALS = int(os.environ.get("UDC_KILL_TRIALS", "3"))  # two kills each
 CLASSES = ["a", "b", "c"]
 MODELS = {

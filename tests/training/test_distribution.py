@@ -12,6 +12,8 @@ import torch
 
 from udc_model.training.distribution import Ranks
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parent
 
 # Trains on the synthetic images of test_checkpoints; each process writes its losses, images and result.

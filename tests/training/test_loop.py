@@ -89,6 +89,7 @@ def test_result_has_the_weights_of_the_best_epoch():
     assert _validation_log_loss(model, result.best_state) == pytest.approx(min(losses), rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_compiled_model_trains_alike(monkeypatch):
     """With torch's backend aot_eager; inductor would compile C++ for a minute or two."""
     compile_eagerly = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")

@@ -1,4 +1,7 @@
-"""Stage ``train``: packed splits to a trained model and its record, in an MLflow run."""
+"""Stage ``train``: packed splits to a trained model and its record, in an MLflow run.
+
+The parameters are those that stage ``resolve`` wrote, or those in params.yaml if torchrun starts the stage.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from udc_model.errors import UdcError
 from udc_model.evaluation.plots import plot_training_curves
 from udc_model.files import Workspace, atomic_folder, exit_status, sha256_of
 from udc_model.stages.code import STAGES
-from udc_model.stages.resolve import load_training_params
+from udc_model.stages.resolve import load_training_params, read_dataset_info, resolve
 from udc_model.tracking.delivery import MODEL_SHA256
 from udc_model.tracking.provenance import OUTS, dvc_hash
 from udc_model.tracking.run import StageRun, stage_run
@@ -210,11 +213,17 @@ def _as_yaml(values: dict[str, Any]) -> str:
 def main() -> None:
     """Run the stage, by default in the current folder."""
     parser = argparse.ArgumentParser(description="Run stage train; torchrun can start it too.")
-    parser.add_argument("--params", type=Path, metavar="FILE", help="parameters; default: the output of stage resolve")
+    parser.add_argument("--params", type=Path, metavar="FILE", help="resolved parameters (default: see the module)")
     parser.add_argument("--root", type=Path, default=Path(), metavar="DIR", help="folder of inputs and outputs")
     options = parser.parse_args()
     workspace = Workspace(options.root)
-    train(load_params(options.params) if options.params else load_training_params(workspace), workspace)
+    if options.params:
+        params = load_params(options.params)
+    elif is_launched():  # by a person, outside DVC: resolved/train.yaml may be older than params.yaml
+        params = resolve(load_params(), read_dataset_info(workspace)).train
+    else:
+        params = load_training_params(workspace)
+    train(params, workspace)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def set_up(params: Params, dataset: PackedDataset, ranks: Ranks = ALONE) -> Trai
     hardware = pick_hardware(params.train, ranks.local)
     keep_freed_memory()
     model = build_model(params.model, dataset.classes, params.seed)
-    weights, preprocessing = start_from_weights(model, params.model, dataset.preprocessing)
+    weights, preprocessing = load_initial_weights(model, params.model, dataset.preprocessing)
     costs = torch.from_numpy(cost_matrix(params.costs, dataset.classes))
     session = TrainingSession(
         model=model,
@@ -95,7 +95,7 @@ def _synthetic_logits(k: int, *splits: PackedSplit) -> list[NDArray[np.float32]]
     return [(2 * np.eye(k)[split.labels] + rng.normal(size=(len(split), k))).astype(np.float32) for split in splits]
 
 
-def start_from_weights(
+def load_initial_weights(
     model: ImageClassifier, params: ModelParams, preprocessing: Preprocessing
 ) -> tuple[WeightsReport | None, Preprocessing]:
     """Load ``model.weights`` into the model; nothing if it is null.
