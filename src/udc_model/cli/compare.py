@@ -31,9 +31,11 @@ def _compare(options: argparse.Namespace) -> None:
 
     from udc_model.experiments.results import compare
 
-    found = compare(options.a, options.b, options.split)
-    text = json.dumps(found.to_dict(), indent=2, ensure_ascii=False) + "\n" if options.json else found.to_text()
-    sys.stdout.write(text)
+    comparison = compare(options.a, options.b, options.split)
+    if options.json:
+        sys.stdout.write(json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    else:
+        sys.stdout.write(comparison.to_text())
 
 
 def _sweep_report_arguments(parser: Parser) -> None:

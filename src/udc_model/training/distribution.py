@@ -235,9 +235,13 @@ def launch(module: str, arguments: Sequence[str], processes: int) -> None:
         raise KeyboardInterrupt from None
     except ChildFailedError as error:
         rank, first = error.get_first_failure()
-        how = f"by signal {-first.exitcode}" if first.exitcode < 0 else f"with status {first.exitcode}"
-        raise UdcError(f"process {rank} of {processes} ended {how}, and the others were terminated; start the training "
-                       "run again, and it resumes from its last checkpoint") from None  # fmt: skip
+        if first.exitcode > 0:
+            raise UdcError(f"process {rank} of {processes} failed, and the others were terminated; its error is "
+                           "above") from None  # fmt: skip
+        raise UdcError(
+            f"process {rank} of {processes} ended by signal {-first.exitcode}, and the others were "
+            "terminated; start the training run again, and it resumes from its last checkpoint"
+        ) from None
     finally:
         del os.environ[_LAUNCHED]
 
