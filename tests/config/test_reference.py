@@ -9,6 +9,7 @@ import yaml
 from dvc.utils.hydra import apply_overrides
 from pydantic import BaseModel
 
+from udc_model.cli import main
 from udc_model.config import Params, load_params, parameter_names
 from udc_model.config.reference import (
     explain,
@@ -114,6 +115,13 @@ def test_the_generated_form_keeps_every_value(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text(params_yaml(params), encoding="utf-8")
     assert load_params(path) == params
+
+
+def test_write_restores_the_form_and_keeps_the_values(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(SHIPPED)), encoding="utf-8")
+    assert main(["params", "--write", "--params", str(path)]) == 0
+    assert path.read_text(encoding="utf-8") == SHIPPED
 
 
 def test_every_parameter_is_described():

@@ -25,7 +25,7 @@ def _evaluation(folder, rng, classes, **options):
                         [""] * 4 * n, [""] * 4 * n)  # fmt: skip
     logits = (rng.normal(0, 1, (4 * n, n)) + 2 * np.eye(n)[labels]).astype(np.float32)
     for name in ("test", "validation"):
-        write_split(folder / name, split, logits, policy, EvaluateParams(resamples=100), [])
+        write_split(folder / name, split, logits, policy, EvaluateParams(resamples=100), [], name == "test")
     return folder
 
 

@@ -7,15 +7,12 @@ import torch.nn.functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from udc_model.config import LossParams
+from udc_model.config.loss import LOSS_OPTIONS
 from udc_model.training import legacy_losses, losses
 from udc_model.training.training_loss import TrainingLoss
 
 COSTS = torch.tensor([[0.0, 1.0, 2.0], [10.0, 0.0, 1.0], [3.0, 4.0, 0.0]])
-ALL = [
-    "cross_entropy", "focal", "class_balanced", "ldam", "logit_adjusted", "seesaw", "expected_cost",
-    "cost_regularized", "cost_weighted", "legacy_logit_adjustment",
-    "legacy_logit_adjustment_regularized", "legacy_cost_matrix_cross_entropy",
-]  # fmt: skip
+ALL = list(LOSS_OPTIONS)
 
 
 def _loss(name, costs=COSTS, **options):

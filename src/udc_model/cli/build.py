@@ -132,16 +132,18 @@ def _find_lr(options: argparse.Namespace) -> None:
 
 def _params_arguments(parser: Parser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="parameter or section to explain (default: list all)")
-    parser.add_argument("--yaml", action="store_true", help="print params.yaml with its values and all comments")
+    parser.add_argument("--write", action="store_true",
+                        help="rewrite FILE: its values, and all descriptions as comments")  # fmt: skip
     add_params_file(parser)
 
 
 def _params(options: argparse.Namespace) -> None:
     from udc_model.config import load_params
     from udc_model.config.reference import explain, params_yaml, summary_table
+    from udc_model.files import write_atomically
 
-    if options.yaml:
-        sys.stdout.write(params_yaml(load_params(options.params)))
+    if options.write:
+        write_atomically(options.params, params_yaml(load_params(options.params)))
     else:
         sys.stdout.write(explain(options.name) if options.name else summary_table())
 

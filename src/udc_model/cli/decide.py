@@ -55,7 +55,7 @@ def _decide(options: argparse.Namespace) -> None:
     policy, scored = stored.decide(params.evaluate, params.costs)
     sys.stdout.write(decision_report(stored, policy, scored, params.evaluate))
     if options.out is not None:
-        write_decisions(options.out, stored, policy, scored)
+        write_decisions(options.out, stored, policy)
 
 
 def _export_arguments(parser: Parser) -> None:

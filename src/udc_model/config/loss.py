@@ -55,7 +55,7 @@ class LossParams(Section):
     ] = Field("cross_entropy", description="The loss; the legacy ones are for old configurations only.")
     label_smoothing: Share = Field(0.0, description="Label smoothing of cross_entropy.")
     class_weights: Literal["balanced"] | None = Field(
-        None, description="Class weights of cross_entropy: balanced weights by inverse frequency; null by none."
+        None, description="Class weights of cross_entropy: balanced is by inverse frequency; null is no weights."
     )
     focal_gamma: Annotated[float, Field(ge=0)] = Field(
         2.0, description="Gamma of focal (Lin 2017); 0 is cross_entropy."

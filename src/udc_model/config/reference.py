@@ -143,7 +143,7 @@ def params_yaml(params: Params) -> str:
 
     The form is the one in which DVC writes the file: block lists, empty nulls, comments on lines of their own.
     """
-    lines = ["# All parameters. `udc params NAME` explains one; `udc params --yaml` writes this form again.", ""]
+    lines = ["# All parameters. `udc params NAME` explains one; `udc params --write` writes this form again.", ""]
     for key, field in ordered_fields(Params):
         lines += [*_yaml_lines(key, field, getattr(params, key), 0), ""]
     return "\n".join(lines[:-1]) + "\n"

@@ -34,16 +34,16 @@ class TrainParams(Section):
         0.1, description="Factor by which schedule step lowers the learning rate."
     )
     accumulation: Positive = Field(
-        1, description="Parts in which a batch goes through the model: less memory, the same gradient."
+        1, description="Parts of a batch whose gradients are added up before a step: less memory, the same gradient."
     )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="Decay of an exponential moving average of the weights, as 0.999; null averages none."
+        None, description="Decay of an exponential moving average of the weights (0.999 is common); null is no average."
     )
     clip_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Largest norm of the gradient; null clips none."
+        None, description="Largest norm of the gradient; null is no limit."
     )
     num_frozen_stages: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
-        0, description="First stages that are not trained, the stem with the first; all trains the head only."
+        0, description="Number of first stages that are frozen, and the stem with them; all trains the head only."
     )
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="Factor on the learning rate from each layer to the one before it."
@@ -63,11 +63,11 @@ class TrainParams(Section):
     )
     horizontal_flip: bool = Field(False, description="Mirror half of the training images.")
     auto_augment: Literal["none", "randaugment", "trivialaugment"] | None = Field(
-        None, description="Automatic augmentation; null is as augment says."
+        None, description="Automatic augmentation; null is as set by augment."
     )
     color_jitter: Share = Field(0.0, description="Largest relative change of brightness, contrast and saturation.")
     random_erasing: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        None, description="Share of the images that lose a rectangle; null is as augment says."
+        None, description="Share of the images that lose a rectangle; null is as set by augment."
     )
     mixup: Annotated[float, Field(ge=0)] = Field(0.0, description="Alpha of MixUp; 0 switches it off.")
     cutmix: Annotated[float, Field(ge=0)] = Field(
@@ -79,7 +79,7 @@ class TrainParams(Section):
         "which will be deployed.",
     )
     early_stopping_patience: Positive | None = Field(
-        None, description="Epochs without a better one after which training ends; null trains all epochs."
+        None, description="Epochs without improvement after which training ends; null trains all epochs."
     )
     max_minutes: Annotated[float, Field(gt=0)] | None = Field(
         None, description="Training ends after the epoch that reaches this time in minutes; null sets no limit."
@@ -88,9 +88,9 @@ class TrainParams(Section):
         10.0, description="Minutes between two checkpoints within an epoch; each epoch ends with one."
     )
     loader_workers: Annotated[int, Field(ge=0)] = Field(
-        0, description="Processes that load and recolour images ahead; their number changes no result."
+        0, description="Processes that load and augment images ahead; their number changes no result."
     )
-    processes: Positive = Field(1, description="Processes that share each batch on this machine; on GPUs one for each.")
+    processes: Positive = Field(1, description="Processes that share each batch on this machine; on GPUs, one per GPU.")
     sync_batchnorm: bool = Field(False, description="BatchNorm statistics over all processes; GPUs only.")
     sharded: bool = Field(
         False, description="Each process stores a part of the model (FSDP), for models larger than a GPU's memory."

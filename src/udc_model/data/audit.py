@@ -1,4 +1,4 @@
-"""Decodes and checks every image on all cores, and writes the valid ones to a scratch file as stored squares."""
+"""Decodes and checks every image on all cores, and writes the valid ones to a scratch file as prepared images."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ Outcome = Checked | Rejection
 
 
 def check_images(source: ImageSource, preprocessing: Preprocessing, max_pixels: int, scratch: Path) -> list[Outcome]:
-    """Decode every image of a source once and write its stored square to ``scratch``.
+    """Decode every image of a source once and write its prepared image to ``scratch``.
 
     Parameters
     ----------
     source : the N images to check.
-    preprocessing : defines the stored square.
+    preprocessing : defines the prepared image.
     max_pixels : largest width x height of an image, pixels; larger images are rejected before they are decoded.
     scratch : file to write, N x stored_size x stored_size x 3 bytes; the rows of rejected images are zero.
 

@@ -121,7 +121,7 @@ class Augmentation:
         return v2.Compose([policies[self.auto_augment](), v2.ColorJitter(*[self.color_jitter] * 3)])
 
     def apply_per_image(self, stored: Tensor, seeds: list[int]) -> Tensor:
-        """Apply automatic augmentation and colour jitter to stored squares (N, S, S, 3) uint8, with one seed per image.
+        """Apply automatic augmentation and colour jitter to prepared images (N, S, S, 3) uint8, one seed per image.
 
         Reseeds torch's global generator.
         """
@@ -171,7 +171,7 @@ def training_input(
 
     Parameters
     ----------
-    stored : (N, S, S, 3) uint8 stored squares, after `Augmentation.apply_per_image`.
+    stored : (N, S, S, 3) uint8 prepared images, after `Augmentation.apply_per_image`.
     indices, repeats : (N,) sample index of each image, and how often it occurred earlier in the epoch.
     draws : the random numbers of the epoch.
 
@@ -197,7 +197,7 @@ def crop_resize(stored: Tensor, boxes: Tensor, preprocessing: Preprocessing) -> 
 
     Parameters
     ----------
-    stored : (N, S, S, 3) uint8 stored squares.
+    stored : (N, S, S, 3) uint8 prepared images.
     boxes : (N, 4) float32 on the CPU, as returned by `Augmentation.boxes`.
 
     Returns

@@ -143,7 +143,7 @@ class TrainingBatches(Dataset[Tensor]):
         return plan.indices[step][local], plan.repeats[step][local]
 
     def __getitem__(self, key: tuple[int, int]) -> Tensor:
-        """Return the stored squares (n, S, S, 3) uint8 of (epoch, step), after the per-image transforms.
+        """Return the prepared images (n, S, S, 3) uint8 of (epoch, step), after the per-image transforms.
 
         Reseeds torch's global generator if there are such transforms.
         """

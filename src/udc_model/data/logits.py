@@ -1,4 +1,4 @@
-"""Computes logits of stored squares without augmentation."""
+"""Computes logits of prepared images without augmentation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from udc_model.data.transforms import Preprocessing
 
 
 def evaluation_batches(images: NDArray[np.uint8], preprocessing: Preprocessing, batch_size: int) -> Iterator[Tensor]:
-    """Yield normalised inputs (n, 3, size, size) of stored squares (N, S, S, 3), in order and without augmentation."""
+    """Yield normalised inputs (n, 3, size, size) of prepared images (N, S, S, 3), in order and without augmentation."""
     for start in range(0, len(images), batch_size):
         yield preprocessing.to_input(torch.from_numpy(np.array(images[start : start + batch_size])))
 
@@ -28,13 +28,13 @@ def compute_logits(
     progress: str | None = None,
     flip_averaging: bool = False,
 ) -> NDArray[np.float32]:
-    """Compute the logits of stored squares.
+    """Compute the logits of prepared images.
 
     Parameters
     ----------
     forward : maps an input batch (n, 3, size, size) to logits (n, K).
-    images : stored squares (N, S, S, 3) uint8, N > 0.
-    preprocessing : converts stored squares to inputs.
+    images : prepared images (N, S, S, 3) uint8, N > 0.
+    preprocessing : converts prepared images to inputs.
     batch_size : images per call of ``forward``.
     progress : label of a progress bar, shown on a terminal only; None shows no bar.
     flip_averaging : average the logits of each image and its mirror image.

@@ -28,7 +28,7 @@ class PackedSplit:
 
     Attributes
     ----------
-    images : (N, S, S, 3) uint8 stored squares, memory-mapped.
+    images : (N, S, S, 3) uint8 prepared images, memory-mapped.
     labels : (N,) class indices.
     paths : N paths relative to the source's folder.
     groups : N group names; empty for an image without a group.
@@ -140,10 +140,10 @@ def write_packed(
     Parameters
     ----------
     folder : existing folder to write into.
-    scratch : file of stored squares, from `check_images`.
+    scratch : file of prepared images, from `check_images`.
     rows : one mapping per image, sorted by path, with `MANIFEST_COLUMNS` except ``row``, and with ``scratch_row``, the
         image's row in ``scratch``.
-    preprocessing : made the stored squares; its mean and std are replaced by those of the training images.
+    preprocessing : made the prepared images; its mean and std are replaced by those of the training images.
     info : entries of ``dataset.json`` besides digest, counts and preprocessing; ``classes`` is required.
 
     Returns

@@ -66,12 +66,16 @@ def open_source(params: DataParams) -> ImageSource:
     UdcError
         The folder or a CSV file is missing or empty, or rows of a CSV file are invalid; the message lists them.
     """
-    if params.source == "digits":
-        return _digits(params)
     root = Path(params.path)
-    if not root.is_dir():
+    if params.source != "digits" and not root.is_dir():
         raise UdcError(f"data.path: {root} is not a folder; put your images there or set data.path")
-    source = _folder(root, params) if params.source == "folder" else _csv(root, params)
+    match params.source:
+        case "digits":
+            source = _digits(params)
+        case "folder":
+            source = _folder(root, params)
+        case "csv":
+            source = _csv(root, params)
     if len(source.classes) < 2:
         raise UdcError(
             f"{root}: has {len(source.classes)} class(es) ({', '.join(source.classes)}); at least 2 are needed"

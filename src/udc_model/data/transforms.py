@@ -26,7 +26,7 @@ _MIN_SIZE_WITHOUT_CROP = 384  # pixels; ConvNeXt's published evaluation and tran
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Deterministic image preprocessing in two steps: to a stored square, once, and then to an input tensor.
+    """Deterministic image preprocessing in two steps: to a prepared image, once, and then to an input tensor.
 
     Parameters
     ----------
@@ -52,11 +52,11 @@ class Preprocessing:
 
     @property
     def stored_size(self) -> int:
-        """Side of the stored square, pixels; at least ``size``."""
+        """Side of the prepared image, pixels; at least ``size``."""
         return int(self.size / self.crop_pct) if self.crops else self.size
 
     def to_stored(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Resize an RGB image to the stored square, (stored_size, stored_size, 3) uint8."""
+        """Resize an RGB image to the prepared image, (stored_size, stored_size, 3) uint8."""
         resample = RESAMPLE[self.resample]
         side = self.stored_size
         if not self.crops:
@@ -65,7 +65,7 @@ class Preprocessing:
         short = min(width, height)
         scaled = [side if extent == short else int(side * extent / short) for extent in (width, height)]
         image = image.resize((scaled[0], scaled[1]), resample)
-        # With these offsets the centre crop of the stored square is exactly the centre crop of the scaled image.
+        # With these offsets the centre crop of the prepared image is exactly the centre crop of the scaled image.
         left, top = ((extent - self.size) // 2 - (side - self.size) // 2 for extent in scaled)
         return np.asarray(image.crop((left, top, left + side, top + side)))
 

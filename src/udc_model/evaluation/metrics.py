@@ -2,7 +2,8 @@
 
 The sums are the cells of the confusion matrices of the decisions and of argmax, the losses, the calibration gap of each
 bin, and, for each class, the weight of the images by bin of the class's probability. `split_metrics` evaluates the
-metrics at the sums over a split, `metric_intervals` at the sums over its resamples.
+metrics at the sums over a split, `metric_intervals` at the sums over its resamples. A new metric needs its formula in
+`metrics_of_sums` and, if the sums do not determine it, a term in `metric_terms`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.integer]
 Metrics = dict[str, float | None]
 
-_FEW = 100  # sums
+_MAX_PAIRWISE = 100  # sums of a term that are computed pairwise
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Terms:
 
     def total(self) -> Floats:
         """The sums over all images, (width,)."""
-        if self.width <= _FEW:  # pairwise summation, more accurate than bincount
+        if self.width <= _MAX_PAIRWISE:  # pairwise summation, more accurate than bincount
             return np.array([self.values[self.columns == j].sum() for j in range(self.width)])
         return np.asarray(np.bincount(self.columns, self.values, self.width), dtype=np.float64)
 

@@ -18,7 +18,14 @@ from udc_model.decisions.policy import POLICY_FILE, Policy, fit_policy
 from udc_model.errors import UdcError
 from udc_model.evaluation.intervals import metric_intervals
 from udc_model.evaluation.metrics import Scored, split_metrics
-from udc_model.evaluation.tables import baselines_table, confusion, logits_of, read_predictions, write_csv
+from udc_model.evaluation.tables import (
+    baselines_table,
+    confusion,
+    decision_columns,
+    logits_of,
+    read_predictions,
+    write_csv,
+)
 
 _SWEEP_METRICS = (
     "mean_cost", "normalised_cost", "constant_mean_cost", "argmax_mean_cost", "accuracy", "referral_rate",
@@ -68,15 +75,11 @@ class StoredEvaluation:
             targets, decisions.decided, decisions.probabilities, policy.outcome_costs, weights, groups
         )
 
-    def table(self, policy: Policy, scored: Scored) -> pd.DataFrame:
+    def table(self, policy: Policy) -> pd.DataFrame:
         """The predictions table with the decisions of another policy."""
-        outcomes = np.array(policy.outcomes, dtype=object)
-        rows = np.arange(len(scored.targets))
+        decisions = policy.apply(logits_of(self.predictions, policy.classes))
         return self.predictions.assign(
-            predicted=outcomes[scored.decided],
-            expected_cost=(scored.probabilities @ scored.outcome_costs)[rows, scored.decided],
-            cost_paid=scored.cost_paid,
-            weight=scored.image_weights,
+            **decision_columns(_targets(self.predictions, policy.classes), decisions, policy)
         )
 
 
@@ -153,11 +156,11 @@ def decision_report(stored: StoredEvaluation, policy: Policy, scored: Scored, ev
     return "\n".join(lines) + "\n"
 
 
-def write_decisions(folder: Path, stored: StoredEvaluation, policy: Policy, scored: Scored) -> None:
+def write_decisions(folder: Path, stored: StoredEvaluation, policy: Policy) -> None:
     """Write ``policy.json`` and ``predictions.csv``, which ``udc compare`` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / POLICY_FILE).write_text(policy.to_json(), encoding="utf-8")
-    write_csv(stored.table(policy, scored), folder / "predictions.csv")
+    write_csv(stored.table(policy), folder / "predictions.csv")
 
 
 def write_sweep(

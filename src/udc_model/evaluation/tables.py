@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,25 +34,30 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     table.to_csv(path, index=False, lineterminator="\n")
 
 
+def decision_columns(targets: Indices, decisions: Decisions, policy: Policy) -> dict[str, NDArray[Any]]:
+    """The columns of `predictions_table` that depend on costs and policy; ``targets`` (N,) are class indices."""
+    weights = policy.weights(targets)
+    return {
+        "predicted": np.array(policy.outcomes, dtype=object)[decisions.decided],
+        "expected_cost": decisions.expected_cost,
+        "cost_paid": policy.outcome_costs[targets, decisions.decided],
+        "weight": np.ones(len(targets)) if weights is None else weights,
+    }
+
+
 def predictions_table(
     split: PackedSplit, decisions: Decisions, logits: NDArray[np.floating], policy: Policy
 ) -> pd.DataFrame:
     """One row per image: path, SHA-256 of its file, group, true class, decision, expected cost of the decision, cost
     paid, weight (see ``costs.prior``), raw logits."""
-    names, outcomes = np.array(policy.classes, dtype=object), np.array(policy.outcomes, dtype=object)
-    targets = split.labels
-    weights = policy.weights(targets)
-    table = {
+    image_columns = {
         "path": split.paths,
         "sha256": split.digests,
         "group": split.groups,
-        "true": names[targets],
-        "predicted": outcomes[decisions.decided],
-        "expected_cost": decisions.expected_cost,
-        "cost_paid": policy.outcome_costs[targets, decisions.decided],
-        "weight": np.ones(len(targets)) if weights is None else weights,
+        "true": np.array(policy.classes, dtype=object)[split.labels],
     }
-    return pd.DataFrame(table | {f"{_LOGIT}{name}": logits[:, k] for k, name in enumerate(policy.classes)})
+    logit_columns = {f"{_LOGIT}{name}": logits[:, k] for k, name in enumerate(policy.classes)}
+    return pd.DataFrame(image_columns | decision_columns(split.labels, decisions, policy) | logit_columns)
 
 
 def write_predictions(folder: Path, split: PackedSplit, logits: NDArray[np.float32], policy: Policy) -> Decisions:
@@ -69,10 +75,13 @@ def write_split(
     policy: Policy,
     evaluate: EvaluateParams,
     recall_of: Sequence[tuple[int, str]],
+    has_curves: bool,
 ) -> tuple[Metrics, Intervals]:
-    """Decide and score the images of a split, and write all its tables into ``folder``, which is created.
+    """Decide and score the images of a split, and write its tables into ``folder``, which is created.
 
-    The tables of curves are written for the split ``test`` only; the folder's name is the name of the split.
+    Parameters
+    ----------
+    has_curves : whether to write the tables of curves too.
     """
     decisions = write_predictions(folder, split, logits, policy)
     scored = Scored(split.labels, decisions.decided, decisions.probabilities, policy.outcome_costs,
@@ -81,7 +90,7 @@ def write_split(
     intervals = metric_intervals(scored, metrics, evaluate.ece_bins, recall_of, evaluate.resamples, evaluate.confidence)
     write_csv(metrics_table(metrics, intervals), folder / "metrics.csv")
     write_confusion(folder, scored, policy)
-    if folder.name == "test":
+    if has_curves:
         write_curves(folder, scored, policy, logits, evaluate)
     write_csv(costliest_mistakes(split.paths, scored, policy), folder / "costliest_mistakes.csv")
     return metrics, intervals

@@ -57,7 +57,7 @@ class TrainedClassifier:
     def logits_of_stored(
         self, stored: NDArray[np.uint8], batch_size: int = 256, progress: str | None = None
     ) -> NDArray[np.float32]:
-        """Compute logits (N, K) of stored squares (N, S, S, 3) uint8; ``progress`` is the label of a progress bar."""
+        """Compute logits (N, K) of prepared images (N, S, S, 3) uint8; ``progress`` is the label of a progress bar."""
 
         def forward(images: torch.Tensor) -> torch.Tensor:
             return torch.as_tensor(self.model(images.to(self.device)).logits)

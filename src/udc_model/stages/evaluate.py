@@ -77,7 +77,8 @@ def evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         (folder / POLICY_FILE).write_text(policy.to_json(), encoding="utf-8")
         write_predictions(folder / "calibration", splits["calibration"], logits["calibration"], policy)
         for name in SCORED:
-            scores[name] = write_split(folder / name, splits[name], logits[name], policy, params.evaluate, recall_of)
+            scores[name] = write_split(folder / name, splits[name], logits[name], policy, params.evaluate, recall_of,
+                                       has_curves=name == "test")  # fmt: skip
             figures.draw(folder / name)
         metrics = {name: values for name, (values, _) in scores.items()}
         metrics_json = json.dumps(metrics, indent=2, ensure_ascii=False) + "\n"

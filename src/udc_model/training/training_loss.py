@@ -1,4 +1,7 @@
-"""The loss that ``loss.name`` selects, with its weights and schedule."""
+"""Selects the loss by ``loss.name``: maps the name to a function of `losses` and adds class weights and schedule.
+
+A new loss needs its function in `losses`, a case here and its name and parameters in `udc_model.config.loss`.
+"""
 
 from __future__ import annotations
 
