@@ -17,7 +17,7 @@ import yaml
 
 pytestmark = pytest.mark.pipeline
 
-RATES = [0.0001, 0.001, 0.003, 0.005, 0.02]
+RATES = [0.0001, 0.003, 0.005, 0.02]
 # Reads the store while stages write to it, once for each line of its input.
 READER = """
 import sys, mlflow
