@@ -42,6 +42,7 @@ def test_model_runs_once(tmp_path, model):
 
 
 def test_model_runs_again_for_other_weights_data_settings_code_or_kernels(tmp_path, model, monkeypatch):
+    monkeypatch.delenv("UDC_KERNELS", raising=False)
     compute = Model()
     for runs, change in enumerate(
         (
