@@ -1,8 +1,9 @@
-"""Paths of the files that pass between stages, atomic writing, and the exit status of entry points."""
+"""Paths of the files that pass between stages, reading and atomic writing, and the exit status of entry points."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from udc_model.errors import UdcError
 
@@ -81,6 +82,23 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         raise UdcError(f"{target}: cannot be written: {error}") from error
     finally:
         _remove(scratch)
+
+
+def read_json(path: Path, advice: str) -> dict[str, Any]:
+    """The JSON object in a file; :class:`UdcError` that ends with ``advice`` if it is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("must contain a JSON object")
+    except (OSError, ValueError) as error:
+        raise UdcError(f"{path}: cannot be read ({error}); {advice}") from None
+    return value
+
+
+def remove_oldest(folder: Path, pattern: str, count: int) -> None:
+    """Delete the files in ``folder`` that match ``pattern``, except the ``count`` modified last."""
+    for path in sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)[:-count]:
+        path.unlink(missing_ok=True)
 
 
 def write_atomically(target: Path, text: str) -> None:

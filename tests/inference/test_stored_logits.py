@@ -8,9 +8,10 @@ import pytest
 import udc_model
 from udc_model.config import EvaluateParams
 from udc_model.inference.stored_logits import stored_logits
-from udc_model.stages.code import LOGITS
+from udc_model.stages.code import LOGITS, code_files
 
 PLAIN = EvaluateParams(batch_size=4)
+CODE = code_files(LOGITS)
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ class Model:
 def test_model_runs_once(tmp_path, model):
     compute = Model()
     for _ in range(2):
-        logits = stored_logits(tmp_path / "cache", model, "digest", PLAIN, LOGITS, compute)
+        logits = stored_logits(tmp_path / "cache", model, "digest", PLAIN, CODE, compute)
         assert logits["test"].tolist() == [[1.0] * 3] * 2
         assert logits["empty"].shape == (0, 3)
     assert compute.runs == 1
@@ -46,13 +47,13 @@ def test_model_runs_again_for_other_weights_data_settings_code_or_kernels(tmp_pa
     compute = Model()
     for runs, change in enumerate(
         (
-            lambda: ("digest", PLAIN, LOGITS),
-            lambda: ("other digest", PLAIN, LOGITS),
-            lambda: ("digest", EvaluateParams(batch_size=8), LOGITS),
-            lambda: ("digest", EvaluateParams(batch_size=4, flip_averaging=True), LOGITS),
-            lambda: ("digest", PLAIN, LOGITS[1:]),
-            lambda: (model / "model.safetensors").write_bytes(b"new weights") and ("digest", PLAIN, LOGITS),
-            lambda: monkeypatch.setenv("UDC_KERNELS", "off") or ("digest", PLAIN, LOGITS),
+            lambda: ("digest", PLAIN, CODE),
+            lambda: ("other digest", PLAIN, CODE),
+            lambda: ("digest", EvaluateParams(batch_size=8), CODE),
+            lambda: ("digest", EvaluateParams(batch_size=4, flip_averaging=True), CODE),
+            lambda: ("digest", PLAIN, CODE[1:]),
+            lambda: (model / "model.safetensors").write_bytes(b"new weights") and ("digest", PLAIN, CODE),
+            lambda: monkeypatch.setenv("UDC_KERNELS", "off") or ("digest", PLAIN, CODE),
         ),
         start=1,
     ):
@@ -67,17 +68,17 @@ def test_code_of_logits_exists():
 
 def test_damaged_entry_and_unwritable_folder_only_log_a_warning(tmp_path, model, caplog):
     compute = Model()
-    stored_logits(tmp_path / "cache", model, "digest", PLAIN, LOGITS, compute)
+    stored_logits(tmp_path / "cache", model, "digest", PLAIN, CODE, compute)
     (file,) = (tmp_path / "cache").iterdir()
     file.write_bytes(file.read_bytes()[:100])
-    assert stored_logits(tmp_path / "cache", model, "digest", PLAIN, LOGITS, compute)["test"][0, 0] == 2
+    assert stored_logits(tmp_path / "cache", model, "digest", PLAIN, CODE, compute)["test"][0, 0] == 2
     assert "the model runs again" in caplog.text
     (tmp_path / "file").write_text("")
-    assert stored_logits(tmp_path / "file" / "cache", model, "digest", PLAIN, LOGITS, compute)["test"][0, 0] == 3
+    assert stored_logits(tmp_path / "file" / "cache", model, "digest", PLAIN, CODE, compute)["test"][0, 0] == 3
     assert "logits cannot be stored" in caplog.text
 
 
 def test_cache_keeps_twenty_files(tmp_path, model):
     for i in range(23):
-        stored_logits(tmp_path / "cache", model, str(i), PLAIN, LOGITS, Model())
+        stored_logits(tmp_path / "cache", model, str(i), PLAIN, CODE, Model())
     assert len(list((tmp_path / "cache").iterdir())) == 20

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 import udc_model
+from udc_model.files import remove_oldest
 
 GALLERY = 24  # images
 _STORED = 100  # figures
@@ -91,8 +92,7 @@ class FigureCache:
             scratch = stored.with_name(f".{stored.name}.{os.getpid()}.partial")
             shutil.copyfile(path, scratch)
             scratch.replace(stored)
-            for old in sorted(self.folder.glob("*.png"), key=lambda file: file.stat().st_mtime)[:-_STORED]:
-                old.unlink(missing_ok=True)
+            remove_oldest(self.folder, "*.png", _STORED)
 
 
 @cache

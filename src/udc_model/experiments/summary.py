@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-from typing import Any
 
 import pandas as pd
 
 from udc_model.errors import UdcError
-from udc_model.files import Workspace
+from udc_model.files import Workspace, read_json
 from udc_model.tracking.store import tracking_uri, without_credentials
+
+_ADVICE = "run the pipeline first (dvc repro)"
 
 _HEADLINES = (
     "mean_cost", "normalised_cost", "accuracy", "balanced_accuracy", "macro_f1", "roc_auc", "log_loss",
@@ -26,8 +26,8 @@ def summary(workspace: Workspace) -> str:
     UdcError
         A stage has not run yet.
     """
-    record = _read(workspace.training / "record.json")
-    info = _read(workspace.prepared / "dataset.json")
+    record = read_json(workspace.training / "record.json", _ADVICE)
+    info = read_json(workspace.prepared / "dataset.json", _ADVICE)
     test, validation = (_table(workspace, name, "metrics").set_index("metric") for name in ("test", "validation"))
     is_0_1 = (workspace.evaluation / "test" / "rules.csv").exists()  # its name in version 0.1.0
     baselines = _table(workspace, "test", "rules" if is_0_1 else "baselines").itertuples(index=False)
@@ -72,11 +72,4 @@ def _table(workspace: Workspace, split: str, name: str) -> pd.DataFrame:
     try:
         return pd.read_csv(path)
     except (OSError, ValueError) as error:
-        raise UdcError(f"{path}: cannot be read ({error}); run the pipeline first (dvc repro)") from None
-
-
-def _read(path: Any) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise UdcError(f"{path}: cannot be read ({error}); run the pipeline first (dvc repro)") from None
+        raise UdcError(f"{path}: cannot be read ({error}); {_ADVICE}") from None

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-import udc_model
 from udc_model.config import EvaluateParams
+from udc_model.files import remove_oldest
 
 Logits = dict[str, NDArray[np.float32]]
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def stored_logits(
     model: Path,
     data_digest: str,
     evaluate: EvaluateParams,
-    code: Sequence[str],
+    code: Sequence[Path],
     compute: Callable[[], Logits],
 ) -> Logits:
     """Return the logits of a model from the cache, or compute and store them.
@@ -42,7 +42,7 @@ def stored_logits(
     model : model folder.
     data_digest : digest of the prepared data.
     evaluate : batch size and flip averaging.
-    code : files and folders that compute logits, relative to the package.
+    code : files that compute logits.
     compute : computes the logits.
 
     Returns
@@ -65,18 +65,15 @@ def stored_logits(
         scratch = path.with_name(f".{path.name}.{os.getpid()}.partial.npz")
         np.savez(scratch, **logits)  # type: ignore[arg-type]  # the stubs confuse the arrays with options
         scratch.replace(path)
-        for old in sorted(folder.glob("*.npz"), key=lambda file: file.stat().st_mtime)[:-_MAX_FILES]:
-            old.unlink(missing_ok=True)
+        remove_oldest(folder, "*.npz", _MAX_FILES)
     except OSError as error:
         logger.warning("%s: logits cannot be stored (%s)", folder, error)
     return logits
 
 
-def _key(model: Path, data_digest: str, evaluate: EvaluateParams, code: Sequence[str]) -> str:
+def _key(model: Path, data_digest: str, evaluate: EvaluateParams, code: Sequence[Path]) -> str:
     digest = hashlib.sha256()
-    package = Path(udc_model.__file__).parent
-    files = [path for name in code for path in sorted([package / name, *(package / name).rglob("*")]) if path.is_file()]
-    for path in [*sorted(model.iterdir()), *(path for path in files if path.suffix in (".py", ".c", ".h"))]:
+    for path in [*sorted(model.iterdir()), *code]:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     versions = (version("torch"), version("numpy"), os.environ.get("UDC_KERNELS"))
     settings = (data_digest, evaluate.batch_size, evaluate.flip_averaging, versions)

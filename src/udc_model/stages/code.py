@@ -5,6 +5,11 @@ Paths are relative to the package. DVC requires that ``dvc.yaml`` names the file
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
+import udc_model
+
 STAGES = {
     "prepare": ("data", "stages/prepare.py"),
     "resolve": ("decisions/checks.py", "decisions/matrix.py", "stages/resolve.py"),
@@ -32,3 +37,10 @@ STAGES = {
     ),
 }
 LOGITS = ("data/logits.py", "data/transforms.py", "inference/classifier.py", "models", "native")
+
+
+def code_files(names: Iterable[str]) -> list[Path]:
+    """The Python and C files at these paths of the package, or below them."""
+    package = Path(udc_model.__file__).parent
+    paths = [path for name in names for path in sorted([package / name, *(package / name).rglob("*")])]
+    return [path for path in paths if path.suffix in (".py", ".c", ".h") and path.is_file()]

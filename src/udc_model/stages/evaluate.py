@@ -15,17 +15,18 @@ from udc_model.decisions.matrix import lint_costs
 from udc_model.decisions.policy import POLICY_FILE, fit_policy
 from udc_model.errors import UdcError
 from udc_model.evaluation.figures import FigureProcess
+from udc_model.evaluation.intervals import Intervals
 from udc_model.evaluation.metrics import Metrics
 from udc_model.evaluation.report import model_identity, write_report
 from udc_model.evaluation.tables import write_predictions, write_split
-from udc_model.files import Workspace, atomic_folder, exit_status, sha256_of, write_atomically
+from udc_model.files import Workspace, atomic_folder, exit_status, read_json, sha256_of, write_atomically
 from udc_model.inference.stored_logits import Logits, stored_logits
-from udc_model.stages.code import LOGITS
+from udc_model.stages.code import LOGITS, code_files
 from udc_model.stages.evaluation_log import Scores, log_evaluation, log_model, log_scores, log_training
 from udc_model.stages.resolve import load_evaluation_params
 from udc_model.tracking.delivery import MODEL_SHA256
 from udc_model.tracking.provenance import OUTS, dvc_hash
-from udc_model.tracking.run import stage_run
+from udc_model.tracking.run import StageRun, stage_run
 from udc_model.tracking.store import repository_root
 
 logger = logging.getLogger("udc_model.stages.evaluate")  # __name__ is __main__ if DVC runs the stage
@@ -48,13 +49,11 @@ def evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         for the policy.
     """
     dataset = PackedDataset.open(workspace.prepared)
-    record = read_record(workspace)
-    if record["data"]["digest"] != dataset.info["digest"]:
-        raise UdcError(f"{workspace.model} was trained on other data than {workspace.prepared}; run train again")
+    record = read_record(workspace, dataset)
     splits = {name: dataset.split(name) for name in ("calibration", *SCORED)}
     logits = stored_logits(
-        repository_root() / CACHE / "logits", workspace.model, dataset.info["digest"], params.evaluate, LOGITS,
-        lambda: run_model(workspace, dataset.classes, splits, params.evaluate),
+        repository_root() / CACHE / "logits", workspace.model, dataset.info["digest"], params.evaluate,
+        code_files(LOGITS), lambda: run_model(workspace, dataset.classes, splits, params.evaluate),
     )  # fmt: skip
     policy = fit_policy(
         params.evaluate, params.costs, dataset.classes, dataset.training_counts, logits["calibration"],
@@ -90,11 +89,15 @@ def evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         origin = model_identity(record, tags[MODEL_SHA256])
         write_report(folder, **report, provenance=origin)
         log_evaluation(run, folder, origin, report)
-    test, interval = scores["test"][0], scores["test"][1]["mean_cost"]
-    logger.info("test: mean cost %.4f (%.0f%% interval %.4f to %.4f), of argmax %.4f; MLflow run %s", test["mean_cost"],
-                100 * params.evaluate.confidence, *interval, test["argmax_mean_cost"], run)  # fmt: skip
+    _report(*scores["test"], params.evaluate.confidence, run)
     write_atomically(workspace.metrics, metrics_json)
     return metrics
+
+
+def _report(metrics: Metrics, intervals: Intervals, confidence: float, run: StageRun) -> None:
+    low, high = intervals["mean_cost"]
+    logger.info("test: mean cost %.4f (%.0f%% interval %.4f to %.4f), of argmax %.4f; MLflow run %s",
+                metrics["mean_cost"], 100 * confidence, low, high, metrics["argmax_mean_cost"], run)  # fmt: skip
 
 
 def run_model(
@@ -110,13 +113,12 @@ def run_model(
             for name, split in splits.items()}  # fmt: skip
 
 
-def read_record(workspace: Workspace) -> dict[str, Any]:
-    """Contents of ``training/record.json``; :class:`UdcError` if it is missing or damaged."""
-    path = workspace.training / "record.json"
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise UdcError(f"{path}: cannot be read ({error}); run train first (dvc repro)") from None
+def read_record(workspace: Workspace, dataset: PackedDataset) -> dict[str, Any]:
+    """Contents of ``training/record.json``; :class:`UdcError` if it is missing, damaged, or of other data."""
+    record = read_json(workspace.training / "record.json", "run train first (dvc repro)")
+    if record["data"]["digest"] != dataset.info["digest"]:
+        raise UdcError(f"{workspace.model} was trained on other data than {workspace.prepared}; run train again")
+    return record
 
 
 def main() -> None:

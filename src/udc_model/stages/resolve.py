@@ -25,7 +25,7 @@ from udc_model.files import Workspace, atomic_folder, exit_status
 logger = logging.getLogger("udc_model.stages.resolve")  # __name__ is __main__ if DVC runs the stage
 
 TRAIN, EVALUATE = "train.yaml", "evaluate.yaml"
-_WITHOUT_EFFECT = ("checkpoint_minutes", "loader_workers")  # of train: they change no bit of the result
+WITHOUT_EFFECT = ("checkpoint_minutes", "loader_workers")  # of train: they change no bit of the result
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def read_dataset_info(workspace: Workspace) -> dict[str, Any]:
 def write_resolved(resolved: ResolvedParams, workspace: Workspace) -> None:
     """Write ``resolved/train.yaml`` and ``resolved/evaluate.yaml``."""
     train = resolved.train.model_dump(exclude={"data"})
-    for name in _WITHOUT_EFFECT:
+    for name in WITHOUT_EFFECT:
         del train["train"][name]
     evaluate = resolved.evaluate.model_dump(include={"costs", "evaluate"})
     with atomic_folder(workspace.resolved) as folder:
@@ -91,7 +91,7 @@ def load_training_params(workspace: Workspace, params_file: Path = Path("params.
     """The parameters of stage ``train``: those in ``resolved/train.yaml``, and from ``params.yaml`` those without
     effect on its result (the section ``data``, which is only recorded, and how often it writes checkpoints)."""
     resolved, current = load_params(workspace.resolved / TRAIN), load_params(params_file)
-    without_effect = {name: getattr(current.train, name) for name in _WITHOUT_EFFECT}
+    without_effect = {name: getattr(current.train, name) for name in WITHOUT_EFFECT}
     train = resolved.train.model_copy(update=without_effect)
     return resolved.model_copy(update={"data": current.data, "train": train})
 

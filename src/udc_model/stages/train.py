@@ -11,7 +11,6 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ from udc_model.data.packed import PackedDataset
 from udc_model.errors import UdcError
 from udc_model.evaluation.plots import plot_training_curves
 from udc_model.files import Workspace, atomic_folder, exit_status, sha256_of
-from udc_model.stages.code import STAGES
-from udc_model.stages.resolve import load_training_params, read_dataset_info, resolve
+from udc_model.stages.code import STAGES, code_files
+from udc_model.stages.resolve import WITHOUT_EFFECT, load_training_params, read_dataset_info, resolve
 from udc_model.tracking.delivery import MODEL_SHA256
 from udc_model.tracking.provenance import OUTS, dvc_hash
 from udc_model.tracking.run import StageRun, stage_run
@@ -41,7 +40,7 @@ from udc_model.training.setup import set_up
 logger = logging.getLogger("udc_model.stages.train")  # __name__ is __main__ if DVC runs the stage
 
 PRUNE_FILE = "UDC_PRUNE_FILE"  # environment variable: path of a file whose existence ends the training run
-_WITHOUT_EFFECT = ("checkpoint_minutes", "loader_workers", "processes")  # of train; the real number is an input itself
+_NO_INPUTS = (*WITHOUT_EFFECT, "processes")  # parameters of train; the real number of processes is an input itself
 
 
 def train(params: Params, workspace: Workspace) -> None:
@@ -118,7 +117,7 @@ def train_and_record(session: TrainingSession, dataset: PackedDataset, workspace
 
 def checkpoint_inputs(session: TrainingSession, data_digest: str) -> dict[str, Any]:
     """Everything that the bits of the result depend on, as JSON values; a checkpoint of other inputs is not used."""
-    values = session.params.model_dump(exclude={"data": True, "train": set(_WITHOUT_EFFECT)})
+    values = session.params.model_dump(exclude={"data": True, "train": set(_NO_INPUTS)})
     package = Path(udc_model.__file__).parent
     return {
         "params": values,
@@ -127,16 +126,8 @@ def checkpoint_inputs(session: TrainingSession, data_digest: str) -> dict[str, A
         "hardware": session.hardware.describe(),
         "processes": session.ranks.world,
         "torch": torch.__version__,
-        "code": {path.relative_to(package).as_posix(): sha256_of(path) for path in _code_files(package)},
+        "code": {path.relative_to(package).as_posix(): sha256_of(path) for path in code_files(STAGES["train"])},
     }
-
-
-def _code_files(package: Path) -> Iterator[Path]:
-    """The files of the code that stage ``train`` depends on."""
-    for name in STAGES["train"]:
-        path = package / name
-        files = [path] if path.is_file() else sorted(path.rglob("*"))
-        yield from (file for file in files if file.suffix in (".py", ".c", ".h"))
 
 
 def _log_epoch(run: StageRun, record: EpochRecord) -> None:
