@@ -27,7 +27,8 @@ from scipy.stats import t
 from tqdm import tqdm
 
 from udc_model.config import Params, load_params, validate_params
-from udc_model.data.decode import SUFFIXES, decode_rgb
+from udc_model.data.decode import decode_rgb
+from udc_model.data.formats import SUFFIXES
 from udc_model.data.packed import PackedDataset, PackedSplit
 from udc_model.decisions.calibration import negative_log_likelihood
 from udc_model.decisions.decision import mean_cost

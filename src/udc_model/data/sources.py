@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udc_model.config import SPLITS, CsvFile, DataParams
-from udc_model.data.decode import SUFFIXES
+from udc_model.data.formats import SUFFIXES
 from udc_model.errors import UdcError
 
 _MAX_LISTED = 50  # entries of a list in a message

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from udc_model.config import DataParams
-from udc_model.data.decode import SUFFIXES, BadImageError, decode_rgb
+from udc_model.data.decode import BadImageError, decode_rgb
+from udc_model.data.formats import SUFFIXES
 from udc_model.decisions.policy import POLICY_FILE, Policy
 from udc_model.errors import UdcError
 from udc_model.files import Workspace
