@@ -67,10 +67,10 @@ def test_source_does_not_depend_on_the_listing_order(shapes_folder, monkeypatch)
     from udc_model.data.sources import open_source
 
     params = DataParams(source="folder", path=str(shapes_folder))
-    ordered = open_source(params)
+    ordered = open_source(params, shapes_folder / "unpacked")
     iterdir, rglob = Path.iterdir, Path.rglob
     monkeypatch.setattr(Path, "iterdir", lambda self: iter(shuffle(list(iterdir(self)), random_state=1)))
     monkeypatch.setattr(Path, "rglob", lambda self, p: iter(shuffle(list(rglob(self, p)), random_state=2)))
-    shuffled = open_source(params)
+    shuffled = open_source(params, shapes_folder / "unpacked")
     assert ordered.records == shuffled.records
     assert ordered.classes == shuffled.classes

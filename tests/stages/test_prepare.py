@@ -96,22 +96,42 @@ def test_copies_stay_in_one_split_and_conflicting_labels_are_listed(tmp_path, sh
     (shapes_folder / "dot" / "mislabelled.png").write_bytes((shapes_folder / "bar" / "g0_00.png").read_bytes())
     dataset = _prepare(tmp_path, _params(shapes_folder))
     assert dataset.manifest.groupby("sha256")["split"].nunique().max() == 1
-    assert dataset.info["duplicates"] == {"copies": 11, "moved": 0}
+    assert dataset.info["duplicates"] == {"copies": 11, "left_out": 0}
     assert dataset.info["conflicting_labels"] == [
         [["bar/copy0.png", "bar"], ["bar/g0_00.png", "bar"], ["dot/mislabelled.png", "dot"]]
     ]
     assert "identical images with different labels" in caplog.text
 
 
-def test_copies_across_fixed_splits_are_moved_and_counted(tmp_path, shapes_folder):
+@pytest.mark.parametrize("copies", ["leave_out", "keep"])
+def test_copies_of_images_in_later_splits_are_left_out_of_training(tmp_path, shapes_folder, copies, caplog):
+    """The user's test set is unchanged; an image without a split that is a copy of a test image is left out too."""
+    caplog.set_level("INFO")
     paths = [p.relative_to(shapes_folder).as_posix() for p in sorted(shapes_folder.rglob("*.png"))]
-    (shapes_folder / "bar" / "copy.png").write_bytes((shapes_folder / paths[1]).read_bytes())
     rows = [[p, p.split("/")[0], SPLITS[i % 4]] for i, p in enumerate(paths)]
-    rows[1][2], rows = "train", [*rows, ["bar/copy.png", "bar", "test"]]
+    for i, (original, split) in enumerate([(3, "train"), (3, "validation"), (1, "train"), (7, ""), (4, "")]):
+        (shapes_folder / "bar" / f"copy{i}.png").write_bytes((shapes_folder / paths[original]).read_bytes())
+        rows.append([f"bar/copy{i}.png", "bar", split])
     _write_csv(shapes_folder / "labels.csv", rows, ("image_path", "label", "split"))
-    dataset = _prepare(tmp_path, _params(shapes_folder, source="csv"))
-    assert "bar/copy.png" in dataset.split("train").paths
-    assert dataset.info["duplicates"] == {"copies": 1, "moved": 1}
+    dataset = _prepare(tmp_path, _params(shapes_folder, source="csv", copies=copies))
+    assert set(dataset.split("test").paths) >= {path for path, _, split in rows if split == "test"}
+    split_of = dict(zip(dataset.manifest["path"], dataset.manifest["split"], strict=True))
+    if copies == "keep":
+        assert len(dataset.manifest) == 65
+        assert [split_of[f"bar/copy{i}.png"] for i in range(3)] == ["train", "validation", "train"]
+        assert dataset.info["duplicates"] == {"copies": 5, "left_out": 0}
+        assert "4 image(s) of earlier splits are copies of images 3 of the test split, 1 of the validation split" in (
+            caplog.text
+        )
+        return
+    assert len(dataset.split("test")) == 15
+    assert [f"bar/copy{i}.png" in split_of for i in range(5)] == [False, False, False, False, True]
+    assert split_of["bar/copy4.png"] == "train"
+    assert dataset.info["duplicates"] == {"copies": 5, "left_out": 4}
+    assert dataset.info["left_out"]["copy of an image in the test split"] == 3
+    with (dataset.folder / "left_out.csv").open() as handle:
+        assert ["bar/copy0.png", "copy of an image in the test split"] in list(csv.reader(handle))
+    assert "; 4 left out as copies" in caplog.text
 
 
 def _add_bad_images(root):
@@ -146,7 +166,7 @@ def test_one_error_lists_all_bad_images(tmp_path, shapes_folder):
 def test_bad_images_can_be_skipped(tmp_path, shapes_folder):
     reasons = _add_bad_images(shapes_folder)
     dataset = _prepare(tmp_path, _params(shapes_folder, on_bad_image="skip"))
-    with (dataset.folder / "rejected.csv").open() as handle:
+    with (dataset.folder / "left_out.csv").open() as handle:
         rejected = {row["path"]: row["reason"] for row in csv.DictReader(handle)}
     assert rejected.keys() == reasons.keys()
     assert dataset.info["rejected"] == 4
@@ -169,7 +189,7 @@ def _empty_folder(root):
 
     for folder in list(root.iterdir()):
         shutil.rmtree(folder)
-    return {}, "has no class folders"
+    return {}, "contains no images"
 
 
 def _path_outside(root):
@@ -178,8 +198,8 @@ def _path_outside(root):
 
 
 def _missing_column(root):
-    _write_csv(root / "labels.csv", [["bar/a.png", "a"]], ("path", "label"))
-    return {"source": "csv"}, r"labels\.csv: has no column image_path; it has path, label"
+    _write_csv(root / "labels.csv", [["bar/a.png", "a"]], ("where", "label"))
+    return {"source": "csv"}, r"labels\.csv: has no column of images \(image_path, path, .*its columns are where, label"
 
 
 def _unknown_label(root):

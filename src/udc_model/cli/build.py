@@ -26,6 +26,20 @@ def _resolved(params: Path) -> ResolvedParams:
     return resolve(load_params(params), read_dataset_info(Workspace()))
 
 
+def _inspect_arguments(parser: Parser) -> None:
+    parser.add_argument("path", metavar="PATH", help="folder of images, or a zip or tar archive")
+    parser.add_argument("-S", "--set", dest="settings", action="append", default=[], metavar="NAME=VALUE",
+                        help="a parameter of data, as data.group='^(.+)_'")  # fmt: skip
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from udc_model.config import override_params
+    from udc_model.data.inspection import inspect
+
+    params = override_params(["data.source=auto", *options.settings]).data
+    sys.stdout.write(inspect(params.model_copy(update={"path": options.path})))
+
+
 def _prepare(options: argparse.Namespace) -> None:
     from udc_model.config import load_params
     from udc_model.stages.prepare import prepare
@@ -149,6 +163,7 @@ def _params(options: argparse.Namespace) -> None:
 
 
 COMMANDS = (
+    Command("Build", "inspect", "show what is recognised in a folder of images", _inspect, _inspect_arguments),
     Command("Build", "prepare", "check, split and pack the images", _prepare, add_params_file),
     Command("Build", "train", "train on the prepared images", _train, _train_arguments),
     Command("Build", "evaluate", "score the model; write metrics, tables and plots", _evaluate, add_params_file),

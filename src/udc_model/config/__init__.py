@@ -3,7 +3,7 @@
 from udc_model.config.costs import CostEntry, CostParams
 from udc_model.config.data import CsvFile, DataParams, SplitShares
 from udc_model.config.evaluate import EvaluateParams, RecallFloor
-from udc_model.config.loading import load_params, validate_params
+from udc_model.config.loading import load_params, override_params, validate_params
 from udc_model.config.loss import COST_SENSITIVE_LOSSES, LossParams
 from udc_model.config.model import ConvNextParams, ModelParams, ResNetParams
 from udc_model.config.params import Params, full_name, parameter_names
@@ -28,6 +28,7 @@ __all__ = [
     "TrainParams",
     "full_name",
     "load_params",
+    "override_params",
     "parameter_names",
     "validate_params",
 ]

@@ -38,22 +38,39 @@ class CsvFile(Section):
 class DataParams(Section):
     """Where the images are, and how they are checked, resized and split."""
 
-    source: Literal["digits", "folder", "csv"] = Field(
+    source: Literal["auto", "digits", "folder", "csv"] = Field(
         "digits",
-        description="Source of the images: scikit-learn's digits, a folder with one folder per class, or CSV files.",
+        description="Source of the images: auto recognises class folders, split folders, tables and archives; folder "
+        "and csv (tables) prescribe one; digits are those of scikit-learn.",
     )
-    path: str = Field("data/raw", description="Folder of the images; for csv the folder that contains the CSV files.")
+    path: str = Field("data/raw", description="Folder or archive of the images and their tables.")
     csv_files: list[str | CsvFile] = Field(
         ["labels.csv"],
         min_length=1,
-        description="CSV files with the columns image_path, label and optionally split, group. "
-        "An entry may be {file: test.csv, split: test}.",
+        description="Tables of source csv (CSV, TSV, Parquet, JSON lines, COCO, Excel) with columns of images and "
+        "classes, optionally split and group. An entry may be {file: test.csv, split: test}.",
     )
-    label_column: str = Field("label", description="Column of the CSV files that contains the class.")
+    path_column: str | None = Field(
+        None, description="Column of a table that contains the image; null finds it by its name."
+    )
+    path_pattern: Annotated[str, Field(pattern=r"\{\}")] | None = Field(
+        None, description="Path of an image, with {} for the cell of the table, as 'images/{}.jpg'."
+    )
+    label_column: str | None = Field(
+        None,
+        description="Column of a table that contains the class; null finds it by its name, or one column of 0 and 1 "
+        "for each class.",
+    )
+    encoding: str | None = Field(
+        None, description="Encoding of text tables, as latin-1; null takes that of the byte order mark, or UTF-8."
+    )
     classes: list[str] | None = Field(
         None,
         min_length=2,
-        description="Class names that are allowed; null allows those found (csv: in the first file).",
+        description="Class names that are allowed; null allows those found (tables: in the first table).",
+    )
+    merge_labels: dict[str, str] | None = Field(
+        None, description="Class of labels that are written otherwise, as {Ant: ant, '1.0': '1'}."
     )
     group: str | None = Field(
         None,
@@ -77,12 +94,25 @@ class DataParams(Section):
     on_bad_image: Literal["error", "skip"] = Field(
         "error",
         description="error lists every unusable image and stops; skip leaves them out and lists them in "
-        "data/prepared/rejected.csv.",
+        "data/prepared/left_out.csv.",
     )
     max_pixels: Positive = Field(
         100_000_000, description="Largest number of pixels of an image; larger ones are refused before decoding."
     )
     splits: SplitShares = Field(SplitShares(), description="Share of the images in each split.")
+    split_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(
+        None, description="Seed of the splits; null takes seed."
+    )
+    carve: bool = Field(
+        True,
+        description="If all images have a split and a split has none, it is taken from train, by the shares; "
+        "false raises an error.",
+    )
+    copies: Literal["leave_out", "keep"] = Field(
+        "leave_out",
+        description="Training images with the pixels of an image in a later split that the data prescribes: "
+        "left out, or kept, which makes the result look better than it is.",
+    )
 
     @field_validator("classes")
     @classmethod

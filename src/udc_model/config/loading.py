@@ -52,6 +52,14 @@ def load_params(path: str | Path = "params.yaml", overrides: Sequence[str] = ())
     return validate_params(raw, str(path))
 
 
+def override_params(overrides: Sequence[str]) -> Params:
+    """The defaults with ``full.name=value`` overrides; :class:`UdcError` if one is unknown or not valid."""
+    raw: dict[str, Any] = {}
+    for override in overrides:
+        _override(raw, override)
+    return validate_params(raw, "-S")
+
+
 def _override(raw: dict[str, Any], override: str) -> None:
     """Set one ``full.name=value`` in the parsed contents of a parameter file."""
     name, equals, value = override.partition("=")

@@ -30,7 +30,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _calibration_has_data(self) -> Params:
-        if self.data.splits.calibration or self.data.source == "csv":
+        if self.data.splits.calibration or self.data.source != "digits":
             return self
         if self.evaluate.calibration != "none":
             raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -70,6 +71,20 @@ def check_images(source: ImageSource, preprocessing: Preprocessing, max_pixels: 
     return outcomes
 
 
+def check_space(folder: Path, n_images: int, stored_size: int) -> None:
+    """Raise :class:`UdcError` unless the prepared images fit on the disk of ``folder``, before one is decoded.
+
+    The images are there twice for a moment: in the order of the paths, and by split.
+    """
+    needed = 2 * n_images * stored_size * stored_size * 3
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UdcError(
+            f"{folder.parent}: needs {needed / 2**30:.1f} GiB for {n_images:,} prepared images of {stored_size} px, "
+            f"but {free / 2**30:.1f} GiB are free; free some, or lower data.image_size"
+        )
+
+
 def raise_for_rejections(rejected: list[Rejection], on_bad_image: str, n_images: int) -> None:
     """Raise one error that lists all rejected images, unless they may be skipped.
 
@@ -89,7 +104,7 @@ def raise_for_rejections(rejected: list[Rejection], on_bad_image: str, n_images:
     lines = join_for_message([f"{item.path}: {item.reason}" for item in rejected], "\n  ")
     raise UdcError(
         f"{len(rejected)} of {n_images} image(s) cannot be used:\n  {lines}\n"
-        "Fix or remove them, or set data.on_bad_image: skip to leave them out (rejected.csv lists them)."
+        "Fix or remove them, or set data.on_bad_image: skip to leave them out (left_out.csv lists them)."
     )
 
 

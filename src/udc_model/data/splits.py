@@ -34,6 +34,17 @@ def connected_components(n: int, keys: Sequence[Sequence[str | None]]) -> NDArra
     return np.argsort(np.argsort(first_image))[inverse].astype(np.intp)
 
 
+def missing_splits(fixed: Sequence[str | None], shares: SplitShares) -> list[str]:
+    """The splits with a share that no image would be in: every image has a split, and none has this one."""
+    present = set(fixed)
+    return [] if None in present else [name for name in SPLITS if getattr(shares, name) > 0 and name not in present]
+
+
+def without_train(fixed: Sequence[str | None]) -> list[str | None]:
+    """The splits with None instead of ``train``: `assign_splits` then carves the missing splits from these images."""
+    return [None if name == "train" else name for name in fixed]
+
+
 def assign_splits(
     labels: NDArray[np.intp],
     components: NDArray[np.intp],
