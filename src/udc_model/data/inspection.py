@@ -48,6 +48,4 @@ def _headers(source: ImageSource) -> str:
     widths, heights = zip(*sizes, strict=True) if sizes else ((0,), (0,))
     of = "" if len(records) == len(source.records) else f" (of {len(records):,} images, evenly chosen)"
     kinds = ", ".join(f"{name} {count:,}" for name, count in formats.most_common(6))
-    return (
-        f"formats: {kinds}; sizes {min(widths)} x {min(heights)} to {max(widths)} x {max(heights)} pixels{of}"
-    )
+    return f"formats: {kinds}; sizes {min(widths)} x {min(heights)} to {max(widths)} x {max(heights)} pixels{of}"
