@@ -33,7 +33,8 @@ def _render(folder, classes):
     record = {"params": training_params(Params()), "data": {"name": "<b>data", "digest": "d"}, "best_epoch": 1,
               "final_metrics": {"epochs": 2}, "hardware": {"device": "cpu"}}  # fmt: skip
     counts = {name: dict.fromkeys(classes, 4) for name in ("train", "validation", "calibration", "test")}
-    return render_report(folder, record, counts, ["costs: odd <cost>"], 0.95, {"commit": "abc123"})
+    return render_report(folder, record, counts, ["costs: odd <cost>"], 0.95, {"commit": "abc123"},
+                         ["3 copies <left> out"])  # fmt: skip
 
 
 @pytest.fixture
@@ -47,6 +48,7 @@ def test_names_are_escaped(page):
     assert "<b>data" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "odd &lt;cost&gt;" in page
+    assert "Data: 3 copies &lt;left&gt; out" in page
 
 
 def test_page_has_no_external_resources(page):

@@ -184,4 +184,4 @@ def test_version_is_the_same_everywhere():
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(r"^version: (\S+)$", citation, re.MULTILINE)[1] == version
-    assert re.search(r"^## \[(\S+)\]", changelog, re.MULTILINE)[1] == version
+    assert re.search(r"^## \[(\d\S+)\]", changelog, re.MULTILINE)[1] == version

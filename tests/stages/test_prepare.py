@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -248,6 +249,15 @@ def test_invalid_source_raises_and_writes_nothing(make_invalid, tmp_path, shapes
     with pytest.raises(UdcError, match=message):
         _prepare(tmp_path, _params(shapes_folder, **changes))
     assert not (tmp_path / "out" / "data" / "prepared").exists()
+
+
+def test_too_little_space_is_an_error_before_an_image_is_decoded(tmp_path, shapes_folder, monkeypatch):
+    from udc_model.data import audit
+
+    monkeypatch.setattr(audit.shutil, "disk_usage", lambda folder: SimpleNamespace(free=60 * 16 * 16 * 3))
+    monkeypatch.setattr(audit, "decode_rgb", None)
+    with pytest.raises(UdcError, match=r"data: needs 0\.0 GiB for 60 prepared images of 16 px, but 0\.0 GiB"):
+        _prepare(tmp_path, _params(shapes_folder))
 
 
 def test_missing_folder_raises(tmp_path):

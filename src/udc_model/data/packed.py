@@ -86,6 +86,16 @@ class PackedDataset:
         return list(self.info["classes"])
 
     @property
+    def notes(self) -> list[str]:
+        """Sentences about what was recognised, carved, merged and left out, the most important first."""
+        left_out = self.info.get("left_out", {})
+        parts = [f"{count:,} × {reason}" for reason, count in left_out.items() if not reason.startswith("copy of")]
+        notes = list(self.info.get("notes", []))
+        if self.info.get("rejected"):
+            parts.insert(0, f"{self.info['rejected']:,} × unusable image")
+        return notes + ([f"left out: {'; '.join(parts)} (data/prepared/left_out.csv)"] if parts else [])
+
+    @property
     def training_counts(self) -> list[int]:
         """Number of training images of each class, in the order of `classes`."""
         return [self.info["counts"]["train"][name] for name in self.classes]

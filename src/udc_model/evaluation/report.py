@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ def render_report(
     findings: list[str],
     confidence: float,
     provenance: Mapping[str, str],
+    data_notes: Sequence[str] = (),
 ) -> str:
     """Render the report as HTML.
 
@@ -48,6 +49,7 @@ def render_report(
     findings : warnings about the cost matrix.
     confidence : level of the intervals.
     provenance : names and values that identify the run.
+    data_notes : sentences about what was left out, carved or merged when the data was prepared.
     """
     policy = Policy.load(evaluation / "policy.json")
     tables = {
@@ -65,6 +67,7 @@ def render_report(
         matrix=policy.outcome_costs.tolist() if len(policy.classes) <= _LARGEST_MATRIX else None,
         costliest_cells=_costliest_cells(policy),
         findings=findings,
+        data_notes=data_notes,
         percent=f"{confidence:.0%}",
         test={name: tuple(row) for name, row in zip(tables["test"].index, tables["test"].to_numpy(), strict=True)},
         validation={

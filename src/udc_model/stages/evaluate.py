@@ -85,7 +85,7 @@ def evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         log_model(run, workspace.model, folder / POLICY_FILE)
         figures.finish()
         report = {"record": record, "counts": dataset.info["counts"], "findings": findings,
-                  "confidence": params.evaluate.confidence}  # fmt: skip
+                  "confidence": params.evaluate.confidence, "data_notes": dataset.notes}  # fmt: skip
         origin = model_identity(record, tags[MODEL_SHA256])
         write_report(folder, **report, provenance=origin)
         log_evaluation(run, folder, origin, report)

@@ -69,7 +69,7 @@ def prepare(params: Params, workspace: Workspace) -> dict[str, Any]:
                 "classes": source.classes,
                 "rejected": len(rejected),
                 "left_out": count_by_reason(left_out),
-                "notes": source.notes + split.notes,
+                "notes": split.notes + source.notes,
                 "duplicates": {"copies": split.n_duplicates, "left_out": len(split.copies)},
                 "conflicting_labels": split.conflicting,
             },

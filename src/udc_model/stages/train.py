@@ -89,6 +89,7 @@ def train_and_record(session: TrainingSession, dataset: PackedDataset, workspace
         run.log_params(training_params(params))
         run.log_text(_as_yaml(training_params(params)), "params.yaml")
         run.log_dataset(**dataset_input(params, dataset), context="training")
+        run.log_file(workspace.prepared / "dataset.json", "data")
 
         def on_epoch(record: EpochRecord) -> bool:
             _log_epoch(run, record)

@@ -1,6 +1,7 @@
 """Tables as other programs write them: delimiters, encodings, formats, names of columns, splits, labels."""
 
 import json
+import sys
 
 import openpyxl
 import pandas as pd
@@ -243,6 +244,13 @@ def test_ambiguous_names_are_an_error(root, write_images, prepared):
     (root / "t.csv").write_text(_text([("ant00", "ant"), ("bee00", "bee")]))
     with pytest.raises(UdcError, match=r"ant00 is the name of 2 files \(images/ant00\.png, more/ant00\.png\)"):
         prepared(root)
+
+
+def test_a_missing_extra_is_one_line(root, prepared, monkeypatch):
+    _write_excel(root / "t.xlsx")
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with pytest.raises(UdcError, match=r"t\.xlsx: openpyxl is not installed; pip install 'udc-model\[excel\]'"):
+        prepared(root, source="csv", csv_files=["t.xlsx"])
 
 
 def test_boxes_are_refused_with_a_sentence(root, prepared):

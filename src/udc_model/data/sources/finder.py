@@ -43,11 +43,11 @@ class ImageFinder:
         if reason := unsafe_path(text):
             raise UdcError(reason)
         path = PurePosixPath(text).as_posix()
-        if "\\" in text and not (self._root / path).is_file():
+        if "\\" in text and not self._is_file(path):
             path = PureWindowsPath(text).as_posix()
         beside = (folder / path).as_posix()
         for candidate in (path, beside):
-            if candidate in self._known or (self._root / candidate).is_file():
+            if candidate in self._known or self._is_file(candidate):
                 return candidate, True
         if found := self._by_form.get(composed(path)) or self._by_form.get(composed(beside)):
             return found[0], True
@@ -63,6 +63,12 @@ class ImageFinder:
             if matches:
                 return matches[0], True
         return path, False
+
+    def _is_file(self, path: str) -> bool:
+        try:
+            return (self._root / path).is_file()
+        except OSError:  # the name is longer than the file system allows
+            return False
 
     def suggestion(self, path: str) -> str:
         """`` (did you mean …?)`` for a missing path that another file has in other letters, else an empty text."""
