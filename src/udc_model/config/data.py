@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from udc_model.config.section import Positive, Section, Share
+from udc_model.config.section import ClassName, Positive, Section, Share
 
 
 class SplitShares(Section):
@@ -50,7 +50,7 @@ class DataParams(Section):
         "An entry may be {file: test.csv, split: test}.",
     )
     label_column: str = Field("label", description="Column of the CSV files that contains the class.")
-    classes: list[str] | None = Field(
+    classes: list[ClassName] | None = Field(
         None,
         min_length=2,
         description="Class names that are allowed; null allows those found (csv: in the first file).",

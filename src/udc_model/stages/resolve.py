@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from udc_model.config import CostParams, EvaluateParams, LossParams, Params, load_params
+from udc_model.config.yaml12 import as_yaml
 from udc_model.decisions.checks import check_classes, check_counts
 from udc_model.errors import UdcError
 from udc_model.files import Workspace, atomic_folder, exit_status
@@ -83,7 +82,7 @@ def write_resolved(resolved: ResolvedParams, workspace: Workspace) -> None:
     evaluate = resolved.evaluate.model_dump(include={"costs", "evaluate"})
     with atomic_folder(workspace.resolved) as folder:
         for name, values in ((TRAIN, train), (EVALUATE, evaluate)):
-            text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+            text = as_yaml(values)
             (folder / name).write_text(text, encoding="utf-8")
 
 
