@@ -46,6 +46,11 @@ class StoredEvaluation:
         policy = Policy.load(folder / POLICY_FILE)
         return cls(policy, *(read_predictions(folder / name / "predictions.csv") for name in ("calibration", split)))
 
+    @property
+    def calibration_counts(self) -> dict[str, int]:
+        """Images of each class in the calibration split."""
+        return {str(name): int(count) for name, count in self.calibration["true"].value_counts().items()}
+
     def decide(
         self, evaluate: EvaluateParams, costs: CostParams, calibration: Calibration | None = None
     ) -> tuple[Policy, Scored]:
