@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 import udc_model
-from udc_model.config import Params, load_params
+from udc_model.config import Params, load_params, with_json_mappings
 from udc_model.config.yaml12 import as_yaml
 from udc_model.data.packed import PackedDataset
 from udc_model.errors import UdcError
@@ -86,7 +86,7 @@ def train_and_record(session: TrainingSession, dataset: PackedDataset, workspace
         if checkpoints and checkpoints.last:
             logger.info("resuming from checkpoint %s", checkpoints.last)
         session.checkpoints = checkpoints
-        run.log_params(training_params(params))
+        run.log_params(with_json_mappings(training_params(params)))
         run.log_text(as_yaml(training_params(params)), "params.yaml")
         run.log_dataset(**dataset_input(params, dataset), context="training")
 
