@@ -269,7 +269,10 @@ def test_parameters_that_contradict_the_classes_raise(tmp_path, shapes_folder):
     params = _params(shapes_folder)
     for changed, message in (
         (params.model_copy(update={"model": ModelParams(num_labels=2)}), r"model\.num_labels: is 2, .* 3 classes"),
-        (params.model_copy(update={"costs": CostParams(order=["bar"])}), r"costs\.order: the class 'dot' is missing"),
+        (
+            params.model_copy(update={"costs": CostParams(order=["bar"])}),
+            r"order: 2 classes are missing: dot, stripe",
+        ),
     ):
         with pytest.raises(UdcError, match=message):
             _prepare(tmp_path, changed)

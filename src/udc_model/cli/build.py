@@ -80,19 +80,27 @@ def _run_arguments(parser: Parser) -> None:
 def _run(options: argparse.Namespace) -> None:
     """``dvc exp run`` with the given parameters; what the entry points of MLproject call."""
     from udc_model.config import full_name
+    from udc_model.experiments.settings import check_settings
 
-    settings = []
+    settings: list[str] = []
     pairs = iter(options.overrides)
     for flag in pairs:
         name, equals, value = flag.removeprefix("--").partition("=")
         value = value if equals else next(pairs, None)
         if not flag.startswith("--") or value is None:
             raise UdcError(f"{flag}: parameters are given as --name value")
-        settings += ["-S", f"{full_name(name)}={value}"]
+        settings.append(f"{full_name(name)}={value}")
     dvc = shutil.which("dvc")
     if dvc is None:
         raise UdcError("the dvc command is not on the PATH; activate the environment (. .venv/bin/activate)")
-    command = [dvc, "exp", "run", *settings, *([options.stage] if options.stage else [])]
+    check_settings(settings)  # DVC writes them into params.yaml even if a stage refuses them
+    command = [
+        dvc,
+        "exp",
+        "run",
+        *(part for setting in settings for part in ("-S", setting)),
+        *([options.stage] if options.stage else []),
+    ]
     done = subprocess.run(command, check=False)
     outer = os.environ.get("MLFLOW_RUN_ID")  # under `mlflow run`, which ends the run when this process ends
     if outer:

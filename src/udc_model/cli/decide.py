@@ -43,11 +43,13 @@ def _decide_arguments(parser: Parser) -> None:
 
 def _decide(options: argparse.Namespace) -> None:
     from udc_model.config import load_params
+    from udc_model.decisions.checks import check_policy
     from udc_model.evaluation.redecision import StoredEvaluation, Sweep, decision_report, write_decisions, write_sweep
 
     params = load_params(options.params, options.settings)
     sweep = Sweep.parse(options.sweep) if options.sweep else None
     stored = StoredEvaluation.load(Workspace(options.root).evaluation, options.split)
+    check_policy(params.evaluate, params.costs, stored.policy.classes, stored.calibration_counts)
     if sweep is not None:
         table, files = write_sweep(sweep, stored, params.evaluate, params.costs, options.out or Path("sweeps"))
         sys.stdout.write(table + "\n" + "\n".join(map(str, files)) + "\n")

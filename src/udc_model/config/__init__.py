@@ -6,7 +6,7 @@ from udc_model.config.evaluate import EvaluateParams, RecallFloor
 from udc_model.config.loading import load_params, override_params, validate_params
 from udc_model.config.loss import COST_SENSITIVE_LOSSES, LossParams
 from udc_model.config.model import ConvNextParams, ModelParams, ResNetParams
-from udc_model.config.params import Params, full_name, parameter_names
+from udc_model.config.params import Params, full_name, parameter_names, with_json_mappings
 from udc_model.config.section import SPLITS
 from udc_model.config.train import TrainParams
 
@@ -31,4 +31,5 @@ __all__ = [
     "override_params",
     "parameter_names",
     "validate_params",
+    "with_json_mappings",
 ]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, field_validator
 
-from udc_model.config.section import Section
+from udc_model.config.section import ClassName, Section
 
 
 class CostEntry(Section):
@@ -17,8 +17,8 @@ class CostEntry(Section):
     key cannot be quoted on DVC's command line; write ``actual`` there.
     """
 
-    true: str = Field(validation_alias=AliasChoices("true", "actual"), description="True class.")
-    predicted: str = Field(description="Decision.")
+    true: ClassName = Field(validation_alias=AliasChoices("true", "actual"), description="True class.")
+    predicted: ClassName = Field(description="Decision.")
     cost: float = Field(description="Cost of the decision.")
 
 
@@ -37,7 +37,7 @@ class CostParams(Section):
         1.0, description="Cost of a mistake; under absolute_difference per unit of distance."
     )
     power: Annotated[float, Field(gt=0)] = Field(1.0, description="Exponent of the distance under absolute_difference.")
-    order: list[str] | None = Field(
+    order: list[ClassName] | None = Field(
         None, description="Order of the classes under absolute_difference; null reads their names as numbers."
     )
     entries: list[CostEntry] = Field(

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from udc_model.config.section import Positive, Section, Share
+from udc_model.config.section import ClassName, Positive, Section, Share
 
 
 class SplitShares(Section):
@@ -64,12 +64,12 @@ class DataParams(Section):
     encoding: str | None = Field(
         None, description="Encoding of text tables, as latin-1; null takes that of the byte order mark, or UTF-8."
     )
-    classes: list[str] | None = Field(
+    classes: list[ClassName] | None = Field(
         None,
         min_length=2,
         description="Class names that are allowed; null allows those found (tables: in the first table).",
     )
-    merge_labels: dict[str, str] | None = Field(
+    merge_labels: dict[ClassName, ClassName] | None = Field(
         None, description="Class of labels that are written otherwise, as {Ant: ant, '1.0': '1'}."
     )
     group: str | None = Field(

@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from udc_model.config.section import Positive, Section
+from udc_model.config.section import ClassName, Positive, Section
 
 
 class RecallFloor(Section):
     """The recall of a class that decisions must reach, and the one-sided confidence that they do."""
 
-    name: str = Field(alias="class", description="The class.")
+    name: ClassName = Field(alias="class", description="The class.")
     floor: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="Lowest recall of the class.")
     confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="One-sided confidence of the floor.")
 
@@ -32,7 +32,7 @@ class EvaluateParams(Section):
     recall_floor: RecallFloor | None = Field(
         None, description="Floor of decision recall_floor, as {class: a, floor: 0.95, confidence: 0.95}."
     )
-    recall_of: list[str] = Field([], description="Classes whose recall and miss rate are reported as metrics.")
+    recall_of: list[ClassName] = Field([], description="Classes whose recall and miss rate are reported as metrics.")
     resamples: Annotated[int, Field(ge=100, le=100_000)] = Field(
         2000, description="Bootstrap resamples behind each interval."
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from typing import Annotated
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -61,6 +63,29 @@ def parameter_names(section: type[BaseModel] = Params, prefix: str = "") -> list
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             names += parameter_names(field.annotation, f"{prefix}{key}.")
     return names
+
+
+def with_json_mappings(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections in which each mapping by class name is one value, a JSON text: for a record with dotted names."""
+    values: dict[str, Any] = {}
+    for key, value in sections.items():
+        if not isinstance(value, Mapping):
+            values[key] = value
+        elif _takes_mapping(f"{prefix}{key}"):
+            values[key] = json.dumps(value, ensure_ascii=False)
+        else:
+            values[key] = with_json_mappings(value, f"{prefix}{key}.")
+    return values
+
+
+def _takes_mapping(name: str) -> bool:
+    """Whether the keys of a parameter's value are class names."""
+    section_name, _, key = name.partition(".")
+    section = Params.model_fields.get(section_name)
+    field = getattr(section.annotation, "model_fields", {}).get(key) if section else None
+    return field is not None and any(
+        get_origin(kind) is dict for kind in (field.annotation, *get_args(field.annotation))
+    )
 
 
 def full_name(name: str) -> str:

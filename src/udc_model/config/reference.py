@@ -6,21 +6,20 @@ import re
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from udc_model.config.loading import FLOAT
 from udc_model.config.loss import LOSS_OPTIONS
+from udc_model.config.messages import type_words
 from udc_model.config.params import Params, full_name
+from udc_model.config.yaml12 import Yaml12Dumper
 from udc_model.errors import UdcError
 
 _WIDTH = 116  # of a comment line in params.yaml, without its indentation
-_NUMBERS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
-_TYPES = {int: "integer", float: "number", bool: "true or false", str: "text"}
 _STAGES = {
     "data": "prepare",
     "model": "train",
@@ -213,12 +212,11 @@ def to_yaml(value: Any) -> str:
     return text.removesuffix("...\n").strip()
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(Yaml12Dumper):
     """Writes floats as Python and DVC do (``1e-12``) and nulls as nothing."""
 
 
 _Dumper.add_representer(float, lambda dumper, x: dumper.represent_scalar("tag:yaml.org,2002:float", repr(x)))
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
 _Dumper.add_representer(type(None), lambda dumper, _: dumper.represent_scalar("tag:yaml.org,2002:null", ""))
 
 
@@ -266,27 +264,4 @@ def _choices(annotation: Any) -> list[str]:
 
 def _values(field: FieldInfo) -> str:
     """The values that a field takes, in words."""
-    return _type_words(field.annotation, field.metadata)
-
-
-def _type_words(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        inner, *extra = arguments
-        bounds = [item for field in extra for item in getattr(field, "metadata", [field])]
-        return _type_words(inner, [*bounds, *metadata])
-    if origin is Literal:
-        return ", ".join(map(str, arguments))
-    if origin in (Union, types.UnionType):
-        kinds = [_type_words(each, metadata if each in (int, float) else ()) for each in arguments
-                 if each is not type(None)]  # fmt: skip
-        return " or ".join([*kinds, *(["null"] if type(None) in arguments else [])])
-    if origin is list:
-        return f"list of: {_type_words(arguments[0])}"
-    if origin is dict:
-        return f"mapping from text to: {_type_words(arguments[1])}"
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "{" + ", ".join(field.alias or name for name, field in annotation.model_fields.items()) + "}"
-    words = _TYPES.get(annotation, str(annotation))
-    bounds = [f"{_NUMBERS[key]} {getattr(item, key):g}" for item in metadata for key in _NUMBERS if hasattr(item, key)]
-    return " ".join([words, " and ".join(bounds)]).strip()
+    return type_words(field.annotation, field.metadata)

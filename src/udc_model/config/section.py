@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from udc_model.config.yaml12 import DateScalar
 
 SPLITS = ("train", "validation", "calibration", "test")
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _class_name(value: Any) -> Any:
+    """A class name as text. YAML reads 3 as an integer, which is the name '3'; other values may have lost digits."""
+    if type(value) is int:
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | DateScalar):
+        text = value if isinstance(value, str) else getattr(value, "text", None) or json.dumps(value)
+        raise ValueError(f"{text} is not read as a text; write the name of the class in quotes: '{text}'")
+    return value
+
+
+ClassName = Annotated[str, BeforeValidator(_class_name)]
 
 
 class Section(BaseModel):

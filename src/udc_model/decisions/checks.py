@@ -1,43 +1,42 @@
-"""Checks parameters against the classes and image counts of the data, before training."""
+"""Checks parameters against the classes and image counts of the data, before training. One error lists all findings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
-from udc_model.config import EvaluateParams, Params
+from udc_model.config import CostParams, EvaluateParams, Params
 from udc_model.decisions.calibration import check_cross_validation
 from udc_model.decisions.decision import check_provable
-from udc_model.decisions.matrix import class_prior, cost_matrix
-from udc_model.decisions.policy import check_refer
+from udc_model.decisions.matrix import (
+    REFER,
+    cost_matrix,
+    cost_problems,
+    list_classes,
+    no_class,
+    prior_problems,
+    refer_problems,
+)
 from udc_model.errors import UdcError
 
+_LONGEST_NAME = 255  # bytes of a class name, as of a folder
 
-def check_classes(params: Params, classes: list[str]) -> None:
-    """Check every class name and number of classes in the parameters.
+
+def check_classes(params: Params, classes: Sequence[str]) -> None:
+    """Check the class names of the data, and every class name and number of classes in the parameters.
 
     Raises
     ------
     UdcError
-        ``model.num_labels`` differs from the number of classes, or a parameter names a class that the data lacks.
+        A class name cannot be used, ``model.num_labels`` differs from the number of classes, or a parameter names a
+        class that the data lacks. The message lists all of them.
     """
-    num_labels = params.model.num_labels
-    if num_labels is not None and num_labels != len(classes):
-        raise UdcError(
-            f"model.num_labels: is {num_labels}, but the data has {len(classes)} classes: {', '.join(classes)}"
-        )
-    cost_matrix(params.costs, classes)
-    class_prior(params.costs, classes)
-    check_refer(params.costs, classes)
-    named = [("evaluate.recall_of", name) for name in params.evaluate.recall_of]
-    if params.evaluate.recall_floor is not None:
-        named.append(("evaluate.recall_floor.class", params.evaluate.recall_floor.name))
-    for parameter, name in named:
-        if name not in classes:
-            raise UdcError(f"{parameter}: the data has no class {name!r}; its classes are {', '.join(classes)}")
+    problems = [*name_problems(classes), *_label_problems(params, classes)]
+    _raise([*problems, *policy_problems(params.evaluate, params.costs, classes)], classes)
 
 
-def check_counts(evaluate: EvaluateParams, calibration_counts: Mapping[str, int]) -> None:
-    """Check that the calibration split is large enough for the policy.
+def check_data(params: Params, classes: Sequence[str], calibration_counts: Mapping[str, int]) -> None:
+    """Check parameters against the classes, as `check_classes`, and against the size of the calibration split.
 
     Parameters
     ----------
@@ -46,14 +45,111 @@ def check_counts(evaluate: EvaluateParams, calibration_counts: Mapping[str, int]
     Raises
     ------
     UdcError
-        The split is empty but needed, has too few images of a class to choose a calibration by cross-validation, or
-        too few to prove the recall floor.
+        As `check_classes`; or the calibration split is too small for the policy. The message lists all findings.
     """
-    if evaluate.calibration != "none" and not sum(calibration_counts.values()):
-        raise UdcError(f"evaluate.calibration: {evaluate.calibration} needs images, but the calibration split is "
-                       "empty; raise data.splits.calibration or set evaluate.calibration: none")  # fmt: skip
+    problems = [*name_problems(classes), *_label_problems(params, classes)]
+    _raise([*problems, *policy_problems(params.evaluate, params.costs, classes, calibration_counts)], classes)
+
+
+def check_policy(
+    evaluate: EvaluateParams, costs: CostParams, classes: Sequence[str], calibration_counts: Mapping[str, int]
+) -> None:
+    """Check the sections ``evaluate`` and ``costs`` only, as `check_data`."""
+    problems = policy_problems(evaluate, costs, classes, calibration_counts)
+    _raise([*refer_problems(costs, classes), *problems], classes)
+
+
+def _raise(problems: Sequence[str], classes: Sequence[str]) -> None:
+    if not problems:
+        return
+    heading = [f"{len(problems)} parameters or class names do not fit the data:"] if len(problems) > 1 else []
+    lines = [f"  {line}" for line in problems] if heading else problems
+    about_classes = [f"the classes of the data are: {list_classes(classes)}"] if "class" in " ".join(problems) else []
+    raise UdcError("\n".join([*heading, *lines, *about_classes]))
+
+
+def name_problems(classes: Sequence[str]) -> list[str]:
+    """Class names that messages, tables or decisions cannot use, one sentence each."""
+    problems = []
+    for name in classes:
+        if reason := _unusable(name):
+            problems.append(f"class {name!r}: {reason}; rename it, or give it another name in data.merge_labels")
+    return problems
+
+
+def _unusable(name: str) -> str | None:
+    """Why a class name cannot be used, or None."""
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        return "is not valid UTF-8"
+    if name == REFER:
+        return "is the name of the decision to refer an image to a person"
+    if not name.strip():
+        return "is empty"
+    if name != name.strip():
+        return "begins or ends with a space"
+    if any(ord(character) < 32 or character in "\x7f\x85\u2028\u2029" for character in name):
+        return "contains a line break or another control character"
+    return f"has {size} bytes, and {_LONGEST_NAME} are allowed" if size > _LONGEST_NAME else None
+
+
+def _label_problems(params: Params, classes: Sequence[str]) -> list[str]:
+    num_labels = params.model.num_labels
+    if num_labels is None or num_labels == len(classes):
+        return []
+    return [f"model.num_labels: is {num_labels}, but the data has {len(classes)} classes"]
+
+
+def policy_problems(
+    evaluate: EvaluateParams,
+    costs: CostParams,
+    classes: Sequence[str],
+    calibration_counts: Mapping[str, int] | None = None,
+) -> list[str]:
+    """What in the sections ``evaluate`` and ``costs`` does not fit the data, one sentence each.
+
+    Parameters
+    ----------
+    calibration_counts : images of each class in the calibration split; None leaves out what depends on them.
+    """
+    problems = cost_problems(costs, classes) or _errors_of([lambda: cost_matrix(costs, list(classes))])
+    problems += prior_problems(costs, classes)
+    named = [("evaluate.recall_of", name) for name in evaluate.recall_of]
+    if evaluate.recall_floor is not None:
+        named.append(("evaluate.recall_floor.class", evaluate.recall_floor.name))
+    problems += [f"{parameter}: {no_class(name, classes)}" for parameter, name in named if name not in classes]
+    twice = [name for name, count in Counter(evaluate.recall_of).items() if count > 1]
+    problems += [f"evaluate.recall_of: names the class {name!r} twice" for name in twice]
+    if calibration_counts is not None:
+        problems += _count_problems(evaluate, classes, calibration_counts)
+    return problems
+
+
+def _count_problems(
+    evaluate: EvaluateParams, classes: Sequence[str], calibration_counts: Mapping[str, int]
+) -> list[str]:
+    """Why the calibration split is too small for the policy."""
+    counts = [calibration_counts.get(name, 0) for name in classes]
+    checks: list[Callable[[], object]] = []
+    if evaluate.calibration != "none" and not sum(counts):
+        return [f"evaluate.calibration: {evaluate.calibration} needs images, but the calibration split is empty; "
+                "raise data.splits.calibration or set evaluate.calibration: none"]  # fmt: skip
     if evaluate.calibration in ("auto", "dirichlet"):
-        check_cross_validation(min(calibration_counts.values()))
-    if evaluate.decision == "recall_floor" and evaluate.recall_floor is not None:
-        floor = evaluate.recall_floor
-        check_provable(calibration_counts[floor.name], floor.floor, floor.confidence, floor.name)
+        checks.append(lambda: check_cross_validation(min(counts)))
+    floor = evaluate.recall_floor
+    if evaluate.decision == "recall_floor" and floor is not None and floor.name in classes:
+        count = calibration_counts.get(floor.name, 0)
+        checks.append(lambda: check_provable(count, floor.floor, floor.confidence, floor.name))
+    return _errors_of(checks)
+
+
+def _errors_of(checks: Sequence[Callable[[], object]]) -> list[str]:
+    """The messages of the checks that raise an error."""
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except UdcError as error:
+            problems.append(str(error))
+    return problems

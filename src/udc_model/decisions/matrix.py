@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
+import math
+from collections.abc import Collection, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from udc_model.config import CostParams
 from udc_model.errors import UdcError
+
+REFER = "refer"  # the decision to refer an image to a person
+_MAX_LISTED = 20  # classes in a message
 
 
 def cost_matrix(params: CostParams, classes: list[str]) -> NDArray[np.float64]:
@@ -17,7 +24,8 @@ def cost_matrix(params: CostParams, classes: list[str]) -> NDArray[np.float64]:
     UdcError
         A class is not in the data, a row or cell is missing, or the order does not match; the message lists all.
     """
-    _check_names(params, classes)
+    if problems := cost_problems(params, classes):
+        raise UdcError("\n".join([*problems, f"the classes of the data are: {list_classes(classes)}"]))
     n = len(classes)
     if isinstance(params.matrix, dict):
         costs = np.array([[params.matrix[true][predicted] for predicted in classes] for true in classes])
@@ -25,55 +33,95 @@ def cost_matrix(params: CostParams, classes: list[str]) -> NDArray[np.float64]:
         costs = np.array(params.matrix)
     elif params.preset == "absolute_difference":
         values = _ordinal_values(params, classes)
-        costs = params.default * np.abs(values[:, None] - values[None, :]) ** params.power
+        with np.errstate(over="ignore"):  # an infinite cost is refused below
+            costs = params.default * np.abs(values[:, None] - values[None, :]) ** params.power
     else:
         costs = params.default * (1.0 - np.eye(n))
     index = {name: k for k, name in enumerate(classes)}
     for entry in params.entries:
         costs[index[entry.true], index[entry.predicted]] = entry.cost
+    if not np.isfinite(costs).all():
+        raise UdcError("costs: a cost is infinite; lower costs.power or costs.default")
     if (costs == costs[:, :1]).all():
         raise UdcError("costs: all decisions cost the same for each true class, so there is nothing to decide")
     return costs
 
 
-def _check_names(params: CostParams, classes: list[str]) -> None:
+def cost_problems(params: CostParams, classes: Sequence[str]) -> list[str]:
+    """Why `cost_matrix` cannot be built for these classes, one sentence each."""
     names = set(classes)
     problems = []
     for i, entry in enumerate(params.entries):
         for key, entry_class in (("true", entry.true), ("predicted", entry.predicted)):
             if entry_class not in names:
-                problems.append(f"costs.entries.{i}.{key}: the data has no class {entry_class!r}")
+                problems.append(f"costs.entries.{i}.{key}: {no_class(entry_class, classes)}")
     if isinstance(params.matrix, list) and [len(row) for row in params.matrix] != [len(classes)] * len(classes):
         shape = " + ".join(str(len(row)) for row in params.matrix)
         problems.append(f"costs.matrix: needs {len(classes)} rows of {len(classes)} numbers, has rows of {shape}")
     if isinstance(params.matrix, dict):
-        problems += _key_problems("costs.matrix", set(params.matrix), names)
+        problems += _key_problems("costs.matrix", params.matrix, classes)
         for true, row in params.matrix.items():
-            problems += _key_problems(f"costs.matrix.{true}", set(row), names)
+            problems += _key_problems(f"costs.matrix.{true}", row, classes)
     if params.order is not None:
-        problems += _key_problems("costs.order", set(params.order), names)
+        problems += _key_problems("costs.order", params.order, classes)
         if len(params.order) != len(set(params.order)):
             problems.append("costs.order: names a class twice")
-    if problems:
-        raise UdcError("\n".join([*problems, f"the classes of the data are: {', '.join(classes)}"]))
+    unordered = [name for name in classes if not _is_number(name)]
+    if unordered and params.order is None and params.matrix is None and params.preset == "absolute_difference":
+        problems.append(
+            "costs.preset: absolute_difference needs class names that are numbers, or their order in costs.order; "
+            f"no numbers are the classes {list_classes(unordered)}; uniform needs no order"
+        )
+    return problems
 
 
-def _key_problems(parameter: str, names: set[str], classes: set[str]) -> list[str]:
-    problems = [f"{parameter}: the data has no class {name!r}" for name in sorted(names - classes)]
-    return problems + [f"{parameter}: the class {name!r} is missing" for name in sorted(classes - names)]
+def prior_problems(params: CostParams, classes: Sequence[str]) -> list[str]:
+    """Why ``costs.prior`` does not fit the classes, one sentence each."""
+    return [] if params.prior is None else _key_problems("costs.prior", params.prior, classes)
+
+
+def refer_problems(params: CostParams, classes: Sequence[str]) -> list[str]:
+    """That a class has the name of the decision to refer an image, if referral is available."""
+    if params.refer is None or REFER not in classes:
+        return []
+    return [f"costs.refer: not available for data with a class called {REFER!r}; rename the class"]
+
+
+def no_class(name: str, classes: Sequence[str]) -> str:
+    """That the data lacks a class, and one of a similar name that it has."""
+    similar = {each.casefold().strip(): each for each in classes}
+    close = difflib.get_close_matches(name.casefold().strip(), similar, n=1)
+    return f"the data has no class {name!r}" + (f"; did you mean {similar[close[0]]!r}?" if close else "")
+
+
+def list_classes(classes: Sequence[str]) -> str:
+    """The first 20 class names for a message, and the number of further ones."""
+    more = f", … and {len(classes) - _MAX_LISTED} more" if len(classes) > _MAX_LISTED else ""
+    return ", ".join(classes[:_MAX_LISTED]) + more
+
+
+def _key_problems(parameter: str, names: Collection[str], classes: Sequence[str]) -> list[str]:
+    problems = [f"{parameter}: {no_class(name, classes)}" for name in dict.fromkeys(names) if name not in set(classes)]
+    missing = [name for name in classes if name not in set(names)]
+    if not missing:
+        return problems
+    if len(missing) == 1:
+        return [*problems, f"{parameter}: the class {missing[0]!r} is missing"]
+    return [*problems, f"{parameter}: {len(missing)} classes are missing: {list_classes(missing)}"]
+
+
+def _is_number(name: str) -> bool:
+    try:
+        return math.isfinite(float(name))
+    except ValueError:
+        return False
 
 
 def _ordinal_values(params: CostParams, classes: list[str]) -> NDArray[np.float64]:
     """The value of each class on the ordinal scale: its index in ``costs.order``, or its name as a number."""
     if params.order is not None:
         return np.array([params.order.index(name) for name in classes], dtype=float)
-    try:
-        return np.array([float(name) for name in classes])
-    except ValueError:
-        raise UdcError(
-            "costs.preset: absolute_difference needs class names that are numbers, or their order in costs.order; "
-            f"the classes are {', '.join(classes)}"
-        ) from None
+    return np.array([float(name) for name in classes])
 
 
 def with_referral(costs: NDArray[np.float64], refer: float | None) -> NDArray[np.float64]:
@@ -85,8 +133,8 @@ def class_prior(params: CostParams, classes: list[str]) -> NDArray[np.float64] |
     """``costs.prior`` in the order of ``classes``, (K,), or None; :class:`UdcError` if its classes differ."""
     if params.prior is None:
         return None
-    if problems := _key_problems("costs.prior", set(params.prior), set(classes)):
-        raise UdcError("\n".join([*problems, f"the classes of the data are: {', '.join(classes)}"]))
+    if problems := prior_problems(params, classes):
+        raise UdcError("\n".join([*problems, f"the classes of the data are: {list_classes(classes)}"]))
     prior = np.array([params.prior[name] for name in classes])
     return np.asarray(prior / prior.sum())
 

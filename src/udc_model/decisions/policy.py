@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from udc_model.config import CostParams, EvaluateParams
 from udc_model.decisions.calibration import Calibration, fit_calibration
 from udc_model.decisions.decision import decide, expected_costs, recall_surcharge, shift_prior, with_surcharge
-from udc_model.decisions.matrix import class_prior, cost_matrix, with_referral
+from udc_model.decisions.matrix import REFER, class_prior, cost_matrix, refer_problems, with_referral
 from udc_model.errors import UdcError
 
 Floats = NDArray[np.float64]
@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 POLICY_FILE = "policy.json"
 POLICY_FILE_0_1 = "decision.json"  # name of the file, and below of its fields, in version 0.1.0
 _FIELDS_0_1 = {"costs": "class_costs", "rule": "decision"}
-REFER = "refer"  # the outcome of an image that is referred to a person
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,8 @@ def fit_policy(
     if evaluate.calibration != "none" and not len(targets):
         raise UdcError(f"evaluate.calibration: {evaluate.calibration} needs images, but the calibration split is "
                        "empty; raise data.splits.calibration or set evaluate.calibration: none")  # fmt: skip
-    check_refer(costs, classes)
+    if problems := refer_problems(costs, classes):
+        raise UdcError(problems[0])
     if calibration is None:
         calibration = fit_calibration(evaluate.calibration, logits.astype(np.float64), targets, groups)
         if calibration.parameters.get("temperature") == 1.0:
@@ -181,12 +181,6 @@ def fit_policy(
     if evaluate.decision != "recall_floor":
         return policy
     return _with_recall_floor(policy, evaluate, logits, targets)
-
-
-def check_refer(costs: CostParams, classes: list[str]) -> None:
-    """:class:`UdcError` if referral is available and a class has the name of that outcome."""
-    if costs.refer is not None and REFER in classes:
-        raise UdcError(f"costs.refer: not available for data with a class called {REFER!r}; rename the class")
 
 
 def _with_recall_floor(

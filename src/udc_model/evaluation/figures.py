@@ -169,14 +169,16 @@ def _draw_confusion(folder: Path, split: str, figures: FigureCache) -> None:
 
 
 def _draw_gallery(folder: Path, prepared: Path, split: str, figures: FigureCache) -> None:
-    from udc_model.evaluation.plots import plot_gallery
+    from udc_model.evaluation.plots import class_label, plot_gallery
 
     mistakes = _table(folder, "costliest_mistakes")
     stored = np.load(prepared / f"{split}.npy", mmap_mode="r", allow_pickle=False)
     images = [np.array(stored[row]) for row in mistakes["row"][:GALLERY]]
     captions = [
-        f"{row.true}, decided {row.decided}\np = {row.probability:.2f}, cost {row.cost:g}"
-        for row in mistakes[:GALLERY].itertuples()
+        f"{class_label(true)}, decided {class_label(decided)}\np = {probability:.2f}, cost {cost:g}"
+        for true, decided, probability, cost in zip(
+            *(mistakes[name][:GALLERY] for name in ("true", "decided", "probability", "cost")), strict=True
+        )
     ]
     figures.draw(folder / "costliest_mistakes.png", plot_gallery, images, captions, f"Costliest mistakes, {split}")
 

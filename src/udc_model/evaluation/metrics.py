@@ -8,6 +8,8 @@ metrics at the sums over a split, `metric_intervals` at the sums over its resamp
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +21,9 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.integer]
 Metrics = dict[str, float | None]
 
+# In the name of a metric. A class . or .. would be a folder in MLflow's view of it.
+_NOT_IN_METRICS = re.compile(r"[^\w .\-]|^\.{1,2}\Z")
+_LONGEST_CLASS = 200  # characters in the name of a metric
 _MAX_PAIRWISE = 100  # sums of a term that are computed pairwise
 
 
@@ -146,10 +151,11 @@ def split_metrics(scored: Scored, ece_bins: int, recall_of: Sequence[tuple[int, 
     Of the images that are not referred: ``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``cohen_kappa``,
     ``matthews_correlation``. Of all images: ``mean_cost``, ``normalised_cost`` (divided by ``constant_mean_cost``, the
     mean cost of the best constant decision; None if that is 0), ``argmax_accuracy``, ``argmax_mean_cost``,
-    ``cost_saved`` (mean cost of argmax minus mean cost), ``referral_rate``. Of named classes: ``recall/…`` (share
-    decided as the class), ``miss_rate/…`` (share decided as another class). Of the probabilities: ``log_loss`` (nats),
-    ``brier_score`` (0 to 2), ``roc_auc`` and ``average_precision`` (one class against the rest, mean over classes), and
-    ``expected_calibration_error`` (mean gap between confidence and accuracy over bins; Naeini 2015, Nixon 2019).
+    ``cost_saved`` (mean cost of argmax minus mean cost), ``referral_rate``. Of named classes: `recall_metric` (share
+    decided as the class), `miss_rate_metric` (share decided as another class). Of the probabilities: ``log_loss``
+    (nats), ``brier_score`` (0 to 2), ``roc_auc`` and ``average_precision`` (one class against the rest, mean over
+    classes), and ``expected_calibration_error`` (mean gap between confidence and accuracy over bins; Naeini 2015, Nixon
+    2019).
     """
     sums = {name: terms.total()[:, None] for name, terms in metric_terms(scored, ece_bins).items()}
     metrics = metrics_of_sums(sums, scored.outcome_costs, recall_of)
@@ -216,14 +222,36 @@ def cost_metrics(cells: Floats, outcome_costs: Floats) -> dict[str, Floats]:
     return {"mean_cost": mean_cost, "normalised_cost": normalised, "constant_mean_cost": constant}
 
 
+def recall_metric(name: str) -> str:
+    """The name of the recall of a class among the metrics."""
+    return f"recall/{escape_class(name)}"
+
+
+def miss_rate_metric(name: str) -> str:
+    """The name of the miss rate of a class among the metrics."""
+    return f"miss_rate/{escape_class(name)}"
+
+
+def escape_class(name: str) -> str:
+    """A class name as a part of a metric's name, as MLflow allows it: other characters become ``:`` and their bytes.
+
+    Letters, digits, spaces and ``_ . -`` stay, so most names do. Different classes have different names: ``a/b`` is
+    ``a:2Fb``, ``a:b`` is ``a:3Ab``. Long names end with ``::`` and a digest, since MLflow allows 250 characters.
+    """
+    escaped = _NOT_IN_METRICS.sub(lambda match: "".join(f":{byte:02X}" for byte in match[0].encode()), name)
+    if len(escaped) <= _LONGEST_CLASS:
+        return escaped
+    return f"{escaped[: _LONGEST_CLASS - 18]}::{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
 def _class_metrics(decided: Floats, recall_of: Sequence[tuple[int, str]]) -> dict[str, Floats]:
     """Recall and miss rate, (B,), of named classes, of confusion matrices (K, D, B)."""
     k, metrics = len(decided), {}
     with np.errstate(divide="ignore", invalid="ignore"):
         for j, name in recall_of:
             support = decided[j].sum(axis=0)
-            metrics[f"recall/{name}"] = decided[j, j] / support
-            metrics[f"miss_rate/{name}"] = (decided[j, :k].sum(axis=0) - decided[j, j]) / support
+            metrics[recall_metric(name)] = decided[j, j] / support
+            metrics[miss_rate_metric(name)] = (decided[j, :k].sum(axis=0) - decided[j, j]) / support
     return metrics
 
 

@@ -16,6 +16,7 @@ Floats = NDArray[np.float64]
 
 # The palette of Okabe and Ito, distinguishable with all kinds of colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+_LONGEST_LABEL = 40  # characters
 _LEGEND_CLASSES = 10  # more curves than this have one colour and no legend
 _STYLE = {
     "font.size": 10,
@@ -40,6 +41,13 @@ def _save(path: Path, size: tuple[float, float], draw: Callable[[Figure], None])
         figure.savefig(path, metadata={"Software": None})
 
 
+def class_label(name: str, longest: int = _LONGEST_LABEL) -> str:
+    """A class name as a label: at most ``longest`` characters, without Matplotlib's mathematics between dollars."""
+    short = name if len(name) <= longest else f"{name[: longest - 1]}…"
+    short = f" {short}" if short.startswith("_") else short  # Matplotlib leaves labels that begin with _ out
+    return short.replace("$", r"\$")
+
+
 def plot_confusion_matrix(
     path: Path, values: NDArray[np.number], classes: list[str], outcomes: list[str], title: str, kind: str = "counts"
 ) -> None:
@@ -51,6 +59,7 @@ def plot_confusion_matrix(
         the row in [0, 1], or ``costs``.
     """
     rows, columns = values.shape
+    classes, outcomes = [*map(class_label, classes)], [*map(class_label, outcomes)]
     side = float(np.clip(0.55 * rows + 2.2, 4.2, 18))
     is_cost = kind == "costs"
     scale = np.abs(values).max() if is_cost else values.sum(axis=1, keepdims=True)
@@ -102,7 +111,7 @@ def plot_class_curves(path: Path, curves: pd.DataFrame, mean: pd.DataFrame, area
         for k, row in enumerate(areas.itertuples()):
             curve = curves[curves["class"] == row[1]]
             low, high = getattr(row, f"{area}_low"), getattr(row, f"{area}_high")
-            label = f"{row[1]}: {getattr(row, area):.3f} ({low:.3f} to {high:.3f})"
+            label = f"{class_label(row[1])}: {getattr(row, area):.3f} ({low:.3f} to {high:.3f})"
             style = "-" if k < len(COLOURS) else "--"
             if many:
                 axes.plot(curve[x], curve[y], color=COLOURS[0], alpha=0.35, linewidth=1, label="_class")
@@ -155,7 +164,7 @@ def plot_cost_curve(path: Path, table: pd.DataFrame) -> None:
         ):
             axes.plot(table["x"], table[name], style, color=colour, label=label)
         costliest = table["costliest_class"].iloc[0]
-        axes.set(xlabel=f"share of the cost at stake that belongs to class {costliest}",
+        axes.set(xlabel=f"share of the cost at stake that belongs to class {class_label(costliest)}",
                  ylabel="normalised expected cost", title="Cost curve", xlim=(0, 1), ylim=(0, None))  # fmt: skip
         axes.legend(frameon=False, fontsize=8)
 
@@ -218,11 +227,11 @@ def plot_sweep(path: Path, table: pd.DataFrame, swept: str, panels: Sequence[tup
             for k, name in enumerate(names):
                 colour = COLOURS[k % len(COLOURS)]
                 axes.plot(table[swept], table[name], marker="o", markersize=3, color=colour,
-                          label=name.replace("_", " "))  # fmt: skip
+                          label=class_label(name.replace("_", " ")))  # fmt: skip
                 if f"{name}_low" in table:
                     axes.fill_between(table[swept], table[f"{name}_low"], table[f"{name}_high"], color=colour,
                                       alpha=0.2, linewidth=0)  # fmt: skip
-            axes.set(xlabel=swept, title=title)
+            axes.set(xlabel=class_label(swept, 60), title=class_label(title))
             axes.legend(frameon=False, fontsize=8)
 
     _save(path, (4.6 * len(panels), 4.0), draw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 from udc_model.config import CostEntry, CostParams, EvaluateParams
 from udc_model.data.packed import group_indices
 from udc_model.decisions.calibration import Calibration
+from udc_model.decisions.matrix import list_classes, no_class
 from udc_model.decisions.policy import POLICY_FILE, Policy, fit_policy
 from udc_model.errors import UdcError
 from udc_model.evaluation.intervals import metric_intervals
-from udc_model.evaluation.metrics import Scored, split_metrics
+from udc_model.evaluation.metrics import Scored, miss_rate_metric, recall_metric, split_metrics
 from udc_model.evaluation.tables import (
     baselines_table,
     confusion,
@@ -30,6 +32,8 @@ from udc_model.evaluation.tables import (
 _SWEEP_METRICS = (
     "mean_cost", "normalised_cost", "constant_mean_cost", "argmax_mean_cost", "accuracy", "referral_rate",
 )  # fmt: skip
+_MAX_VALUES = 10_000  # of a sweep
+_LONGEST_STEM = 200  # bytes of a file name without its suffix
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,11 @@ class StoredEvaluation:
         """Read a folder; :class:`UdcError` if a file is missing or damaged."""
         policy = Policy.load(folder / POLICY_FILE)
         return cls(policy, *(read_predictions(folder / name / "predictions.csv") for name in ("calibration", split)))
+
+    @property
+    def calibration_counts(self) -> dict[str, int]:
+        """Images of each class in the calibration split."""
+        return {str(name): int(count) for name, count in self.calibration["true"].value_counts().items()}
 
     def decide(
         self, evaluate: EvaluateParams, costs: CostParams, calibration: Calibration | None = None
@@ -98,7 +107,8 @@ class Sweep:
     @classmethod
     def parse(cls, text: str) -> Sweep:
         """Parse ``true=A,predicted=B,values=0:20:0.5`` (first, last, step); :class:`UdcError` if it is malformed."""
-        fields = dict(part.partition("=")[::2] for part in text.split(","))
+        parts = re.split(r",(?=(?:true|predicted|values)=)", text)  # a class name may have a comma
+        fields = dict(part.partition("=")[::2] for part in parts)
         try:
             first, last, step = map(float, fields.pop("values").split(":"))
             true, predicted = fields.pop("true"), fields.pop("predicted")
@@ -107,7 +117,10 @@ class Sweep:
         except (KeyError, ValueError):
             raise UdcError(f"--sweep {text}: must be like true=A,predicted=B,values=0:20:0.5 (first, last, step; "
                            "step above 0)") from None  # fmt: skip
-        n = int(np.floor((last - first) / step + 1e-9)) + 1
+        count = np.floor((last - first) / step + 1e-9) + 1
+        if not 1 <= count <= _MAX_VALUES:
+            raise UdcError(f"--sweep {text}: has {count:,.0f} values, at most {_MAX_VALUES:,} are possible")
+        n = int(count)
         return cls(true, predicted, [round(first + i * step, 12) for i in range(n)])
 
     def run(
@@ -120,6 +133,12 @@ class Sweep:
         One row per value (``cost`` of the cell, mean costs, accuracy, referral rate, recall and miss rate of each
         class, ``images`` in the cell), and the confusion matrix at each (``cost``, ``true``, ``decided``, ``images``).
         """
+        for key, name in (("true", self.true), ("predicted", self.predicted)):
+            if name not in stored.policy.classes:
+                classes = stored.policy.classes
+                raise UdcError(
+                    f"--sweep {key}={name}: {no_class(name, classes)}; its classes are {list_classes(classes)}"
+                )
         rows, cells = [], []
         calibration = stored.decide(evaluate, costs)[0].calibration  # the costs do not change it
         for cost in self.values:
@@ -150,7 +169,7 @@ def decision_report(stored: StoredEvaluation, policy: Policy, scored: Scored, ev
         baselines_table(scored, policy.outcomes, policy.decision).round(4).to_string(index=False, na_rep="-"),
         "",
         f"referral rate {metrics['referral_rate']:.4f}",
-        *(f"{name}: recall {metrics[f'recall/{name}']:.4f}, miss rate {metrics[f'miss_rate/{name}']:.4f}"
+        *(f"{name}: recall {metrics[recall_metric(name)]:.4f}, miss rate {metrics[miss_rate_metric(name)]:.4f}"
           for name in policy.classes),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -168,7 +187,7 @@ def write_sweep(
 ) -> tuple[str, list[Path]]:
     """Run a sweep and write its table, plot and confusion matrices; returns the table as text and the files."""
     table, cells = sweep.run(stored, evaluate, costs)
-    recalls = list(dict.fromkeys(f"recall/{name}" for name in (sweep.true, sweep.predicted)))
+    recalls = list(dict.fromkeys(recall_metric(name) for name in (sweep.true, sweep.predicted)))
     name = f"{sweep.true} as {sweep.predicted}"
     panels = [
         ("Cost", ["mean_cost", "argmax_mean_cost", "constant_mean_cost"]),
@@ -191,6 +210,8 @@ def write_sweep_files(
 
     folder.mkdir(parents=True, exist_ok=True)
     stem = re.sub(r"[^\w.-]+", "_", swept)
+    if len(stem.encode()) > _LONGEST_STEM:
+        stem = f"{stem[:40]}-{hashlib.sha256(swept.encode()).hexdigest()[:8]}"
     files = [folder / f"{stem}.csv", folder / f"{stem}.png"]
     write_csv(table, files[0])
     plot_sweep(files[1], table, swept, panels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ def _swept_value(run: RecordedRun, swept: str) -> float | None:
             return float(run.params[swept])
         except (KeyError, ValueError):
             return None
-    fields = dict(part.partition("=")[::2] for part in swept.split(","))
+    fields = dict(part.partition("=")[::2] for part in re.split(r",(?=predicted=)", swept))
     if set(fields) != {"true", "predicted"}:
         raise UdcError(f"{swept}: must be like true=A,predicted=B")
     with tempfile.TemporaryDirectory() as scratch:

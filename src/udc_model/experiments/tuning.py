@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from udc_model.config import full_name, load_params
 from udc_model.errors import UdcError
+from udc_model.experiments.settings import check_settings
 from udc_model.tracking.journal import pending_journals, read_entries, wait_for_senders
 from udc_model.tracking.links import dvc_experiments
 from udc_model.tracking.provenance import EXPERIMENT_NAME, git
@@ -82,6 +83,13 @@ class SearchRange:
         low, high = map(float, self.arguments)
         return low, high
 
+    @property
+    def extremes(self) -> tuple[str, ...]:
+        """All values of a choice, otherwise the lowest and the highest value, as texts for DVC's option ``-S``."""
+        if self.kind in ("value", "choice"):
+            return self.arguments
+        return tuple(str(int(bound)) if self.kind == "int" else repr(bound) for bound in self.bounds())
+
     def suggest(self, trial: Trial) -> str:
         """The value for a trial, as text for DVC's option ``-S``."""
         match self.kind:
@@ -133,6 +141,10 @@ def tune(plan: TuningPlan) -> str:
             f"{plan.study}: the name of a study may have letters, digits, '_', '.' and '-' only, as DVC experiments"
         )
     params = load_params()
+    extremes = [search_range.extremes for search_range in plan.ranges]
+    for k in range(max(map(len, extremes), default=0)):  # before the first trial trains for hours
+        values = zip(plan.ranges, extremes, strict=True)
+        check_settings([f"{each.name}={texts[min(k, len(texts) - 1)]}" for each, texts in values])
     root = repository_root()
     folder = root / STUDIES / plan.study
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import udc_model
-from udc_model.config import Params
+from udc_model.config import Params, with_json_mappings
 from udc_model.decisions.policy import POLICY_FILE
 from udc_model.evaluation.intervals import Intervals
 from udc_model.evaluation.metrics import Metrics
@@ -31,14 +31,14 @@ _REQUIREMENTS = (
 
 def log_training(run: StageRun, record: Mapping[str, Any]) -> None:
     """Log parameters, final metrics and data of the training run, from ``training/record.json``, if the run is new."""
-    run.log_params(record["params"], new_only=True)
+    run.log_params(with_json_mappings(record["params"]), new_only=True)
     run.log_metrics({f"train/{name}": value for name, value in record["final_metrics"].items()}, new_only=True)
     run.log_dataset(**record["data"], context="training", new_only=True)
 
 
 def log_scores(run: StageRun, params: Params, record: Mapping[str, Any], scores: Scores, metrics_json: str) -> None:
     """Log parameters and data of the evaluation, and the metrics of each split with their intervals."""
-    run.log_params({"costs": params.costs.model_dump(), "evaluate": params.evaluate.model_dump()})
+    run.log_params(with_json_mappings(params.model_dump(include={"costs", "evaluate"})))
     run.log_dataset(**record["data"], context="evaluation")
     metrics: dict[str, float | None] = {}
     for split, (values, intervals) in scores.items():

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from udc_model.config import CostParams, EvaluateParams, LossParams, Params, load_params
-from udc_model.decisions.checks import check_classes, check_counts
+from udc_model.config.yaml12 import as_yaml
+from udc_model.decisions.checks import check_data
 from udc_model.errors import UdcError
 from udc_model.files import Workspace, atomic_folder, exit_status
 
@@ -48,8 +47,7 @@ def resolve(params: Params, dataset_info: Mapping[str, Any]) -> ResolvedParams:
     UdcError
         A parameter does not fit the classes or the number of images.
     """
-    check_classes(params, dataset_info["classes"])
-    check_counts(params.evaluate, dataset_info["counts"]["calibration"])
+    check_data(params, dataset_info["classes"], dataset_info["counts"]["calibration"])
     model_type = params.model.model_type
     unused = "convnext" if model_type == "resnet" else "resnet"
     architectures = {model_type: params.model.architecture, unused: type(getattr(params.model, unused))()}
@@ -83,7 +81,7 @@ def write_resolved(resolved: ResolvedParams, workspace: Workspace) -> None:
     evaluate = resolved.evaluate.model_dump(include={"costs", "evaluate"})
     with atomic_folder(workspace.resolved) as folder:
         for name, values in ((TRAIN, train), (EVALUATE, evaluate)):
-            text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+            text = as_yaml(values)
             (folder / name).write_text(text, encoding="utf-8")
 
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import pandas as pd
 import torch
-import yaml
 
 import udc_model
-from udc_model.config import Params, load_params
+from udc_model.config import Params, load_params, with_json_mappings
+from udc_model.config.yaml12 import as_yaml
 from udc_model.data.packed import PackedDataset
 from udc_model.errors import UdcError
 from udc_model.evaluation.plots import plot_training_curves
@@ -58,7 +58,7 @@ def train(params: Params, workspace: Workspace) -> None:
     if params.train.processes > 1 and not is_launched():
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "params.yaml"
-            file.write_text(_as_yaml(params.model_dump()), encoding="utf-8")
+            file.write_text(as_yaml(params.model_dump()), encoding="utf-8")
             arguments = ["--params", str(file), "--root", str(workspace.root)]
             launch("udc_model.stages.train", arguments, params.train.processes)
         return
@@ -86,8 +86,8 @@ def train_and_record(session: TrainingSession, dataset: PackedDataset, workspace
         if checkpoints and checkpoints.last:
             logger.info("resuming from checkpoint %s", checkpoints.last)
         session.checkpoints = checkpoints
-        run.log_params(training_params(params))
-        run.log_text(_as_yaml(training_params(params)), "params.yaml")
+        run.log_params(with_json_mappings(training_params(params)))
+        run.log_text(as_yaml(training_params(params)), "params.yaml")
         run.log_dataset(**dataset_input(params, dataset), context="training")
         run.log_file(workspace.prepared / "dataset.json", "data")
 
@@ -196,10 +196,6 @@ def write_training(folder: Path, result: TrainingResult, record: dict[str, Any])
     curves.to_csv(folder / "curves.csv", index=False, lineterminator="\n")
     plot_training_curves(folder / "curves.png", curves, result.best_epoch)
     (folder / "record.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _as_yaml(values: dict[str, Any]) -> str:
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def main() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import select
 import shutil
 import subprocess
@@ -111,9 +110,7 @@ class StageRun:
         logged twice with the same time.
         """
         when = {} if measured is None else {"time": measured}
-        # MLflow refuses other characters in a name, and names contain class names
-        defined = {re.sub(r"[^/\w.\- :]", "_", name): value for name, value in values.items() if value is not None}
-        items = list(defined.items())
+        items = [(name, value) for name, value in values.items() if value is not None]
         for start in range(0, len(items), 1000):
             self._append("batch", metrics=dict(items[start : start + 1000]), step=step, new_only=new_only, **when)
 

@@ -1,0 +1,78 @@
+"""Parameters for DVC are checked on a copy of params.yaml, as DVC reads them."""
+
+import pytest
+
+from udc_model.cli import main
+from udc_model.errors import UdcError
+from udc_model.experiments.settings import check_settings
+from udc_model.experiments.tuning import SearchRange, TuningPlan, tune
+
+TEXT = "train: {epochs: 2, learning_rate: 0.1}\nevaluate: {recall_of: []}\ncosts: {entries: [], prior: null}\n"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(TEXT)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [("3", "3"), ("01", "01"), ("0x10", "0x10"), ("2024-01-01", "2024-01-01"), ("no", "no"), ("'1.10'", "1.10"),
+     ("'true'", "true"), ("a/b", "a/b")],
+)  # fmt: skip
+def test_class_names_arrive_as_dvc_writes_them(folder, written, name):
+    params = check_settings(
+        [f"evaluate.recall_of=[{written}]", f"costs.entries=[{{actual: {written}, predicted: b, cost: 5}}]"]
+    )
+    assert params.evaluate.recall_of == [name]
+    assert params.costs.entries[0].true == name
+    assert (folder / "params.yaml").read_text() == TEXT
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("evaluate.recall_of=[1.10]", r"evaluate\.recall_of\.0: 1\.10 is not read .*'1\.10'$"),
+        (
+            "evaluate.recall_of=[true]",
+            r"^params\.yaml is not valid:\n .*recall_of\.0: true is not read .*'true'",
+        ),
+        ("evaluate.recall_of=[null]", r"evaluate\.recall_of\.0: null is not read as a text; .* in quotes: 'null'"),
+        ("costs.prior={1.0: 0.5, b: 0.5}", r"the key 1\.0 is not read as a text; put it in quotes: '1\.0'"),
+        ("costs.prior={3: 0.5, b: 0.5}", r"the key 3 is not read as a text; put it in quotes: '3'"),
+        ("train.epochs=0", r"^params\.yaml is not valid:\n  train\.epochs: got 0; allowed: integer above 0$"),
+        ("train.eposch=1", r"train\.eposch=1: DVC cannot read this parameter: "),
+        ("evaluate.recall_of=[é]", r"recall_of=\[é\]: DVC cannot read this parameter: .* needs quotes"),
+        ("evaluate.recall_of=[a", r"recall_of=\[a: DVC cannot read this parameter: "),
+    ],
+)
+def test_bad_settings_are_one_message_and_change_nothing(folder, setting, message):
+    with pytest.raises(UdcError, match=message):
+        check_settings([setting])
+    assert (folder / "params.yaml").read_text() == TEXT
+
+
+def test_run_checks_before_dvc_starts(folder, caplog, monkeypatch):
+    monkeypatch.setenv("PATH", f"{folder}")
+    (folder / "dvc").write_text("#!/bin/sh\n/bin/touch started\n")
+    (folder / "dvc").chmod(0o755)
+    assert main(["run", "--recall_of", "[1.0]"]) == 1
+    assert "write the name of the class in quotes: '1.0'" in caplog.text
+    assert main(["run", "--train.epochs=0"]) == 1
+    assert not (folder / "started").exists()
+    assert main(["run", "--recall_of", "[3]", "--train.epochs", "4"]) == 0
+    assert (folder / "started").exists()
+
+
+@pytest.mark.parametrize("setting", ["train.epochs=int(0,3)", "train.learning_rate=uniform(-1,1)",
+                                     "train.optimizer=choice(sgd,adma)", "evaluate.recall_of=[1.0]"])  # fmt: skip
+def test_tune_checks_all_ranges_before_the_first_trial(folder, setting):
+    name = setting.partition("=")[0]
+    ranges = [SearchRange.parse("train.momentum=uniform(0,0.5)"), SearchRange.parse(setting)]
+    (folder / "params.yaml").write_text("train: {epochs: 2, learning_rate: 0.1, momentum: 0.1, optimizer: sgd}\n"
+                                        "evaluate: {recall_of: []}\n")  # fmt: skip
+    with pytest.raises(UdcError, match=f"params.yaml is not valid:\n  {name}"):
+        tune(TuningPlan("s", ranges, 3))
+    assert not (folder / ".udc").exists()
