@@ -55,7 +55,10 @@ def _load(tmp_path, text):
             "costs: {entries: [{true: a, predicted: b, cost: 1.0}]}",
             r"the key true is not read as a text; put it in quotes: 'true' .in costs.entries, `actual`",
         ),
-        ("costs: {entries: [{'true': a, predicted: b}]}", r"costs\.entries\.0\.cost: is missing; allowed: number$"),
+        (
+            "costs: {entries: [{'true': a, predicted: b}]}",
+            r"costs\.entries\.0\.cost: is missing; allowed: number at least -1",
+        ),
         # one of several types
         ("train: {batch_size: 0}", r"train\.batch_size: got 0; allowed: integer above 0 or auto$"),
         ("train: {batch_size: atuo}", r"got 'atuo'; allowed: integer above 0 or auto; did you mean auto\?$"),
@@ -68,8 +71,8 @@ def _load(tmp_path, text):
         ("data: {csv_files: [3]}", r"data\.csv_files\.0: got 3; allowed: text or \{file, split\}; .* quotes: '3'$"),
         ("data: {csv_files: []}", r"data\.csv_files: got \[\]; allowed: list of: .*; at least 1$"),
         ("costs: {matrix: 3}", r"costs\.matrix: got 3; allowed: mapping from text to: mapping .* or list of: list"),
-        ("costs: {matrix: [[a]]}", r"costs\.matrix\.0\.0: got 'a'; allowed: number$"),
-        ("costs: {matrix: {a: {b: c}}}", r"costs\.matrix\.a\.b: got 'c'; allowed: number$"),
+        ("costs: {matrix: [[a]]}", r"costs\.matrix\.0\.0: got 'a'; allowed: number at least -1"),
+        ("costs: {matrix: {a: {b: c}}}", r"costs\.matrix\.a\.b: got 'c'; allowed: number at least -1"),
         # a section that is none
         ("train:", r"train: is empty; remove the line to use the defaults, or set parameters below it: accumulation,"),
         ("data: text", r"data: got 'text'; allowed: a section with the parameters carve, classes, copies,"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from udc_model.config import CostEntry, CostParams
-from udc_model.decisions.matrix import cost_matrix, lint_costs
+from udc_model.decisions.matrix import cost_matrix
 from udc_model.errors import UdcError
 
 AB = ["a", "b"]
@@ -56,53 +56,44 @@ def test_cost_matrix_raises_for_names_and_shapes_that_do_not_match(params, messa
         cost_matrix(params, AB)
 
 
-def test_lint_has_no_findings_for_common_matrices():
-    classes = ["a", "b", "c"]
-    for params in (CostParams(), CostParams(preset="absolute_difference", order=classes)):
-        assert lint_costs(cost_matrix(params, classes), classes) == []
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (CostParams(entries=[CostEntry(true="a", predicted="b", cost=-5)]),
+         r"costs\.entries\.0: deciding b costs -5 if the true class is a, less than the right decision"),
+        (CostParams(entries=[CostEntry(true="b", predicted="b", cost=2)]), r"costs\.entries\.0: deciding a costs 1 if"),
+        (CostParams(matrix={"a": {"a": 0, "b": 1}, "b": {"a": -0.5, "b": 0}}), r"costs\.matrix: deciding a costs -0"),
+        (CostParams(matrix=[[0, -1], [1, 0]]), r"costs\.matrix: deciding b costs -1 if the true class is a"),
+        (CostParams(preset="absolute_difference", default=1e6, power=12, order=AB, entries=[]), None),
+    ],
+)  # fmt: skip
+def test_a_mistake_cheaper_than_the_right_decision_is_an_error(params, message):
+    if message is None:
+        assert cost_matrix(params, AB).max() == 1e6
+        return
+    with pytest.raises(UdcError, match=message):
+        cost_matrix(params, AB)
+
+
+def test_a_gain_for_a_right_decision_is_valid():
+    params = CostParams(entries=[CostEntry(true="a", predicted="a", cost=-3)])
+    assert cost_matrix(params, AB).tolist() == [[-3, 1], [1, 0]]
 
 
 @pytest.mark.parametrize(
-    ("costs", "expected"),
-    [
-        (
-            [[0, 5, 1], [0, 0, 0], [2, 1, 0]],
-            ["mistakes on b cost nothing", "deciding b never has the least expected cost"],
-        ),
-        (
-            [[0, 5], [0, 0]],
-            ["deciding a costs nothing for any true class", "mistakes on b cost nothing", "deciding b never has"],
-        ),
-        # b costs more than c for every true class
-        ([[0, 3, 2], [1, 1, 0], [4, 3, 0]], ["deciding b never has the least expected cost"]),
-        # no single decision is better than b for all posteriors, but a or c always is
-        ([[0, 3, 4], [2, 2.5, 2], [4, 3, 0]], ["deciding b never has the least expected cost"]),
-    ],
-)
-def test_lint_findings_name_the_class(costs, expected):
-    findings = lint_costs(np.array(costs, dtype=float), ["a", "b", "c"][: len(costs)])
-    assert len(findings) == len(expected)
-    for finding, start in zip(sorted(findings), sorted(f"costs: {each}" for each in expected), strict=True):
-        assert finding.startswith(start)
+    ("costs", "name"),
+    [({"entries": [{"true": "a", "predicted": "b", "cost": 1e10}]}, "costs.entries.0.cost"),
+     ({"refer": -0.1}, "costs.refer"), ({"refer": 1e308}, "costs.refer"), ({"default": 1e12}, "costs.default"),
+     ({"matrix": [[0.0, 1e15], [1.0, 0.0]]}, "costs.matrix")],
+)  # fmt: skip
+def test_costs_out_of_range_are_named(costs, name):
+    from udc_model.config import validate_params
+
+    with pytest.raises(UdcError, match=name.replace(".", r"\.")):
+        validate_params({"costs": costs}, "params.yaml")
 
 
-def test_lint_agrees_with_random_posteriors():
-    rng = np.random.default_rng(0)
-    posteriors = rng.dirichlet(np.ones(3) * 0.5, size=20_000)
-    for _ in range(40):
-        costs = rng.integers(0, 8, (3, 3)) + 1.0
-        decided = set(np.argmin(posteriors @ costs, axis=1).tolist())
-        findings = " ".join(lint_costs(costs, list("abc")))
-        possible = {k for k, name in enumerate("abc") if f"deciding {name} " not in findings}
-        assert decided <= possible
-        # the draws may miss a decision that is best in a small region only
-        assert len(possible - decided) <= 1
-
-
-def test_lint_finds_referral_that_is_never_or_always_best():
-    costs = 1 - np.eye(3)
-    assert lint_costs(costs, ["a", "b", "c"], 0.5) == []
-    costly = lint_costs(costs, ["a", "b", "c"], 0.7)  # the largest expected cost of the best class is 2/3
-    assert costly == ["costs.refer: at 0.7, referral never has the least expected cost; no image is referred"]
-    free = lint_costs(costs, ["a", "b", "c"], -0.1)
-    assert [text for text in free if "deciding a never has the least expected cost" in text]
+def test_powers_out_of_range_are_an_error():
+    classes = [str(k) for k in range(10)]
+    with pytest.raises(UdcError, match=r"a cost is larger than 1e\+09; lower costs\.power"):
+        cost_matrix(CostParams(preset="absolute_difference", power=10), classes)

@@ -9,6 +9,9 @@ from pydantic import AliasChoices, Field, field_validator
 
 from udc_model.config.section import ClassName, Section
 
+LARGEST_COST = 1e9  # expected costs stay exact to 1e-7 of a cost of 1
+Cost = Annotated[float, Field(ge=-LARGEST_COST, le=LARGEST_COST)]
+
 
 class CostEntry(Section):
     """Cost of deciding ``predicted`` if the true class is ``true``.
@@ -19,7 +22,7 @@ class CostEntry(Section):
 
     true: ClassName = Field(validation_alias=AliasChoices("true", "actual"), description="True class.")
     predicted: ClassName = Field(description="Decision.")
-    cost: float = Field(description="Cost of the decision.")
+    cost: Cost = Field(description="Cost of the decision.")
 
 
 class CostParams(Section):
@@ -33,7 +36,7 @@ class CostParams(Section):
         description="uniform: every mistake costs default; absolute_difference: default times the distance of the "
         "classes to the power.",
     )
-    default: Annotated[float, Field(ge=0)] = Field(
+    default: Annotated[float, Field(ge=0, le=LARGEST_COST)] = Field(
         1.0, description="Cost of a mistake; under absolute_difference per unit of distance."
     )
     power: Annotated[float, Field(gt=0)] = Field(1.0, description="Exponent of the distance under absolute_difference.")
@@ -43,12 +46,12 @@ class CostParams(Section):
     entries: list[CostEntry] = Field(
         [], description="Single costs, as {'true': a, predicted: b, cost: 10}; 'true' needs its quotes."
     )
-    matrix: dict[str, dict[str, float]] | list[list[float]] | None = Field(
+    matrix: dict[str, dict[str, Cost]] | list[list[Cost]] | None = Field(
         None,
         description="All costs by name, as {a: {a: 0, b: 10}, b: {a: 1, b: 0}}, or as rows in the sorted order of the "
         "classes; replaces preset.",
     )
-    refer: float | None = Field(
+    refer: Annotated[float, Field(ge=0, le=LARGEST_COST)] | None = Field(
         None, description="Cost of referring an image to a person; null means that referral is not available."
     )
     prior: dict[str, Annotated[float, Field(gt=0, lt=1)]] | None = Field(

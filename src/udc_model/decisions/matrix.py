@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from udc_model.config import CostParams
+from udc_model.config import LARGEST_COST, CostParams
 from udc_model.errors import UdcError
 
 REFER = "refer"  # the decision to refer an image to a person
@@ -40,11 +40,25 @@ def cost_matrix(params: CostParams, classes: list[str]) -> NDArray[np.float64]:
     index = {name: k for k, name in enumerate(classes)}
     for entry in params.entries:
         costs[index[entry.true], index[entry.predicted]] = entry.cost
-    if not np.isfinite(costs).all():
-        raise UdcError("costs: a cost is infinite; lower costs.power or costs.default")
+    if not (np.abs(costs) <= LARGEST_COST).all():
+        raise UdcError(f"costs: a cost is larger than {LARGEST_COST:g}; lower costs.power or costs.default")
+    if problems := _cheap_mistakes(params, costs, classes):
+        raise UdcError("\n".join(problems))
     if (costs == costs[:, :1]).all():
         raise UdcError("costs: all decisions cost the same for each true class, so there is nothing to decide")
     return costs
+
+
+def _cheap_mistakes(params: CostParams, costs: NDArray[np.float64], classes: list[str]) -> list[str]:
+    """Mistakes that cost less than the right decision of their row, probably by a wrong sign, one sentence each."""
+    entries = {(entry.true, entry.predicted): f"costs.entries.{i}" for i, entry in enumerate(params.entries)}
+    problems = []
+    for y, k in np.argwhere(costs < np.diag(costs)[:, None]):
+        true, decided = classes[y], classes[k]
+        origin = entries.get((true, decided)) or entries.get((true, true)) or "costs.matrix"
+        problems.append(f"{origin}: deciding {decided} costs {costs[y, k]:g} if the true class is {true}, less than "
+                        f"the right decision ({costs[y, y]:g}); is a sign wrong?")  # fmt: skip
+    return problems
 
 
 def cost_problems(params: CostParams, classes: Sequence[str]) -> list[str]:
@@ -137,44 +151,3 @@ def class_prior(params: CostParams, classes: list[str]) -> NDArray[np.float64] |
         raise UdcError("\n".join([*problems, f"the classes of the data are: {list_classes(classes)}"]))
     prior = np.array([params.prior[name] for name in classes])
     return np.asarray(prior / prior.sum())
-
-
-def lint_costs(costs: NDArray[np.float64], classes: list[str], refer: float | None = None) -> list[str]:
-    """Warnings about a (K, K) cost matrix that is valid but probably unintended, one sentence each."""
-    findings = []
-    outcome_costs = with_referral(costs, refer)
-    if refer is not None and not _can_be_least(outcome_costs, len(costs)):
-        findings.append(f"costs.refer: at {refer:g}, referral never has the least expected cost; no image is referred")
-    for k, name in enumerate(classes):
-        mistakes = np.delete(costs[k], k)
-        if (mistakes == 0).all():
-            findings.append(f"costs: mistakes on {name} cost nothing, so its images do not affect the cost")
-        if (costs[:, k] <= 0).all():
-            findings.append(f"costs: deciding {name} costs nothing for any true class, so it is always the decision")
-        elif not _can_be_least(outcome_costs, k):
-            findings.append(f"costs: deciding {name} never has the least expected cost; no image is decided {name}")
-    return findings
-
-
-def _can_be_least(costs: NDArray[np.float64], decision: int) -> bool:
-    """Whether a decision, a column of (K, D), has strictly the least expected cost for some posterior.
-
-    A linear programme: maximise t over posteriors p with ``p C[:, other] - p C[:, decision] >= t`` for every other
-    decision. Posteriors that are certain, or undecided between two classes, answer it for most matrices without one.
-    """
-    k = len(costs)
-    gains = costs[:, [decision]] - np.delete(costs, decision, axis=1)  # (K, D - 1); p @ gains <= -t
-    first, second = np.triu_indices(k)
-    if ((gains[first] + gains[second]) / 2 < -1e-9 * np.abs(costs).max()).all(axis=1).any():
-        return True
-    from scipy.optimize import linprog  # 0.2 s to import
-
-    best = linprog(
-        c=np.append(np.zeros(k), -1.0),
-        A_ub=np.column_stack([gains.T, np.ones(gains.shape[1])]),
-        b_ub=np.zeros(gains.shape[1]),
-        A_eq=np.append(np.ones(k), 0.0)[None, :],
-        b_eq=[1.0],
-        bounds=[(0, None)] * k + [(None, None)],
-    )
-    return bool(-best.fun > 1e-9 * np.abs(costs).max())

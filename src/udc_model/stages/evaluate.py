@@ -11,7 +11,7 @@ import numpy as np
 
 from udc_model.config import EvaluateParams, Params
 from udc_model.data.packed import PackedDataset, PackedSplit, group_indices
-from udc_model.decisions.matrix import lint_costs
+from udc_model.decisions.lint import lint_costs
 from udc_model.decisions.policy import POLICY_FILE, fit_policy
 from udc_model.errors import UdcError
 from udc_model.evaluation.figures import FigureProcess
