@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import hashlib
 import json
 import logging
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -16,9 +19,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from filelock import FileLock, Timeout
+
 from udc_model.errors import UdcError
 
 logger = logging.getLogger(__name__)
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux: paths are relative to the current folder; both names change places
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,44 @@ class Workspace:
 
 
 @contextmanager
+def only_writer(workspace: Workspace) -> Iterator[None]:
+    """Let no other process write outputs of the workspace until the block ends.
+
+    The system releases the lock when the process ends, however it ends. Commands that only read do not take it.
+
+    Raises
+    ------
+    UdcError
+        Another process is writing; the message has its command and process id.
+    """
+    folder = workspace.root / ".udc"
+    holder = folder / "writer.json"
+    lock = FileLock(folder / "writer.lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UdcError(f"{_describe_holder(holder)} is writing to {workspace.root.resolve()}; "
+                       "wait until it has ended, or stop it") from None  # fmt: skip
+    except OSError as error:
+        raise UdcError(f"{folder}: cannot be written: {error}") from error
+    try:
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        write_atomically(holder, json.dumps({"pid": os.getpid(), "command": command}) + "\n")
+        yield
+    finally:
+        lock.release()
+
+
+def _describe_holder(holder: Path) -> str:
+    try:
+        content = json.loads(holder.read_text(encoding="utf-8"))
+        return f"{content['command']} (process {int(content['pid'])})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"  # it has the lock and has not written the file yet
+
+
+@contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield a scratch folder that replaces ``target`` when the block ends without an error.
 
@@ -73,15 +118,52 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         for leftover in target.parent.glob(f".{target.name}.*.partial"):
-            _remove(leftover)  # from a process that was killed
+            if not _is_locked(leftover):
+                _remove(leftover)  # from a process that was killed
         scratch.mkdir()
-        yield scratch
-        _remove(target)
-        scratch.rename(target)
+        with _locked(scratch):
+            yield scratch
+            _replace_folder(scratch, target)
     except OSError as error:
         raise UdcError(f"{target}: cannot be written: {error}") from error
     finally:
         _remove(scratch)
+
+
+def _replace_folder(source: Path, target: Path) -> None:
+    """Rename a folder to ``target``. On Linux an existing target gets the name of ``source`` in the same instant."""
+    if target.is_symlink() or target.exists():
+        exchange = getattr(ctypes.CDLL(None), "renameat2", None)
+        if exchange is not None and not exchange(_AT_FDCWD, bytes(source), _AT_FDCWD, bytes(target), _RENAME_EXCHANGE):
+            return
+        _remove(target)  # other systems, and file systems without the exchange
+    source.rename(target)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Mark a folder as in use: its lock is released by the system when the process ends, however it ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_locked(folder: Path) -> bool:
+    """Whether a process is in a `_locked` block of the folder."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:

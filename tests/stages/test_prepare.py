@@ -1,6 +1,5 @@
 """Tests of the stage prepare with real files, and of the errors for invalid sources."""
 
-import contextlib
 import csv
 from types import SimpleNamespace
 
@@ -11,7 +10,7 @@ from PIL import Image
 from udc_model.config import SPLITS, CostParams, CsvFile, DataParams, ModelParams, Params
 from udc_model.data.packed import PackedDataset
 from udc_model.errors import UdcError
-from udc_model.files import Workspace, atomic_folder, exit_status
+from udc_model.files import Workspace
 from udc_model.stages.prepare import prepare
 
 
@@ -276,28 +275,6 @@ def test_parameters_that_contradict_the_classes_raise(tmp_path, shapes_folder):
     ):
         with pytest.raises(UdcError, match=message):
             _prepare(tmp_path, changed)
-
-
-def test_atomic_folder_keeps_the_target_and_removes_scratch_after_an_error(tmp_path):
-    target = tmp_path / "model"
-    with atomic_folder(target) as folder:
-        (folder / "a").write_text("old")
-    (tmp_path / ".model.1.partial").mkdir()  # from a process that was killed
-    with contextlib.suppress(RuntimeError), atomic_folder(target) as folder:
-        (folder / "a").write_text("new")
-        raise RuntimeError
-    assert (target / "a").read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_exit_status_logs_a_udc_error_without_traceback(capsys, caplog):
-    def fails():
-        raise UdcError("model.weights: none")
-
-    assert exit_status(fails) == 1
-    assert "error: model.weights: none" in caplog.text
-    assert "Traceback" not in caplog.text + capsys.readouterr().err
-    assert exit_status(lambda: None) == 0
 
 
 def test_open_raises_for_a_damaged_prepared_folder(tmp_path, shapes_folder):

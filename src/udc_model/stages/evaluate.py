@@ -19,7 +19,7 @@ from udc_model.evaluation.intervals import Intervals
 from udc_model.evaluation.metrics import Metrics
 from udc_model.evaluation.report import model_identity, write_report
 from udc_model.evaluation.tables import write_predictions, write_split
-from udc_model.files import Workspace, atomic_folder, exit_status, read_json, sha256_of, write_atomically
+from udc_model.files import Workspace, atomic_folder, exit_status, only_writer, read_json, sha256_of, write_atomically
 from udc_model.inference.stored_logits import Logits, stored_logits
 from udc_model.stages.code import LOGITS, code_files
 from udc_model.stages.evaluation_log import Scores, log_evaluation, log_model, log_scores, log_training
@@ -48,6 +48,11 @@ def evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         The model or the prepared data is missing, they do not belong together, or the calibration split is too small
         for the policy.
     """
+    with only_writer(workspace):
+        return _evaluate(params, workspace)
+
+
+def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
     dataset = PackedDataset.open(workspace.prepared)
     record = read_record(workspace, dataset)
     splits = {name: dataset.split(name) for name in ("calibration", *SCORED)}

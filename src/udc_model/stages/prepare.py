@@ -23,7 +23,7 @@ from udc_model.data.sources import (
 )
 from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.checks import check_classes
-from udc_model.files import Workspace, atomic_folder, exit_status
+from udc_model.files import Workspace, atomic_folder, exit_status, only_writer
 
 logger = logging.getLogger("udc_model.stages.prepare")  # __name__ is __main__ when DVC runs the stage
 
@@ -41,7 +41,7 @@ def prepare(params: Params, workspace: Workspace) -> dict[str, Any]:
         The source or an image is invalid, a parameter contradicts the classes, or a class has too few images.
     """
     data = params.data
-    with atomic_folder(workspace.prepared) as folder:
+    with only_writer(workspace), atomic_folder(workspace.prepared) as folder:
         unpacked = folder / "unpacked"
         source = open_source(data, unpacked)
         if source.pixels is None:

@@ -19,7 +19,7 @@ from udc_model.config import CostParams, EvaluateParams, LossParams, Params, loa
 from udc_model.config.yaml12 import as_yaml
 from udc_model.decisions.checks import check_data
 from udc_model.errors import UdcError
-from udc_model.files import Workspace, atomic_folder, exit_status
+from udc_model.files import Workspace, atomic_folder, exit_status, only_writer
 
 logger = logging.getLogger("udc_model.stages.resolve")  # __name__ is __main__ if DVC runs the stage
 
@@ -79,7 +79,7 @@ def write_resolved(resolved: ResolvedParams, workspace: Workspace) -> None:
     for name in WITHOUT_EFFECT:
         del train["train"][name]
     evaluate = resolved.evaluate.model_dump(include={"costs", "evaluate"})
-    with atomic_folder(workspace.resolved) as folder:
+    with only_writer(workspace), atomic_folder(workspace.resolved) as folder:
         for name, values in ((TRAIN, train), (EVALUATE, evaluate)):
             text = as_yaml(values)
             (folder / name).write_text(text, encoding="utf-8")

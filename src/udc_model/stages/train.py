@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from udc_model.config.yaml12 import as_yaml
 from udc_model.data.packed import PackedDataset
 from udc_model.errors import UdcError
 from udc_model.evaluation.plots import plot_training_curves
-from udc_model.files import Workspace, atomic_folder, exit_status, sha256_of
+from udc_model.files import Workspace, atomic_folder, exit_status, only_writer, sha256_of
 from udc_model.stages.code import STAGES, code_files
 from udc_model.stages.resolve import WITHOUT_EFFECT, load_training_params, read_dataset_info, resolve
 from udc_model.tracking.delivery import MODEL_SHA256
@@ -56,13 +57,15 @@ def train(params: Params, workspace: Workspace) -> None:
         The prepared data is missing or does not fit the parameters, or the training run failed or was pruned.
     """
     if params.train.processes > 1 and not is_launched():
+        with only_writer(workspace):
+            pass  # otherwise the processes would start first
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "params.yaml"
             file.write_text(as_yaml(params.model_dump()), encoding="utf-8")
             arguments = ["--params", str(file), "--root", str(workspace.root)]
             launch("udc_model.stages.train", arguments, params.train.processes)
         return
-    with process_group() as ranks:
+    with process_group() as ranks, only_writer(workspace) if ranks.is_first else nullcontext():
         dataset = PackedDataset.open(workspace.prepared)
         session = set_up(params, dataset, ranks)
         if ranks.is_first:

@@ -1,0 +1,120 @@
+"""Folders that are replaced at once, one writer at a time, and the exit status of programs."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from udc_model.errors import UdcError
+from udc_model.files import Workspace, atomic_folder, exit_status, only_writer
+
+WRITES = """
+import sys
+from pathlib import Path
+from udc_model.files import Workspace, atomic_folder, only_writer
+workspace = Workspace(Path(sys.argv[1]))
+with only_writer(workspace) if sys.argv[2] == "lock" else atomic_folder(workspace.model) as folder:
+    if folder:
+        (folder / "weights").write_text("of the other process")
+    print("ready", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """A function that starts a process which writes in ``tmp_path`` until it receives a line."""
+    processes = []
+
+    def run(kind):
+        process = subprocess.Popen([sys.executable, "-c", WRITES, str(tmp_path), kind], text=True,
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+        processes.append(process)
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_a_second_writer_is_refused_with_the_name_of_the_first(tmp_path, start):
+    process = start("lock")
+    with (
+        pytest.raises(UdcError, match=rf"^-c {tmp_path} lock \(process {process.pid}\) is writing to {tmp_path};"),
+        only_writer(Workspace(tmp_path)),
+    ):
+        pass
+    with only_writer(Workspace(tmp_path / "elsewhere")):
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with only_writer(Workspace(tmp_path)):
+        pass
+
+
+def test_the_lock_is_free_after_an_error(tmp_path):
+    workspace = Workspace(tmp_path)
+    for _ in range(2):
+        with pytest.raises(RuntimeError), only_writer(workspace):
+            raise RuntimeError
+
+
+def test_a_folder_that_another_process_writes_is_not_removed(tmp_path, start):
+    process = start("folder")
+    with atomic_folder(tmp_path / "model") as folder:
+        (folder / "weights").write_text("of this process")
+    assert (tmp_path / "model" / "weights").read_text() == "of this process"
+    process.communicate("\n")
+    assert process.returncode == 0
+    assert (tmp_path / "model" / "weights").read_text() == "of the other process"
+    assert os.listdir(tmp_path) == ["model"]  # noqa: PTH208
+
+
+def test_a_reader_sees_a_complete_folder_at_any_time(tmp_path):
+    """Also through an open folder: names in it lead to the files of one writer."""
+    code = """
+import sys
+from pathlib import Path
+from udc_model.files import atomic_folder
+for k in range(400):
+    with atomic_folder(Path(sys.argv[1])) as folder:
+        for name in ("a", "b"):
+            (folder / name).write_text(str(k))
+    if k == 0:
+        print("ready", flush=True)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "model")], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    n_reads = 0
+    while process.poll() is None:
+        assert (tmp_path / "model").is_dir()
+        n_reads += 1
+    assert process.returncode == 0
+    assert n_reads > 100
+
+
+def test_atomic_folder_keeps_the_target_and_removes_scratch_after_an_error(tmp_path):
+    target = tmp_path / "model"
+    with atomic_folder(target) as folder:
+        (folder / "a").write_text("old")
+    (tmp_path / ".model.1.partial").mkdir()  # from a process that was killed
+    with contextlib.suppress(RuntimeError), atomic_folder(target) as folder:
+        (folder / "a").write_text("new")
+        raise RuntimeError
+    assert (target / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_exit_status_logs_a_udc_error_without_traceback(capsys, caplog):
+    def fails():
+        raise UdcError("model.weights: none")
+
+    assert exit_status(fails) == 1
+    assert "error: model.weights: none" in caplog.text
+    assert "Traceback" not in caplog.text + capsys.readouterr().err
+    assert exit_status(lambda: None) == 0
