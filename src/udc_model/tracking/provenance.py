@@ -24,6 +24,7 @@ EXPERIMENT_NAME = "dvc.exp_name"
 COMMIT = "mlflow.source.git.commit"  # with the suffix .train or .evaluate, that of the stage
 DIRTY = "udc.git_dirty"  # the same suffixes
 OUTS = "udc.outs."
+DATA = "dvc.data"  # JSON: the paths of the raw data, and DVC's hash of each
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pillow", "dvc", "mlflow")
 
 
@@ -85,7 +86,11 @@ def _locks() -> dict[str, str]:
     for path in sorted([*Path().glob("*.dvc"), *Path("data").glob("*.dvc"), Path("dvc.lock")]):
         if path.is_file():
             tags[f"dvc.file.{path.as_posix()}"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    for name, entry in locked_stages(Path("dvc.lock")).items():
+    locked = locked_stages(Path("dvc.lock"))
+    deps = locked.get("prepare", {}).get("deps", ())
+    if data := {dep["path"]: dep["md5"] for dep in deps if "md5" in dep and not dep["path"].startswith("src/")}:
+        tags[DATA] = json.dumps(data)
+    for name, entry in locked.items():
         tags[f"dvc.stage.{name}"] = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
     return tags
 
