@@ -110,6 +110,38 @@ def stages_of(lock: str) -> dict[str, dict[str, Any]]:
     return dict((yaml.load(lock, loader) or {}).get("stages") or {})
 
 
+def absent_from_copies(path: Path) -> str | None:
+    """What of a path the copies of the repository lack in which DVC runs queued and ``--temp`` experiments.
+
+    A copy has what git's index has, and the data of the ``.dvc`` files in it.
+
+    Returns
+    -------
+    That neither git nor DVC tracks a file or folder at or below the path, and the command that changes this. None if
+    there is no such file, the path is outside of the repository, or there is no repository.
+    """
+    top = git("rev-parse", "--show-toplevel")
+    absolute = path.absolute()
+    if not top or not absolute.is_relative_to(top):
+        return None
+    status = ("status", "--porcelain", "-z", "--ignored", "--untracked-files=normal")
+    for entry in git("-C", top, *status, "--", str(absolute)).split("\0"):
+        each = Path(entry[3:])
+        if entry[:2] not in ("??", "!!") or each.name.startswith(".") or each.suffix == ".dvc":
+            continue
+        owners = [*_dvc_files(each), *_dvc_files(absolute.relative_to(top))]
+        if not git("-C", top, "ls-files", "--", *map(str, owners)):
+            by_dvc = [owner for owner in owners if (Path(top) / owner).is_file()]
+            command = f"git add {by_dvc[0].as_posix()}" if by_dvc else f"dvc add {each.as_posix()}"
+            return f"git's index has neither {each.as_posix()} nor a .dvc file of it; run `{command}`"
+    return None
+
+
+def _dvc_files(path: Path) -> list[Path]:
+    """The ``.dvc`` files that may track a path."""
+    return [each.with_name(f"{each.name}.dvc") for each in (path, *path.parents) if each.name]
+
+
 def dvc_hash(path: Path) -> str:
     """The hash of a file or folder in ``dvc.lock`` of DVC 3: MD5, of a folder that of the JSON list of its files."""
     if path.is_file():
