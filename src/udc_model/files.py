@@ -201,6 +201,29 @@ def write_atomically(target: Path, text: str) -> None:
         raise UdcError(f"{target}: cannot be written: {error}") from error
 
 
+def check_target(path: Path, suffix: str) -> None:
+    """Check that a file can be written, before something expensive computes its contents.
+
+    Raises
+    ------
+    UdcError
+        The path is a folder or in no folder, its suffix is another one, or the folder cannot be written.
+    """
+    if path.is_dir():
+        raise UdcError(f"{path}: is a folder; name a file, as {path / f'model{suffix}'}")
+    if path.suffix.lower() != suffix:
+        raise UdcError(f"{path}: the name of the file must end in {suffix}, as {path.with_suffix(suffix)}")
+    if not path.parent.is_dir():
+        kind = "is a file, not a folder" if path.parent.exists() else "does not exist; create it first"
+        raise UdcError(f"{path}: the folder {path.parent} {kind}")
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        scratch.touch()
+        scratch.unlink()
+    except OSError as error:
+        raise UdcError(f"{path}: cannot be written: {error.strerror}") from None
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file as a hexadecimal string."""
     with path.open("rb") as handle:

@@ -1,9 +1,14 @@
 """Reproduction: reading the parameters of old runs, and the report."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 
 from udc_model.errors import UdcError
-from udc_model.experiments.reproduction import Reproduction, _metric_differences, _raw_data
+from udc_model.experiments import reproduction
+from udc_model.experiments.reproduction import Reproduction, _check_data, _metric_differences, _raw_data
+from udc_model.tracking.provenance import dvc_hash
 
 
 def test_raw_data_ignores_parameters_that_do_not_exist_any_more(tmp_path):
@@ -19,6 +24,80 @@ def test_raw_data_raises_for_files_without_source_and_path(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UdcError, match=r"data\.source and data\.path cannot be read"):
         _raw_data(path)
+
+
+def _run(**tags):
+    return SimpleNamespace(info=SimpleNamespace(run_id="1"), data=SimpleNamespace(tags=tags))
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A clone without data, whose repository has images."""
+    (tmp_path / "clone").mkdir()
+    (tmp_path / "clone/params.yaml").write_text("data: {source: folder, path: data/raw}\n")
+    (tmp_path / "root/data/raw/a").mkdir(parents=True)
+    (tmp_path / "root/data/raw/a/1.png").write_bytes(b"image")
+    return tmp_path / "clone"
+
+
+def test_the_hash_of_the_data_is_compared(clone):
+    root = clone.parent / "root"
+    (clone / "data").mkdir()
+    (clone / "data/raw").symlink_to(root / "data/raw")
+    recorded = dvc_hash(root / "data/raw")
+    run = _run(**{"dvc.data": json.dumps({"data/raw": recorded})})
+    assert _check_data(run, root, clone) == f"data/raw, in {root}/data/raw, DVC hash {recorded} as recorded"
+    (root / "data/raw/a/1.png").write_bytes(b"other")
+    with pytest.raises(UdcError) as error:
+        _check_data(run, root, clone)
+    changed = dvc_hash(root / "data/raw")
+    assert str(error.value) == (
+        f"data/raw: the images differ from those of run 1: DVC hash {changed} (in {root}/data/raw), "
+        f"was {recorded}; restore them, or run the experiment again"
+    )
+    assert _check_data(_run(), root, clone).endswith("its hash was not recorded, so it is not compared")
+    (root / "data/raw/a/2.png").write_bytes(b"more")
+    with pytest.raises(UdcError, match="the images differ"):
+        _check_data(run, root, clone)
+
+
+def test_digits_need_no_data(clone):
+    (clone / "params.yaml").write_text("data: {source: digits, path: data/raw}\n")
+    assert _check_data(_run(), clone, clone) == "scikit-learn's digits"
+
+
+def test_data_that_dvc_cannot_find_is_named_with_hash_and_places(clone, monkeypatch):
+    (clone / "data").mkdir()
+    (clone / "data/raw.dvc").write_text("outs:\n- md5: abc.dir\n  path: raw\n")
+
+    def dvc(folder, *arguments):
+        if arguments[0] == "pull":
+            raise UdcError("dvc pull failed in clone:\nERROR: No remote provided")
+        return "/cache"
+
+    (clone.parent / "root/.dvc").mkdir()
+    monkeypatch.setattr(reproduction, "_dvc", dvc)
+    with pytest.raises(UdcError) as error:
+        reproduction._fetch_data(clone.parent / "root", clone)
+    assert str(error.value).splitlines() == [
+        "data of the run is neither in DVC's cache /cache nor in a remote:",
+        "  data/raw, DVC hash abc.dir",
+        "run `dvc push` where the data is, then `dvc pull` here (ERROR: No remote provided)",
+    ]
+
+
+def test_data_that_is_nowhere_is_named_with_the_place(clone, monkeypatch):
+    monkeypatch.setattr(reproduction, "_dvc", lambda folder, *arguments: "/cache")
+    root = clone.parent / "root"
+    reproduction._fetch_data(root, clone)
+    assert (clone / "data/raw").resolve() == root / "data/raw"
+    (clone / "data/raw").unlink()
+    (root / "data/raw/a/1.png").unlink()
+    with pytest.raises(UdcError, match=f"^data/raw: .* neither in git or DVC at its commit nor in {root}/data/raw$"):
+        reproduction._fetch_data(root, clone)
+    (clone / "params.yaml").write_text("data: {source: csv, path: /nowhere/images}\n")
+    with pytest.raises(UdcError, match=r"^/nowhere/images: .* nor in /nowhere/images$"):
+        reproduction._fetch_data(root, clone)
 
 
 def test_metric_differences_lists_changed_and_missing_metrics():

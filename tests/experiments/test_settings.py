@@ -1,5 +1,7 @@
 """Parameters for DVC are checked on a copy of params.yaml, as DVC reads them."""
 
+import subprocess
+
 import pytest
 
 from udc_model.cli import main
@@ -76,3 +78,12 @@ def test_tune_checks_all_ranges_before_the_first_trial(folder, setting):
     with pytest.raises(UdcError, match=f"params.yaml is not valid:\n  {name}"):
         tune(TuningPlan("s", ranges, 3))
     assert not (folder / ".udc").exists()
+
+
+def test_tune_needs_data_that_its_trials_can_have(folder):
+    subprocess.run(["git", "init", "-q"], check=True)
+    (folder / "images").mkdir()
+    (folder / "images/a.png").touch()
+    (folder / "params.yaml").write_text("data: {source: folder, path: images}\ntrain: {epochs: 1}\n")
+    with pytest.raises(UdcError, match=r"^data\.path: trials .* lack the images: .* run `dvc add images`$"):
+        tune(TuningPlan("s", [SearchRange.parse("train.epochs=int(1,2)")], 3))

@@ -1,5 +1,7 @@
 """`udc reproduce`: uncommitted changes, registered models, changed and missing data."""
 
+import json
+
 import pytest
 
 pytestmark = pytest.mark.pipeline
@@ -32,6 +34,9 @@ def test_a_convnext_with_uncommitted_changes_is_reproduced_by_its_registered_mod
     done = project.run("udc", "reproduce", "models:/shapes/1")
     assert done.stdout.startswith(f"identical: run {run.info.run_id}")
     assert len(project.runs()) == 1  # nothing is recorded
+    checked = project.run("udc", "reproduce", "--check", run.info.run_id).stdout.splitlines()
+    recorded = json.loads(run.data.tags["dvc.data"])["data/raw/shapes"]
+    assert checked[1] == f"  data: data/raw/shapes, in {project.root}/data/raw/shapes, DVC hash {recorded} as recorded"
     assert project.run("git", "status", "--porcelain", "--untracked-files=no").stdout == ""
 
     # images are replaced, and the version of a package differs
@@ -48,6 +53,11 @@ def test_a_convnext_with_uncommitted_changes_is_reproduced_by_its_registered_mod
     assert "  data: digest " in changes
     assert ", was 1.0" in changes
 
+    differs = project.run("udc", "reproduce", "--check", run.info.run_id, check=False)
+    assert differs.returncode == 1
+    assert f"data/raw/shapes: the images differ from those of run {run.info.run_id}: DVC hash " in differs.stderr
+    assert f"(in {project.root}/data/raw/shapes), was {recorded}; restore them" in differs.stderr
+
     (project.root / "data/raw/shapes").rename(project.root / "data/raw/gone")
     missing = project.run("udc", "reproduce", "--check", run.info.run_id, check=False)
-    assert "neither in DVC nor in this repository" in missing.stderr
+    assert f"neither in git or DVC at its commit nor in {project.root}/data/raw/shapes" in missing.stderr

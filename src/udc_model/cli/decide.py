@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from pathlib import Path
 
 from udc_model.cli.command import Command, Parser, add_params_file, add_root, add_split
 from udc_model.errors import UdcError
-from udc_model.files import Workspace
+from udc_model.files import Workspace, check_target
 
 
 def _predict_arguments(parser: Parser) -> None:
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="image files, or folders of them")
+    parser.add_argument("paths", nargs="*", metavar="PATH",
+                        help="image files, folders of them, or - for an image on standard input")  # fmt: skip
+    parser.add_argument("--from-list", metavar="FILE",
+                        help="file with one path per line or between null characters; - is standard input")  # fmt: skip
     add_root(parser, "model/ and evaluation/")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", dest="form", action="store_const", const="json", help="print JSON instead of a table")
@@ -21,13 +25,26 @@ def _predict_arguments(parser: Parser) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from udc_model.inference.prediction import image_files, predict_files, write_predictions
+    from tqdm import tqdm
 
-    predictions = predict_files(image_files(options.paths), Workspace(options.root))
-    write_predictions(predictions.rows, options.form, sys.stdout)
-    if predictions.bad:
-        bad = predictions.bad
-        raise UdcError(f"{len(bad)} image(s) could not be used:\n  " + "\n  ".join(bad))
+    from udc_model.inference.inputs import BadInput, list_inputs
+    from udc_model.inference.prediction import predict, write_predictions
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files that are not valid UTF-8
+    inputs = list_inputs(options.paths, options.from_list)
+    bad = 0
+
+    def report(each: BadInput) -> None:
+        nonlocal bad
+        bad += 1
+        tqdm.write(str(each), file=sys.stderr)
+
+    # the rows themselves show the progress on a terminal
+    with tqdm(inputs, "deciding", unit="img", disable=sys.stdout.isatty() or None, leave=False) as counted:
+        write_predictions(predict(counted, Workspace(options.root), report), options.form, sys.stdout)
+    if bad:
+        raise UdcError(f"{bad} image(s) could not be used")
 
 
 def _decide_arguments(parser: Parser) -> None:
@@ -68,10 +85,12 @@ def _export_arguments(parser: Parser) -> None:
 def _export(options: argparse.Namespace) -> None:
     import json
 
+    check_target(options.file, ".onnx")
     from udc_model.data.transforms import Preprocessing
-    from udc_model.inference.onnx_export import export_onnx
+    from udc_model.inference.onnx_export import check_installed, export_onnx
     from udc_model.models import load_model
 
+    check_installed()
     folder = Workspace(options.root).model
     preprocessing = Preprocessing.load(folder)
     export_onnx(load_model(folder), options.file, preprocessing.size,

@@ -23,7 +23,7 @@ from udc_model.files import Workspace, sha256_of
 from udc_model.tracking.delivery import EVALUATED, MODEL_SHA256, TRAINED_BY
 from udc_model.tracking.journal import wait_for_senders
 from udc_model.tracking.lookup import artifact
-from udc_model.tracking.provenance import COMMIT, DIRTY, provenance
+from udc_model.tracking.provenance import COMMIT, DATA, DIRTY, dvc_hash, provenance
 from udc_model.tracking.store import repository_root
 
 if TYPE_CHECKING:
@@ -87,10 +87,17 @@ def reproduce(name: str) -> Reproduction:
 
 
 def check(name: str) -> str:
-    """Check that everything a reproduction needs exists, and return a report; :class:`UdcError` names what does not."""
-    with _cloned(resolve_run(name)) as (run, _):
+    """Check that everything a reproduction needs exists, and return a report.
+
+    Raises
+    ------
+    UdcError
+        As `reproduce`; or the images are not those of the run. The message names what is missing or differs.
+    """
+    with _cloned(resolve_run(name)) as (run, folder):
+        about_data = _check_data(run, repository_root(), folder)
         changed = _changes(run, None)
-    lines = [f"run {run.info.run_id} can be reproduced: commit, changes and data exist"]
+    lines = [f"run {run.info.run_id} can be reproduced: commit, changes and data exist", f"  data: {about_data}"]
     return "\n".join([*lines, *(f"  changed since the run: {line}" for line in changed)]) + "\n"
 
 
@@ -130,16 +137,57 @@ def _fetch_data(root: Path, folder: Path) -> None:
     source, raw = _raw_data(folder / "params.yaml")
     tracked = [path for path in folder.rglob("*.dvc") if path.is_file()]
     if tracked:
-        _dvc(folder, "pull", "--quiet", *(path.relative_to(folder).as_posix() for path in tracked))
+        _pull(folder, [path.relative_to(folder).as_posix() for path in tracked], cache)
     target = folder / raw
-    if source == "digits" or raw.is_absolute() or _has_files(target):
+    if source == "digits" or _has_files(target):
         return
     if not _has_files(root / raw):
-        raise UdcError(f"{raw}: the images of the run are neither in DVC nor in this repository")
+        raise UdcError(f"{raw}: the images of the run are neither in git or DVC at its commit nor in {root / raw}")
+    if raw.is_absolute():
+        return
     if target.is_dir():
         shutil.rmtree(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.symlink_to(root / raw)
+
+
+def _pull(folder: Path, tracked: list[str], cache: str) -> None:
+    """Put the data of ``.dvc`` files into the clone; :class:`UdcError` with hashes and places if some are missing."""
+    try:
+        _dvc(folder, "pull", "--quiet", *tracked)
+    except UdcError as error:
+        outs = [
+            f"  {(Path(name).parent / out['path']).as_posix()}, DVC hash {out.get('md5', 'unknown')}"
+            for name in tracked
+            for out in yaml.safe_load((folder / name).read_text(encoding="utf-8")).get("outs", [])
+        ]
+        reason = str(error).strip().splitlines()[-1]
+        heading = f"data of the run is neither in DVC's cache {cache} nor in a remote:"
+        advice = f"run `dvc push` where the data is, then `dvc pull` here ({reason})"
+        raise UdcError("\n".join([heading, *outs, advice])) from None
+
+
+def _check_data(run: Run, root: Path, folder: Path) -> str:
+    """Compare DVC's hash of the raw data with the recorded one, and return a line about it.
+
+    Raises
+    ------
+    UdcError
+        The hash differs; the message has both, and where the data is.
+    """
+    source, raw = _raw_data(folder / "params.yaml")
+    if source == "digits":
+        return "scikit-learn's digits"
+    target = folder / raw
+    expected = json.loads(run.data.tags.get(DATA, "{}")).get(raw.as_posix())
+    place = f"in {root / raw}" if raw.is_absolute() or target.is_symlink() else "from git or DVC"
+    if expected is None:
+        return f"{raw}, {place}; its hash was not recorded, so it is not compared"
+    current = dvc_hash(target)
+    if current != expected:
+        raise UdcError(f"{raw}: the images differ from those of run {run.info.run_id}: DVC hash {current} ({place}), "
+                       f"was {expected}; restore them, or run the experiment again")  # fmt: skip
+    return f"{raw}, {place}, DVC hash {current} as recorded"
 
 
 def _raw_data(params_file: Path) -> tuple[str, Path]:

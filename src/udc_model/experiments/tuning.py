@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
-from udc_model.config import full_name, load_params
+from udc_model.config import Params, full_name, load_params
 from udc_model.errors import UdcError
 from udc_model.experiments.settings import check_settings
 from udc_model.tracking.journal import pending_journals, read_entries, wait_for_senders
 from udc_model.tracking.links import dvc_experiments
-from udc_model.tracking.provenance import EXPERIMENT_NAME, git
+from udc_model.tracking.provenance import EXPERIMENT_NAME, absent_from_copies, git
 from udc_model.tracking.run import StageRun, stage_run
 from udc_model.tracking.store import repository_root
 
@@ -140,11 +140,7 @@ def tune(plan: TuningPlan) -> str:
         raise UdcError(
             f"{plan.study}: the name of a study may have letters, digits, '_', '.' and '-' only, as DVC experiments"
         )
-    params = load_params()
-    extremes = [search_range.extremes for search_range in plan.ranges]
-    for k in range(max(map(len, extremes), default=0)):  # before the first trial trains for hours
-        values = zip(plan.ranges, extremes, strict=True)
-        check_settings([f"{each.name}={texts[min(k, len(texts) - 1)]}" for each, texts in values])
+    params = _check_plan(plan)
     root = repository_root()
     folder = root / STUDIES / plan.study
     folder.mkdir(parents=True, exist_ok=True)
@@ -164,6 +160,17 @@ def tune(plan: TuningPlan) -> str:
             table = _table(study)
             _log_study(study, run, plan, table)
     return table
+
+
+def _check_plan(plan: TuningPlan) -> Params:
+    """The parameters of ``params.yaml``; :class:`UdcError` if a trial could fail because of its parameters or data."""
+    extremes = [search_range.extremes for search_range in plan.ranges]
+    for k in range(max(map(len, extremes), default=0)):
+        values = zip(plan.ranges, extremes, strict=True)
+        params = check_settings([f"{each.name}={texts[min(k, len(texts) - 1)]}" for each, texts in values])
+        if params.data.source != "digits" and (absent := absent_from_copies(Path(params.data.path))):
+            raise UdcError(f"data.path: trials run in a copy of the repository, which would lack the images: {absent}")
+    return load_params()
 
 
 @contextmanager

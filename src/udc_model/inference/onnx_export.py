@@ -26,6 +26,15 @@ class _Logits(nn.Module):
         return torch.as_tensor(self.model(pixel_values).logits)
 
 
+def check_installed() -> None:
+    """Raise :class:`UdcError` if the extra ``[onnx]`` is not installed; clearer than the error of torch's exporter."""
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UdcError(f"{error.name} is not installed; pip install 'udc-model[onnx]'") from None
+
+
 def export_onnx(
     model: ImageClassifier, path: str | Path, image_size: int, metadata: dict[str, str] | None = None
 ) -> None:
@@ -46,11 +55,7 @@ def export_onnx(
     UdcError
         The extra ``[onnx]`` is not installed, or the file cannot be written.
     """
-    try:
-        import onnx  # noqa: F401  # for a clearer error than that of torch's exporter
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UdcError(f"{error.name} is not installed; pip install 'udc-model[onnx]'") from None
+    check_installed()
     config: CustomConfig = model.config
     channels = config.num_channels  # type: ignore[attr-defined]  # both architectures define it
     program = torch.onnx.export(

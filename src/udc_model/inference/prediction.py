@@ -4,44 +4,41 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+import re
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
+from textwrap import indent
 from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from udc_model.config import DataParams
 from udc_model.data.decode import BadImageError, decode_rgb
-from udc_model.data.formats import SUFFIXES
+from udc_model.data.sources.records import printable
+from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.policy import POLICY_FILE, Policy
-from udc_model.errors import UdcError
 from udc_model.files import Workspace
 from udc_model.inference.classifier import TrainedClassifier, check_same_classes
+from udc_model.inference.inputs import BadInput, Input
 
 _BATCH = 64
 
 
-@dataclass
-class Predictions:
-    """Decisions for image files.
+Row = dict[str, Any]
 
-    Attributes
+
+def predict(inputs: Iterable[Input], workspace: Workspace, report: Callable[[BadInput], None]) -> Iterator[list[Row]]:
+    """Decide images with the model and the policy of a workspace, and yield them in batches.
+
+    Parameters
     ----------
-    rows : one mapping per image with ``path``, ``class``, ``expected_cost`` and ``probabilities`` by class name.
-    bad : one message per unusable image, with path and reason.
-    """
+    inputs : the images; they are read one batch after the other.
+    report : is called with each input that cannot be used.
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    bad: list[str] = field(default_factory=list)
-
-
-def predict_files(files: Sequence[Path], workspace: Workspace) -> Predictions:
-    """Decide image files with the model and the policy of a workspace.
-
-    Unusable images are listed in the result and do not raise an error.
+    Yields
+    ------
+    One mapping per image with ``path``, ``class``, ``expected_cost`` and ``probabilities`` by class name.
 
     Raises
     ------
@@ -52,26 +49,26 @@ def predict_files(files: Sequence[Path], workspace: Workspace) -> Predictions:
     policy = Policy.load(policy_path)
     classifier = TrainedClassifier.load(workspace.model, policy.flip_averaging)
     check_same_classes(classifier, policy, str(policy_path))
-    result = Predictions()
-    with tqdm(total=len(files), desc="deciding", unit="img", disable=None, leave=False) as bar:
-        for start in range(0, len(files), _BATCH):
-            batch = files[start : start + _BATCH]
-            stored: dict[str, NDArray[np.uint8]] = {}
-            for path in batch:
-                try:
-                    stored[str(path)] = classifier.preprocessing.to_stored(decode_rgb(path, DataParams().max_pixels))
-                except BadImageError as error:
-                    result.bad.append(f"{path}: {error}")
-            if stored:
-                result.rows += _decide(stored, classifier, policy)
-            bar.update(len(batch))
-    return result
+    prepared = (image for each in inputs for image in _prepared(each, classifier.preprocessing, report))
+    while batch := list(islice(prepared, _BATCH)):
+        yield _decide(batch, classifier, policy)
 
 
-def _decide(
-    stored: dict[str, NDArray[np.uint8]], classifier: TrainedClassifier, policy: Policy
-) -> list[dict[str, Any]]:
-    decisions = policy.apply(classifier.logits_of_stored(np.stack(list(stored.values()))))
+def _prepared(
+    each: Input, preprocessing: Preprocessing, report: Callable[[BadInput], None]
+) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Yield name and prepared image of an input; reports it if it cannot be used."""
+    if isinstance(each, BadInput):
+        report(each)
+        return
+    try:
+        yield each.name, preprocessing.to_stored(decode_rgb(each.source, DataParams().max_pixels))
+    except BadImageError as error:
+        report(BadInput(each.name, str(error)))
+
+
+def _decide(batch: list[tuple[str, NDArray[np.uint8]]], classifier: TrainedClassifier, policy: Policy) -> list[Row]:
+    decisions = policy.apply(classifier.logits_of_stored(np.stack([stored for _, stored in batch])))
     return [
         {
             "path": path,
@@ -79,46 +76,57 @@ def _decide(
             "expected_cost": float(decisions.expected_cost[i]),
             "probabilities": dict(zip(policy.classes, map(float, decisions.probabilities[i]), strict=True)),
         }
-        for i, path in enumerate(stored)
+        for i, (path, _) in enumerate(batch)
     ]
 
 
-def image_files(paths: Sequence[Path]) -> list[Path]:
-    """Replace folders by the sorted image files below them; duplicates are removed.
+def write_predictions(batches: Iterable[list[Row]], form: str, stream: TextIO) -> None:
+    """Write batches of `predict` to a stream as they come; ``form`` is ``json``, ``csv`` or ``table``.
 
-    Missing files are not an error here: `predict_files` lists them with the damaged ones.
-
-    Raises
-    ------
-    UdcError
-        A folder contains no images.
+    The columns of the table are as wide as the first batch needs.
     """
-    files: list[Path] = []
-    for path in paths:
-        if not path.is_dir():
-            files.append(path)
-            continue
-        images = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in SUFFIXES)
-        if not images:
-            raise UdcError(f"{path}: no images in this folder")
-        files += images
-    return list(dict.fromkeys(files))
+    write = {"json": _write_json, "csv": _write_csv, "table": _write_table}[form]
+    write(iter(batches), stream)
 
 
-def write_predictions(rows: list[dict[str, Any]], form: str, stream: TextIO) -> None:
-    """Write the rows of `Predictions` to a stream; ``form`` is ``json``, ``csv`` or ``table`` (aligned columns)."""
-    if form == "json":
-        stream.write(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
-    elif form == "csv":
-        classes = list(rows[0]["probabilities"]) if rows else []
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["path", "class", "expected_cost", *[f"p_{name}" for name in classes]])
-        writer.writerows([r["path"], r["class"], r["expected_cost"], *r["probabilities"].values()] for r in rows)
-    else:
-        width = max([4, *(len(row["path"]) for row in rows)])
-        names = max([5, *(len(row["class"]) for row in rows)])
-        stream.write(f"{'path':<{width}}  {'class':<{names}}  probability  expected cost\n")
-        for row in rows:
+def _write_json(batches: Iterator[list[Row]], stream: TextIO) -> None:
+    """Write a list of objects, in the form of ``json.dumps(rows, indent=2)``."""
+    separator = "["
+    try:
+        for rows in batches:
+            for row in rows:
+                stream.write(f"{separator}\n{indent(_json(row), '  ')}")
+                separator = ","
+            stream.flush()
+    finally:
+        stream.write("[]\n" if separator == "[" else "\n]\n")
+
+
+def _json(row: Row) -> str:
+    """An object as JSON; names of files that are not valid UTF-8 are escaped."""
+    text = json.dumps(row, indent=2, ensure_ascii=False)
+    return text if text.isascii() or not re.search("[\ud800-\udfff]", text) else json.dumps(row, indent=2)
+
+
+def _write_csv(batches: Iterator[list[Row]], stream: TextIO) -> None:
+    writer = csv.writer(stream, lineterminator="\n")
+    rows = next(batches, [])
+    classes = list(rows[0]["probabilities"]) if rows else []
+    writer.writerow(["path", "class", "expected_cost", *[f"p_{name}" for name in classes]])
+    for batch in chain([rows], batches):
+        writer.writerows([r["path"], r["class"], r["expected_cost"], *r["probabilities"].values()] for r in batch)
+        stream.flush()
+
+
+def _write_table(batches: Iterator[list[Row]], stream: TextIO) -> None:
+    rows = next(batches, [])
+    width = max([4, *(len(printable(row["path"])) for row in rows)])
+    names = max([5, *(len(row["class"]) for row in rows)])
+    stream.write(f"{'path':<{width}}  {'class':<{names}}  probability  expected cost\n")
+    for batch in chain([rows], batches):
+        for row in batch:
             probability = row["probabilities"].get(row["class"])  # None for a referral
             cell = f"{'-':>11}" if probability is None else f"{probability:>11.4f}"
-            stream.write(f"{row['path']:<{width}}  {row['class']:<{names}}  {cell}  {row['expected_cost']:>13.4f}\n")
+            path = printable(row["path"])
+            stream.write(f"{path:<{width}}  {row['class']:<{names}}  {cell}  {row['expected_cost']:>13.4f}\n")
+        stream.flush()

@@ -20,6 +20,7 @@ from udc_model.config.yaml12 import as_yaml
 from udc_model.decisions.checks import check_data
 from udc_model.errors import UdcError
 from udc_model.files import Workspace, atomic_folder, exit_status, only_writer
+from udc_model.tracking.provenance import absent_from_copies
 
 logger = logging.getLogger("udc_model.stages.resolve")  # __name__ is __main__ if DVC runs the stage
 
@@ -101,8 +102,10 @@ def load_evaluation_params(workspace: Workspace) -> Params:
 
 def main() -> None:
     """Run the stage in the current folder."""
-    workspace = Workspace()
-    write_resolved(resolve(load_params(), read_dataset_info(workspace)), workspace)
+    workspace, params = Workspace(), load_params()
+    write_resolved(resolve(params, read_dataset_info(workspace)), workspace)
+    if params.data.source != "digits" and (absent := absent_from_copies(Path(params.data.path))):
+        logger.warning("data.path: queued experiments will lack the images: %s", absent)
 
 
 if __name__ == "__main__":

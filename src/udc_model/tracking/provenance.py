@@ -24,6 +24,7 @@ EXPERIMENT_NAME = "dvc.exp_name"
 COMMIT = "mlflow.source.git.commit"  # with the suffix .train or .evaluate, that of the stage
 DIRTY = "udc.git_dirty"  # the same suffixes
 OUTS = "udc.outs."
+DATA = "dvc.data"  # JSON: the paths of the raw data, and DVC's hash of each
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pillow", "dvc", "mlflow")
 
 
@@ -85,7 +86,11 @@ def _locks() -> dict[str, str]:
     for path in sorted([*Path().glob("*.dvc"), *Path("data").glob("*.dvc"), Path("dvc.lock")]):
         if path.is_file():
             tags[f"dvc.file.{path.as_posix()}"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    for name, entry in locked_stages(Path("dvc.lock")).items():
+    locked = locked_stages(Path("dvc.lock"))
+    deps = locked.get("prepare", {}).get("deps", ())
+    if data := {dep["path"]: dep["md5"] for dep in deps if "md5" in dep and not dep["path"].startswith("src/")}:
+        tags[DATA] = json.dumps(data)
+    for name, entry in locked.items():
         tags[f"dvc.stage.{name}"] = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
     return tags
 
@@ -103,6 +108,38 @@ def stages_of(lock: str) -> dict[str, dict[str, Any]]:
     """The stages in the text of a ``dvc.lock``, by name."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
     return dict((yaml.load(lock, loader) or {}).get("stages") or {})
+
+
+def absent_from_copies(path: Path) -> str | None:
+    """What of a path the copies of the repository lack in which DVC runs queued and ``--temp`` experiments.
+
+    A copy has what git's index has, and the data of the ``.dvc`` files in it.
+
+    Returns
+    -------
+    That neither git nor DVC tracks a file or folder at or below the path, and the command that changes this. None if
+    there is no such file, the path is outside of the repository, or there is no repository.
+    """
+    top = git("rev-parse", "--show-toplevel")
+    absolute = path.absolute()
+    if not top or not absolute.is_relative_to(top):
+        return None
+    status = ("status", "--porcelain", "-z", "--ignored", "--untracked-files=normal")
+    for entry in git("-C", top, *status, "--", str(absolute)).split("\0"):
+        each = Path(entry[3:])
+        if entry[:2] not in ("??", "!!") or each.name.startswith(".") or each.suffix == ".dvc":
+            continue
+        owners = [*_dvc_files(each), *_dvc_files(absolute.relative_to(top))]
+        if not git("-C", top, "ls-files", "--", *map(str, owners)):
+            by_dvc = [owner for owner in owners if (Path(top) / owner).is_file()]
+            command = f"git add {by_dvc[0].as_posix()}" if by_dvc else f"dvc add {each.as_posix()}"
+            return f"git's index has neither {each.as_posix()} nor a .dvc file of it; run `{command}`"
+    return None
+
+
+def _dvc_files(path: Path) -> list[Path]:
+    """The ``.dvc`` files that may track a path."""
+    return [each.with_name(f"{each.name}.dvc") for each in (path, *path.parents) if each.name]
 
 
 def dvc_hash(path: Path) -> str:

@@ -182,7 +182,8 @@ def _subfolder_note(source: ImageSource, depth: int) -> list[str]:
 
 
 def _unclear(root: Path, listing: Listing, problem: str) -> UdcError:
-    return UdcError(f"{printable(str(root))}: {problem}\nFound:\n{folder_tree(root, listing)}\n"
+    unusable = "".join(f"  {printable(item.path)}: {item.reason}\n" for item in listing.rejected[:_LONGEST_TREE])
+    return UdcError(f"{printable(str(root))}: {problem}\nFound:\n{folder_tree(root, listing)}\n{unusable}"
                     "data.path needs one folder for each class, or train/, val/, test/ with class folders, "
                     "or a table with the columns image and label (udc inspect shows what is recognised).")  # fmt: skip
 

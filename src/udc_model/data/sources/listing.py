@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from udc_model.data.formats import HEAD_BYTES, SUFFIXES, conversion_advice, image_format
-from udc_model.data.sources.records import LeftOut, Rejection, printable
-from udc_model.errors import UdcError
+from udc_model.data.sources.records import LeftOut, Rejection
 
 SYSTEM_FILE = "hidden or system file"
 NOT_AN_IMAGE = "not an image"
@@ -44,10 +43,7 @@ class Listing:
 def list_folder(root: Path) -> Listing:
     """List a folder and all folders below it; links to folders are followed.
 
-    Raises
-    ------
-    UdcError
-        A folder cannot be read, or contains itself by a link.
+    A folder that cannot be read or that contains itself by a link is among the rejected paths.
     """
     listing = Listing()
     _list(root, PurePosixPath(), {_identity(root)}, listing)
@@ -65,25 +61,34 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 def _list(folder: Path, relative: PurePosixPath, ancestors: set[tuple[int, int]], listing: Listing) -> None:
     if len(relative.parts) > _MAX_DEPTH:
-        raise UdcError(f"{printable(str(folder))}: more than {_MAX_DEPTH} folders in folders; is data.path right?")
+        listing.rejected.append(Rejection(relative.as_posix(), f"more than {_MAX_DEPTH} folders in folders"))
+        return
     try:
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise UdcError(f"{printable(str(folder))}: cannot be read ({error.strerror}); "
-                       "give yourself permission, or move it out of the data folder") from None  # fmt: skip
+        listing.rejected.append(Rejection(relative.as_posix(), f"the folder cannot be read: {error.strerror}"))
+        return
     for entry in found:
         path = (relative / entry.name).as_posix()
         if entry.name.startswith(".") or entry.name.casefold() in _SYSTEM_NAMES:
             listing.left_out.append(LeftOut(path, SYSTEM_FILE))
-        elif entry.is_dir():
+        elif _is_folder(entry):
             identity = _identity(Path(entry.path))
             if identity in ancestors:
-                raise UdcError(f"{printable(entry.path)}: is a link to a folder that contains it; remove the link")
+                listing.rejected.append(Rejection(path, "is a link to a folder that contains it; remove the link"))
+                continue
             listing.folders.append(path)
             _list(Path(entry.path), relative / entry.name, ancestors | {identity}, listing)
         else:
             _classify(entry, path, listing)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _classify(entry: os.DirEntry[str], path: str, listing: Listing) -> None:

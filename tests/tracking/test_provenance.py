@@ -1,0 +1,62 @@
+"""What copies of the repository lack: data that neither git nor DVC tracks."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from udc_model.tracking.provenance import absent_from_copies
+
+
+def _git(*arguments):
+    subprocess.run(["git", "-c", "user.name=T", "-c", "user.email=t@example.org", *arguments], check=True)
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """The current folder: a repository with data/raw/README.md, and untracked images in data/raw/x."""
+    monkeypatch.chdir(tmp_path)
+    Path("data/raw/x/a").mkdir(parents=True)
+    Path("data/raw/README.md").touch()
+    Path("data/raw/x/a/1.png").touch()
+    _git("init", "-q")
+    _git("add", "data/raw/README.md")
+    _git("commit", "-qm", "start")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("ignored", "tracked", "path", "command"), [
+    ("", (), "data/raw/x", "dvc add data/raw/x"),
+    ("", (), "data/raw", "dvc add data/raw/x"),
+    ("", ("data/raw/x",), "data/raw/x", None),  # in git
+    ("/x\n", ("data/raw/x.dvc", "data/raw/.gitignore"), "data/raw/x", None),  # after dvc add, by autostage
+    ("/x\n", ("data/raw/x.dvc", "data/raw/.gitignore"), "data/raw/x/a", None),
+    ("/x\n", ("data/raw/x.dvc", "data/raw/.gitignore"), "data/raw", None),
+    ("/x\n", (), "data/raw/x", "git add data/raw/x.dvc"),  # dvc add without git add
+    ("/x\n", ("data/raw/.gitignore",), "data/raw", "git add data/raw/x.dvc"),
+    ("", (), "data/raw/README.md", None),
+    ("", (), "/tmp", None),
+    ("", (), "data/raw/missing", None),
+])  # fmt: skip
+def test_absent_data(repository, ignored, tracked, path, command):
+    if ignored:
+        Path("data/raw/.gitignore").write_text(ignored)
+        Path("data/raw/x.dvc").touch()
+    if tracked:
+        _git("add", *tracked)
+    message = absent_from_copies(Path(path))
+    if command is None:
+        assert message is None
+    else:
+        assert message == f"git's index has neither data/raw/x nor a .dvc file of it; run `{command}`"
+
+
+def test_hidden_files_and_folders_without_a_repository(repository, monkeypatch, tmp_path_factory):
+    _git("add", "data/raw/x")
+    Path("data/raw/x/.DS_Store").touch()
+    assert absent_from_copies(Path("data/raw/x")) is None
+    Path("data/raw/x/é b.png").touch()
+    assert absent_from_copies(Path("data/raw/x")).startswith("git's index has neither data/raw/x/é b.png nor")
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    Path("images").mkdir()
+    assert absent_from_copies(Path("images")) is None
