@@ -15,6 +15,7 @@ import numpy as np
 from udc_model.config import SPLITS, DataParams, Params, load_params
 from udc_model.data.audit import Checked, check_images, raise_for_rejections
 from udc_model.data.packed import write_packed
+from udc_model.data.source_record import read_source_record
 from udc_model.data.sources import ImageRecord, ImageSource, Rejection, join_for_message, open_source
 from udc_model.data.splits import assign_splits, connected_components
 from udc_model.data.transforms import Preprocessing
@@ -40,6 +41,7 @@ def prepare(params: Params, workspace: Workspace) -> dict[str, Any]:
     data = params.data
     with atomic_folder(workspace.prepared) as folder:
         source = open_source(data)
+        fetched = read_source_record(Path(data.path)) if data.source != "digits" else None
         if source.ignored:
             logger.warning("ignored %d file(s) without the suffix of an image: %s",
                            len(source.ignored), join_for_message(source.ignored[:10]))  # fmt: skip
@@ -62,6 +64,7 @@ def prepare(params: Params, workspace: Workspace) -> dict[str, Any]:
                 "classes": source.classes,
                 "rejected": len(rejected),
                 "ignored": source.ignored,
+                **({"fetched": fetched} if fetched else {}),
                 **duplicates,
             },
         )
