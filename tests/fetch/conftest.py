@@ -3,6 +3,7 @@
 import functools
 import http.server
 import io
+import shutil
 import subprocess
 import threading
 
@@ -11,16 +12,25 @@ import pytest
 from PIL import Image
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """The project's folder; the caches of torchvision and Hugging Face are empty folders beside it."""
+@pytest.fixture(scope="session")
+def empty_project(tmp_path_factory):
+    """A new git and DVC repository, which the tests copy."""
     from dvc.repo import Repo
-    from huggingface_hub import constants
 
-    root = tmp_path / "project"
+    root = tmp_path_factory.mktemp("template") / "project"
     root.mkdir()
     subprocess.run(["git", "init", "-q", str(root)], check=True)
     Repo.init(str(root)).close()
+    return root
+
+
+@pytest.fixture
+def project(empty_project, tmp_path, monkeypatch):
+    """The project's folder; the caches of torchvision and Hugging Face are empty folders beside it."""
+    from huggingface_hub import constants
+
+    root = tmp_path / "project"
+    shutil.copytree(empty_project, root)
     monkeypatch.chdir(root)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -62,6 +72,6 @@ def server(tmp_path):
     folder.mkdir()
     handler = functools.partial(_Handler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
+        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
         yield folder, f"http://127.0.0.1:{running.server_port}"
         running.shutdown()

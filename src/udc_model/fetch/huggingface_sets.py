@@ -52,22 +52,25 @@ def fetch_huggingface(
         return [file for members in splits.values() for file in members]
 
     hub = open_hub_files(name, choose)
-    from pyarrow import ArrowException  # installed with the extra hub, which open_hub_files has checked
+    from pyarrow import ArrowException
+    from pyarrow.parquet import read_metadata  # installed with the extra hub, which open_hub_files has checked
 
     digests = hub.sha256()
     writer = ImageFolderWriter(folder)
     unlabelled: dict[str, int] = {}
-    target_of = split_folders(list(splits), full_name)
     try:
         check_disk(folder, _image_bytes(hub), full_name)
-        for split, target in target_of.items():
+        for split in [split for split, files in splits.items() if not _has_labels(hub, files, (image, label))]:
+            unlabelled[split] = sum(read_metadata(hub.folder / name).num_rows for name in splits.pop(split))
+        for split, target in split_folders(list(splits), full_name).items():
             _write_split(hub, splits[split], (image, label), (target, split), writer, unlabelled)
     except (ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
         raise UdcError(f"{full_name}: a Parquet file in {hub.folder} is damaged or incomplete ({reason}); remove it "
                        "and fetch again") from None  # fmt: skip
     if unlabelled:
-        logger.warning("%s: images without a label are left out: %s", full_name, unlabelled)
+        logger.warning("%s: images without a label are left out: %s", full_name,
+                       ", ".join(f"{split} {count:,}" for split, count in unlabelled.items()))  # fmt: skip
     licence = hub.card.get("license")
     return description(
         f"huggingface:{hub.repository}", hub.revision, f"https://huggingface.co/datasets/{hub.repository}",
@@ -83,7 +86,7 @@ def split_folders(splits: list[str], name: str) -> dict[str, str | None]:
     """
     if len(splits) == 1:
         return {splits[0]: None}
-    folders: dict[str, str | None] = {split: SPLIT_FOLDERS[split] for split in splits if split in SPLIT_FOLDERS}
+    folders: dict[str, str | None] = {split: SPLIT_FOLDERS[split] for split in SPLIT_FOLDERS if split in splits}
     if others := sorted(set(splits) - set(folders)):
         logger.warning("%s: the splits %s are left out; train, validation and test are used", name, ", ".join(others))
     if not folders or len(set(folders.values())) < len(folders):
@@ -123,16 +126,25 @@ def _write_split(
         writer.add(target, label, f"{number:06d}{_suffix(content, path)}", content)
 
 
-def _rows(hub: HubFiles, files: list[str], columns: tuple[str | None, str | None]) -> Iterator[tuple[Path, Any, Any]]:
-    """File, image and class name of each row; the class name is None for a row without a label."""
+def _has_labels(hub: HubFiles, files: list[str], columns: tuple[str | None, str | None]) -> bool:
+    """Whether any row of a split has a label; published test sets often have none."""
+    return any(label is not None for _, _, label in _rows(hub, files, columns, labels_only=True))
+
+
+def _rows(
+    hub: HubFiles, files: list[str], columns: tuple[str | None, str | None], *, labels_only: bool = False
+) -> Iterator[tuple[Path, Any, Any]]:
+    """File, image (None if ``labels_only``) and class name of each row; the class name is None without a label."""
     from pyarrow.parquet import ParquetFile
 
     for name in files:
         path = hub.folder / name
         with ParquetFile(path) as parquet:
             found = find_columns(parquet.schema_arrow, hub.card, *columns, f"huggingface:{hub.repository}")
-            for batch in parquet.iter_batches(_BATCH, columns=[found.image, found.label]):
-                images, labels = batch.column(found.image).to_pylist(), batch.column(found.label).to_pylist()
+            wanted = [found.label] if labels_only else [found.image, found.label]
+            for batch in parquet.iter_batches(_BATCH, columns=wanted):
+                labels = batch.column(found.label).to_pylist()
+                images = [None] * len(labels) if labels_only else batch.column(found.image).to_pylist()
                 for image, label in zip(images, labels, strict=True):
                     yield path, image, _class_name(found, label, path)
 
