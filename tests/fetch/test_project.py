@@ -3,6 +3,7 @@
 import json
 import struct
 import subprocess
+import sys
 import threading
 import zipfile
 
@@ -175,6 +176,15 @@ def test_options_of_hugging_face_are_refused_for_other_sets(project, caplog):
     assert "--config, --image, --label: apply to huggingface:NAME only" in caplog.text
 
 
+def test_missing_extras_are_named(project, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.setitem(sys.modules, "dvc_s3", None)
+    assert main(["fetch", "huggingface:beans"]) == 1
+    assert "huggingface:beans: needs the extra hub: pip install 'udc-model[hub]'" in caplog.text
+    assert main(["fetch", "s3://pictures/set"]) == 1
+    assert "install the extra: pip install 'udc-model[cloud]'" in caplog.text
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
 @pytest.mark.parametrize("where", ["udc_model.fetch.image_folder.ImageFolderWriter.add", "dvc.repo.Repo.add"])
 def test_an_interrupted_fetch_leaves_nothing(project, eurosat, monkeypatch, error, where):
@@ -204,6 +214,7 @@ def test_import_from_s3_is_tracked_and_can_be_updated(project, s3, encoded, cont
     assert stage["frozen"] is True
     record = read_source_record(folder)
     assert record == {"name": "s3://pictures/set", "revision": stage["deps"][0]["md5"]}
+    assert read_source_record(folder / "a") == record
     output = capsys.readouterr()
     assert "data/raw/set: 6 file(s), " in output.out
     assert "-S data.path=data/raw/set " in output.out
@@ -298,16 +309,3 @@ def test_a_transfer_that_breaks_off_leaves_nothing(project, monkeypatch):
         running.shutdown()
     assert "\n" not in str(failed.value)
     assert list((project / "data/raw").iterdir()) == []
-
-
-@pytest.mark.pipeline
-def test_fetch_as_in_the_guide(new_project, encoded, tmp_path):
-    project = new_project()
-    images = tmp_path / "torch/datasets/EuroSAT/eurosat/2750"
-    for c, label in enumerate(("Forest", "River")):
-        (images / label).mkdir(parents=True)
-        for k in range(10):
-            (images / label / f"{k}.jpg").write_bytes(encoded(10 * c + k))
-    done = project.run("udc", "fetch", "torchvision:EuroSAT", TORCH_HOME=str(tmp_path / "torch"))
-    assert "20 images of 2 classes" in done.stdout
-    assert project.run("dvc", "status", "data/raw/EuroSAT.dvc").stdout.strip() == "Data and pipelines are up to date."

@@ -28,6 +28,10 @@ RUN_BY = {
     "udc find-lr": "test_profile_and_range_test_record_nothing",
     "udc train --profile": "test_profile_and_range_test_record_nothing",
     "dvc exp run --name focal": "test_every_loss_of_the_pages_can_be_chosen",
+    "udc fetch torchvision": "test_fetched_set_is_tracked_trained_on_and_recorded",
+    "udc fetch huggingface": "test_download_is_pinned_to_the_commit_and_works_offline_later",
+    "udc fetch s3": "test_import_from_s3_is_tracked_and_can_be_updated",
+    "dvc update": "test_import_from_s3_is_tracked_and_can_be_updated",
     "torchrun": "test_two_killed_processes_resume",
     "udc --print-completion": "test_completion_scripts_are_printed",
     "mlflow models serve": "test_served_model_decides_as_predict",
@@ -184,4 +188,4 @@ def test_version_is_the_same_everywhere():
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(r"^version: (\S+)$", citation, re.MULTILINE)[1] == version
-    assert re.search(r"^## \[(\S+)\]", changelog, re.MULTILINE)[1] == version
+    assert re.search(r"^## \[(\d\S+)\]", changelog, re.MULTILINE)[1] == version

@@ -15,7 +15,7 @@ _CHECKSUMS = ("etag", "checksum", "md5", "version_id")  # of the remote file or 
 
 
 def read_source_record(path: Path) -> dict[str, Any] | None:
-    """The record of what was fetched into ``data.path``; None for data that was put there by hand.
+    """The record of what was fetched into ``data.path`` or a folder above it; None for data put there by hand.
 
     Returns
     -------
@@ -27,16 +27,22 @@ def read_source_record(path: Path) -> dict[str, Any] | None:
     UdcError
         A record is damaged.
     """
-    if (path / RECORD).is_file():
-        return read_json(path / RECORD, "restore the folder with `dvc checkout`, or remove it and fetch it again")
-    dvc_file = path.with_name(f"{path.name}.dvc")
-    if not path.name or not dvc_file.is_file():
-        return None
+    for folder in (path, *path.parents):
+        if (folder / RECORD).is_file():
+            return read_json(folder / RECORD, "restore the folder with `dvc checkout`, or remove it and fetch it again")
+        dvc_file = folder.with_name(f"{folder.name}.dvc") if folder.name else folder
+        if dvc_file.is_file():
+            return _import_record(dvc_file)
+    return None
+
+
+def _import_record(dvc_file: Path) -> dict[str, Any] | None:
+    """Address and checksum of an import; None for what `dvc add` or `dvc import` (another repository) tracks."""
     try:
         stage = yaml.safe_load(dvc_file.read_text(encoding="utf-8"))
         dependency = (stage.get("deps") or [None])[0]
         if dependency is None or "repo" in dependency:
-            return None  # `dvc add`, or `dvc import` from another repository
+            return None
         revision = next((str(dependency[key]) for key in _CHECKSUMS if key in dependency), None)
         return {"name": str(dependency["path"]), "revision": revision}
     except (OSError, ValueError, yaml.YAMLError, AttributeError, LookupError, TypeError) as error:

@@ -10,6 +10,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -172,14 +173,18 @@ def _download(name: str, entry: _TorchvisionSet) -> Path:
 
 @contextmanager
 def _safe_downloads() -> Iterator[None]:
-    """Let servers time out, and let no member of a tar archive leave the folder that it is extracted to."""
-    timeout = socket.getdefaulttimeout()
+    """Let servers time out, show progress on terminals only, and let no member of a tar archive leave its folder."""
+    from torchvision.datasets import utils
+
+    timeout, progress = socket.getdefaulttimeout(), utils.tqdm
+    utils.tqdm = partial(progress, disable=None)
     socket.setdefaulttimeout(_TIMEOUT)
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     try:
         yield
     finally:
         socket.setdefaulttimeout(timeout)
+        utils.tqdm = progress
         with suppress(AttributeError):
             del tarfile.TarFile.extraction_filter
 
