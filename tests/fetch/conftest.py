@@ -3,13 +3,44 @@
 import functools
 import http.server
 import io
+import json
 import shutil
 import subprocess
 import threading
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+IMAGE = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+CARD = """---
+license: mit
+dataset_info:
+  features:
+  - name: image
+    dtype: image
+  - name: labels
+    dtype:
+      class_label:
+        names:
+          '0': angular_leaf_spot
+          '1': bean_rust
+          '2': healthy
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/train-*
+  - split: validation
+    path: data/validation-*
+  - split: test
+    path: data/test-*
+---
+# Beans
+"""
 
 
 @pytest.fixture(scope="session")
@@ -75,3 +106,71 @@ def server(tmp_path):
         threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
         yield folder, f"http://127.0.0.1:{running.server_port}"
         running.shutdown()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A function that returns the snapshot folder of a data set in the cache."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def create(name="AI-Lab-Makerere/beans", commit=COMMIT, is_main=True):
+        repository = tmp_path / "hub" / f"datasets--{name.replace('/', '--')}"
+        snapshot = repository / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        if is_main:
+            (repository / "refs").mkdir()
+            (repository / "refs/main").write_text(commit)
+        return snapshot
+
+    return create
+
+
+@pytest.fixture
+def out(tmp_path):
+    """An empty folder to write a data set into."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def features():
+    """A function that returns the metadata of a Parquet file, given the class names of its columns of labels."""
+
+    def describe(**names):
+        columns = {"image": {"_type": "Image"}} | {k: {"_type": "ClassLabel", "names": v} for k, v in names.items()}
+        return {b"huggingface": json.dumps({"info": {"features": columns}}).encode()}
+
+    return describe
+
+
+@pytest.fixture
+def write_parquet():
+    """A function that writes images (bytes, or None) and columns of labels as a Parquet file."""
+
+    def write(path, images, metadata=None, **columns):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [{"bytes": content, "path": "../../evil.jpg"} for content in images]
+        arrays = {"image": pyarrow.array(rows, IMAGE)} | {k: pyarrow.array(v) for k, v in columns.items()}
+        pyarrow.parquet.write_table(pyarrow.table(arrays).replace_schema_metadata(metadata), path)
+
+    return write
+
+
+@pytest.fixture
+def beans(encoded, write_parquet):
+    """A function that writes the files of a small data set; returns its images, by their path in the fetched folder."""
+
+    def write(folder, metadata=None, card=CARD):
+        (folder / "README.md").write_text(card)
+        expected = {}
+        for split, seeds in (("train", (0, 1, 2, 3)), ("validation", (4, 5, 6)), ("test", (7, 8, 9))):
+            write_parquet(folder / f"data/{split}-00000-of-00001.parquet", [encoded(seed) for seed in seeds], metadata,
+                          labels=[seed % 3 for seed in seeds])  # fmt: skip
+            names = ("angular_leaf_spot", "bean_rust", "healthy")
+            expected |= {f"{split}/{names[seed % 3]}/{row:06d}.jpg": encoded(seed) for row, seed in enumerate(seeds)}
+        return expected
+
+    return write

@@ -93,7 +93,7 @@ def test_prepare_and_the_run_record_what_was_fetched(project, eurosat):
     info = prepare(params, Workspace(project))
     record = json.loads((project / "data/raw/EuroSAT" / RECORD).read_text())
     assert info["fetched"] == record
-    assert info["ignored"] == []  # the record is not taken for data
+    assert info["images"] == 20  # the record is not taken for data
     source = dataset_input(params, PackedDataset.open(Workspace(project).prepared))["source"]
     assert source == {
         "source": "folder", "path": "data/raw/EuroSAT", "fetched.name": "torchvision:EuroSAT",

@@ -92,6 +92,16 @@ def _qmnist(root, rng, encoded):
     return expected
 
 
+def _emnist_letters(root, rng, encoded):
+    expected = {}
+    for split in ("train", "test"):
+        pixels, labels = _arrays(rng, 10, 28, 28)
+        _write(root / f"EMNIST/raw/emnist-letters-{split}-images-idx3-ubyte", _idx(pixels))
+        _write(root / f"EMNIST/raw/emnist-letters-{split}-labels-idx1-ubyte", _idx((labels + 1).astype(np.uint8)))
+        expected |= _expected(split, "abcdefghij", labels, pixels)
+    return expected
+
+
 def _usps(root, rng, encoded):
     expected = {}
     for split, file in (("train", "usps.bz2"), ("test", "usps.t.bz2")):
@@ -238,7 +248,8 @@ def _caltech256(root, rng, encoded):
 
 
 CACHES = {
-    "MNIST": _mnist, "FashionMNIST": _fashion_mnist, "QMNIST": _qmnist, "USPS": _usps, "SEMEION": _semeion,
+    "MNIST": _mnist, "FashionMNIST": _fashion_mnist, "QMNIST": _qmnist, "EMNISTLetters": _emnist_letters,
+    "USPS": _usps, "SEMEION": _semeion,
     "SVHN": _svhn, "STL10": _stl10, "DTD": _dtd, "EuroSAT": _eurosat, "Country211": _country211,
     "RenderedSST2": _rendered_sst2, "FGVCAircraft": _fgvc_aircraft, "Flowers102": _flowers102, "Food101": _food101,
     "GTSRB": _gtsrb, "Imagenette160": _imagenette160, "OxfordIIITPet": _oxford_pets, "SUN397": _sun397,
@@ -268,7 +279,7 @@ def test_images_classes_and_splits_are_those_of_torchvision(name, cache, tmp_pat
 
 
 def test_the_other_supported_sets_have_the_layout_of_a_tested_one():
-    assert set(SETS) - set(CACHES) == {"KMNIST", "Imagenette", "Imagenette320"}
+    assert set(SETS) - set(CACHES) == {"EMNISTDigits", "KMNIST", "Imagenette", "Imagenette320"}
     assert SETS["KMNIST"].splits == SETS["MNIST"].splits
     assert all(hasattr(torchvision.datasets, entry.class_name or name) for name, entry in SETS.items())
 
@@ -305,7 +316,7 @@ def test_older_cache_of_torch_save_is_not_read(cache, tmp_path, rng, encoded, mo
 
 
 def test_unknown_name_lists_the_supported_ones(tmp_path):
-    with pytest.raises(UdcError, match=r"torchvision:Fashion: not supported; .*DTD, EuroSAT, FashionMNIST"):
+    with pytest.raises(UdcError, match=r"torchvision:Fashion: not supported; .*EuroSAT, FashionMNIST"):
         fetch_torchvision("Fashion", tmp_path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,6 +108,7 @@ def open_hub_files(name: str, choose: Choice) -> HubFiles:
 
 def _download(name: str, info: Any, choose: Choice) -> HubFiles:
     from huggingface_hub import constants, hf_hub_download, snapshot_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     card: dict[str, Any] = {}
@@ -116,6 +118,8 @@ def _download(name: str, info: Any, choose: Choice) -> HubFiles:
     total = sum(sizes[each] for each in names)
     check_disk(Path(constants.HF_HUB_CACHE), _DISK * total, f"huggingface:{name}")
     logger.info("huggingface:%s: %d file(s) of %s at commit %s", name, len(names), size_text(total), info.sha[:12])
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     patterns = [glob.escape(each) for each in names]
     folder = snapshot_download(info.id, repo_type="dataset", revision=info.sha, allow_patterns=patterns)
     return HubFiles(info.id, info.sha, Path(folder), card, names)

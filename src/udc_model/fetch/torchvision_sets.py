@@ -51,6 +51,11 @@ def _named(*splits: str) -> dict[str | None, dict[str, Any]]:
     return {("validation" if name in ("val", "valid") else name): {"split": name} for name in splits}
 
 
+def _emnist(split: str) -> dict[str | None, dict[str, Any]]:
+    """One of its subsets. Others have classes that differ in case only, which folders cannot have everywhere."""
+    return {"train": {"split": split, "train": True}, "test": {"split": split, "train": False}}
+
+
 def _imagenette(size: str) -> dict[str | None, dict[str, Any]]:
     return {"train": {"split": "train", "size": size}, "validation": {"split": "val", "size": size}}
 
@@ -62,6 +67,8 @@ SETS = {
                                   samples=lambda d: ((_caltech256_path(d, i), d.y[i]) for i in range(len(d)))),
     "Country211": _TorchvisionSet(11_500, _named("train", "valid", "test")),
     "DTD": _TorchvisionSet(625, _named("train", "val", "test")),
+    "EMNISTDigits": _TorchvisionSet(562, _emnist("digits"), "EMNIST"),
+    "EMNISTLetters": _TorchvisionSet(562, _emnist("letters"), "EMNIST"),
     "EuroSAT": _TorchvisionSet(95, {None: {}}),
     "FashionMNIST": _TorchvisionSet(31, _TRAIN_FLAG),
     "FGVCAircraft": _TorchvisionSet(2800, _named("train", "val", "test")),
