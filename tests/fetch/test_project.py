@@ -201,6 +201,20 @@ def test_an_interrupted_fetch_leaves_nothing(project, eurosat, monkeypatch, erro
     assert list((project / "data/raw").iterdir()) == []
 
 
+def test_an_interrupted_import_leaves_nothing(project, s3, monkeypatch):
+    s3.put_object(Bucket="pictures", Key="set/a/1.jpg", Body=b"1")
+
+    def interrupted(repository, url, out):
+        (project / out / "a").mkdir(parents=True)
+        (project / f"{out}.dvc").write_text("")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dvc.repo.Repo.imp_url", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fetch("s3://pictures/set")
+    assert list((project / "data/raw").iterdir()) == []
+
+
 def test_import_from_s3_is_tracked_and_can_be_updated(project, s3, encoded, contents, capsys, caplog):
     caplog.set_level("INFO")
     images = {f"{label}/{k}.jpg": encoded(k) for label in ("a", "b") for k in range(3)}
