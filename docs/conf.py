@@ -21,8 +21,8 @@ from udc_model.config.presets import PRESETS  # noqa: E402
 from udc_model.config.reference import parameters_markdown  # noqa: E402
 
 REPOSITORY = "https://github.com/udc-model/udc-model"
-PACKAGES = ("config", "data", "models", "decisions", "training", "inference", "evaluation", "tracking", "experiments",
-            "stages")  # fmt: skip
+PACKAGES = ("config", "data", "fetch", "models", "decisions", "training", "inference", "evaluation", "tracking",
+            "experiments", "stages")  # fmt: skip
 
 project = "UDC-Model"
 author = "UDC-Model contributors"

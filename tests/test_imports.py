@@ -25,6 +25,7 @@ ALLOWED = {
     "data": (*GROUND, "native"),
     "models": (*GROUND, "native"),
     "decisions": GROUND,
+    "fetch": (*GROUND, "data"),  # no other package needs it: the network stays out of the stages
     # application: what is done with the library; tracking knows nothing but MLflow and files
     "training": LIBRARY,
     "inference": LIBRARY,
@@ -33,7 +34,7 @@ ALLOWED = {
     # entry points: pipeline stages, commands about experiments, the command line
     "stages": APPLICATION,
     "experiments": APPLICATION,
-    "cli": (*APPLICATION, "stages", "experiments"),
+    "cli": (*APPLICATION, "stages", "experiments", "fetch"),
 }
 ROOT_MODULES = {"__init__", "errors", "files"}
 WITHOUT_TORCH = ("config", "decisions", "tracking")

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from udc_model.cli import build, compare, decide, share
+from udc_model.cli import build, compare, decide, fetch, share
 from udc_model.files import exit_status
 
-COMMANDS = (*build.COMMANDS, *decide.COMMANDS, *compare.COMMANDS, *share.COMMANDS)
+COMMANDS = (*fetch.COMMANDS, *build.COMMANDS, *decide.COMMANDS, *compare.COMMANDS, *share.COMMANDS)
 # Commands that report what was not logged to MLflow earlier. Stages do so themselves.
 _REPORTS_WARNINGS = ("summary", "compare", "sweep-report", "show", "decide", "predict", "reproduce", "promote")
 

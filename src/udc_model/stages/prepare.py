@@ -13,6 +13,7 @@ from udc_model.config import SPLITS, Params, load_params
 from udc_model.data.assignment import assign_images, usable_images
 from udc_model.data.audit import check_images, check_space, raise_for_rejections
 from udc_model.data.packed import write_packed
+from udc_model.data.source_record import read_source_record
 from udc_model.data.sources import (
     LeftOut,
     Rejection,
@@ -44,6 +45,7 @@ def prepare(params: Params, workspace: Workspace) -> dict[str, Any]:
     with only_writer(workspace), atomic_folder(workspace.prepared) as folder:
         unpacked = folder / "unpacked"
         source = open_source(data, unpacked)
+        fetched = read_source_record(Path(data.path)) if source.pixels is None else None
         if source.pixels is None:
             for line in describe_source(source):
                 logger.info("%s", line)
@@ -69,6 +71,7 @@ def prepare(params: Params, workspace: Workspace) -> dict[str, Any]:
                 "classes": source.classes,
                 "rejected": len(rejected),
                 "left_out": count_by_reason(left_out),
+                **({"fetched": fetched} if fetched else {}),
                 "notes": split.notes + source.notes,
                 "duplicates": {"copies": split.n_duplicates, "left_out": len(split.copies)},
                 "conflicting_labels": split.conflicting,

@@ -175,6 +175,8 @@ def dataset_input(params: Params, dataset: PackedDataset) -> dict[str, Any]:
     """Name, digest and source of the data set, as :meth:`StageRun.log_dataset` takes them."""
     name = "digits" if params.data.source == "digits" else Path(params.data.path).resolve().name
     source = {"source": params.data.source, "path": params.data.path}
+    fetched = dataset.info.get("fetched", {})
+    source |= {f"fetched.{key}": str(fetched[key]) for key in ("name", "revision", "digest") if fetched.get(key)}
     return {"name": name, "digest": dataset.info["digest"], "source": source}
 
 

@@ -1,0 +1,34 @@
+"""The command that brings a data set into the project."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from udc_model.cli.command import Command, Parser
+
+
+def _fetch_arguments(parser: Parser) -> None:
+    parser.add_argument("name", metavar="NAME",
+                        help="torchvision:NAME, huggingface:NAME[@REVISION], or an address (s3://, gs://, https://, "
+                        "remote://)")  # fmt: skip
+    parser.add_argument("--to", type=Path, metavar="PATH", help="what to create (default: data/raw/NAME)")
+    parser.add_argument("--config", metavar="NAME", help="configuration (subset) of a data set of Hugging Face")
+    parser.add_argument("--image", metavar="COLUMN", help="its column of images, if it has several")
+    parser.add_argument("--label", metavar="COLUMN", help="its column of classes, if it has several")
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from udc_model.fetch.project import Options, fetch
+
+    fetched = fetch(options.name, options.to, Options(options.config, options.image, options.label))
+    path = fetched.path.as_posix()
+    sys.stdout.write(
+        f"{path}: {fetched.contents}\n\nIt is tracked by DVC. To use it:\n"
+        f"  git add {path}.dvc {fetched.path.parent.as_posix()}/.gitignore\n"
+        f"  dvc exp run -S data.source=auto -S data.path={path} -S costs.preset=uniform\n"
+    )
+
+
+COMMANDS = (Command("Build", "fetch", "bring a data set into the project, tracked by DVC", _fetch, _fetch_arguments),)
