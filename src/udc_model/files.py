@@ -224,6 +224,15 @@ def check_target(path: Path, suffix: str) -> None:
         raise UdcError(f"{path}: cannot be written: {error.strerror}") from None
 
 
+def make_folder(path: Path) -> Path:
+    """Create a folder, and those above it, unless it exists; :class:`UdcError` if it cannot be created."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UdcError(f"{path}: is no folder and cannot become one: {error.strerror}") from None
+    return path
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file as a hexadecimal string."""
     with path.open("rb") as handle:

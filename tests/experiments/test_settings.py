@@ -45,15 +45,28 @@ def test_class_names_arrive_as_dvc_writes_them(folder, written, name):
         ("costs.prior={1.0: 0.5, b: 0.5}", r"the key 1\.0 is not read as a text; put it in quotes: '1\.0'"),
         ("costs.prior={3: 0.5, b: 0.5}", r"the key 3 is not read as a text; put it in quotes: '3'"),
         ("train.epochs=0", r"^params\.yaml is not valid:\n  train\.epochs: got 0; allowed: integer above 0$"),
-        ("train.eposch=1", r"train\.eposch=1: DVC cannot read this parameter: "),
-        ("evaluate.recall_of=[é]", r"recall_of=\[é\]: DVC cannot read this parameter: .* needs quotes"),
-        ("evaluate.recall_of=[a", r"recall_of=\[a: DVC cannot read this parameter: "),
+        ("train.eposch=1", r"^train\.eposch: DVC cannot set it in params\.yaml, which may have no such parameter"),
+        ("train.epochs=1,2", r"^train\.epochs=1,2: has several values; `dvc exp run --queue -S …` runs"),
+        ("train.epochs", r"^train\.epochs: is not name=value in the form that DVC reads; "),
+        ("evaluate.recall_of=[é]", r"recall_of=\[é\]: is not name=value in the form .* needs quotes"),
+        ("evaluate.recall_of=[a", r"recall_of=\[a: is not name=value in the form "),
     ],
 )
 def test_bad_settings_are_one_message_and_change_nothing(folder, setting, message):
     with pytest.raises(UdcError, match=message):
         check_settings([setting])
     assert (folder / "params.yaml").read_text() == TEXT
+
+
+def test_settings_that_only_dvc_can_read(folder):
+    with (folder / "params.yaml").open("a") as out:
+        out.write("model: {weights: imagenet, preset: resnet-18, weights_exclude: []}\n")
+    assert check_settings(["model.weights_exclude=[*.stages.3.*]"]).model.weights_exclude == ["*.stages.3.*"]
+    with pytest.raises(UdcError, match=r"train\.epochs: got 0"):  # not that * begins an alias
+        check_settings(["model.weights_exclude=[*.stages.3.*]", "train.epochs=0"])
+    (folder / "params.yaml").write_text("train: [")
+    with pytest.raises(UdcError, match=r"^params\.yaml: not valid YAML"):
+        check_settings(["train.epochs=1"])
 
 
 def test_run_checks_before_dvc_starts(folder, caplog, monkeypatch):

@@ -60,7 +60,7 @@ def test_metrics_and_costs_of_unusual_class_names(project):
 @pytest.mark.parametrize(("command", "settings", "message"), [
     (("dvc", "exp", "run"), {}, "recall_of.0: 1.0 is not read as a text; write the name of the class in quotes: '1.0'"),
     (("dvc", "repro"), {"costs": {"prior": {"3": 0.5, "8": 0.5}}, "evaluate": {"recall_of": ["9"]}},
-     "4 parameters or class names do not fit the data"),
+     "3 parameters or class names do not fit the data"),
 ])  # fmt: skip
 def test_a_refusal_leaves_the_results_alone(project, command, settings, message):
     results = ("metrics.json", "evaluation/report.html")

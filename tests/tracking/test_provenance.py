@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from udc_model.tracking.provenance import absent_from_copies
+from udc_model.tracking.provenance import absent_from_copies, uncommitted
 
 
 def _git(*arguments):
@@ -60,3 +60,15 @@ def test_hidden_files_and_folders_without_a_repository(repository, monkeypatch, 
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     Path("images").mkdir()
     assert absent_from_copies(Path("images")) is None
+
+
+def test_the_patch_has_new_files_of_the_index_but_no_other_new_files(repository):
+    assert uncommitted() == ""
+    Path("data/raw/x.dvc").write_text("outs: 1\n")
+    Path("secret.txt").write_text("secret\n")
+    _git("add", "data/raw/x.dvc")
+    Path("data/raw/x.dvc").write_text("outs: 2\n")
+    patch = uncommitted()
+    assert "+outs: 2" in patch
+    assert "secret" not in patch
+    assert subprocess.run(["git", "diff", "--cached", "--stat"], capture_output=True, text=True).stdout.count("|") == 1

@@ -142,7 +142,7 @@ def _line(item: Any, place: _Place) -> str:
     if item["type"] == "missing":
         return f"{name}: is missing; allowed: {type_words(place.annotation, place.metadata)}"
     if item["type"] == "value_error":
-        return f"{name}: {message}"
+        return f"{name}: {message}" if place.keys else message
     if place.annotation is Any:
         return f"{name}: {message}, got {_SHORT.repr(value)}"
     kinds = _kinds(place.annotation)

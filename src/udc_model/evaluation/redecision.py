@@ -28,6 +28,7 @@ from udc_model.evaluation.tables import (
     read_predictions,
     write_csv,
 )
+from udc_model.files import make_folder
 
 _SWEEP_METRICS = (
     "mean_cost", "normalised_cost", "constant_mean_cost", "argmax_mean_cost", "accuracy", "referral_rate",
@@ -177,7 +178,7 @@ def decision_report(stored: StoredEvaluation, policy: Policy, scored: Scored, ev
 
 def write_decisions(folder: Path, stored: StoredEvaluation, policy: Policy) -> None:
     """Write ``policy.json`` and ``predictions.csv``, which ``udc compare`` reads."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     (folder / POLICY_FILE).write_text(policy.to_json(), encoding="utf-8")
     write_csv(stored.table(policy), folder / "predictions.csv")
 
@@ -208,7 +209,7 @@ def write_sweep_files(
     """Write the table of a sweep as CSV and its plot as PNG, named after the swept value; returns both paths."""
     from udc_model.evaluation.plots import plot_sweep
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     stem = re.sub(r"[^\w.-]+", "_", swept)
     if len(stem.encode()) > _LONGEST_STEM:
         stem = f"{stem[:40]}-{hashlib.sha256(swept.encode()).hexdigest()[:8]}"

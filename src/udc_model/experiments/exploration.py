@@ -7,7 +7,7 @@ from pathlib import Path
 from udc_model.config import Params
 from udc_model.data.packed import PackedDataset
 from udc_model.evaluation.tables import write_csv
-from udc_model.files import Workspace
+from udc_model.files import Workspace, make_folder
 from udc_model.training.profiling import profile_steps
 from udc_model.training.range_test import range_test, steepest
 from udc_model.training.setup import set_up
@@ -32,7 +32,7 @@ def find_learning_rate(
     session = set_up(params, PackedDataset.open(workspace.prepared))
     table = range_test(session, lowest, highest, steps)
     rate = steepest(table)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     files = [folder / "learning_rates.csv", folder / "learning_rates.png"]
     write_csv(table, files[0])
     plot_range_test(files[1], table, rate)

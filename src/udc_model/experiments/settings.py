@@ -23,25 +23,45 @@ def check_settings(settings: Sequence[str], params_file: Path = Path("params.yam
     UdcError
         The file is missing, DVC cannot read a setting, or a parameter is not valid.
     """
-    from dvc.exceptions import DvcException
-    from dvc.utils.hydra import apply_overrides
-
     if not params_file.is_file():
         return load_params(params_file)  # raises the error
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / params_file.name
         shutil.copyfile(params_file, copy)
         for setting in settings:
-            try:
-                apply_overrides(copy, [setting])
-            except (DvcException, ValueError, TypeError) as error:
-                reason = str(error.__cause__ or error).splitlines()[0]
-                raise UdcError(
-                    f"{setting}: DVC cannot read this parameter: {reason}; a text with other characters than letters, "
-                    "digits, spaces and /-_.*+%@ needs quotes inside of the shell's: \"name='text'\""
-                ) from None
+            _apply(setting, copy, params_file)
         try:
             return load_params(copy)
         except UdcError as error:
-            load_params(params_file, settings)  # its message has the characters of the command line
-            raise UdcError(str(error).replace(str(copy), str(params_file))) from None
+            message = str(error).replace(str(copy), str(params_file))
+            try:
+                load_params(params_file, settings)
+            except UdcError as exact:  # with the characters of the command line
+                if str(exact).startswith(f"{params_file} is not valid:"):
+                    message = str(exact)
+            raise UdcError(message) from None
+
+
+def _apply(setting: str, copy: Path, params_file: Path) -> None:
+    """Write a setting into the copy of a file of parameters, as DVC does; :class:`UdcError` if DVC cannot read it."""
+    from dvc.exceptions import DvcException
+    from dvc.utils.hydra import apply_overrides, to_hydra_overrides
+    from hydra.errors import HydraException
+
+    try:
+        (override,) = to_hydra_overrides([setting])
+    except HydraException:
+        raise UdcError(f"{setting}: is not name=value in the form that DVC reads; a text with other characters than "
+                       "letters, digits, spaces and /-_.*+%@ needs quotes inside of the shell's, as "
+                       "\"name='text'\"") from None  # fmt: skip
+    if override.is_sweep_override():
+        raise UdcError(f"{setting}: has several values; `dvc exp run --queue -S …` runs an experiment for each")
+    try:
+        apply_overrides(copy, [setting])
+    except (DvcException, ValueError, TypeError) as error:
+        load_params(params_file)  # its message, if the file is the reason
+        name = override.get_key_element()
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UdcError(
+            f"{name}: DVC cannot set it in {params_file}, which may have no such parameter ({reason})"
+        ) from None

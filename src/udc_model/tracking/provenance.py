@@ -62,7 +62,8 @@ def identity(tags: Mapping[str, str]) -> dict[str, str]:
 def uncommitted() -> str:
     """A patch, with binary files, from the last commit to the working tree; empty if they are equal.
 
-    Of untracked files only those in ``src`` are in it; others may contain secrets.
+    Of new files only those in the index, as ``.dvc`` files after `dvc add`, and those in ``src`` are in it; others may
+    contain secrets.
     """
     if not git("rev-parse", "HEAD") or not _changed():
         return ""
@@ -71,6 +72,19 @@ def uncommitted() -> str:
         git("read-tree", "HEAD", env=env)
         git("add", "--update", ".", env=env)
         git("add", "--", "src", env=env)
+        staged = git(
+            "diff",
+            "--cached",
+            "--name-only",
+            "--diff-filter=A",
+            "--no-renames",
+            "--relative",
+            "-z",
+            "HEAD",
+            strip=False,
+        )
+        if names := [name for name in staged.split("\0") if name and Path(name).is_file()]:
+            git("add", "--force", "--", *names, env=env)
         return git("diff", "--cached", "--binary", "--no-color", "--no-ext-diff", "HEAD", env=env, strip=False)
 
 
