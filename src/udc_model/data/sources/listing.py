@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from udc_model.data.formats import HEAD_BYTES, SUFFIXES, conversion_advice, image_format
+from udc_model.data.source_record import RECORD
 from udc_model.data.sources.records import LeftOut, Rejection
 
 SYSTEM_FILE = "hidden or system file"
@@ -71,6 +72,8 @@ def _list(folder: Path, relative: PurePosixPath, ancestors: set[tuple[int, int]]
         return
     for entry in found:
         path = (relative / entry.name).as_posix()
+        if entry.name == RECORD:
+            continue
         if entry.name.startswith(".") or entry.name.casefold() in _SYSTEM_NAMES:
             listing.left_out.append(LeftOut(path, SYSTEM_FILE))
         elif _is_folder(entry):
