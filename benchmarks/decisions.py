@@ -27,9 +27,10 @@ from scipy.stats import t
 from tqdm import tqdm
 
 from udc_model.config import Params, load_params, validate_params
-from udc_model.data.decode import decode_rgb
+from udc_model.data.decode import decode
 from udc_model.data.formats import SUFFIXES
 from udc_model.data.packed import PackedDataset, PackedSplit
+from udc_model.data.transforms import Decoding
 from udc_model.decisions.calibration import negative_log_likelihood
 from udc_model.decisions.decision import mean_cost
 from udc_model.decisions.matrix import cost_matrix
@@ -117,7 +118,7 @@ def degraded(source: Path, target: Path, pixels: int) -> Path:
     for path in sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES):
         copy = (target / path.relative_to(source)).with_suffix(".png")
         copy.parent.mkdir(parents=True, exist_ok=True)
-        small = decode_rgb(path, 10**8).convert("L").resize((pixels, pixels), Image.Resampling.BOX)
+        small = decode(path, Decoding(channels=1)).resize((pixels, pixels), Image.Resampling.BOX)
         small.resize((32, 32), Image.Resampling.BICUBIC).save(copy)
     return target
 

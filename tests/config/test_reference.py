@@ -30,7 +30,7 @@ VALUES = {
     "data.source": "folder", "data.path": "elsewhere", "data.csv_files": "[a.csv,b.csv]", "data.label_column": "kind",
     "data.classes": "[a,b]", "data.path_column": "file", "data.path_pattern": "'images/{}.jpg'",
     "data.encoding": "latin-1", "data.merge_labels": "{Ant: ant}", "data.split_seed": "7",
-    "data.group": "'^(.+)_[^_]*$'", "data.splits.train": "0.61",
+    "data.group": "'^(.+)_[^_]*$'", "data.splits.train": "0.61", "data.intensity": "{bits: 12}",
     "data.splits.validation": "0.16", "data.splits.calibration": "0.11", "data.splits.test": "0.16",
     "model.preset": "resnet-18", "model.weights": "folder", "model.weights_include": "['resnet.*']",
     "model.weights_exclude": "['*.stages.2.*','classifier.*']", "model.convnext.num_stages": "4",

@@ -8,7 +8,7 @@ from torchvision.transforms import v2
 from udc_model.config import TrainParams
 from udc_model.data import augmentation as augmentation_module
 from udc_model.data.augmentation import Augmentation, EpochDraws, Mixing, crop_resize, training_input
-from udc_model.data.transforms import Preprocessing
+from udc_model.data.transforms import Decoding, Preprocessing
 from udc_model.native.library import load_library
 
 
@@ -129,3 +129,43 @@ def test_mixing_with_zero_alphas_returns_the_images():
     mixed, _, share = Mixing(0, 0)(images, targets)
     assert share == 1
     assert mixed is images
+
+
+GREY = Preprocessing(16, mean=(0.4,), std=(0.3,), decoding=Decoding(channels=1))
+
+
+@pytest.mark.usefixtures("_kernel")
+def test_crops_of_grey_images_are_those_of_equal_channels():
+    grey = _stored(5, 20)[..., :1]
+    boxes = Augmentation(0.2, 2.0, horizontal_flip=True).boxes(torch.rand(5, 5))
+    colour = Preprocessing(16, mean=(0.4,) * 3, std=(0.3,) * 3)
+    crops = crop_resize(grey, boxes, GREY)
+    assert crops.shape == (5, 1, 16, 16)
+    assert torch.equal(crops, crop_resize(grey.expand(-1, -1, -1, 3), boxes, colour)[:, :1])
+
+
+@pytest.mark.parametrize("auto_augment", ["none", "randaugment", "trivialaugment"])
+def test_per_image_transforms_of_grey_images(auto_augment):
+    """All operations accept one channel; those of colours leave it as it is."""
+    augmentation = Augmentation(auto_augment=auto_augment, color_jitter=0.4)
+    grey = _stored(60, 16)[..., :1]
+    out = augmentation.apply_per_image(grey, list(range(60)))
+    assert out.shape == grey.shape
+    assert out.dtype == torch.uint8
+    assert not torch.equal(out, grey)
+    assert torch.equal(out, augmentation.apply_per_image(grey, list(range(60))))
+
+
+def test_saturation_does_not_change_grey_images():
+    from torchvision.transforms.v2 import functional
+
+    grey = _stored(1, 16)[..., :1].permute(0, 3, 1, 2)
+    assert torch.equal(functional.adjust_saturation(grey, 3.0), grey)
+
+
+def test_training_input_of_grey_images():
+    augmentation = Augmentation(0.5, 4 / 3, horizontal_flip=True, random_erasing=1.0)
+    draws, indices = EpochDraws(4, 0, 0), np.arange(4)
+    out = training_input(_stored(4, 16)[..., :1], indices, np.zeros(4, np.intp), draws, augmentation, GREY)
+    assert out.shape == (4, 1, 16, 16)
+    assert (out == 0).any(dim=(1, 2, 3)).all()  # erased

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from udc_model.data.decode import BadImageError, decode_rgb
+from udc_model.data.decode import BadImageError, decode
+from udc_model.data.transforms import Decoding
 
-LIMIT = 1_000_000
+LIMIT = Decoding(max_pixels=1_000_000)
 
 
 def _png_header(width, height):
@@ -26,7 +27,7 @@ def _png_header(width, height):
 
 def _saved(tmp_path, image, name="a.png", **options):
     image.save(tmp_path / name, **options)
-    return np.asarray(decode_rgb(tmp_path / name, LIMIT))
+    return np.asarray(decode(tmp_path / name, LIMIT))
 
 
 def test_rgb_and_grey_are_unchanged(tmp_path, rng):
@@ -77,7 +78,7 @@ def test_bilevel_and_cmyk_are_converted(tmp_path):
     [
         (b"", "empty"),
         (b"hello, I am text", "not an image"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is a drawing"),
         (_png_header(50_000, 50_000), r"50000 x 50000 pixels is more than data.max_pixels"),
         (_png_header(50, 50), "damaged"),
     ],
@@ -85,7 +86,7 @@ def test_bilevel_and_cmyk_are_converted(tmp_path):
 def test_unusable_image_raises_with_its_reason(tmp_path, content, reason):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(BadImageError, match=reason):
-        decode_rgb(tmp_path / "a.png", LIMIT)
+        decode(tmp_path / "a.png", LIMIT)
 
 
 def test_truncated_image_raises(tmp_path, rng):
@@ -93,25 +94,25 @@ def test_truncated_image_raises(tmp_path, rng):
     for name in ("a.png", "a.jpg", "a.webp", "a.bmp", "a.tif", "a.gif"):
         image.save(tmp_path / name)
         content = (tmp_path / name).read_bytes()
-        decode_rgb(tmp_path / name, LIMIT)
+        decode(tmp_path / name, LIMIT)
         (tmp_path / name).write_bytes(content[: len(content) // 2])
         with pytest.raises(BadImageError):
-            decode_rgb(tmp_path / name, LIMIT)
+            decode(tmp_path / name, LIMIT)
 
 
 def test_animation_and_float_pixels_raise(tmp_path, rng):
     frames = [Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in range(3)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     with pytest.raises(BadImageError, match="3 frames"):
-        decode_rgb(tmp_path / "a.gif", LIMIT)
+        decode(tmp_path / "a.gif", LIMIT)
     Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "a.tif")
-    with pytest.raises(BadImageError, match="no fixed range"):
-        decode_rgb(tmp_path / "a.tif", LIMIT)
+    with pytest.raises(BadImageError, match=r"have no range; set data\.intensity"):
+        decode(tmp_path / "a.tif", LIMIT)
 
 
 def test_missing_file_raises(tmp_path):
     with pytest.raises(BadImageError, match="No such file"):
-        decode_rgb(tmp_path / "a.png", LIMIT)
+        decode(tmp_path / "a.png", LIMIT)
 
 
 def test_random_damage_gives_an_image_or_bad_image_error(tmp_path, rng):
@@ -123,4 +124,4 @@ def test_random_damage_gives_an_image_or_bad_image_error(tmp_path, rng):
             damaged = content.copy()
             damaged[rng.integers(0, len(content), 8)] = rng.integers(0, 256, 8)
             with contextlib.suppress(BadImageError):
-                decode_rgb(damaged.tobytes(), LIMIT)
+                decode(damaged.tobytes(), LIMIT)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from transformers import ConvNextImageProcessorPil, ViTImageProcessorPil
 
-from udc_model.data.transforms import Preprocessing
+from udc_model.data.transforms import Decoding, Preprocessing
 from udc_model.errors import UdcError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -45,5 +45,31 @@ def test_load_raises_for_a_missing_or_unsupported_file(tmp_path):
     with pytest.raises(UdcError, match="no such file"):
         Preprocessing.load(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text('{"size": {"height": 3, "width": 4}}')
+    with pytest.raises(UdcError, match="is not a supported preprocessing"):
+        Preprocessing.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "decoding", [Decoding(1, "each", (-1000.0, 400.0), False, 17), Decoding(3, "first", None, True, 10**9)]
+)
+def test_decoding_is_stored_and_other_libraries_ignore_it(decoding, tmp_path, rng):
+    values = (0.5,) * decoding.channels
+    ours = Preprocessing(32, "squash", mean=values, std=values, decoding=decoding)
+    ours.save(tmp_path)
+    assert Preprocessing.load(tmp_path) == ours
+    assert Preprocessing.from_dict(ours.to_dict()) == ours
+    theirs = ViTImageProcessorPil.from_pretrained(tmp_path)
+    image = Image.fromarray(rng.integers(0, 256, (40, 50, 3)[: 2 + (decoding.channels == 3)], dtype=np.uint8))
+    stored = torch.from_numpy(ours.to_stored(image)[None].copy())
+    assert stored.shape == (1, 32, 32, decoding.channels)
+    if decoding.channels == 3:
+        expected = theirs(image, return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(ours.to_input(stored), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_damaged_decoding_is_refused(tmp_path):
+    Preprocessing(32).save(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(path.read_text().replace('"frames"', '"frame"'))
     with pytest.raises(UdcError, match="is not a supported preprocessing"):
         Preprocessing.load(tmp_path)

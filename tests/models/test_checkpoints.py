@@ -154,3 +154,30 @@ def test_damaged_file_raises(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UdcError, match=name):
         load_weights(_resnet(), tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["resnet", "convnext"])
+def test_rgb_weights_start_a_grey_model(kind, tmp_path):
+    """On grey images the logits are those of the RGB model on three equal channels, normalised alike."""
+    if kind == "resnet":
+        build, config, shape = ResNetForImageClassification, ResNetConfig, {"hidden_sizes": [16, 32], "depths": [1, 1]}
+    else:
+        build, config = ConvNextForImageClassification, ConvNextConfig
+        shape = {"num_stages": 2, "hidden_sizes": [8, 16], "depths": [1, 1]}
+    colour = _randomised(build(config(num_labels=3, **shape)))
+    grey = build(config(num_labels=3, num_channels=1, **shape)).eval()
+    colour.save_pretrained(tmp_path)
+    report = load_weights(grey, tmp_path)
+    assert not report.skipped
+    assert not report.missing
+    assert f"{report.summed_channels} summed over its input channels for grey images" in report.summary()
+    images = IMAGES[:, :1]
+    expected = colour(images.expand(-1, 3, -1, -1)).logits
+    torch.testing.assert_close(grey(images).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_grey_weights_do_not_start_an_rgb_model(tmp_path):
+    shape = {"hidden_sizes": [16], "depths": [1], "num_labels": 2}
+    ResNetForImageClassification(ResNetConfig(num_channels=1, **shape)).save_pretrained(tmp_path)
+    report = load_weights(ResNetForImageClassification(ResNetConfig(**shape)), tmp_path)
+    assert "shape (64, 1, 7, 7), the model has (64, 3, 7, 7)" in report.summary()

@@ -58,11 +58,11 @@ def test_groups_are_not_divided(tmp_path, shapes_folder):
 def test_digest_does_not_depend_on_location_or_processes(tmp_path, shapes_folder, monkeypatch):
     import shutil
 
-    from udc_model.data import audit
+    from udc_model.data import workers
 
     first = _prepare(tmp_path / "a", _params(shapes_folder))
     shutil.copytree(shapes_folder, tmp_path / "moved")
-    monkeypatch.setattr(audit, "_MIN_IMAGES_FOR_POOL", 1)
+    monkeypatch.setattr(workers, "_MIN_ITEMS", 1)
     second = _prepare(tmp_path / "b", _params(tmp_path / "moved"))
     assert first.info["digest"] == second.info["digest"]
     for name in ("manifest.csv", "dataset.json", "train.npy"):
@@ -254,7 +254,7 @@ def test_too_little_space_is_an_error_before_an_image_is_decoded(tmp_path, shape
     from udc_model.data import audit
 
     monkeypatch.setattr(audit.shutil, "disk_usage", lambda folder: SimpleNamespace(free=60 * 16 * 16 * 3))
-    monkeypatch.setattr(audit, "decode_rgb", None)
+    monkeypatch.setattr(audit, "decode_frames", None)
     with pytest.raises(UdcError, match=r"data: needs 0\.0 GiB for 60 prepared images of 16 px, but 0\.0 GiB"):
         _prepare(tmp_path, _params(shapes_folder))
 

@@ -35,6 +35,30 @@ class CsvFile(Section):
     )
 
 
+class IntensityRange(Section):
+    """Which values of images deeper than 8 bits become black and white: bits, percentiles, or values."""
+
+    bits: Annotated[int, Field(ge=8, le=16)] | None = Field(None, description="White is 2 ** bits - 1, black is 0.")
+    low: Annotated[float, Field(ge=0, lt=100)] | None = Field(
+        None, description="Percentile of all pixels of the deep images that becomes black."
+    )
+    high: Annotated[float, Field(gt=0, le=100)] | None = Field(
+        None, description="Percentile of all pixels of the deep images that becomes white."
+    )
+    min: float | None = Field(None, description="Value that becomes black.")
+    max: float | None = Field(None, description="Value that becomes white.")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> IntensityRange:
+        names = {name for name in type(self).model_fields if getattr(self, name) is not None}
+        if names not in ({"bits"}, {"low", "high"}, {"min", "max"}):
+            raise ValueError("must be {bits: 12}, {low: 0.5, high: 99.5} (percentiles) or {min: 0, max: 4095} (values)")
+        for low, high in ((self.low, self.high), (self.min, self.max)):
+            if low is not None and high is not None and low >= high:
+                raise ValueError(f"{low:g} must be less than {high:g}")
+        return self
+
+
 class DataParams(Section):
     """Where the images are, and how they are checked, resized and split."""
 
@@ -98,6 +122,17 @@ class DataParams(Section):
     )
     max_pixels: Positive = Field(
         100_000_000, description="Largest number of pixels of an image; larger ones are refused before decoding."
+    )
+    frames: Literal["error", "first", "each"] = Field(
+        "error",
+        description="Files with several frames or pages (GIF, TIFF, DICOM, …): error refuses them, first uses the "
+        "first frame, each makes every frame an image and keeps those of a file in one split.",
+    )
+    intensity: Literal["auto"] | IntensityRange = Field(
+        "auto",
+        description="Values that become black and white in images deeper than 8 bits: auto takes 8, 10, 12, 14 or 16 "
+        "bits by the largest value of them all; or {bits: 12}, {low: 0.5, high: 99.5} (percentiles), "
+        "{min: -1000, max: 400} (values, as in float images).",
     )
     splits: SplitShares = Field(SplitShares(), description="Share of the images in each split.")
     split_seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(

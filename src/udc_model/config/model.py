@@ -19,7 +19,9 @@ Activation = Literal[
 class ResNetParams(Section):
     """Architecture of a ResNet (He et al. 2015), named as in Hugging Face's ``ResNetConfig``."""
 
-    num_channels: Positive = Field(3, description="Channels of the input image.")
+    num_channels: Literal[1, 3] = Field(
+        3, description="Channels of the input image: 3 for RGB, 1 for grey; stage prepare converts the images."
+    )
     embedding_size: Positive = Field(64, description="Channels of the stem.")
     hidden_sizes: list[Positive] = Field(
         [256, 512, 1024, 2048], min_length=1, description="Output channels of each stage."
@@ -43,7 +45,9 @@ class ResNetParams(Section):
 class ConvNextParams(Section):
     """Architecture of a ConvNeXt (Liu et al. 2022), named as in Hugging Face's ``ConvNextConfig``."""
 
-    num_channels: Positive = Field(3, description="Channels of the input image.")
+    num_channels: Literal[1, 3] = Field(
+        3, description="Channels of the input image: 3 for RGB, 1 for grey; stage prepare converts the images."
+    )
     patch_size: Positive = Field(4, description="Kernel and stride of the stem, in pixels.")
     num_stages: Positive = Field(4, description="Number of stages; the length of hidden_sizes and depths.")
     hidden_sizes: list[Positive] = Field(

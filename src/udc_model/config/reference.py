@@ -240,6 +240,8 @@ def _stages(name: str) -> str:
     if section == "loss" and key != "name":
         losses = [loss for loss, options in LOSS_OPTIONS.items() if key in options]
         return f"train, if loss.name is {' or '.join(losses)}"
+    if key in ("model_type", "num_channels") or key.endswith(".num_channels"):
+        return "prepare and train"
     if key in ("checkpoint_minutes", "loader_workers"):
         return "train; a change does not train again"
     return _STAGES[section]

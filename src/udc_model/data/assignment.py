@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from udc_model.config import SPLITS, DataParams
-from udc_model.data.audit import Checked
+from udc_model.data.audit import Audit, Checked
 from udc_model.data.copies import copies_across_splits, duplicate_sets
-from udc_model.data.sources import ImageRecord, ImageSource, LeftOut, Rejection, join_for_message
+from udc_model.data.sources import ImageRecord, LeftOut, join_for_message
 from udc_model.data.splits import assign_splits, connected_components, missing_splits, without_train
 from udc_model.errors import UdcError
 
@@ -21,11 +21,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class UsableImage:
-    """A valid image, what was found out about it, and its row in the scratch file of prepared images."""
+    """A valid image, and what was found out about it."""
 
     record: ImageRecord
     checked: Checked
-    scratch_row: int
 
     def manifest_row(self) -> dict[str, Any]:
         """The entries of the image in ``manifest.csv``, except its split and row, and ``scratch_row``."""
@@ -36,14 +35,14 @@ class UsableImage:
             "width": self.checked.width,
             "height": self.checked.height,
             "sha256": self.checked.sha256,
-            "scratch_row": self.scratch_row,
+            "scratch_row": self.checked.scratch_row,
         }
 
 
-def usable_images(source: ImageSource, outcomes: list[Checked | Rejection]) -> list[UsableImage]:
-    """Pair the records of a source with the outcomes of `check_images`, without the rejected ones."""
-    pairs = enumerate(zip(source.records, outcomes, strict=True))
-    return [UsableImage(record, outcome, i) for i, (record, outcome) in pairs if isinstance(outcome, Checked)]
+def usable_images(audit: Audit) -> list[UsableImage]:
+    """Pair the records of checked images with their outcomes, without the rejected ones."""
+    pairs = zip(audit.records, audit.outcomes, strict=True)
+    return [UsableImage(record, outcome) for record, outcome in pairs if isinstance(outcome, Checked)]
 
 
 @dataclass

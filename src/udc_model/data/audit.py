@@ -1,86 +1,149 @@
-"""Decodes and checks every image on all cores, and writes the valid ones to a scratch file as prepared images."""
+"""Decodes and checks every image on all cores, and writes the valid ones to a scratch file as prepared images.
+
+Images deeper than 8 bits need a range that depends on all of them. So the first pass only measures them, and a second
+one decodes them again with that range. Other images are decoded once.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import os
+import logging
 import shutil
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from udc_model.data.decode import BadImageError, decode_rgb
-from udc_model.data.sources import ImageSource, Rejection, join_for_message
+from udc_model.config import DataParams
+from udc_model.config.data import IntensityRange
+from udc_model.data.decode import BadImageError, decode_frames, to_channels
+from udc_model.data.frames import Frame
+from udc_model.data.intensity import DeepValues, automatic_range, fixed_range, percentile_range
+from udc_model.data.sources import ImageRecord, ImageSource, Rejection, join_for_message
 from udc_model.data.transforms import Preprocessing
+from udc_model.data.workers import run_in_workers
 from udc_model.errors import UdcError
 
-_CHUNK = 32  # images per task: small enough for a smooth progress bar, large enough to hide the overhead of a task
-_MIN_IMAGES_FOR_POOL = 256  # fewer images take less time than the start of worker processes
+logger = logging.getLogger(__name__)
+
+_FIRST = (0,)
+_KILLED = "decoding it ended the process (crash, no memory) or took longer than 5 minutes"
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A valid image: its decoded size in pixels and the SHA-256 of its decoded RGB pixels."""
+    """A valid image.
+
+    Attributes
+    ----------
+    width, height : decoded size, pixels.
+    sha256 : digest of the decoded pixels.
+    scratch_row : row of the prepared image in the scratch file.
+    is_reduced : the image has colours, but its pixels became grey.
+    """
 
     width: int
     height: int
     sha256: str
+    scratch_row: int
+    is_reduced: bool = False
 
 
 Outcome = Checked | Rejection
+_Result = Checked | Rejection | DeepValues  # DeepValues: measured, and to be decoded again
 
 
-def check_images(source: ImageSource, preprocessing: Preprocessing, max_pixels: int, scratch: Path) -> list[Outcome]:
-    """Decode every image of a source once and write its prepared image to ``scratch``.
+@dataclass(frozen=True)
+class Audit:
+    """The checked images of a source.
+
+    Attributes
+    ----------
+    records : one record per image. A frame of a file has the path ``name#2``, and the file is its group if it has none.
+    outcomes : one outcome per record.
+    preprocessing : the preprocessing with the range of deep images.
+    """
+
+    records: list[ImageRecord]
+    outcomes: list[Outcome]
+    preprocessing: Preprocessing
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file to decode: the numbers of the frames that are needed, from 0, and their scratch rows."""
+
+    path: str
+    numbers: tuple[int, ...]
+    rows: tuple[int, ...]
+
+    def only(self, condition: Callable[[int, int], bool]) -> _File:
+        """Reduce to the frames whose number and row fulfil a condition."""
+        pairs = [pair for pair in zip(self.numbers, self.rows, strict=True) if condition(*pair)]
+        return _File(self.path, tuple(number for number, _ in pairs), tuple(row for _, row in pairs))
+
+
+def check_images(source: ImageSource, preprocessing: Preprocessing, params: DataParams, scratch: Path) -> Audit:
+    """Decode every image of a source and write its prepared image to ``scratch``.
 
     Parameters
     ----------
-    source : the N images to check.
+    source : the images to check.
     preprocessing : defines the prepared image.
-    max_pixels : largest width x height of an image, pixels; larger images are rejected before they are decoded.
-    scratch : file to write, N x stored_size x stored_size x 3 bytes; the rows of rejected images are zero.
-
-    Returns
-    -------
-    One outcome per record, in the order of the records.
+    params : section ``data``, of which ``intensity`` applies here.
+    scratch : file to write, stored_size x stored_size x channels bytes per image; the rows of rejected images are zero.
 
     Raises
     ------
     UdcError
-        A worker process was killed.
+        Too many worker processes were killed, or deep images have no range.
     """
-    side = preprocessing.stored_size
-    with scratch.open("wb") as handle:
-        handle.truncate(len(source.records) * side * side * 3)
-    paths = [record.path for record in source.records]
-    task = _Task(source.root, preprocessing, max_pixels, scratch)
-    chunks = [(start, paths[start : start + _CHUNK]) for start in range(0, len(paths), _CHUNK)]
-    outcomes: list[Outcome] = []
-    with tqdm(total=len(paths), desc="checking images", unit="img", disable=None) as bar:
-        for part in _run(task, chunks, source.pixels):
-            outcomes.extend(part)
-            bar.update(len(part))
-    return outcomes
+    scratch.touch()
+    limits = fixed_range(params.intensity)
+    decoding = replace(preprocessing.decoding, intensity=limits, dicom_windows=params.intensity == "auto")
+    task = _Task(source.root, replace(preprocessing, decoding=decoding), scratch, needs_range=limits is None)
+    if source.pixels is not None:
+        frames = (Frame(Image.fromarray(pixels)) for pixels in source.pixels)
+        with scratch.open("r+b") as handle:
+            stored = [_outcome(record, task.store(frame, row, handle))
+                      for row, (record, frame) in enumerate(zip(source.records, frames, strict=True))]  # fmt: skip
+        return Audit(source.records, stored, task.preprocessing)
+    files = [_File(record.path, _FIRST, (row,)) for row, record in enumerate(source.records)]
+    results: dict[int, _Result] = {}
+    totals = task.run("checking images", files, results)
+    records, rows = source.records, list(range(len(files)))
+    if totals:
+        records, rows, files = _expanded(source.records, totals)
+        later = [file.only(lambda number, row: number > 0) for file in files if len(file.rows) > 1]
+        task.run("checking frames", later, results)
+    deep = [file for file in (file.only(lambda _, row: isinstance(results[row], DeepValues)) for file in files)
+            if file.rows] if task.needs_range else []  # fmt: skip
+    if deep:
+        task = task.with_range(params.intensity, deep, [results[row] for file in deep for row in file.rows])
+        task.run("decoding deep images", deep, results)
+    outcomes = [_outcome(record, results[row]) for record, row in zip(records, rows, strict=True)]
+    n_reduced = sum(isinstance(outcome, Checked) and outcome.is_reduced for outcome in outcomes)
+    if n_reduced:
+        logger.info("converted %s colour image(s) to grey, because num_channels of the model is 1", f"{n_reduced:,}")
+    return Audit(records, outcomes, task.preprocessing)
 
 
-def check_space(folder: Path, n_images: int, stored_size: int) -> None:
+def check_space(folder: Path, n_images: int, preprocessing: Preprocessing) -> None:
     """Raise :class:`UdcError` unless the prepared images fit on the disk of ``folder``, before one is decoded.
 
     The images are there twice for a moment: in the order of the paths, and by split.
     """
-    needed = 2 * n_images * stored_size * stored_size * 3
+    side = preprocessing.stored_size
+    needed = 2 * n_images * side * side * preprocessing.channels
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UdcError(
-            f"{folder.parent}: needs {needed / 2**30:.1f} GiB for {n_images:,} prepared images of {stored_size} px, "
+            f"{folder.parent}: needs {needed / 2**30:.1f} GiB for {n_images:,} prepared images of {side} px, "
             f"but {free / 2**30:.1f} GiB are free; free some, or lower data.image_size"
         )
 
@@ -110,58 +173,157 @@ def raise_for_rejections(rejected: list[Rejection], on_bad_image: str, n_images:
 
 @dataclass(frozen=True)
 class _Task:
+    """What worker processes do with a file; ``needs_range``: deep images are only measured."""
+
     root: Path
     preprocessing: Preprocessing
-    max_pixels: int
     scratch: Path
+    needs_range: bool
 
-    def check(self, start: int, paths: list[str]) -> list[Outcome]:
-        """Check the files of one chunk; ``start`` is the row of its first image."""
-        images = ((path, self._decode(path)) for path in paths)
-        return self.store(start, images)
+    def run(self, title: str, files: Sequence[_File], results: dict[int, _Result]) -> dict[int, int]:
+        """Check files in worker processes.
 
-    def _decode(self, path: str) -> Image.Image | BadImageError:
-        try:
-            return decode_rgb(self.root / path, self.max_pixels)
-        except BadImageError as error:
-            return error
-        except MemoryError:
-            return BadImageError("the image does not fit into memory; lower data.max_pixels")
+        Parameters
+        ----------
+        title : title of the progress bar.
+        results : gets the result of each frame, by scratch row.
 
-    def store(self, start: int, images: Iterator[tuple[str, Image.Image | BadImageError]]) -> list[Outcome]:
-        """Write decoded images to the scratch file from row ``start`` on."""
-        outcomes: list[Outcome] = []
-        row_bytes = self.preprocessing.stored_size**2 * 3
+        Returns
+        -------
+        The number of frames of each file that has several, by the row of its first one.
+        """
+        totals: dict[int, int] = {}
+        done = iter(files)
+        with tqdm(total=len(files), desc=title, unit="img", disable=None) as bar:
+            for part in run_in_workers(self.check, files, _killed):
+                for (frames, total), file in zip(part, done, strict=False):
+                    results.update(zip(file.rows, frames, strict=True))
+                    if total > 1:
+                        totals[file.rows[0]] = total
+                bar.update(len(part))
+        return totals
+
+    def check(self, files: Iterable[_File]) -> list[tuple[list[_Result], int]]:
+        """Decode frames; return their results, and the number of frames of interest, for each file."""
         with self.scratch.open("r+b") as handle:
-            for row, (path, image) in enumerate(images, start):
-                if isinstance(image, BadImageError):
-                    outcomes.append(Rejection(path, str(image)))
-                    continue
-                handle.seek(row * row_bytes)
-                handle.write(self.preprocessing.to_stored(image).tobytes())
-                digest = hashlib.sha256(b"%d x %d:" % image.size + image.tobytes()).hexdigest()
-                outcomes.append(Checked(*image.size, digest))
-        return outcomes
+            return [self._check(file, handle) for file in files]
+
+    def _check(self, file: _File, scratch: BinaryIO) -> tuple[list[_Result], int]:
+        results: list[_Result] = []
+        total = 1
+        try:
+            for row, frame in self._frames(file):
+                total = frame.total if self.preprocessing.decoding.frames == "each" else 1
+                results.append(self.store(frame, row, scratch))
+        except BadImageError as error:
+            reason = str(error)
+        except MemoryError:
+            reason = "the image does not fit into memory; lower data.max_pixels"
+        else:
+            reason = "damaged: the frame is missing"
+        return results + [Rejection(file.path, reason)] * (len(file.rows) - len(results)), total
+
+    def _frames(self, file: _File) -> Iterator[tuple[int, Frame]]:
+        """Decode the frames of a file that are needed; yields them with their scratch rows."""
+        needed = dict(zip(file.numbers, file.rows, strict=True))
+        for number, frame in enumerate(decode_frames(self.root / file.path, self.preprocessing.decoding)):
+            if number in needed:
+                yield needed.pop(number), frame
+            if not needed:
+                break
+
+    def store(self, frame: Frame, row: int, scratch: BinaryIO) -> Checked | DeepValues:
+        """Write the prepared image of a frame to the open scratch file, or measure a deep one."""
+        if frame.deep is not None and self.needs_range:
+            return DeepValues.of(frame.deep)
+        decoding = self.preprocessing.decoding
+        decoded = frame.to_image(decoding.intensity)
+        image = to_channels(decoded, decoding.channels)
+        content = self.preprocessing.to_stored(image).tobytes()
+        scratch.seek(row * len(content))
+        scratch.write(content)
+        digest = hashlib.sha256(b"%d x %d:" % image.size + image.tobytes()).hexdigest()
+        return Checked(*image.size, digest, row, image is not decoded and image.mode == "L" and _has_colours(decoded))
+
+    def with_range(
+        self, intensity: Literal["auto"] | IntensityRange, deep: Sequence[_File], measured: Iterable[_Result]
+    ) -> _Task:
+        """Choose the range of deep files from their measured values; returns the task that decodes them with it."""
+        values = DeepValues.union([result for result in measured if isinstance(result, DeepValues)])
+        if intensity == "auto":
+            limits, reason = automatic_range(values)
+        else:
+            limits, reason = percentile_range(intensity, values, _Histogram(self, values).of(deep))
+        logger.info("data.intensity: in %s file(s) with more than 8 bits, %g becomes black and %g white (%s)",
+                    f"{len(deep):,}", *limits, reason)  # fmt: skip
+        decoding = replace(self.preprocessing.decoding, intensity=limits)
+        return replace(self, preprocessing=replace(self.preprocessing, decoding=decoding), needs_range=False)
 
 
-def _run(task: _Task, chunks: list[tuple[int, list[str]]], pixels: NDArray[np.uint8] | None) -> Iterator[list[Outcome]]:
-    processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if pixels is not None:
-        for start, paths in chunks:
-            images = (Image.fromarray(pixels[start + k]).convert("RGB") for k in range(len(paths)))
-            yield task.store(start, zip(paths, images, strict=True))
-    elif processes == 1 or sum(len(paths) for _, paths in chunks) < _MIN_IMAGES_FOR_POOL:
-        for start, paths in chunks:
-            yield task.check(start, paths)
-    else:
-        # "spawn": forking a process that has threads (a progress bar's, a library's) can deadlock.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, mp_context=context) as pool:
-            try:
-                starts, paths_of = zip(*chunks, strict=True)
-                yield from pool.map(task.check, starts, paths_of)
-            except BrokenProcessPool:
-                raise UdcError(
-                    "a process that checks images was killed, probably because memory ran out; "
-                    "lower data.max_pixels, or close other programs"
-                ) from None
+@dataclass(frozen=True)
+class _Histogram:
+    """Counts the values of deep files, in worker processes."""
+
+    task: _Task
+    values: DeepValues
+
+    def of(self, files: Sequence[_File]) -> NDArray[np.int64]:
+        """Return the histogram of all files."""
+        counts = self.values.empty_histogram()
+        for part in run_in_workers(self, files, lambda file: self.values.empty_histogram()):
+            counts += part
+        return counts
+
+    def __call__(self, files: Iterable[_File]) -> NDArray[np.int64]:
+        counts = self.values.empty_histogram()
+        for file in files:
+            for _, frame in self.task._frames(file):
+                if frame.deep is not None:
+                    counts += self.values.histogram(frame.deep)
+        return counts
+
+
+def _killed(file: _File) -> list[tuple[list[_Result], int]]:
+    return [([Rejection(file.path, _KILLED)] * len(file.rows), 1)]
+
+
+def _has_colours(image: Image.Image) -> bool:
+    from PIL import ImageChops
+
+    red, green, blue = image.split()
+    return any(ImageChops.difference(red, channel).getbbox() is not None for channel in (green, blue))
+
+
+def _expanded(
+    records: Sequence[ImageRecord], totals: dict[int, int]
+) -> tuple[list[ImageRecord], list[int], list[_File]]:
+    """Make every frame an image.
+
+    Parameters
+    ----------
+    records : one record per file; its position is the scratch row of the first frame.
+    totals : number of frames of the files with several, by position.
+
+    Returns
+    -------
+    Record and scratch row of each image, and the files with all their frames.
+    """
+    images: list[ImageRecord] = []
+    files: list[_File] = []
+    next_row = len(records)
+    for row, record in enumerate(records):
+        total = totals.get(row, 1)
+        files.append(_File(record.path, tuple(range(total)), (row, *range(next_row, next_row + total - 1))))
+        next_row += total - 1
+        if total == 1:
+            images.append(record)
+        else:
+            group = record.group or record.path
+            images += [replace(record, path=f"{record.path}#{k}", group=group) for k in range(1, total + 1)]
+    return images, [row for file in files for row in file.rows], files
+
+
+def _outcome(record: ImageRecord, result: _Result) -> Outcome:
+    """Return the outcome of an image; a rejection gets the path of the frame."""
+    assert not isinstance(result, DeepValues)
+    return replace(result, path=record.path) if isinstance(result, Rejection) else result

@@ -121,7 +121,9 @@ class Augmentation:
         return v2.Compose([policies[self.auto_augment](), v2.ColorJitter(*[self.color_jitter] * 3)])
 
     def apply_per_image(self, stored: Tensor, seeds: list[int]) -> Tensor:
-        """Apply automatic augmentation and colour jitter to prepared images (N, S, S, 3) uint8, one seed per image.
+        """Apply automatic augmentation and colour jitter to prepared images (N, S, S, C) uint8, one seed per image.
+
+        Changes of saturation leave grey images as they are.
 
         Reseeds torch's global generator.
         """
@@ -171,13 +173,13 @@ def training_input(
 
     Parameters
     ----------
-    stored : (N, S, S, 3) uint8 prepared images, after `Augmentation.apply_per_image`.
+    stored : (N, S, S, C) uint8 prepared images, after `Augmentation.apply_per_image`.
     indices, repeats : (N,) sample index of each image, and how often it occurred earlier in the epoch.
     draws : the random numbers of the epoch.
 
     Returns
     -------
-    (N, 3, size, size) float32.
+    (N, C, size, size) float32.
     """
     if augmentation.has_crops_or_flips:
         boxes = augmentation.boxes(torch.from_numpy(draws.crop[repeats, indices]))
@@ -197,28 +199,28 @@ def crop_resize(stored: Tensor, boxes: Tensor, preprocessing: Preprocessing) -> 
 
     Parameters
     ----------
-    stored : (N, S, S, 3) uint8 prepared images.
+    stored : (N, S, S, C) uint8 prepared images.
     boxes : (N, 4) float32 on the CPU, as returned by `Augmentation.boxes`.
 
     Returns
     -------
-    (N, 3, size, size) float32, channels last.
+    (N, C, size, size) float32, channels last.
     """
-    size, (scale, shift) = preprocessing.size, preprocessing.scale_and_shift()
+    size, channels, (scale, shift) = preprocessing.size, stored.shape[-1], preprocessing.scale_and_shift()
     if stored.device.type == "cpu" and load_library() is not None:
-        out = torch.empty(len(stored), size, size, 3)
+        out = torch.empty(len(stored), size, size, channels)
         stored, boxes = stored.contiguous(), boxes.contiguous()
         call("udc_crop_resize", stored.data_ptr(), boxes.data_ptr(), len(stored), stored.shape[1], size,
-             scale.data_ptr(), shift.data_ptr(), torch.get_num_threads(), out.data_ptr())  # fmt: skip
+             scale.data_ptr(), shift.data_ptr(), channels, torch.get_num_threads(), out.data_ptr())  # fmt: skip
         return out.permute(0, 3, 1, 2)
     left, top, width, height = boxes.to(stored.device).unbind(1)
     theta = torch.zeros(len(stored), 2, 3, device=stored.device)
     theta[:, 0, 0], theta[:, 0, 2] = width, 2 * left + width.abs() - 1
     theta[:, 1, 1], theta[:, 1, 2] = height, 2 * top + height - 1
-    grid = F.affine_grid(theta, [len(stored), 3, size, size], align_corners=False)
+    grid = F.affine_grid(theta, [len(stored), channels, size, size], align_corners=False)
     images = stored.permute(0, 3, 1, 2).float()
     cropped = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return cropped * scale.to(stored.device).view(1, 3, 1, 1) + shift.to(stored.device).view(1, 3, 1, 1)
+    return cropped * scale.to(stored.device).view(1, -1, 1, 1) + shift.to(stored.device).view(1, -1, 1, 1)
 
 
 class Mixing:

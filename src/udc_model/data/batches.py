@@ -58,7 +58,7 @@ class Batch:
 
     Attributes
     ----------
-    images : (n, 3, size, size) float32, the part of the batch that this process trains on.
+    images : (n, C, size, size) float32, the part of the batch that this process trains on.
     targets : (n,) class indices of ``images``.
     all_targets : (N,) class indices of the complete batch.
     overlap : number of leading images that only serve as partners of `Mixing`.
@@ -143,7 +143,7 @@ class TrainingBatches(Dataset[Tensor]):
         return plan.indices[step][local], plan.repeats[step][local]
 
     def __getitem__(self, key: tuple[int, int]) -> Tensor:
-        """Return the prepared images (n, S, S, 3) uint8 of (epoch, step), after the per-image transforms.
+        """Return the prepared images (n, S, S, C) uint8 of (epoch, step), after the per-image transforms.
 
         Reseeds torch's global generator if there are such transforms.
         """

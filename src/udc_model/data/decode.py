@@ -1,4 +1,7 @@
-"""Decodes an untrusted image file to 8-bit RGB, or gives the reason why it cannot be used."""
+"""Decodes an untrusted image file to 8-bit pixels, or gives the reason why it cannot be used.
+
+The only place where an image becomes pixels: prepare, predict and the served model all decode here.
+"""
 
 from __future__ import annotations
 
@@ -7,63 +10,107 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-# Formats that Pillow decodes itself. Others (EPS, PDF, …) start external programs or have no fixed pixels.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+from udc_model.data.formats import HEAD_BYTES, BadImageError, conversion_advice, image_format
+from udc_model.data.frames import Frame, damage_as_bad_image, read_frames
+from udc_model.data.transforms import Decoding
+
+__all__ = ["BadImageError", "decode", "decode_frames"]
+
+_NAMES = "JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, JPEG 2000, AVIF, HEIC, DICOM"
 
 
-class BadImageError(ValueError):
-    """An image that cannot be used. The message is the reason, without the path."""
+def decode(source: Path | bytes, decoding: Decoding) -> Image.Image:
+    """Decode an image to 8-bit sRGB or grey, as an image viewer shows it.
 
-
-def decode_rgb(source: Path | bytes, max_pixels: int) -> Image.Image:
-    """Decode an image to 8-bit RGB, as an image viewer shows it.
-
-    EXIF orientation is applied, palettes are resolved, transparent images are composited on white, 16-bit grey is
-    scaled to 8 bits, and grey is converted to three equal channels.
+    EXIF orientation and colour profile are applied, palettes are resolved, transparent images are composited on white,
+    values deeper than 8 bits are mapped by ``decoding.intensity``, and the channels are converted.
 
     Parameters
     ----------
     source : path of a file, or the bytes of an encoded image.
-    max_pixels : largest width x height, pixels; checked against the header before any pixel is decoded.
+    decoding : settings. The size limit is checked against the header before any pixel is decoded.
+
+    Returns
+    -------
+    An image of mode ``RGB`` (3 channels) or ``L`` (1 channel). Of several frames it is the first one.
 
     Raises
     ------
     BadImageError
-        The image is empty, in no known format, truncated, too large, animated, or has pixel values of unknown range.
+        The image is empty, in no known format, damaged, too large, has several frames although one is required, or has
+        values without a range.
     """
-    if isinstance(source, Path):
-        try:
-            if source.stat().st_size == 0:
-                raise BadImageError("the file is empty (0 bytes)")
-        except OSError as error:
-            raise BadImageError(f"the file cannot be opened: {error.strerror}") from None
-    elif not source:
-        raise BadImageError("the image is empty (0 bytes)")
+    for frame in decode_frames(source, decoding):
+        return to_channels(frame.to_image(decoding.intensity), decoding.channels)
+    raise BadImageError("damaged: the image has no frames")
+
+
+def to_channels(image: Image.Image, channels: int) -> Image.Image:
+    """Convert an image of mode ``RGB`` or ``L`` to 3 equal channels or to 1 (ITU-R 601 luma)."""
+    mode = "RGB" if channels == 3 else "L"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def decode_frames(source: Path | bytes, decoding: Decoding) -> Iterator[Frame]:
+    """Decode the frames of an image that ``decoding.frames`` selects; parameters and errors as `decode`."""
+    with _opened(source) as handle:
+        form = _format(handle, source)
+        with damage_as_bad_image(form), _header_limits_off():
+            if form == "DICOM":
+                from udc_model.data.dicom import read_dicom
+
+                yield from read_dicom(handle, decoding)
+                return
+            if form == "HEIF":
+                _register_heif()
+            elif form == "AVIF":
+                from PIL import AvifImagePlugin
+
+                AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # prepare decodes an image on each core
+            yield from read_frames(handle, form, decoding)
+
+
+def _opened(source: Path | bytes) -> BinaryIO:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
     try:
-        with _header_limits_off(), Image.open(_opened(source), formats=FORMATS) as image:
-            _check_header(image, max_pixels)
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError:
-        raise BadImageError(f"not an image in a known format ({', '.join(FORMATS)})") from None
-    except BadImageError:
-        raise
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, ZeroDivisionError) as error:
-        # Pillow's decoders raise all of these on damaged files.
-        raise BadImageError(f"damaged: {error}") from None
+        return source.open("rb")
+    except (OSError, ValueError) as error:
+        raise BadImageError(f"the file cannot be opened: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _opened(source: Path | bytes) -> Path | io.BytesIO:
-    return io.BytesIO(source) if isinstance(source, bytes) else source
+def _format(handle: BinaryIO, source: Path | bytes) -> str:
+    """Return the format of a file by its content."""
+    try:
+        head = handle.read(HEAD_BYTES)
+        handle.seek(0)
+    except OSError as error:
+        raise BadImageError(f"the file cannot be read: {error.strerror}") from None
+    if not head:
+        raise BadImageError(f"the {'image' if isinstance(source, bytes) else 'file'} is empty (0 bytes)")
+    form = image_format(head)
+    advice = conversion_advice(head, "" if isinstance(source, bytes) else source.name)
+    if advice is not None or form is None:
+        raise BadImageError(advice or f"not an image in a known format ({_NAMES})")
+    return form
+
+
+def _register_heif() -> None:
+    try:
+        import pillow_heif
+    except ImportError:
+        raise BadImageError("HEIC needs an extra; pip install 'udc-model[heif]'") from None
+    if "HEIF" not in Image.OPEN:
+        pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
 
 
 @contextmanager
 def _header_limits_off() -> Iterator[None]:
-    """Disable Pillow's size check, which only warns up to twice its limit; `_check_header` checks the size instead."""
+    """Disable Pillow's size check, which only warns up to twice its limit; each frame's header is checked instead."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
     try:
@@ -72,32 +119,3 @@ def _header_limits_off() -> Iterator[None]:
             yield
     finally:
         Image.MAX_IMAGE_PIXELS = before
-
-
-def _check_header(image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
-    if width * height > max_pixels:
-        raise BadImageError(f"{width} x {height} pixels is more than data.max_pixels ({max_pixels:,})")
-    if width == 0 or height == 0:
-        raise BadImageError(f"the image has no pixels ({width} x {height})")
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # the further frames of an MPO are previews of the photograph
-        raise BadImageError(f"the image has {frames} frames; it must have one")
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I;16"):
-        # Pillow's own conversion clips at 255 instead of scaling.
-        grey = (np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise BadImageError(
-            f"{image.mode}-mode pixels (32 bits) have no fixed range; convert the image to 8 or 16 bits"
-        )
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")

@@ -26,6 +26,7 @@ _SIGNATURES: tuple[tuple[str, tuple[bytes, ...]], ...] = (
 )
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
+_JPEG_LS_HEAD, _CR2_MARK = b"\xff\xd8\xff\xf7", b"CR\x02\0"  # in files that begin like a JPEG and a TIFF
 _WHITESPACE = b" \t\r\n\v\f#"
 
 # Formats that are recognised but not decoded. Each advice completes "it is …".
@@ -38,12 +39,13 @@ _VOLUME = "a NIfTI volume; export its slices as 16-bit PNG (nibabel, med2image)"
 _OTHER = "in a format that is not supported; convert it to PNG or TIFF (magick FILE FILE.png)"
 _JXL = "in JPEG XL; convert it to PNG, or back to the JPEG it was made from (djxl FILE FILE.png)"
 _JPEG_LS = "in JPEG-LS; convert it to PNG (ffmpeg -i FILE FILE.png)"
+_NO_PREAMBLE = "a DICOM file without its preamble, or damaged; rewrite it (dcmconv FILE FILE)"
 _ARRAY = "an array, not an image file; save each image as PNG or TIFF"
 _ADVICE_BY_CONTENT: tuple[tuple[int, bytes, str], ...] = (  # position, bytes, advice
     (0, b"\xff\x0a", _JXL),
     (0, b"\0\0\0\x0cJXL \r\n\x87\n", _JXL),
-    (0, b"\xff\xd8\xff\xf7", _JPEG_LS),
-    (8, b"CR\x02\0", _PHOTO),  # Canon CR2, a TIFF
+    (0, _JPEG_LS_HEAD, _JPEG_LS),
+    (8, _CR2_MARK, _PHOTO),
     (0, b"HEAPCCDR", _PHOTO),
     (0, b"FUJIFILMCCD-RAW", _PHOTO),
     (0, b"IIRO", _PHOTO),
@@ -81,8 +83,13 @@ _ADVICE_BY_CONTENT: tuple[tuple[int, bytes, str], ...] = (  # position, bytes, a
 _ADVICE_BY_SUFFIX = {
     **dict.fromkeys((".dng", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".cr2", ".cr3", ".orf", ".rw2", ".pef", ".raf",
                      ".3fr", ".erf", ".srw", ".iiq", ".rwl", ".kdc", ".dcr"), _PHOTO),
+    **dict.fromkeys((".dcm", ".dicom"), _NO_PREAMBLE),
     **dict.fromkeys((".svs", ".ndpi", ".scn", ".mrxs", ".bif", ".vms", ".vsi", ".czi", ".qptiff"), _SLIDE),
 }  # fmt: skip
+
+
+class BadImageError(ValueError):
+    """An image that cannot be used. The message is the reason, without the path."""
 
 
 def image_format(head: bytes) -> str | None:
@@ -97,11 +104,11 @@ def image_format(head: bytes) -> str | None:
     ``JPEG``, ``PNG``, ``GIF``, ``TIFF``, ``WEBP``, ``BMP``, ``PPM`` (PGM, PBM and PFM too), ``JPEG2000``, ``AVIF``,
     ``HEIF`` (extra ``[heif]``) or ``DICOM`` (extra ``[dicom]``); None for anything else.
     """
-    if _advice_by_content(head) is not None:
-        return None
+    if head[128:132] == b"DICM":  # the bytes before it may be the header of a TIFF
+        return "DICOM"
     for name, signatures in _SIGNATURES:
         if head.startswith(signatures):
-            return name
+            return None if head.startswith(_JPEG_LS_HEAD) or head[8:12] == _CR2_MARK else name
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
     if head[:2] == b"BM" and head[14:15] in (b"\x0c", b"(", b"4", b"8", b"@", b"l", b"|"):  # size of the next header
@@ -111,9 +118,7 @@ def image_format(head: bytes) -> str | None:
     brands = _brands(head)
     if brands & _AVIF_BRANDS:
         return "AVIF"
-    if brands & _HEIF_BRANDS:
-        return "HEIF"
-    return "DICOM" if head[128:132] == b"DICM" else None
+    return "HEIF" if brands & _HEIF_BRANDS else None
 
 
 def conversion_advice(head: bytes, name: str) -> str | None:
@@ -125,12 +130,14 @@ def conversion_advice(head: bytes, name: str) -> str | None:
     name : the file's name. Its suffix only decides where the content does not, as for camera raw files and whole
         slides that are TIFF files.
     """
-    suffix = PurePath(name).suffix.lower()
-    advice = _advice_by_content(head)
-    if advice is None and (image_format(head) in (None, "TIFF") or suffix == ".mrxs"):
+    form, suffix = image_format(head), PurePath(name).suffix.lower()
+    if form not in (None, "TIFF") and suffix != ".mrxs":
+        return None
+    advice = _advice_by_content(head) if form is None else None
+    if advice is None:
         advice = _ADVICE_BY_SUFFIX.get(suffix)
-        if advice is None and name.lower().endswith(".nii.gz") and head[:2] == b"\x1f\x8b":
-            advice = _VOLUME
+    if advice is None and name.lower().endswith(".nii.gz") and head[:2] == b"\x1f\x8b":
+        advice = _VOLUME
     return None if advice is None else f"it is {advice}"
 
 

@@ -14,7 +14,7 @@ from udc_model.data.transforms import Preprocessing
 
 
 def evaluation_batches(images: NDArray[np.uint8], preprocessing: Preprocessing, batch_size: int) -> Iterator[Tensor]:
-    """Yield normalised inputs (n, 3, size, size) of prepared images (N, S, S, 3), in order and without augmentation."""
+    """Yield normalised inputs (n, C, size, size) of prepared images (N, S, S, C), in order and without augmentation."""
     for start in range(0, len(images), batch_size):
         yield preprocessing.to_input(torch.from_numpy(np.array(images[start : start + batch_size])))
 
@@ -32,8 +32,8 @@ def compute_logits(
 
     Parameters
     ----------
-    forward : maps an input batch (n, 3, size, size) to logits (n, K).
-    images : prepared images (N, S, S, 3) uint8, N > 0.
+    forward : maps an input batch (n, C, size, size) to logits (n, K).
+    images : prepared images (N, S, S, C) uint8, N > 0.
     preprocessing : converts prepared images to inputs.
     batch_size : images per call of ``forward``.
     progress : label of a progress bar, shown on a terminal only; None shows no bar.

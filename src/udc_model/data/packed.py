@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,7 +29,7 @@ class PackedSplit:
 
     Attributes
     ----------
-    images : (N, S, S, 3) uint8 prepared images, memory-mapped.
+    images : (N, S, S, C) uint8 prepared images, memory-mapped.
     labels : (N,) class indices.
     paths : N paths relative to the source's folder.
     groups : N group names; empty for an image without a group.
@@ -166,13 +167,14 @@ def write_packed(
         All training images have the same single colour.
     """
     digest = hashlib.sha256()
-    statistics = ChannelStatistics()
+    statistics = ChannelStatistics(preprocessing.channels)
+    shape = (preprocessing.stored_size, preprocessing.stored_size, preprocessing.channels)
     lines: list[dict[str, Any]] = []
     for split in SPLITS:
         members = [row for row in rows if row["split"] == split]
         lines += [{**row, "row": k} for k, row in enumerate(members)]
-        with _npy_writer(folder / f"{split}.npy", len(members), preprocessing.stored_size) as handle:
-            for block in _stored_rows(scratch, [row["scratch_row"] for row in members], preprocessing.stored_size):
+        with _npy_writer(folder / f"{split}.npy", len(members), shape) as handle:
+            for block in _stored_rows(scratch, [row["scratch_row"] for row in members], shape):
                 handle.write(block.tobytes())
                 digest.update(block.tobytes())
                 if split == "train":
@@ -183,7 +185,7 @@ def write_packed(
     digest.update(text.encode())
 
     mean, std = statistics.mean_and_std()
-    preprocessing = Preprocessing.from_dict(preprocessing.to_dict() | {"mean": mean, "std": std})
+    preprocessing = replace(preprocessing, mean=tuple(mean), std=tuple(std))
     counts = {name: dict.fromkeys(info["classes"], 0) for name in SPLITS}
     for row in lines:
         counts[row["split"]][row["label"]] += 1
@@ -200,16 +202,16 @@ def write_packed(
 
 
 @contextmanager
-def _npy_writer(path: Path, n: int, side: int) -> Iterator[BinaryIO]:
+def _npy_writer(path: Path, n: int, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
     with path.open("wb") as handle:
-        shape = (n, side, side, 3)
-        np.lib.format.write_array_header_1_0(handle, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        header = {"descr": "|u1", "fortran_order": False, "shape": (n, *shape)}
+        np.lib.format.write_array_header_1_0(handle, header)
         yield handle
 
 
-def _stored_rows(scratch: Path, rows: list[int], side: int) -> Iterator[NDArray[np.uint8]]:
-    """Yield blocks (n, S, S, 3) of rows. They are read, because mapped pages would count as memory of the process."""
-    row_bytes = side * side * 3
+def _stored_rows(scratch: Path, rows: list[int], shape: tuple[int, ...]) -> Iterator[NDArray[np.uint8]]:
+    """Yield blocks (n, S, S, C) of rows. They are read, because mapped pages would count as memory of the process."""
+    row_bytes = math.prod(shape)
     per_block = max(1, _BLOCK_BYTES // row_bytes)
     with scratch.open("rb") as handle:
         for start in range(0, len(rows), per_block):
@@ -217,25 +219,25 @@ def _stored_rows(scratch: Path, rows: list[int], side: int) -> Iterator[NDArray[
             for row in rows[start : start + per_block]:
                 handle.seek(row * row_bytes)
                 chunks.append(handle.read(row_bytes))
-            yield np.frombuffer(b"".join(chunks), np.uint8).reshape(-1, side, side, 3)
+            yield np.frombuffer(b"".join(chunks), np.uint8).reshape(-1, *shape)
 
 
 class ChannelStatistics:
-    """Running mean and standard deviation of each channel of (N, H, W, 3) uint8 images.
+    """Running mean and standard deviation of each channel of (N, H, W, C) uint8 images.
 
     The histograms are exact, so the result does not depend on the order of the images.
     """
 
-    def __init__(self) -> None:
-        self.histogram = np.zeros((3, 256), dtype=np.int64)
+    def __init__(self, channels: int = 3) -> None:
+        self.histogram = np.zeros((channels, 256), dtype=np.int64)
 
     def add(self, images: NDArray[np.uint8]) -> None:
-        """Count the pixels of a block of images (n, H, W, 3)."""
-        for channel in range(3):
+        """Count the pixels of a block of images (n, H, W, C)."""
+        for channel in range(len(self.histogram)):
             self.histogram[channel] += np.bincount(images[..., channel].ravel(), minlength=256)
 
     def mean_and_std(self) -> tuple[list[float], list[float]]:
-        """Return mean and standard deviation of the three channels, for pixel values scaled to [0, 1].
+        """Return mean and standard deviation of the C channels, for pixel values scaled to [0, 1].
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Preprocessing from a decoded image to the network's input, shared by prepare, evaluate, predict and serving."""
+"""Preprocessing from an image file to the network's input, shared by prepare, evaluate, predict and serving."""
 
 from __future__ import annotations
 
@@ -21,7 +21,36 @@ RESAMPLE = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_DECODING_KEY = "udc_decoding"  # in preprocessor_config.json; other libraries ignore it
 _MIN_SIZE_WITHOUT_CROP = 384  # pixels; ConvNeXt's published evaluation and transformers do not crop from this size on
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How an image file becomes 8-bit pixels; stored with the model, so that prediction decodes as prepare does.
+
+    Parameters
+    ----------
+    channels : 3 for RGB, 1 for grey.
+    frames : of a file with several frames or pages: ``error`` rejects it, ``first`` decodes the first one, ``each``
+        makes every frame an image.
+    intensity : values of images deeper than 8 bits that become 0 and 255; values outside are clipped. None: the full
+        range of 16 bits, and images with other values are rejected.
+    dicom_windows : use the window that a DICOM file contains instead of ``intensity``.
+    max_pixels : largest width x height of a frame, pixels.
+    """
+
+    channels: int = 3
+    frames: str = "error"
+    intensity: tuple[float, float] | None = None
+    dicom_windows: bool = True
+    max_pixels: int = 100_000_000
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Decoding:
+        """Create the settings from JSON values."""
+        intensity = fields.get("intensity")
+        return cls(**fields | {"intensity": None if intensity is None else (float(intensity[0]), float(intensity[1]))})
 
 
 @dataclass(frozen=True)
@@ -35,7 +64,8 @@ class Preprocessing:
         it behaves like ``squash``, as ConvNeXt's published evaluation does. ``squash`` scales both sides to ``size``.
     crop_pct : side of the centre crop as a share of the scaled image's short side, in (0, 1].
     resample : ``bilinear``, ``bicubic`` or ``lanczos``.
-    mean, std : of each channel (R, G, B), for pixel values scaled to [0, 1].
+    mean, std : of each channel (R, G, B; or grey), for pixel values scaled to [0, 1].
+    decoding : how an image file is decoded.
     """
 
     size: int
@@ -44,6 +74,12 @@ class Preprocessing:
     resample: str = "bicubic"
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    decoding: Decoding = Decoding()
+
+    @property
+    def channels(self) -> int:
+        """Number of channels C of images: 3 for RGB, 1 for grey."""
+        return self.decoding.channels
 
     @property
     def crops(self) -> bool:
@@ -56,33 +92,37 @@ class Preprocessing:
         return int(self.size / self.crop_pct) if self.crops else self.size
 
     def to_stored(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Resize an RGB image to the prepared image, (stored_size, stored_size, 3) uint8."""
+        """Resize an RGB or grey image to the prepared image, (stored_size, stored_size, C) uint8."""
+        side = self.stored_size
+        return np.asarray(self._resized(image)).reshape(side, side, -1)
+
+    def _resized(self, image: Image.Image) -> Image.Image:
         resample = RESAMPLE[self.resample]
         side = self.stored_size
         if not self.crops:
-            return np.asarray(image.resize((side, side), resample))
+            return image.resize((side, side), resample)
         width, height = image.size
         short = min(width, height)
         scaled = [side if extent == short else int(side * extent / short) for extent in (width, height)]
         image = image.resize((scaled[0], scaled[1]), resample)
         # With these offsets the centre crop of the prepared image is exactly the centre crop of the scaled image.
         left, top = ((extent - self.size) // 2 - (side - self.size) // 2 for extent in scaled)
-        return np.asarray(image.crop((left, top, left + side, top + side)))
+        return image.crop((left, top, left + side, top + side))
 
     def to_input(self, stored: Tensor) -> Tensor:
-        """Crop the centre and normalise: (N, stored_size, stored_size, 3) uint8 to (N, 3, size, size) float32."""
+        """Crop the centre and normalise: (N, stored_size, stored_size, C) uint8 to (N, C, size, size) float32."""
         margin = (self.stored_size - self.size) // 2
         cropped = stored[:, margin : margin + self.size, margin : margin + self.size]
         return self.normalise(cropped.permute(0, 3, 1, 2).float() / 255)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Subtract the mean and divide by the standard deviation; ``images`` is (N, 3, H, W) with values in [0, 1]."""
+        """Subtract the mean and divide by the standard deviation; ``images`` is (N, C, H, W) with values in [0, 1]."""
         mean = images.new_tensor(self.mean).view(1, -1, 1, 1)
         std = images.new_tensor(self.std).view(1, -1, 1, 1)
         return (images - mean) / std
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """Return scale and shift (3,) float32 such that ``scale * x + shift`` normalises pixel values x in [0, 255]."""
+        """Return scale and shift (C,) float32 such that ``scale * x + shift`` normalises pixel values x in [0, 255]."""
         import torch
 
         std = torch.tensor(self.std, dtype=torch.float64)
@@ -107,6 +147,7 @@ class Preprocessing:
             "resample": int(RESAMPLE[self.resample]),
             "image_mean": list(self.mean),
             "image_std": list(self.std),
+            _DECODING_KEY: asdict(self.decoding),
         }
         if self.resize == "crop":
             return common | {
@@ -149,14 +190,16 @@ class Preprocessing:
             resample=names[config["resample"]],
             mean=tuple(config["image_mean"]),
             std=tuple(config["image_std"]),
+            decoding=Decoding.from_dict(config.get(_DECODING_KEY, {"channels": len(config["image_mean"])})),
             **shape,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
-        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        return dict(json.loads(json.dumps(asdict(self))))
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Preprocessing:
         """The inverse of :meth:`to_dict`."""
-        return cls(**fields | {"mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+        decoding = Decoding.from_dict(fields.get("decoding", {}))
+        return cls(**fields | {"mean": tuple(fields["mean"]), "std": tuple(fields["std"]), "decoding": decoding})

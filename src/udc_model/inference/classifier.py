@@ -57,7 +57,7 @@ class TrainedClassifier:
     def logits_of_stored(
         self, stored: NDArray[np.uint8], batch_size: int = 256, progress: str | None = None
     ) -> NDArray[np.float32]:
-        """Compute logits (N, K) of prepared images (N, S, S, 3) uint8; ``progress`` is the label of a progress bar."""
+        """Compute logits (N, K) of prepared images (N, S, S, C) uint8; ``progress`` is the label of a progress bar."""
 
         def forward(images: torch.Tensor) -> torch.Tensor:
             return torch.as_tensor(self.model(images.to(self.device)).logits)
@@ -67,7 +67,7 @@ class TrainedClassifier:
         return compute_logits(forward, stored, self.preprocessing, batch_size, progress, self.flip_averaging)
 
     def logits(self, images: Sequence[Image.Image], batch_size: int = 256) -> NDArray[np.float32]:
-        """Compute logits (N, K) of N > 0 RGB images of any size."""
+        """Compute logits (N, K) of N > 0 images of any size, with the mode that `decode` returns."""
         return self.logits_of_stored(np.stack([self.preprocessing.to_stored(image) for image in images]), batch_size)
 
 

@@ -13,8 +13,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from udc_model.config import DataParams
-from udc_model.data.decode import BadImageError, decode_rgb
+from udc_model.data.decode import BadImageError, decode_frames, to_channels
 from udc_model.data.sources.records import printable
 from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.policy import POLICY_FILE, Policy
@@ -30,6 +29,10 @@ Row = dict[str, Any]
 
 def predict(inputs: Iterable[Input], workspace: Workspace, report: Callable[[BadInput], None]) -> Iterator[list[Row]]:
     """Decide images with the model and the policy of a workspace, and yield them in batches.
+
+    Files are decoded with the settings that are stored with the model: channels, frames, size limit, and the range of
+    images deeper than 8 bits, outside of which values are clipped. With ``data.frames: each`` a file of several frames
+    has a row for each, with the path ``name#2``.
 
     Parameters
     ----------
@@ -57,14 +60,20 @@ def predict(inputs: Iterable[Input], workspace: Workspace, report: Callable[[Bad
 def _prepared(
     each: Input, preprocessing: Preprocessing, report: Callable[[BadInput], None]
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Yield name and prepared image of an input; reports it if it cannot be used."""
+    """Yield name and prepared image of each frame of an input; reports it if it cannot be used."""
     if isinstance(each, BadInput):
         report(each)
         return
+    decoding = preprocessing.decoding
     try:
-        yield each.name, preprocessing.to_stored(decode_rgb(each.source, DataParams().max_pixels))
+        for number, frame in enumerate(decode_frames(each.source, decoding), 1):
+            image = to_channels(frame.to_image(decoding.intensity), decoding.channels)
+            has_several = decoding.frames == "each" and frame.total > 1
+            yield f"{each.name}#{number}" if has_several else each.name, preprocessing.to_stored(image)
     except BadImageError as error:
         report(BadInput(each.name, str(error)))
+    except MemoryError:
+        report(BadInput(each.name, "the image does not fit into memory"))
 
 
 def _decide(batch: list[tuple[str, NDArray[np.uint8]]], classifier: TrainedClassifier, policy: Policy) -> list[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,14 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from udc_model.config import DataParams
-from udc_model.data.decode import BadImageError, decode_rgb
+from udc_model.data.decode import BadImageError, decode, to_channels
+from udc_model.data.transforms import Decoding
 from udc_model.decisions.policy import POLICY_FILE, Policy
 from udc_model.errors import UdcError
 from udc_model.files import Workspace
 from udc_model.inference.classifier import TrainedClassifier, check_same_classes
 
-_MAX_PIXELS = DataParams().max_pixels
+_CHARACTERS_PER_PIXEL = 8  # largest base64 text: that of uncompressed 16-bit RGB
 
 
 class ServedClassifier:
@@ -45,7 +46,8 @@ class ServedClassifier:
         Parameters
         ----------
         model_input : data frame with the column ``image``. A value is an (H, W) or (H, W, 3) array or nested list of
-            integers from 0 to 255, or the base64 encoding of a JPEG, PNG, … file.
+            integers from 0 to 255, or the base64 encoding of a JPEG, PNG, … file of any depth. A file is
+            decoded with the settings that are stored with the model.
         params : ignored; part of MLflow's interface.
 
         Returns
@@ -61,7 +63,8 @@ class ServedClassifier:
         if "image" not in model_input:
             columns = ", ".join(map(str, model_input.columns))
             raise UdcError(f"the input must have a column 'image'; its columns are {columns}")
-        images = [_image(value, row) for row, value in enumerate(model_input["image"])]
+        decoding = self.classifier.preprocessing.decoding
+        images = [_image(value, row, decoding) for row, value in enumerate(model_input["image"])]
         decisions = self.policy.apply(self.classifier.logits(images))
         names = self.policy.classes
         return pd.DataFrame(
@@ -73,13 +76,15 @@ class ServedClassifier:
         )
 
 
-def _image(value: Any, row: int) -> Image.Image:
+def _image(value: Any, row: int, decoding: Decoding) -> Image.Image:
     try:
         if isinstance(value, str):
-            if len(value) > 4 * _MAX_PIXELS:
+            if len(value) > _CHARACTERS_PER_PIXEL * decoding.max_pixels:
                 raise BadImageError("the base64 text is too long")
-            return decode_rgb(base64.b64decode(value, validate=True), _MAX_PIXELS)
-        return Image.fromarray(_pixels(value)).convert("RGB")
+            # A row has one decision.
+            single = replace(decoding, frames="error") if decoding.frames == "each" else decoding
+            return decode(base64.b64decode(value, validate=True), single)
+        return to_channels(Image.fromarray(_pixels(value)), decoding.channels)
     except (BadImageError, binascii.Error) as error:
         raise UdcError(f"image {row}: {error}") from None
 

@@ -39,6 +39,7 @@ class WeightsReport:
     converted : model key by checkpoint key, for renamed keys.
     skipped : reason by checkpoint key, for keys that were not loaded.
     missing : keys of the model that remain randomly initialised.
+    summed_channels : key of the first convolution if its kernel was summed over RGB for grey images; else None.
     """
 
     path: str
@@ -48,6 +49,7 @@ class WeightsReport:
     converted: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    summed_channels: str | None = None
 
     def to_json(self) -> str:
         """Return the report as JSON text."""
@@ -58,6 +60,8 @@ class WeightsReport:
         parts = [f"weights from {self.path} ({self.layout}): {len(self.loaded)} loaded"]
         if self.skipped:
             parts.append("skipped " + ", ".join(f"{key} ({reason})" for key, reason in self.skipped.items()))
+        if self.summed_channels:
+            parts.append(f"{self.summed_channels} summed over its input channels for grey images")
         if self.missing:
             parts.append(f"randomly initialised: {', '.join(self.missing)}")
         return "; ".join(parts)
@@ -68,7 +72,8 @@ def load_weights(
 ) -> WeightsReport:
     """Load the weights of a checkpoint whose names and shapes match the model.
 
-    A head for another number of classes is skipped.
+    A head for another number of classes is skipped. If the model takes one channel and the checkpoint three, the first
+    kernel is summed over its input channels: the output is that of the checkpoint's model on three equal channels.
 
     Parameters
     ----------
@@ -93,6 +98,9 @@ def load_weights(
     model_state = model.state_dict()
     matching: State = {}
     for original, (key, tensor) in renamed.items():
+        if key in model_state and _is_rgb_stem_of_grey_model(tensor, model_state[key]):
+            tensor = tensor.sum(dim=1, keepdim=True)
+            report.summed_channels = key
         if key is None or key not in model_state:
             report.skipped[original] = "the model has no such weight"
         elif include is not None and not any(fnmatchcase(key, pattern) for pattern in include):
@@ -117,6 +125,12 @@ def load_weights(
         )
     model.load_state_dict(matching, strict=False)
     return report
+
+
+def _is_rgb_stem_of_grey_model(tensor: Tensor, model_tensor: Tensor) -> bool:
+    """Whether two kernels (out, in, height, width) differ only in 3 and 1 input channels."""
+    rgb, grey = tuple(tensor.shape), tuple(model_tensor.shape)
+    return len(rgb) == len(grey) == 4 and (rgb[1], grey[1]) == (3, 1) and (rgb[0], *rgb[2:]) == (grey[0], *grey[2:])
 
 
 def _weight_files(path: Path) -> list[Path]:

@@ -8,7 +8,7 @@ import logging
 import os
 from functools import cache
 
-VERSION = 2  # of the functions that native.c exports
+VERSION = 3  # of the functions that native.c exports
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
 _ARGUMENTS = {
     "udc_depthwise_gradient": [_POINTER, _POINTER, _INT, _LONG, _LONG, _LONG, _LONG, _INT, _INT, _POINTER, _POINTER],
@@ -18,7 +18,7 @@ _ARGUMENTS = {
                             _POINTER],
     "udc_scaled_residual_backward": [_POINTER, _POINTER, _POINTER, _POINTER, _LONG, _POINTER, _INT, _LONG, _LONG, _INT,
                                      _POINTER, _POINTER, _POINTER],
-    "udc_crop_resize": [_POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _INT, _POINTER],
+    "udc_crop_resize": [_POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _INT, _INT, _POINTER],
 }  # fmt: skip
 
 logger = logging.getLogger(__name__)

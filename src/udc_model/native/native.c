@@ -17,7 +17,7 @@
 #define PARTS 64      /* number of parts of a batch of rows */
 
 /* Increment this whenever an exported function changes; library.py rejects other versions. */
-EXPORT int udc_kernels_version(void) { return 2; }
+EXPORT int udc_kernels_version(void) { return 3; }
 
 struct Kernels {
     int (*depthwise)(const void *, const void *, int, long, long, long, long, int, int, float *, float *);
@@ -27,7 +27,7 @@ struct Kernels {
                      long, long, float *);
     void (*residual_backward)(const void *, const float *, const float *, const float *, long, const float *, int, long,
                               long, long, void *, float *, float *);
-    int (*crop)(const uint8_t *, const float *, long, long, const float *, const float *, float *);
+    int (*crop)(const uint8_t *, const float *, long, long, const float *, const float *, float *, int);
 };
 
 #if defined(__x86_64__)
@@ -129,15 +129,16 @@ EXPORT int udc_scaled_residual_backward(const void *x, const float *bias, const 
 }
 
 /* out = scale * crop + shift, where crop is a part of x, resized as by torch's grid_sample (bilinear) with
- * align_corners=False and padding_mode="border". x: (n, side, side, 3) uint8; boxes: (n, 4): left, top, width, height
+ * align_corners=False and padding_mode="border". x: (n, side, side, channels) uint8, channels 1 or 3; boxes: (n, 4): left, top, width, height
  * as shares of the side, where a negative width means that the crop from left to left - width is mirrored;
- * scale, shift: (3); out: (n, size, size, 3) float32. */
+ * scale, shift: (channels); out: (n, size, size, channels) float32. */
 EXPORT int udc_crop_resize(const uint8_t *x, const float *boxes, long n, long side, long size, const float *scale,
-                           const float *shift, int threads, float *out) {
+                           const float *shift, int channels, int threads, float *out) {
     const struct Kernels *k = kernels();
+    const long in_values = side * side * channels, out_values = size * size * channels;
     int failed = 0;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(| : failed)
     for (long i = 0; i < n; i++)
-        failed |= k->crop(x + i * side * side * 3, boxes + 4 * i, side, size, scale, shift, out + i * size * size * 3);
+        failed |= k->crop(x + i * in_values, boxes + 4 * i, side, size, scale, shift, out + i * out_values, channels);
     return failed;
 }

@@ -284,29 +284,37 @@ INLINE float NAME(position)(long i, long size, long side, float start, float len
 }
 
 /* Crops one image for udc_crop_resize: interpolates between two rows and then between columns. */
-TARGET static int NAME(crop)(const uint8_t *x, const float *box, long side, long size, const float *scale,
-                             const float *shift, float *out) {
-    float *line = malloc((3 * side + 4 * size) * sizeof(float) + size * sizeof(long)); /* the interpolated row */
+INLINE int NAME(crop_channels)(const uint8_t *x, const float *box, long side, long size, const float *scale,
+                               const float *shift, float *out, const int channels) {
+    float *line = malloc((channels * side + 4 * size) * sizeof(float) + size * sizeof(long)); /* the interpolated row */
     if (line == NULL) return 1;
-    float *weights = line + 3 * side;
+    float *weights = line + channels * side;
     long *columns = (long *)(((uintptr_t)(weights + size) + 7) & ~(uintptr_t)7);
-    const long next = side > 1 ? 3 : 0, width = 3 * side;
+    const long next = side > 1 ? channels : 0, width = channels * side;
     for (long i = 0; i < size; i++) {
         weights[i] = NAME(position)(i, size, side, box[0], box[2], &columns[i]);
-        columns[i] *= 3;
+        columns[i] *= channels;
     }
     for (long y = 0; y < size; y++) {
         long row;
         const float lower = NAME(position)(y, size, side, box[1], box[3], &row);
         const uint8_t *above = x + row * width, *below = above + (side > 1 ? width : 0);
         for (long i = 0; i < width; i++) line[i] = above[i] + lower * (below[i] - above[i]);
-        for (long i = 0; i < size; i++, out += 3) {
+        for (long i = 0; i < size; i++, out += channels) {
             const float *left = line + columns[i], *right = left + next;
-            for (int c = 0; c < 3; c++) out[c] = (left[c] + weights[i] * (right[c] - left[c])) * scale[c] + shift[c];
+            for (int c = 0; c < channels; c++)
+                out[c] = (left[c] + weights[i] * (right[c] - left[c])) * scale[c] + shift[c];
         }
     }
     free(line);
     return 0;
+}
+
+TARGET static int NAME(crop)(const uint8_t *x, const float *box, long side, long size, const float *scale,
+                             const float *shift, float *out, int channels) {
+    /* The constants let the compiler unroll the loop over channels. */
+    return channels == 3 ? NAME(crop_channels)(x, box, side, size, scale, shift, out, 3)
+                         : NAME(crop_channels)(x, box, side, size, scale, shift, out, 1);
 }
 
 static const struct Kernels NAME(kernels) = {NAME(depthwise), NAME(gelu),    NAME(gelu_backward), NAME(residual),

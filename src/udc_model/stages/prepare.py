@@ -22,7 +22,7 @@ from udc_model.data.sources import (
     open_source,
     printable,
 )
-from udc_model.data.transforms import Preprocessing
+from udc_model.data.transforms import Decoding, Preprocessing
 from udc_model.decisions.checks import check_classes
 from udc_model.files import Workspace, atomic_folder, exit_status, only_writer
 
@@ -50,12 +50,14 @@ def prepare(params: Params, workspace: Workspace) -> dict[str, Any]:
             for line in describe_source(source):
                 logger.info("%s", line)
         check_classes(params, source.classes)
-        preprocessing = Preprocessing(data.image_size, data.resize, data.crop_pct, data.resample)
-        check_space(folder, len(source.records), preprocessing.stored_size)
+        decoding = Decoding(params.model.architecture.num_channels, data.frames, max_pixels=data.max_pixels)
+        preprocessing = Preprocessing(data.image_size, data.resize, data.crop_pct, data.resample, decoding=decoding)
+        check_space(folder, len(source.records), preprocessing)
         scratch = folder / "scratch"
-        outcomes = check_images(source, preprocessing, data.max_pixels, scratch)
-        usable = usable_images(source, outcomes)
-        rejected = sorted(source.rejected + [o for o in outcomes if isinstance(o, Rejection)], key=lambda r: r.path)
+        audit = check_images(source, preprocessing, data, scratch)
+        usable = usable_images(audit)
+        rejected = [outcome for outcome in audit.outcomes if isinstance(outcome, Rejection)]
+        rejected = sorted(source.rejected + rejected, key=lambda rejection: rejection.path)
         raise_for_rejections(rejected, data.on_bad_image, len(usable) + len(rejected))
         split = assign_images(usable, source.classes, data, params.seed)
         left_out = source.left_out + split.copies
@@ -64,7 +66,7 @@ def prepare(params: Params, workspace: Workspace) -> dict[str, Any]:
             folder,
             scratch,
             [{**image.manifest_row(), "split": name} for image, name in split.assigned],
-            preprocessing,
+            audit.preprocessing,
             {
                 "source": data.source,
                 "layout": source.layout,

@@ -28,5 +28,5 @@ def contact_sheet(path: Path, session: TrainingSession) -> None:
     tiles = pixels.repeat(factor, axis=1).repeat(factor, axis=2)
     tiles = np.pad(tiles, ((0, -len(tiles) % _COLUMNS), (2, 2), (2, 2), (0, 0)), constant_values=255)
     rows, side = len(tiles) // _COLUMNS, tiles.shape[1]
-    sheet = tiles.reshape(rows, _COLUMNS, side, side, 3).swapaxes(1, 2).reshape(rows * side, _COLUMNS * side, 3)
-    Image.fromarray(sheet).save(path, optimize=False)
+    sheet = tiles.reshape(rows, _COLUMNS, side, side, -1).swapaxes(1, 2).reshape(rows * side, _COLUMNS * side, -1)
+    Image.fromarray(sheet.squeeze()).save(path, optimize=False)

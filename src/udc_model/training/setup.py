@@ -41,7 +41,7 @@ def set_up(params: Params, dataset: PackedDataset, ranks: Ranks = ALONE) -> Trai
     UdcError
         The prepared data or this machine does not fit the parameters.
     """
-    check_channels(params)
+    check_channels(params, dataset.preprocessing)
     hardware = pick_hardware(params.train, ranks.local)
     keep_freed_memory()
     model = build_model(params.model, dataset.classes, params.seed)
@@ -113,12 +113,19 @@ def load_initial_weights(
         logger.warning("model.weights: trained on images of %d px, but data.image_size is %d",
                        source.image_size, preprocessing.size)  # fmt: skip
     if source.mean is not None and source.std is not None:
-        preprocessing = replace(preprocessing, mean=source.mean, std=source.std)
+        mean, std = (_for_channels(values, preprocessing.channels) for values in (source.mean, source.std))
+        preprocessing = replace(preprocessing, mean=mean, std=std)
     return report, preprocessing
 
 
-def check_channels(params: Params) -> None:
-    """:class:`UdcError` unless the model takes the three channels that ``prepare`` stores."""
+def _for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Reduce mean or standard deviation of RGB to their mean for grey images."""
+    return values if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+def check_channels(params: Params, preprocessing: Preprocessing) -> None:
+    """:class:`UdcError` unless the model takes as many channels as the prepared images have."""
     channels = params.model.architecture.num_channels
-    if channels != 3:
-        raise UdcError(f"model.{params.model.model_type}.num_channels: is {channels}, but prepared images have 3 (RGB)")
+    if channels != preprocessing.channels:
+        raise UdcError(f"model.{params.model.model_type}.num_channels: is {channels}, but the prepared images have "
+                       f"{preprocessing.channels}; run prepare again (dvc repro)")  # fmt: skip
