@@ -1,4 +1,4 @@
-"""The exception whose message is written for the person at the terminal, and texts in such messages."""
+"""The exception whose message is written for the person at the terminal."""
 
 
 class UdcError(Exception):
@@ -6,8 +6,3 @@ class UdcError(Exception):
 
     Command-line entry points print the message without a traceback and exit with status 1.
     """
-
-
-def printable(name: str) -> str:
-    """A name for one line of a terminal: characters that cannot be printed are replaced by ``?``."""
-    return "".join(character if character.isprintable() else "?" for character in name)

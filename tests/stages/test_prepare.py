@@ -248,19 +248,6 @@ def test_parameters_that_contradict_the_classes_raise(tmp_path, shapes_folder):
             _prepare(tmp_path, changed)
 
 
-def test_class_names_and_parameters_that_do_not_fit_are_refused_at_once(tmp_path, shapes_folder):
-    (shapes_folder / "dot").rename(shapes_folder / "refer")
-    params = _params(shapes_folder).model_copy(update={"model": ModelParams(num_labels=2)})
-    with pytest.raises(UdcError) as error:
-        _prepare(tmp_path, params)
-    assert [line.split(": ")[0] for line in str(error.value).splitlines()] == [
-        "2 parameters or class names do not fit the data:", "  class 'refer'", "  model.num_labels",
-        "the classes of the data are",
-    ]  # fmt: skip
-    assert "give it another name in data.merge_labels" in str(error.value)
-    assert not (tmp_path / "data/prepared").exists()
-
-
 def test_atomic_folder_keeps_the_target_and_removes_scratch_after_an_error(tmp_path):
     target = tmp_path / "model"
     with atomic_folder(target) as folder:

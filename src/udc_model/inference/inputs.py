@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import cast
 
 from udc_model.data.decode import SUFFIXES
-from udc_model.errors import UdcError, printable
+from udc_model.errors import UdcError
 
 STDIN = "-"
 _MAX_BYTES = 256 * 2**20  # of an image from standard input or another stream, whose size is not known before
@@ -50,6 +50,11 @@ class BadInput:
 
 
 Input = ImageInput | BadInput
+
+
+def printable(name: str) -> str:
+    """A name for one line of a terminal: characters that cannot be printed are replaced by ``?``."""
+    return "".join(character if character.isprintable() else "?" for character in name)
 
 
 def list_inputs(paths: Sequence[str], list_file: str | None = None) -> Iterator[Input]:

@@ -17,10 +17,9 @@ from udc_model.config import DataParams
 from udc_model.data.decode import BadImageError, decode_rgb
 from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.policy import POLICY_FILE, Policy
-from udc_model.errors import printable
 from udc_model.files import Workspace
 from udc_model.inference.classifier import TrainedClassifier, check_same_classes
-from udc_model.inference.inputs import BadInput, Input
+from udc_model.inference.inputs import BadInput, Input, printable
 
 _BATCH = 64
 
