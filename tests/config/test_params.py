@@ -7,7 +7,7 @@ import pytest
 import yaml
 from ruamel.yaml import YAML
 
-from udc_model.config import full_name, load_params
+from udc_model.config import full_name, load_params, parameter_names
 from udc_model.config.yaml12 import as_yaml, read_yaml
 from udc_model.errors import UdcError
 
@@ -68,6 +68,7 @@ def _load(tmp_path, text):
             "data: {csv_files: [{file: a.csv, split: tets}]}",
             r"csv_files\.0\.split: got 'tets'; .* did you mean test\?$",
         ),
+        ("data: {csv_files: [{x: 1}]}", r"csv_files\.0\.x: no such parameter\. Allowed here: file, split"),
         ("data: {csv_files: [3]}", r"data\.csv_files\.0: got 3; allowed: text or \{file, split\}; .* quotes: '3'$"),
         ("data: {csv_files: []}", r"data\.csv_files: got \[\]; allowed: list of: .*; at least 1$"),
         ("costs: {matrix: 3}", r"costs\.matrix: got 3; allowed: mapping from text to: mapping .* or list of: list"),
@@ -177,6 +178,28 @@ def test_values_of_yaml_aliases_do_not_fill_the_memory(tmp_path):
 def test_yaml_that_cannot_be_read_is_one_message(tmp_path, text):
     with pytest.raises(UdcError, match=r"params\.yaml"):
         _load(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "x", "text", "3", "-1", "2.5", "1e400", "true", "2024-01-01", "[]", "[1]", "[x, 1.0]", "[[x]]", "{}", "{a: 1}",
+     "{a: {b: x}}", "{file: 3}", "[{file: 3}]", "[{x: 1}]"],
+)  # fmt: skip
+def test_every_wrong_value_of_every_parameter_is_one_line_without_jargon(tmp_path, value):
+    for name in parameter_names():
+        *sections, key = name.split(".")
+        indented = "".join(f"{'  ' * depth}{section}:\n" for depth, section in enumerate(sections))
+        try:
+            _load(tmp_path, f"{indented}{'  ' * len(sections)}{key}: {value}")
+        except UdcError as error:
+            first, *lines = str(error).splitlines()
+            assert first.endswith("params.yaml is not valid:")
+            assert lines
+            for line in lines:
+                assert line.startswith((f"  {name}", f"  {'.'.join(sections)}: ", "  evaluate.")), line
+                assert not re.search(
+                    r"Input should|\[key\]|constrained|literal\[|function-|dict\[|list\[|Decimal|NoneType", line
+                )
 
 
 def test_one_message_names_all_mistakes(tmp_path):

@@ -97,6 +97,7 @@ def test_class_names_that_cannot_be_used_are_refused_with_and_without_referral(n
         with pytest.raises(UdcError) as error:
             check_classes(_params(costs=costs), ["ok", name])
         assert str(error.value).startswith(f"class {name!r}: {reason}")
+        assert len(str(error.value).splitlines()) == 2  # with the list of classes
 
 
 @pytest.mark.parametrize(

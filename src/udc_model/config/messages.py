@@ -185,8 +185,9 @@ def _unknown(keys: Sequence[str | int]) -> str:
     """That no parameter has a name, with one of a similar name and those that there are."""
     section: Any = Params
     for key in keys[:-1]:
-        section = next((kind for kind in _kinds(_child(section, key)[0]) if _is_kind(kind, dict)), Any)
+        kinds = _kinds(_child(section, key)[0])
+        section = next((kind for kind in kinds if _is_kind(kind, dict) or _is_kind(kind, list)), Any)
     allowed = sorted(field.alias or name for name, field in getattr(section, "model_fields", {}).items())
     close = difflib.get_close_matches(str(keys[-1]), allowed, n=1)
-    hint = f"; did you mean {'.'.join(map(str, [*keys[:-1], close[0]]))}?" if close else ""
+    hint = f"; did you mean {'.'.join(map(str, [*keys[:-1], close[0]]))}?" if close else "."
     return f"no such parameter{hint} Allowed here: {', '.join(allowed)}"

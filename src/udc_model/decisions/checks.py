@@ -31,8 +31,7 @@ def check_classes(params: Params, classes: Sequence[str]) -> None:
         A class name cannot be used, ``model.num_labels`` differs from the number of classes, or a parameter names a
         class that the data lacks. The message lists all of them.
     """
-    problems = [*name_problems(classes), *_label_problems(params, classes)]
-    _raise([*problems, *policy_problems(params.evaluate, params.costs, classes)], classes)
+    _check(params, classes, None)
 
 
 def check_data(params: Params, classes: Sequence[str], calibration_counts: Mapping[str, int]) -> None:
@@ -47,6 +46,10 @@ def check_data(params: Params, classes: Sequence[str], calibration_counts: Mappi
     UdcError
         As `check_classes`; or the calibration split is too small for the policy. The message lists all findings.
     """
+    _check(params, classes, calibration_counts)
+
+
+def _check(params: Params, classes: Sequence[str], calibration_counts: Mapping[str, int] | None) -> None:
     problems = [*name_problems(classes), *_label_problems(params, classes)]
     _raise([*problems, *policy_problems(params.evaluate, params.costs, classes, calibration_counts)], classes)
 

@@ -111,7 +111,7 @@ def no_class(name: str, classes: Sequence[str]) -> str:
 def list_classes(classes: Sequence[str]) -> str:
     """The first 20 class names for a message, and the number of further ones."""
     more = f", … and {len(classes) - _MAX_LISTED} more" if len(classes) > _MAX_LISTED else ""
-    return ", ".join(classes[:_MAX_LISTED]) + more
+    return ", ".join(name if name.isprintable() else repr(name) for name in classes[:_MAX_LISTED]) + more
 
 
 def _key_problems(parameter: str, names: Collection[str], classes: Sequence[str]) -> list[str]:
