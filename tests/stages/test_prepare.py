@@ -251,12 +251,23 @@ def test_invalid_source_raises_and_writes_nothing(make_invalid, tmp_path, shapes
 
 
 def test_too_little_space_is_an_error_before_an_image_is_decoded(tmp_path, shapes_folder, monkeypatch):
-    from udc_model.data import audit
+    from udc_model.data import audit, preflight
 
-    monkeypatch.setattr(audit.shutil, "disk_usage", lambda folder: SimpleNamespace(free=60 * 16 * 16 * 3))
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda folder: SimpleNamespace(free=60 * 16 * 16 * 3))
     monkeypatch.setattr(audit, "decode_frames", None)
     with pytest.raises(UdcError, match=r"data: needs 0\.0 GiB for 60 prepared images of 16 px, but 0\.0 GiB"):
         _prepare(tmp_path, _params(shapes_folder))
+
+
+def test_time_disk_and_memory_are_estimated_before_many_images_are_read(tmp_path, shapes_folder, monkeypatch, caplog):
+    from udc_model.data import preflight
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr(preflight, "_MIN_IMAGES", 60)
+    (shapes_folder / "bar" / "g0_00.png").write_bytes(b"damaged")
+    _prepare(tmp_path, _params(shapes_folder, on_bad_image="skip"))
+    assert "reading the images takes about 0 s with 1 process(es), 0.0 GiB of disk and 0.1 GiB of memory" in caplog.text
+    assert caplog.text.index("reading the images takes") < caplog.text.index("prepared 59 images")
 
 
 def test_missing_folder_raises(tmp_path):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -131,21 +130,6 @@ def check_images(source: ImageSource, preprocessing: Preprocessing, params: Data
     if n_reduced:
         logger.info("converted %s colour image(s) to grey, because num_channels of the model is 1", f"{n_reduced:,}")
     return Audit(records, outcomes, task.preprocessing)
-
-
-def check_space(folder: Path, n_images: int, preprocessing: Preprocessing) -> None:
-    """Raise :class:`UdcError` unless the prepared images fit on the disk of ``folder``, before one is decoded.
-
-    The images are there twice for a moment: in the order of the paths, and by split.
-    """
-    side = preprocessing.stored_size
-    needed = 2 * n_images * side * side * preprocessing.channels
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise UdcError(
-            f"{folder.parent}: needs {needed / 2**30:.1f} GiB for {n_images:,} prepared images of {side} px, "
-            f"but {free / 2**30:.1f} GiB are free; free some, or lower data.image_size"
-        )
 
 
 def raise_for_rejections(rejected: list[Rejection], on_bad_image: str, n_images: int) -> None:

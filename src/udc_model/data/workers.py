@@ -47,8 +47,8 @@ def run_in_workers(
         More than 20 items kill their worker process.
     """
     chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
-    processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if processes == 1 or len(items) < _MIN_ITEMS:
+    processes = number_of_workers(len(items))
+    if processes == 1:
         yield from map(function, chunks)
         return
     failures = 0
@@ -64,7 +64,7 @@ def run_in_workers(
                 pass
         # Each process had one chunk, and another may have waited for it.
         n_suspects = n_done + 2 * processes
-        for result, has_failed in _one_by_one(
+        for result, has_failed in run_one_by_one(
             function, [x for chunk in chunks[n_done:n_suspects] for x in chunk], failed
         ):
             failures += has_failed
@@ -77,10 +77,21 @@ def run_in_workers(
         chunks = chunks[n_suspects:]
 
 
-def _one_by_one(
+def number_of_workers(n_items: int) -> int:
+    """Number of processes that `run_in_workers` uses for so many items; 1 stands for this process."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if n_items >= _MIN_ITEMS else 1
+
+
+def run_one_by_one(
     function: Callable[[Iterable[Item]], Result], items: Sequence[Item], failed: Callable[[Item], Result]
 ) -> Iterator[tuple[Result, bool]]:
-    """Yield the result of each item, and whether the item killed its process."""
+    """Apply a function to one item after the other in a worker process.
+
+    Yields
+    ------
+    The result of each item, and whether the item killed its process.
+    """
     position = 0
     while position < len(items):
         with _pool(1) as pool:

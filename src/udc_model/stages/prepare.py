@@ -11,8 +11,9 @@ from typing import Any
 
 from udc_model.config import SPLITS, Params, load_params
 from udc_model.data.assignment import assign_images, usable_images
-from udc_model.data.audit import check_images, check_space, raise_for_rejections
+from udc_model.data.audit import check_images, raise_for_rejections
 from udc_model.data.packed import write_packed
+from udc_model.data.preflight import check_space, estimate
 from udc_model.data.source_record import read_source_record
 from udc_model.data.sources import (
     LeftOut,
@@ -52,7 +53,9 @@ def prepare(params: Params, workspace: Workspace) -> dict[str, Any]:
         check_classes(params, source.classes)
         decoding = Decoding(params.model.architecture.num_channels, data.frames, max_pixels=data.max_pixels)
         preprocessing = Preprocessing(data.image_size, data.resize, data.crop_pct, data.resample, decoding=decoding)
-        check_space(folder, len(source.records), preprocessing)
+        disk_bytes = check_space(folder, len(source.records), preprocessing)
+        if forecast := estimate(source, preprocessing, disk_bytes):
+            logger.info("%s", forecast)
         scratch = folder / "scratch"
         audit = check_images(source, preprocessing, data, scratch)
         usable = usable_images(audit)
