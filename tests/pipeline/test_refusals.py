@@ -10,7 +10,7 @@ def test_invalid_parameters_and_data_give_one_message(new_project):
     for flag, message in (
         (["-S", "+train.lerning_rate=1"], "train.lerning_rate: no such parameter"),
         (["-S", "model.num_labels=2"], "model.num_labels: is 2, but the data has 10 classes"),
-        (["-S", "data.source=folder", "-S", "data.path=config"], "config: has no class folders"),
+        (["-S", "data.source=folder", "-S", "data.path=config"], "config: contains no images"),
     ):
         done = project.run("dvc", "exp", "run", *flag, check=False)
         assert done.returncode
