@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from udc_model.decisions.policy import Policy
 from udc_model.evaluation import plots
@@ -42,3 +43,10 @@ def test_sweep_with_and_without_bands(tmp_path):
                           "recall/a": [0.5, 0.6, 0.7]})  # fmt: skip
     plots.plot_sweep(tmp_path / "sweep.png", table, "swept", [("Cost", ["cost"]), ("Recall", ["recall/a"])])
     assert (tmp_path / "sweep.png").is_file()
+
+
+def test_gallery_of_grey_images_has_no_colours(tmp_path, rng):
+    images = list(rng.integers(0, 255, (3, 16, 16, 1), dtype=np.uint8))
+    plots.plot_gallery(tmp_path / "grey.png", images, [""] * 3, "")
+    pixels = np.asarray(Image.open(tmp_path / "grey.png").convert("RGB")).astype(int)
+    assert np.ptp(pixels, axis=-1).max() == 0

@@ -117,3 +117,10 @@ def test_dvc_yaml_lists_the_code_of_each_stage():
         assert listed == {f"src/udc_model/{path}" for path in code}, name
     for path in {path for code in (*STAGES.values(), LOGITS) for path in code}:
         assert (ROOT / "src/udc_model" / path).exists(), path
+
+
+def test_prepare_depends_on_the_parameters_that_it_reads():
+    """The channels of the model besides its own section; any other parameter of the model must not run it again."""
+    params = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["prepare"]["params"]
+    architectures = [f"model.{kind}.num_channels" for kind in ("resnet", "convnext")]
+    assert set(params) == {"seed", "data", "model.model_type", *architectures}

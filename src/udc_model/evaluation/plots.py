@@ -195,7 +195,7 @@ def plot_referral(path: Path, table: pd.DataFrame, refer: float | None, rate: fl
 
 
 def plot_gallery(path: Path, images: Sequence[NDArray[np.uint8]], captions: Sequence[str], title: str) -> None:
-    """Plot images (S, S, 3) with captions, six per row."""
+    """Plot images (S, S, C) uint8 with captions, six per row."""
     columns = min(6, max(2, len(images)))
     rows = -(-max(1, len(images)) // columns)
 
@@ -204,7 +204,7 @@ def plot_gallery(path: Path, images: Sequence[NDArray[np.uint8]], captions: Sequ
         for axes in grid:
             axes.set_axis_off()
         for axes, image, caption in zip(grid, images, captions, strict=False):
-            axes.imshow(image, interpolation="nearest")
+            axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             axes.set_title(caption, fontsize=8, fontweight="normal", loc="center")
         if not len(images):
             grid[0].text(0, 0.5, "no mistake with a cost", fontsize=10)

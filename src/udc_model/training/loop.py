@@ -213,7 +213,7 @@ def validation_scores(session: TrainingSession) -> Metrics:
 
 
 def _gathered_logits(session: TrainingSession, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Logits (N, K) of stored images (N, S, S, 3), of which each process computes a part."""
+    """Logits (N, K) of stored images (N, S, S, C), of which each process computes a part."""
     model, hardware, ranks, n = session.evaluated_model, session.hardware, session.ranks, len(images)
     if not n:
         return np.empty((0, model.config.num_labels), np.float32)
