@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from udc_model.config.presets import find_preset
-from udc_model.config.section import Positive, Section, Share
+from udc_model.config.section import Section, Share
 
 Activation = Literal[
     "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh", "gelu_pytorch_tanh",
@@ -16,17 +16,23 @@ Activation = Literal[
 ]  # fmt: skip
 
 
+Channels = Annotated[int, Field(gt=0, le=2**16)]
+Blocks = Annotated[int, Field(gt=0, le=1000)]
+
+
 class ResNetParams(Section):
     """Architecture of a ResNet (He et al. 2015), named as in Hugging Face's ``ResNetConfig``."""
 
     num_channels: Literal[1, 3] = Field(
         3, description="Channels of the input image: 3 for RGB, 1 for grey; stage prepare converts the images."
     )
-    embedding_size: Positive = Field(64, description="Channels of the stem.")
-    hidden_sizes: list[Positive] = Field(
-        [256, 512, 1024, 2048], min_length=1, description="Output channels of each stage."
+    embedding_size: Channels = Field(64, description="Channels of the stem.")
+    hidden_sizes: list[Channels] = Field(
+        [256, 512, 1024, 2048], min_length=1, max_length=16, description="Output channels of each stage."
     )
-    depths: list[Positive] = Field([3, 4, 6, 3], min_length=1, description="Residual blocks in each stage.")
+    depths: list[Blocks] = Field(
+        [3, 4, 6, 3], min_length=1, max_length=16, description="Residual blocks in each stage."
+    )
     layer_type: Literal["basic", "bottleneck"] = Field("bottleneck", description="Kind of residual block.")
     hidden_act: Activation = Field("relu", description="Activation after the stem and each block.")
     downsample_in_first_stage: bool = Field(False, description="Whether the first stage halves height and width.")
@@ -48,12 +54,14 @@ class ConvNextParams(Section):
     num_channels: Literal[1, 3] = Field(
         3, description="Channels of the input image: 3 for RGB, 1 for grey; stage prepare converts the images."
     )
-    patch_size: Positive = Field(4, description="Kernel and stride of the stem, in pixels.")
-    num_stages: Positive = Field(4, description="Number of stages; the length of hidden_sizes and depths.")
-    hidden_sizes: list[Positive] = Field(
-        [96, 192, 384, 768], min_length=1, description="Output channels of each stage."
+    patch_size: Annotated[int, Field(gt=0, le=2048)] = Field(4, description="Kernel and stride of the stem, in pixels.")
+    num_stages: Annotated[int, Field(gt=0, le=16)] = Field(
+        4, description="Number of stages; the length of hidden_sizes and depths."
     )
-    depths: list[Positive] = Field([3, 3, 9, 3], min_length=1, description="Blocks in each stage.")
+    hidden_sizes: list[Channels] = Field(
+        [96, 192, 384, 768], min_length=1, max_length=16, description="Output channels of each stage."
+    )
+    depths: list[Blocks] = Field([3, 3, 9, 3], min_length=1, max_length=16, description="Blocks in each stage.")
     hidden_act: Activation = Field("gelu", description="Activation inside each block.")
     layer_norm_eps: Annotated[float, Field(gt=0)] = Field(1e-12, description="Epsilon of the last layer norm.")
     layer_scale_init_value: Annotated[float, Field(ge=0)] = Field(

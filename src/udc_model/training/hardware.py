@@ -50,6 +50,13 @@ class Hardware:
         }
 
 
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory of a device: the GPU's, or the machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def keep_freed_memory() -> None:
     """Make glibc reuse freed memory instead of returning it to the system; does nothing with other C libraries.
 

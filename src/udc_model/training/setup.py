@@ -22,7 +22,7 @@ from udc_model.models.pretrained import find_weights
 from udc_model.models.staged import ImageClassifier
 from udc_model.training.batch_size import largest_batch_size
 from udc_model.training.distribution import ALONE, Ranks
-from udc_model.training.hardware import keep_freed_memory, pick_hardware
+from udc_model.training.hardware import keep_freed_memory, memory_of, pick_hardware
 from udc_model.training.session import CostMonitor, TrainingSession
 from udc_model.training.training_loss import TrainingLoss
 
@@ -44,6 +44,7 @@ def set_up(params: Params, dataset: PackedDataset, ranks: Ranks = ALONE) -> Trai
     check_channels(params, dataset.preprocessing)
     hardware = pick_hardware(params.train, ranks.local)
     keep_freed_memory()
+    check_memory(params, dataset.classes, memory_of(hardware.device))
     model = build_model(params.model, dataset.classes, params.seed)
     weights, preprocessing = load_initial_weights(model, params.model, dataset.preprocessing)
     costs = torch.from_numpy(cost_matrix(params.costs, dataset.classes))
@@ -62,6 +63,35 @@ def set_up(params: Params, dataset: PackedDataset, ranks: Ranks = ALONE) -> Trai
     if params.train.batch_size == "auto":
         return session.with_train_params(batch_size=largest_batch_size(session))
     return session
+
+
+def check_memory(params: Params, classes: list[str], memory: int) -> None:
+    """Check that a training run fits into memory, before anything of the model is allocated.
+
+    Weights, gradients and the best weights take four bytes per parameter each, AdamW's state two times and SGD's once.
+    Activations come on top, so the check finds networks that cannot fit, not all that do not.
+
+    Parameters
+    ----------
+    memory : bytes of the device.
+
+    Raises
+    ------
+    UdcError
+        The network is larger; the message has its size and its largest layer.
+    """
+    with torch.device("meta"):
+        layers = dict(build_model(params.model, classes, params.seed).named_parameters())
+    count = sum(layer.numel() for layer in layers.values())
+    copies = 5 if params.train.optimizer == "adamw" else 4
+    if 4 * copies * count > memory:
+        largest = max(layers, key=lambda name: layers[name].numel())
+        needed, available = 4 * copies * count / 2**30, memory / 2**30
+        raise UdcError(
+            f"model.{params.model.model_type}: {count:,} parameters need {needed:,.1f} GiB to train (weights, gradients, "
+            f"optimiser, best weights), but there are {available:,.1f} GiB; the largest layer is {largest} with "
+            f"{layers[largest].numel():,}. Lower hidden_sizes or depths"
+        )
 
 
 def build_cost_monitor(params: Params, dataset: PackedDataset) -> CostMonitor:

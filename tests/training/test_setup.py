@@ -1,0 +1,48 @@
+"""Networks that do not fit into memory are refused before anything is allocated."""
+
+import resource
+
+import pytest
+
+from udc_model.config import ModelParams, Params, ResNetParams, TrainParams, validate_params
+from udc_model.errors import UdcError
+from udc_model.training.setup import check_memory
+
+
+def _params(optimizer="adamw", **sizes):
+    return Params(
+        model=ModelParams(resnet=ResNetParams(layer_type="basic", **sizes)), train=TrainParams(optimizer=optimizer)
+    )
+
+
+def test_a_network_larger_than_the_memory_is_one_line_with_its_size_and_largest_layer():
+    params = _params(hidden_sizes=[60_000, 60_000], depths=[1, 1])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UdcError) as error:
+        check_memory(params, ["a", "b"], 24 * 2**30)
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 2**28
+    # 3 x 3 kernels of 60,000 by 60,000 channels: each 32.4e9 parameters
+    assert "but there are 24.0 GiB; the largest layer is resnet.encoder.stages." in str(error.value)
+    assert "with 32,400,000,000. Lower hidden_sizes or depths" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("optimizer", "copies"), [("adamw", 5), ("sgd", 4)])
+def test_the_limit_is_that_of_weights_gradients_and_optimiser(optimizer, copies):
+    from udc_model.models import build_model
+
+    params = _params(optimizer, hidden_sizes=[8], depths=[1])
+    count = sum(p.numel() for p in build_model(params.model, ["a", "b"], 0).parameters())
+    check_memory(params, ["a", "b"], 4 * copies * count)
+    with pytest.raises(UdcError, match=f"{count:,} parameters need"):
+        check_memory(params, ["a", "b"], 4 * copies * count - 1)
+
+
+@pytest.mark.parametrize(
+    ("block", "name"),
+    [({"embedding_size": 10**12}, "embedding_size"), ({"hidden_sizes": [100_000, 8, 8, 8]}, "hidden_sizes.0"),
+     ({"depths": [10**9, 1, 1, 1]}, "depths.0"), ({"depths": [1] * 17, "hidden_sizes": [8] * 17}, "hidden_sizes")],
+)  # fmt: skip
+def test_sizes_are_bounded(block, name):
+    with pytest.raises(UdcError, match=rf"model\.resnet\.{name}"):
+        validate_params({"model": {"resnet": block}}, "params.yaml")
