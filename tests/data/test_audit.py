@@ -215,6 +215,7 @@ def test_grey_digits(tmp_path):
     assert grey.preprocessing.mean == pytest.approx(colour.preprocessing.mean[:1])
 
 
+@pytest.mark.slow
 def test_result_does_not_depend_on_processes(tmp_path, write, tiff, monkeypatch):
     write(lambda k: _noise(k, 0, 4096, shape=(1 + k % 3, 8, 8)), ".tif", lambda array: tiff(*array))
     setting = {"frames": "each", "intensity": IntensityRange(low=1.0, high=99.0)}

@@ -33,8 +33,7 @@ def _workspace(folder, decoding, channels=3):
     resnet = ResNetParams(num_channels=channels, embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
     model = build_model(ModelParams(resnet=resnet), CLASSES, 0)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(5)  # so that images differ in their costs
+        model.classifier[1].weight.mul_(20)  # so that images differ in their costs
     model.save_pretrained(workspace.model)
     mean = (0.5,) * channels
     preprocessing = Preprocessing(8, "squash", mean=mean, std=mean, decoding=replace(decoding, channels=channels))
@@ -63,8 +62,11 @@ def test_range_of_deep_images_is_that_of_training(tmp_path, workspace, rng):
     Image.fromarray(twelve).save(tmp_path / "deep.png")
     eight = np.rint(np.minimum(twelve, 4095) / 4095 * 255).astype(np.uint8)
     Image.fromarray(eight).save(tmp_path / "eight.png")
-    costs = _costs(workspace(Decoding(intensity=(0, 4095))), tmp_path / "deep.png", tmp_path / "eight.png")
-    assert len(set(costs.values())) == 1
+    settings = workspace(Decoding(intensity=(0, 4095)))
+    deep, eight = _costs(settings, tmp_path / "deep.png", tmp_path / "eight.png").values()
+    assert deep == eight
+    replace(Preprocessing.load(settings.model), decoding=DEFAULT).save(settings.model)
+    assert _costs(settings, tmp_path / "deep.png") != pytest.approx({str(tmp_path / "deep.png"): deep}, rel=1e-3)
 
 
 def test_size_limit_is_the_stored_one(tmp_path, workspace, capfd):
@@ -86,6 +88,7 @@ def test_frames_are_those_of_training(tmp_path, workspace, rng, capfd):
         frame.save(tmp_path / f"{k}.png")
     settings = workspace(Decoding(frames="each"))
     singles = list(_costs(settings, *(tmp_path / f"{k}.png" for k in (1, 2, 3))).values())
+    assert np.ptp(singles) > 1e-3
     costs = _costs(settings, tmp_path / "a.tif")
     assert list(costs) == [f"{tmp_path}/a.tif#{k}" for k in (1, 2, 3)]
     assert list(costs.values()) == pytest.approx(singles)

@@ -120,9 +120,9 @@ def check_images(source: ImageSource, preprocessing: Preprocessing, params: Data
         records, rows, files = _expanded(source.records, totals)
         later = [file.only(lambda number, row: number > 0) for file in files if len(file.rows) > 1]
         task.run("checking frames", later, results)
-    deep = [file for file in (file.only(lambda _, row: isinstance(results[row], DeepValues)) for file in files)
-            if file.rows] if task.needs_range else []  # fmt: skip
-    if deep:
+    if task.needs_range and any(isinstance(result, DeepValues) for result in results.values()):
+        parts = (file.only(lambda _, row: isinstance(results[row], DeepValues)) for file in files)
+        deep = [file for file in parts if file.rows]
         task = task.with_range(params.intensity, deep, [results[row] for file in deep for row in file.rows])
         task.run("decoding deep images", deep, results)
     outcomes = [_outcome(record, results[row]) for record, row in zip(records, rows, strict=True)]
