@@ -88,8 +88,8 @@ def check_memory(params: Params, classes: list[str], memory: int) -> None:
         largest = max(layers, key=lambda name: layers[name].numel())
         needed, available = 4 * copies * count / 2**30, memory / 2**30
         raise UdcError(
-            f"model.{params.model.model_type}: {count:,} parameters need {needed:,.1f} GiB to train (weights, gradients, "
-            f"optimiser, best weights), but there are {available:,.1f} GiB; the largest layer is {largest} with "
+            f"model.{params.model.model_type}: {count:,} parameters need {needed:,.1f} GiB to train (weights, "
+            f"gradients, optimiser, best weights), but there are {available:,.1f} GiB; the largest layer is {largest} with "
             f"{layers[largest].numel():,}. Lower hidden_sizes or depths"
         )
 
