@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from udc_model.data.decode import BadImageError, decode
+from udc_model.data.decode import decode
+from udc_model.data.formats import BadImageError
 from udc_model.data.transforms import Decoding
 
 LIMIT = Decoding(max_pixels=1_000_000)

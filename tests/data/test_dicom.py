@@ -7,7 +7,8 @@ import pytest
 
 pydicom = pytest.importorskip("pydicom")
 
-from udc_model.data.decode import BadImageError, decode, decode_frames  # noqa: E402
+from udc_model.data.decode import decode, decode_frames  # noqa: E402
+from udc_model.data.formats import BadImageError  # noqa: E402
 from udc_model.data.transforms import Decoding  # noqa: E402
 
 EXPLICIT, DEFLATED = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99"

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from udc_model.config import DataParams, Params
-from udc_model.data.decode import BadImageError, decode_frames, to_channels
+from udc_model.data.decode import decode_frames, to_channels
+from udc_model.data.formats import BadImageError
 from udc_model.data.transforms import Decoding
 from udc_model.errors import UdcError
 from udc_model.files import Workspace

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from udc_model.config.data import IntensityRange
-from udc_model.data.decode import BadImageError
+from udc_model.data.formats import BadImageError
 from udc_model.data.intensity import DeepValues, automatic_range, fixed_range, percentile_range, to_8_bits
 from udc_model.errors import UdcError
 

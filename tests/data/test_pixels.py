@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from udc_model.data.decode import BadImageError, decode, decode_frames
+from udc_model.data.decode import decode, decode_frames
+from udc_model.data.formats import BadImageError
 from udc_model.data.transforms import Decoding
 
 VALUES = np.array([[0, 1, 255, 256], [4095, 4096, 32768, 65535]], dtype=np.uint16)

@@ -10,7 +10,8 @@ from PIL import Image, PngImagePlugin
 
 from udc_model.cli import main
 from udc_model.config import DataParams, Params
-from udc_model.data.decode import BadImageError, decode
+from udc_model.data.decode import decode
+from udc_model.data.formats import BadImageError
 from udc_model.data.transforms import Decoding
 from udc_model.errors import UdcError
 from udc_model.files import Workspace

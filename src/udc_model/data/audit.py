@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from udc_model.config import DataParams
 from udc_model.config.data import IntensityRange
-from udc_model.data.decode import BadImageError, decode_frames, to_channels
+from udc_model.data.decode import decode_frames, to_channels
+from udc_model.data.formats import BadImageError
 from udc_model.data.frames import Frame
 from udc_model.data.intensity import DeepValues, automatic_range, fixed_range, percentile_range
 from udc_model.data.sources import ImageRecord, ImageSource, Rejection, join_for_message

@@ -210,8 +210,9 @@ def crop_resize(stored: Tensor, boxes: Tensor, preprocessing: Preprocessing) -> 
     if stored.device.type == "cpu" and load_library() is not None:
         out = torch.empty(len(stored), size, size, channels)
         stored, boxes = stored.contiguous(), boxes.contiguous()
-        call("udc_crop_resize", stored.data_ptr(), boxes.data_ptr(), len(stored), stored.shape[1], size,
-             scale.data_ptr(), shift.data_ptr(), channels, torch.get_num_threads(), out.data_ptr())  # fmt: skip
+        call("udc_crop_resize" if channels == 3 else "udc_crop_resize_grey", stored.data_ptr(), boxes.data_ptr(),
+             len(stored), stored.shape[1], size, scale.data_ptr(), shift.data_ptr(), torch.get_num_threads(),
+             out.data_ptr())  # fmt: skip
         return out.permute(0, 3, 1, 2)
     left, top, width, height = boxes.to(stored.device).unbind(1)
     theta = torch.zeros(len(stored), 2, 3, device=stored.device)

@@ -18,8 +18,6 @@ from udc_model.data.formats import HEAD_BYTES, BadImageError, conversion_advice,
 from udc_model.data.frames import Frame, damage_as_bad_image, read_frames
 from udc_model.data.transforms import Decoding
 
-__all__ = ["BadImageError", "decode", "decode_frames"]
-
 _NAMES = "JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, JPEG 2000, AVIF, HEIC, DICOM"
 
 

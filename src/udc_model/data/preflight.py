@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from udc_model.data.decode import BadImageError, decode
+from udc_model.data.decode import decode
+from udc_model.data.formats import BadImageError
 from udc_model.data.sources import ImageSource
 from udc_model.data.transforms import Preprocessing
 from udc_model.data.workers import number_of_workers, run_one_by_one

@@ -13,7 +13,8 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from udc_model.data.decode import BadImageError, decode_frames, to_channels
+from udc_model.data.decode import decode_frames, to_channels
+from udc_model.data.formats import BadImageError
 from udc_model.data.sources.records import printable
 from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.policy import POLICY_FILE, Policy

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from udc_model.data.decode import BadImageError, decode, to_channels
+from udc_model.data.decode import decode, to_channels
+from udc_model.data.formats import BadImageError
 from udc_model.data.transforms import Decoding
 from udc_model.decisions.policy import POLICY_FILE, Policy
 from udc_model.errors import UdcError

@@ -8,7 +8,7 @@ import logging
 import os
 from functools import cache
 
-VERSION = 3  # of the functions that native.c exports
+VERSION = 2  # of the functions that native.c exports
 _POINTER, _INT, _LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
 _ARGUMENTS = {
     "udc_depthwise_gradient": [_POINTER, _POINTER, _INT, _LONG, _LONG, _LONG, _LONG, _INT, _INT, _POINTER, _POINTER],
@@ -18,7 +18,8 @@ _ARGUMENTS = {
                             _POINTER],
     "udc_scaled_residual_backward": [_POINTER, _POINTER, _POINTER, _POINTER, _LONG, _POINTER, _INT, _LONG, _LONG, _INT,
                                      _POINTER, _POINTER, _POINTER],
-    "udc_crop_resize": [_POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _INT, _INT, _POINTER],
+    "udc_crop_resize": [_POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _INT, _POINTER],
+    "udc_crop_resize_grey": [_POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _INT, _POINTER],
 }  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -44,8 +45,8 @@ def load_library() -> ctypes.CDLL | None:
     except (OSError, AttributeError) as error:
         logger.warning("native kernels cannot be loaded (%s); training is slower", error)
         return None
-    if version != VERSION:
-        logger.warning("native kernels have version %d, expected %d; install the package again", version, VERSION)
+    if version != VERSION or not all(hasattr(library, name) for name in _ARGUMENTS):
+        logger.warning("native kernels are of another version; install the package again, training is slower")
         return None
     for name, arguments in _ARGUMENTS.items():
         getattr(library, name).argtypes = arguments

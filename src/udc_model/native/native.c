@@ -16,8 +16,9 @@
 #define GROUPS 8      /* number of parts of a batch of images */
 #define PARTS 64      /* number of parts of a batch of rows */
 
-/* Increment this whenever an exported function changes; library.py rejects other versions. */
-EXPORT int udc_kernels_version(void) { return 3; }
+/* library.py rejects other versions. Code of earlier commits uses this library when it reproduces a run: do not change an
+ * exported function, add another one. */
+EXPORT int udc_kernels_version(void) { return 2; }
 
 struct Kernels {
     int (*depthwise)(const void *, const void *, int, long, long, long, long, int, int, float *, float *);
@@ -129,11 +130,11 @@ EXPORT int udc_scaled_residual_backward(const void *x, const float *bias, const 
 }
 
 /* out = scale * crop + shift, where crop is a part of x, resized as by torch's grid_sample (bilinear) with
- * align_corners=False and padding_mode="border". x: (n, side, side, channels) uint8, channels 1 or 3; boxes: (n, 4): left, top, width, height
- * as shares of the side, where a negative width means that the crop from left to left - width is mirrored;
- * scale, shift: (channels); out: (n, size, size, channels) float32. */
-EXPORT int udc_crop_resize(const uint8_t *x, const float *boxes, long n, long side, long size, const float *scale,
-                           const float *shift, int channels, int threads, float *out) {
+ * align_corners=False and padding_mode="border". x: (n, side, side, channels) uint8; boxes: (n, 4): left, top, width,
+ * height as shares of the side, where a negative width means that the crop from left to left - width is mirrored;
+ * scale, shift: (channels); out: (n, size, size, channels) float32. Channels are 3, or 1 in udc_crop_resize_grey. */
+static int crop_resize(const uint8_t *x, const float *boxes, long n, long side, long size, const float *scale,
+                       const float *shift, int channels, int threads, float *out) {
     const struct Kernels *k = kernels();
     const long in_values = side * side * channels, out_values = size * size * channels;
     int failed = 0;
@@ -141,4 +142,14 @@ EXPORT int udc_crop_resize(const uint8_t *x, const float *boxes, long n, long si
     for (long i = 0; i < n; i++)
         failed |= k->crop(x + i * in_values, boxes + 4 * i, side, size, scale, shift, out + i * out_values, channels);
     return failed;
+}
+
+EXPORT int udc_crop_resize(const uint8_t *x, const float *boxes, long n, long side, long size, const float *scale,
+                           const float *shift, int threads, float *out) {
+    return crop_resize(x, boxes, n, side, size, scale, shift, 3, threads, out);
+}
+
+EXPORT int udc_crop_resize_grey(const uint8_t *x, const float *boxes, long n, long side, long size, const float *scale,
+                                const float *shift, int threads, float *out) {
+    return crop_resize(x, boxes, n, side, size, scale, shift, 1, threads, out);
 }

@@ -89,8 +89,8 @@ def check_memory(params: Params, classes: list[str], memory: int) -> None:
         needed, available = 4 * copies * count / 2**30, memory / 2**30
         raise UdcError(
             f"model.{params.model.model_type}: {count:,} parameters need {needed:,.1f} GiB to train (weights, "
-            f"gradients, optimiser, best weights), but there are {available:,.1f} GiB; the largest layer is {largest} with "
-            f"{layers[largest].numel():,}. Lower hidden_sizes or depths"
+            f"gradients, optimiser, best weights), but there are {available:,.1f} GiB; the largest layer is {largest} "
+            f"with {layers[largest].numel():,}. Lower hidden_sizes or depths"
         )
 
 
