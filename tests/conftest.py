@@ -1,7 +1,7 @@
 """Fixtures of all tests. Telemetry is off, and the MLflow and DVC settings of the machine are hidden."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from PIL import Image
 os.environ["DVC_NO_ANALYTICS"] = "true"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MLFLOW_WORKERS"] = "1"  # of a server; each takes 3 CPU-seconds to start, and the default is 4
 # MLflow's job execution starts seven processes beside each server and raises its start from 6 to 27 CPU-seconds.
 os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
 # Tests run in parallel. With more threads than cores, barriers wait for time slices and are twenty times slower.
@@ -39,9 +40,19 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture
-def shapes_folder(tmp_path, rng) -> Iterator:
+def shapes_folder(tmp_path, shapes_at) -> Path:
     """A folder source: three classes of 20 noisy images, each class with a bright bar at another height."""
-    root = tmp_path / "shapes"
+    return shapes_at(tmp_path / "shapes")
+
+
+@pytest.fixture(scope="session")
+def shapes_at() -> Callable[[Path], Path]:
+    """A function that writes the images of `shapes_folder` to a folder and returns it."""
+    return _write_shapes
+
+
+def _write_shapes(root: Path) -> Path:
+    rng = np.random.default_rng(0)
     for k, label in enumerate(("bar", "dot", "stripe")):
         (root / label).mkdir(parents=True)
         for i in range(20):

@@ -46,7 +46,7 @@ def test_evaluate_predict_and_the_served_model_decide_equally(shapes):
 
     table = pd.read_csv(shapes.root / "evaluation/test/predictions.csv").set_index("path")
     files = [shapes.root / "data/raw/shapes" / name for name in table.index]
-    predicted = list(csv.DictReader(io.StringIO(shapes.run("udc", "predict", "--csv", *map(str, files)).stdout)))
+    predicted = list(csv.DictReader(io.StringIO(shapes.udc("predict", "--csv", *map(str, files)).stdout)))
     run = shapes.runs()[0]
     uri = f"models:/{run.outputs.model_outputs[0].model_id}"
     info = mlflow.models.get_model_info(uri)
@@ -59,7 +59,7 @@ def test_evaluate_predict_and_the_served_model_decide_equally(shapes):
     for costs in ([float(row["expected_cost"]) for row in predicted], served["expected_cost"].tolist()):
         assert costs == pytest.approx(table["expected_cost"].tolist(), abs=1e-5)
     assert "refer" in set(table["predicted"])
-    text = shapes.run("udc", "predict", str(files[list(table["predicted"]).index("refer")])).stdout
+    text = shapes.udc("predict", str(files[list(table["predicted"]).index("refer")])).stdout
     assert re.search(r"refer +- +0\.4000", text)
 
 
@@ -88,22 +88,22 @@ def test_metrics_intervals_figures_and_the_report_are_logged(shapes):
 def test_decide_needs_no_model(shapes):
     (shapes.root / "model").rename(shapes.root / "away")
     try:
-        assert shapes.run("udc", "decide").stdout.startswith("0 of ")
-        done = shapes.run("udc", "decide", "-S", "costs.refer=null", "-S", COSTS, "--out", "costly")
+        assert shapes.udc("decide").stdout.startswith("0 of ")
+        done = shapes.udc("decide", "-S", "costs.refer=null", "-S", COSTS, "--out", "costly")
     finally:
         (shapes.root / "away").rename(shapes.root / "model")
     assert "always bar" in done.stdout
     policy = json.loads((shapes.root / "costly/policy.json").read_text())
     assert policy["class_costs"][0] == [0, 20, 1]
     assert "refer" not in set(pd.read_csv(shapes.root / "costly/predictions.csv")["predicted"])
-    failed = shapes.run("udc", "decide", "-S", "evaluate.decision=recall_floor",
+    failed = shapes.udc("decide", "-S", "evaluate.decision=recall_floor",
                         "-S", "evaluate.recall_floor={class: bar}", check=False)  # fmt: skip
     assert failed.returncode == 1
     assert "needs at least 59 of its images in the calibration split" in failed.stderr
 
 
 def test_sweep_of_one_cost(shapes):
-    shapes.run("udc", "decide", "-S", "costs.refer=null", "--sweep", "true=bar,predicted=dot,values=0:10:2.5")
+    shapes.udc("decide", "-S", "costs.refer=null", "--sweep", "true=bar,predicted=dot,values=0:10:2.5")
     table = pd.read_csv(shapes.root / "sweeps/cost_of_bar_as_dot.csv")
     assert table["cost of bar as dot"].tolist() == [0, 2.5, 5, 7.5, 10]
     assert (np.diff(table["images"]) <= 0).all()  # fewer as the cost rises
@@ -111,25 +111,25 @@ def test_sweep_of_one_cost(shapes):
     cells = pd.read_csv(shapes.root / "sweeps/cost_of_bar_as_dot_confusion.csv")
     assert len(set(cells.groupby("cost")["images"].sum())) == 1
     assert (shapes.root / "sweeps/cost_of_bar_as_dot.png").stat().st_size > 5000
-    failed = shapes.run("udc", "decide", "--sweep", "true=bar,values=0:1:0.5", check=False)
+    failed = shapes.udc("decide", "--sweep", "true=bar,values=0:1:0.5", check=False)
     assert "must be like true=A,predicted=B,values=0:20:0.5" in failed.stderr
 
 
 def test_compare_experiments_runs_and_folders(shapes):
     first = shapes.runs()[0].info.run_id
     shapes.run("dvc", "exp", "run", "--name", "second", "-S", "evaluate.decision=argmax")
-    by_experiment = json.loads(shapes.run("udc", "compare", "--json", first, ".").stdout)
+    by_experiment = json.loads(shapes.udc("compare", "--json", first, ".").stdout)
     assert "B" in by_experiment["answer"]
     client = shapes.client()
     for run in shapes.runs():
         client.delete_run(run.info.run_id)  # the names now find DVC's experiments only
-    assert by_experiment == json.loads(shapes.run("udc", "compare", "--json", "first", "second").stdout)
+    assert by_experiment == json.loads(shapes.udc("compare", "--json", "first", "second").stdout)
     client.restore_run(first)
-    shapes.run("udc", "decide", "-S", COSTS, "--out", "costly")
-    refused = shapes.run("udc", "compare", ".", "costly", check=False)
+    shapes.udc("decide", "-S", COSTS, "--out", "costly")
+    refused = shapes.udc("compare", ".", "costly", check=False)
     assert refused.returncode == 1
     assert "bar decided as dot costs 1 and 20" in refused.stderr
-    missing = shapes.run("udc", "compare", ".", "no-such-thing", check=False)
+    missing = shapes.udc("compare", ".", "no-such-thing", check=False)
     for text in ("no-such-thing", "MLflow run", "DVC experiment"):
         assert text in missing.stderr
     assert "Traceback" not in missing.stderr

@@ -4,7 +4,6 @@ import csv
 import hashlib
 import io
 import json
-from pathlib import Path
 
 import pytest
 
@@ -32,22 +31,19 @@ def _without_links(run):
 
 
 @pytest.fixture(scope="module")
-def project(new_project):
-    """A project with the default parameters and a committed result."""
-    project = new_project()
-    project.run("dvc", "repro", "-q")
-    project.run("git", "add", "dvc.lock", "metrics.json")
-    project.run("git", "commit", "-qm", "first result")
+def project(small_project):
+    """A small project with a committed result of two epochs."""
+    project = small_project(train={"epochs": 2})
+    project.commit_result()
     return project
 
 
-def test_convnext_by_one_parameter_with_equal_results_in_another_clone(project, new_project):
-    copy = new_project()
+def test_convnext_by_one_parameter_with_equal_results_in_another_clone(project, small_project):
+    copy = small_project(train={"epochs": 2})
     for clone, stages in ((project, ["train", "evaluate"]), (copy, ["prepare", "train", "evaluate"])):
         done = clone.run("dvc", "exp", "run", "--name", "convnext", "-S", "model.model_type=convnext")
         assert _stages_run(done) == stages
     assert _results(copy) == _results(project)
-    assert json.loads(_results(project)[1])["test"]["accuracy"] >= 0.97
     run = project.runs()[-1]
     assert run.info.run_name == run.data.tags["dvc.exp_name"] == "convnext"
     assert run.data.params["model.model_type"] == "convnext"
@@ -88,7 +84,7 @@ def test_an_evaluation_parameter_does_not_rerun_train_and_creates_a_run(project)
     run = new[0]
     assert run.info.run_name == "argmax"
     assert run.data.params["evaluate.decision"] == "argmax"
-    assert run.data.params["train.epochs"] == "15"
+    assert run.data.params["train.epochs"] == "2"
     assert "train/train_loss" in run.data.metrics
     assert run.data.tags["udc.trained_by"] in before
     for run_id, old in before.items():
@@ -99,30 +95,15 @@ def test_an_evaluation_parameter_does_not_rerun_train_and_creates_a_run(project)
 
 
 def test_costs_rerun_train_only_if_the_loss_uses_them(project):
-    done = project.run("dvc", "exp", "run", "-S", "costs.entries=[{actual: '3', predicted: '8', cost: 50}]")
+    done = project.run("dvc", "exp", "run", "-S", "costs.entries=[{actual: bar, predicted: stripe, cost: 50}]")
     assert _stages_run(done) == ["evaluate"]
-    assert json.loads((project.root / "evaluation/policy.json").read_text())["class_costs"][3][8] == 50
+    assert json.loads((project.root / "evaluation/policy.json").read_text())["class_costs"][0][2] == 50
     done = project.run("dvc", "exp", "run", *SHORT, "-S", "loss.name=cost_weighted")
     assert _stages_run(done) == ["train", "evaluate"]
     project.set_params(costs={"entries": []})
-    assert _stages_run(project.run("dvc", "repro")) == ["train", "evaluate"]
+    project.run("dvc", "repro", "-q", "resolve")
+    assert _stages_run(project.run("dvc", "repro", "--dry")) == ["train", "evaluate"]
     project.reset()
-
-
-def test_a_temporary_experiment_is_logged_completely(by_hand):
-    """DVC deletes the temporary copy as soon as the last stage has ended; its sender still runs."""
-    by_hand.run("dvc", "exp", "run", "-q", "--temp", "--name", "temporary", "-S", "train.learning_rate=0.0001")
-    assert not list((by_hand.root / ".dvc/tmp/exps").glob("tmp*"))
-    (run,) = by_hand.runs()
-    assert not list((by_hand.root / ".udc/tracking").glob("*/journal.jsonl"))
-    assert (run.info.status, run.info.run_name) == ("FINISHED", "temporary")
-    assert run.data.tags["udc.evaluated"] == "true"
-    artifacts = {item.path for item in by_hand.client().list_artifacts(run.info.run_id)}
-    assert {"evaluation", "model", "training", "images", "params.yaml", "report.html"} <= artifacts
-    report = by_hand.client().download_artifacts(run.info.run_id, "report.html")
-    assert run.info.run_id in Path(report).read_text(encoding="utf-8")
-    (model,) = by_hand.client().search_logged_models([run.info.experiment_id])
-    assert str(model.status) == "READY"
 
 
 def test_mlflow_run_gives_one_run(by_hand, outside):

@@ -43,7 +43,7 @@ def _runs(prefix, command):
 @pytest.fixture(scope="module")
 def project(new_project):
     """A project that is set up: .venv is the environment that runs this test."""
-    project = new_project(train={"epochs": 1})
+    project = new_project(train={"epochs": 1}, evaluate={"resamples": 100})
     (project.root / ".venv").symlink_to(sys.prefix)
     (project.root / ".venv" / ".ready").touch()
     return project

@@ -27,9 +27,9 @@ def test_a_convnext_with_uncommitted_changes_is_reproduced_by_its_registered_mod
     project.run("dvc", "repro", "-q")
     (run,) = project.runs()
     assert run.data.tags["udc.git_dirty"] == "true"
-    project.run("udc", "promote", run.info.run_id, "--as", "shapes")
+    project.udc("promote", run.info.run_id, "--as", "shapes")
     project.run("git", "checkout", "-q", ".")
-    done = project.run("udc", "reproduce", "models:/shapes/1")
+    done = project.udc("reproduce", "models:/shapes/1")
     assert done.stdout.startswith(f"identical: run {run.info.run_id}")
     assert len(project.runs()) == 1  # nothing is recorded
     assert project.run("git", "status", "--porcelain", "--untracked-files=no").stdout == ""
@@ -40,7 +40,7 @@ def test_a_convnext_with_uncommitted_changes_is_reproduced_by_its_registered_mod
         for image in images[::2]:
             image.write_bytes(last.read_bytes())
     project.client().set_tag(run.info.run_id, "udc.version.numpy", "1.0")
-    changed = project.run("udc", "reproduce", run.info.run_id, check=False)
+    changed = project.udc("reproduce", run.info.run_id, check=False)
     assert changed.returncode == 1
     differences, _, changes = changed.stdout.partition("changed since the run:")
     assert "weights: sha256" in differences
@@ -49,5 +49,5 @@ def test_a_convnext_with_uncommitted_changes_is_reproduced_by_its_registered_mod
     assert ", was 1.0" in changes
 
     (project.root / "data/raw/shapes").rename(project.root / "data/raw/gone")
-    missing = project.run("udc", "reproduce", "--check", run.info.run_id, check=False)
+    missing = project.udc("reproduce", "--check", run.info.run_id, check=False)
     assert "neither in DVC nor in this repository" in missing.stderr

@@ -328,6 +328,22 @@ def test_an_evaluation_waits_for_the_sender_of_its_training_run(root):
     assert len(runs_of(root)) == 1
 
 
+def test_an_evaluation_is_delivered_if_the_folder_of_its_training_run_disappears(root, monkeypatch):
+    """The sender of the training run may delete the folder between the search for predecessors and the lock."""
+    training = ended_training(root, "abc")
+    evaluation = ended_evaluation(root, "abc")
+
+    def lock(folder, timeout=-1):
+        if folder == training:
+            shutil.rmtree(training)
+        return sender_lock(folder, timeout)
+
+    monkeypatch.setattr("udc_model.tracking.sender.sender_lock", lock)
+    with sender_lock(evaluation):
+        assert Sender(evaluation, EndedStage()).run() is State.DONE
+    assert not pending_journals(root)
+
+
 def test_a_damaged_journal_does_not_block_others(root):
     damaged = ended_training(root, "abc")
     (damaged / "journal.jsonl").write_text("{no JSON\n")

@@ -219,7 +219,11 @@ def _deliver(folder: Path, timeout: float) -> None:
     Timeout
         Another process is delivering it.
     """
-    with sender_lock(folder, timeout):
+    try:
+        lock = sender_lock(folder, timeout).acquire()
+    except FileNotFoundError:  # the folder is deleted as soon as another process has delivered the journal
+        return
+    with lock:
         try:
             sender = Sender(folder, EndedStage(), last_delays=())
         except (FileNotFoundError, StopIteration):  # delivered by another process; killed before the first entry
