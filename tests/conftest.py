@@ -20,8 +20,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the slowest files first, so that no worker is alone with one of them at the end."""
-    longest = ("experiments", "starts", "pipeline/test_training", "records", "default_run", "decisions", "pipeline",
-               "test_checkpoint.py", "tracking", "training", "models")  # fmt: skip
+    longest = ("pipeline/test_training", "pipeline/test_records", "pipeline/test_docs", "pipeline/test_experiments",
+               "pipeline/test_starts", "pipeline/test_readme", "pipeline/test_version", "pipeline", "test_outage",
+               "training/test_checkpoints", "tracking", "models", "training")  # fmt: skip
     root = Path(__file__).parents[1]
     names = {item: item.path.relative_to(root).as_posix() for item in items}
     items.sort(key=lambda item: next(k for k, name in enumerate((*longest, "")) if name in names[item]))
@@ -60,3 +61,13 @@ def _write_shapes(root: Path) -> Path:
             pixels[4 + 5 * k : 9 + 5 * k, 4:20] += 150
             Image.fromarray(pixels).save(root / label / f"g{i % 10}_{i:02d}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    """A new MLflow store in SQLite, to be copied: MLflow needs a second to create one."""
+    import mlflow
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path

@@ -216,8 +216,8 @@ def new_project(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def small_project(new_project, shapes_at):
-    """A function that creates a small project on image files, with changed sections of params.yaml."""
+def small_project(new_project, shapes_at, empty_store):
+    """A function that creates a small project on image files, with changed sections of params.yaml, and its store."""
 
     def create(**sections):
         small = {
@@ -228,6 +228,7 @@ def small_project(new_project, shapes_at):
         shapes_at(project.root / "data/raw/shapes")
         project.run("git", "add", "-A")
         project.run("git", "commit", "-qm", "data")
+        shutil.copy(empty_store, project.root)
         return project
 
     return create

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from udc_model.tracking.links import EXPERIMENT_COMMIT, LINKED
+
 pytestmark = pytest.mark.pipeline
 
 COSTS = "costs.entries=[{actual: bar, predicted: dot, cost: 20}]"
@@ -39,6 +41,19 @@ def shapes(new_project, tmp_path_factory):
     project.run("git", "commit", "-qm", "data")
     project.run("dvc", "exp", "run", "--name", "first")
     return project
+
+
+@pytest.fixture(scope="module")
+def second(shapes):
+    """What an experiment with another decision prints, and the runs before it."""
+    before = {run.info.run_id: run for run in shapes.runs()}
+    return shapes.run("dvc", "exp", "run", "--name", "second", "-S", "evaluate.decision=argmax").stdout, before
+
+
+def _without_links(run):
+    """What a run holds, without the links that `udc sync` and later stages may add."""
+    data = run.data.to_dictionary()
+    return data | {"tags": {k: v for k, v in data["tags"].items() if k not in (LINKED, EXPERIMENT_COMMIT)}}
 
 
 def test_evaluate_predict_and_the_served_model_decide_equally(shapes):
@@ -115,9 +130,25 @@ def test_sweep_of_one_cost(shapes):
     assert "must be like true=A,predicted=B,values=0:20:0.5" in failed.stderr
 
 
-def test_compare_experiments_runs_and_folders(shapes):
+def test_an_evaluation_parameter_does_not_rerun_train_and_creates_a_run(shapes, second):
+    printed, before = second
+    assert [name for name in ("prepare", "train", "evaluate") if f"Running stage '{name}'" in printed] == ["evaluate"]
+    new = [run for run in shapes.runs() if run.info.run_id not in before]
+    assert len(new) == 1
+    run = new[0]
+    assert run.info.run_name == "second"
+    assert run.data.params["evaluate.decision"] == "argmax"
+    assert run.data.params["train.epochs"] == "2"
+    assert "train/train_loss" in run.data.metrics
+    assert run.data.tags["udc.trained_by"] in before
+    for run_id, old in before.items():
+        again = next(run for run in shapes.runs() if run.info.run_id == run_id)
+        assert _without_links(again) == _without_links(old)
+        assert again.info.end_time == old.info.end_time
+
+
+def test_compare_experiments_runs_and_folders(shapes, second):
     first = shapes.runs()[0].info.run_id
-    shapes.run("dvc", "exp", "run", "--name", "second", "-S", "evaluate.decision=argmax")
     by_experiment = json.loads(shapes.udc("compare", "--json", first, ".").stdout)
     assert "B" in by_experiment["answer"]
     client = shapes.client()

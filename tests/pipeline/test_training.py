@@ -120,7 +120,7 @@ def test_interrupted_training_run_resumes(by_hand):
     assert process.returncode == 130, output
     assert output.rstrip().endswith("error: interrupted")
     assert [run.info.status for run in project.runs()] == ["KILLED"]
-    done = project.run("udc", "train")
+    done = project.udc("train")
     assert "resuming from checkpoint" in done.stderr
     assert [run.info.status for run in project.runs()] == ["FINISHED"]
 
@@ -216,6 +216,7 @@ def test_damaged_data_and_a_loss_that_is_not_finite_are_reported(by_hand):
 
 def test_profile_and_range_test_record_nothing(by_hand):
     project = by_hand
+    (project.root / "mlflow.db").unlink()
     project.udc("prepare")
     done = project.run("udc", "train", "--profile")
     shares = dict(re.findall(r"^(.{2,33}?) +[\d.]+ +([\d.]+)%$", done.stdout, re.MULTILINE))
