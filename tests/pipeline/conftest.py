@@ -158,13 +158,14 @@ def _environment(folder, variables):
 @contextmanager
 def _output():
     """Capture standard output and error as those of a new process, whose root logger has no handlers."""
-    logger = logging.getLogger()
-    handlers, logger.handlers = logger.handlers, []
+    logger, ours = logging.getLogger(), logging.getLogger("udc_model")
+    handlers, logger.handlers, level = logger.handlers, [], ours.level
     try:
         with redirect_stdout(io.StringIO()) as stdout, redirect_stderr(io.StringIO()) as stderr:
             yield stdout, stderr
     finally:
         logger.handlers = handlers
+        ours.setLevel(level)
 
 
 def _copy_project(target, **sections):
