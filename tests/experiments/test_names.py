@@ -1,5 +1,6 @@
 """Names of results: folders, CSV files, runs, registered models, git revisions; ambiguous and unknown names."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from udc_model.tracking.store import open_store
 
 
 @pytest.fixture
-def create_run(tmp_path, monkeypatch):
+def create_run(tmp_path, monkeypatch, empty_store):
     """A function that creates a run in a new store and returns its id; the current folder is a new git repository."""
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     subprocess.run(["git", "init", "-q"], check=True)
+    shutil.copy(empty_store, tmp_path)
     experiment = open_store()
     client = mlflow.MlflowClient()
 

@@ -51,11 +51,16 @@ CASES = [
 
 def _pair(kind, settings):
     config, model, their_config, their_model = PAIRS[kind]
-    theirs = their_model(their_config(num_labels=5, **settings)).train()
-    ours = model(config(num_labels=5, **settings)).train()
+    with torch.device("meta"):  # the initialisation of large models takes longer than the comparison
+        theirs = their_model(their_config(num_labels=5, **settings))
+        ours = model(config(num_labels=5, **settings))
+    theirs, ours = (network.to_empty(device="cpu").train() for network in (theirs, ours))
     with torch.no_grad():
         for p in theirs.parameters():
             p.normal_(std=0.1)
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
 

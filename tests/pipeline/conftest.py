@@ -1,5 +1,7 @@
 """Projects for tests with real commands: a copy of the repository's files in a new git repository."""
 
+import io
+import logging
 import os
 import shutil
 import signal
@@ -9,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from udc_model.cli import main
 from udc_model.tracking.journal import wait_for_senders
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +36,22 @@ class Project:
         done = subprocess.run(command, cwd=self.root, env=self.env(**env), capture_output=True, text=True)
         if check and done.returncode:
             raise AssertionError(f"{command} failed\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def udc(self, *arguments, check=True, **env):
+        """Run a ``udc`` command in this process, which has imported torch and MLflow already; returns what `run` does.
+
+        The processes that the command starts (senders, figures, ``dvc``) are real. Each command also runs as a process
+        of its own in one test at least.
+        """
+        with _environment(self.root, self.env(**env)), _output() as (stdout, stderr):
+            try:
+                status = main(arguments)
+            except SystemExit as ended:  # of argparse
+                status = ended.code
+        done = subprocess.CompletedProcess(["udc", *arguments], status, stdout.getvalue(), stderr.getvalue())
+        if check and done.returncode:
+            raise AssertionError(f"{done.args} failed\n{done.stdout}\n{done.stderr}")
         return done
 
     def start(self, *command, **env):
@@ -91,6 +110,12 @@ class Project:
             params[section] |= values
         path.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
 
+    def commit_result(self):
+        """Run the pipeline and commit its result."""
+        self.run("dvc", "repro", "-q")
+        self.run("git", "add", "dvc.lock", "metrics.json")
+        self.run("git", "commit", "-qm", "first result")
+
     def reset(self):
         """Restore the last commit and its outputs."""
         self.run("git", "reset", "-q", "--hard")
@@ -115,6 +140,34 @@ class Project:
         return list(client.search_runs(experiments, order_by=["attributes.start_time ASC"]))
 
 
+@contextmanager
+def _environment(folder, variables):
+    """Work in a folder, with these environment variables only."""
+    here, inherited = Path.cwd(), dict(os.environ)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.chdir(here)
+        os.environ.clear()
+        os.environ.update(inherited)
+
+
+@contextmanager
+def _output():
+    """Capture standard output and error as those of a new process, whose root logger has no handlers."""
+    logger, ours = logging.getLogger(), logging.getLogger("udc_model")
+    handlers, logger.handlers, level = logger.handlers, [], ours.level
+    try:
+        with redirect_stdout(io.StringIO()) as stdout, redirect_stderr(io.StringIO()) as stderr:
+            yield stdout, stderr
+    finally:
+        logger.handlers = handlers
+        ours.setLevel(level)
+
+
 def _copy_project(target, **sections):
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
@@ -125,6 +178,8 @@ def _copy_project(target, **sections):
             continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, target / name)
+    for compiled in (ROOT / "src").rglob("__pycache__"):  # valid, since copy2 keeps the times of the sources
+        shutil.copytree(compiled, target / compiled.relative_to(ROOT))
     project = Project(target)
     if sections:  # set_params drops the comments of params.yaml
         project.set_params(**sections)
@@ -161,14 +216,26 @@ def new_project(tmp_path_factory):
     return lambda **sections: _copy_project(tmp_path_factory.mktemp("project"), **sections)
 
 
+@pytest.fixture(scope="session")
+def small_project(new_project, shapes_at, empty_store):
+    """A function that creates a small project on image files, with changed sections of params.yaml, and its store."""
+
+    def create(**sections):
+        small = {
+            "data": {"source": "folder", "path": "data/raw/shapes", "image_size": 16},
+            "train": {"epochs": 1, "batch_size": 12}, "costs": {"preset": "uniform"}, "evaluate": {"resamples": 100},
+        }  # fmt: skip
+        project = new_project(**{name: small.get(name, {}) | sections.get(name, {}) for name in small | sections})
+        shapes_at(project.root / "data/raw/shapes")
+        project.run("git", "add", "-A")
+        project.run("git", "commit", "-qm", "data")
+        shutil.copy(empty_store, project.root)
+        return project
+
+    return create
+
+
 @pytest.fixture
-def by_hand(new_project, shapes_folder):
-    """A small project on image files; no stage has run."""
-    project = new_project(
-        data={"source": "folder", "path": "data/raw/shapes", "image_size": 16},
-        train={"epochs": 1, "batch_size": 12}, costs={"preset": "uniform"}, evaluate={"resamples": 100},
-    )  # fmt: skip
-    shapes_folder.rename(project.root / "data/raw/shapes")
-    project.run("git", "add", "-A")
-    project.run("git", "commit", "-qm", "data")
-    return project
+def by_hand(small_project):
+    """A small project; no stage has run."""
+    return small_project()

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from udc_model.tracking.links import EXPERIMENT_COMMIT, LINKED
+
 pytestmark = pytest.mark.pipeline
 
 COSTS = "costs.entries=[{actual: bar, predicted: dot, cost: 20}]"
@@ -41,12 +43,25 @@ def shapes(new_project, tmp_path_factory):
     return project
 
 
+@pytest.fixture(scope="module")
+def second(shapes):
+    """What an experiment with another decision prints, and the runs before it."""
+    before = {run.info.run_id: run for run in shapes.runs()}
+    return shapes.run("dvc", "exp", "run", "--name", "second", "-S", "evaluate.decision=argmax").stdout, before
+
+
+def _without_links(run):
+    """What a run holds, without the links that `udc sync` and later stages may add."""
+    data = run.data.to_dictionary()
+    return data | {"tags": {k: v for k, v in data["tags"].items() if k not in (LINKED, EXPERIMENT_COMMIT)}}
+
+
 def test_evaluate_predict_and_the_served_model_decide_equally(shapes):
     import mlflow
 
     table = pd.read_csv(shapes.root / "evaluation/test/predictions.csv").set_index("path")
     files = [shapes.root / "data/raw/shapes" / name for name in table.index]
-    predicted = list(csv.DictReader(io.StringIO(shapes.run("udc", "predict", "--csv", *map(str, files)).stdout)))
+    predicted = list(csv.DictReader(io.StringIO(shapes.udc("predict", "--csv", *map(str, files)).stdout)))
     run = shapes.runs()[0]
     uri = f"models:/{run.outputs.model_outputs[0].model_id}"
     info = mlflow.models.get_model_info(uri)
@@ -59,7 +74,7 @@ def test_evaluate_predict_and_the_served_model_decide_equally(shapes):
     for costs in ([float(row["expected_cost"]) for row in predicted], served["expected_cost"].tolist()):
         assert costs == pytest.approx(table["expected_cost"].tolist(), abs=1e-5)
     assert "refer" in set(table["predicted"])
-    text = shapes.run("udc", "predict", str(files[list(table["predicted"]).index("refer")])).stdout
+    text = shapes.udc("predict", str(files[list(table["predicted"]).index("refer")])).stdout
     assert re.search(r"refer +- +0\.4000", text)
 
 
@@ -88,22 +103,22 @@ def test_metrics_intervals_figures_and_the_report_are_logged(shapes):
 def test_decide_needs_no_model(shapes):
     (shapes.root / "model").rename(shapes.root / "away")
     try:
-        assert shapes.run("udc", "decide").stdout.startswith("0 of ")
-        done = shapes.run("udc", "decide", "-S", "costs.refer=null", "-S", COSTS, "--out", "costly")
+        assert shapes.udc("decide").stdout.startswith("0 of ")
+        done = shapes.udc("decide", "-S", "costs.refer=null", "-S", COSTS, "--out", "costly")
     finally:
         (shapes.root / "away").rename(shapes.root / "model")
     assert "always bar" in done.stdout
     policy = json.loads((shapes.root / "costly/policy.json").read_text())
     assert policy["class_costs"][0] == [0, 20, 1]
     assert "refer" not in set(pd.read_csv(shapes.root / "costly/predictions.csv")["predicted"])
-    failed = shapes.run("udc", "decide", "-S", "evaluate.decision=recall_floor",
+    failed = shapes.udc("decide", "-S", "evaluate.decision=recall_floor",
                         "-S", "evaluate.recall_floor={class: bar}", check=False)  # fmt: skip
     assert failed.returncode == 1
     assert "needs at least 59 of its images in the calibration split" in failed.stderr
 
 
 def test_sweep_of_one_cost(shapes):
-    shapes.run("udc", "decide", "-S", "costs.refer=null", "--sweep", "true=bar,predicted=dot,values=0:10:2.5")
+    shapes.udc("decide", "-S", "costs.refer=null", "--sweep", "true=bar,predicted=dot,values=0:10:2.5")
     table = pd.read_csv(shapes.root / "sweeps/cost_of_bar_as_dot.csv")
     assert table["cost of bar as dot"].tolist() == [0, 2.5, 5, 7.5, 10]
     assert (np.diff(table["images"]) <= 0).all()  # fewer as the cost rises
@@ -111,25 +126,41 @@ def test_sweep_of_one_cost(shapes):
     cells = pd.read_csv(shapes.root / "sweeps/cost_of_bar_as_dot_confusion.csv")
     assert len(set(cells.groupby("cost")["images"].sum())) == 1
     assert (shapes.root / "sweeps/cost_of_bar_as_dot.png").stat().st_size > 5000
-    failed = shapes.run("udc", "decide", "--sweep", "true=bar,values=0:1:0.5", check=False)
+    failed = shapes.udc("decide", "--sweep", "true=bar,values=0:1:0.5", check=False)
     assert "must be like true=A,predicted=B,values=0:20:0.5" in failed.stderr
 
 
-def test_compare_experiments_runs_and_folders(shapes):
+def test_an_evaluation_parameter_does_not_rerun_train_and_creates_a_run(shapes, second):
+    printed, before = second
+    assert [name for name in ("prepare", "train", "evaluate") if f"Running stage '{name}'" in printed] == ["evaluate"]
+    new = [run for run in shapes.runs() if run.info.run_id not in before]
+    assert len(new) == 1
+    run = new[0]
+    assert run.info.run_name == "second"
+    assert run.data.params["evaluate.decision"] == "argmax"
+    assert run.data.params["train.epochs"] == "2"
+    assert "train/train_loss" in run.data.metrics
+    assert run.data.tags["udc.trained_by"] in before
+    for run_id, old in before.items():
+        again = next(run for run in shapes.runs() if run.info.run_id == run_id)
+        assert _without_links(again) == _without_links(old)
+        assert again.info.end_time == old.info.end_time
+
+
+def test_compare_experiments_runs_and_folders(shapes, second):
     first = shapes.runs()[0].info.run_id
-    shapes.run("dvc", "exp", "run", "--name", "second", "-S", "evaluate.decision=argmax")
-    by_experiment = json.loads(shapes.run("udc", "compare", "--json", first, ".").stdout)
+    by_experiment = json.loads(shapes.udc("compare", "--json", first, ".").stdout)
     assert "B" in by_experiment["answer"]
     client = shapes.client()
     for run in shapes.runs():
         client.delete_run(run.info.run_id)  # the names now find DVC's experiments only
-    assert by_experiment == json.loads(shapes.run("udc", "compare", "--json", "first", "second").stdout)
+    assert by_experiment == json.loads(shapes.udc("compare", "--json", "first", "second").stdout)
     client.restore_run(first)
-    shapes.run("udc", "decide", "-S", COSTS, "--out", "costly")
-    refused = shapes.run("udc", "compare", ".", "costly", check=False)
+    shapes.udc("decide", "-S", COSTS, "--out", "costly")
+    refused = shapes.udc("compare", ".", "costly", check=False)
     assert refused.returncode == 1
     assert "bar decided as dot costs 1 and 20" in refused.stderr
-    missing = shapes.run("udc", "compare", ".", "no-such-thing", check=False)
+    missing = shapes.udc("compare", ".", "no-such-thing", check=False)
     for text in ("no-such-thing", "MLflow run", "DVC experiment"):
         assert text in missing.stderr
     assert "Traceback" not in missing.stderr

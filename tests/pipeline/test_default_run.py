@@ -95,17 +95,17 @@ def test_no_pickle_is_written(demo):
 
 
 def test_decide_and_compare_as_in_the_readme(demo):
-    assert demo.run("udc", "decide").stdout.startswith("0 of 270 decisions change")
-    cautious = demo.run("udc", "decide", "-S", "costs.refer=0.2", "--out", "cautious").stdout
+    assert demo.udc("decide").stdout.startswith("0 of 270 decisions change")
+    cautious = demo.udc("decide", "-S", "costs.refer=0.2", "--out", "cautious").stdout
     assert "always refer" in cautious
     assert not cautious.startswith("0 of ")
-    demo.run("udc", "decide", "--sweep", "true=9,predicted=3,values=0:20:2")
+    demo.udc("decide", "--sweep", "true=9,predicted=3,values=0:20:2")
     assert len((demo.root / "sweeps/cost_of_9_as_3.csv").read_text().splitlines()) == 12
-    assert "per image, 95% interval" in demo.run("udc", "compare", ".", "cautious").stdout
+    assert "per image, 95% interval" in demo.udc("compare", ".", "cautious").stdout
 
 
 def test_summary_and_help(demo):
-    summary = demo.run("udc", "summary").stdout
+    summary = demo.udc("summary").stdout
     assert "resnet, best epoch" in summary
     assert f"{_metrics(demo)['test']['accuracy']:.4f}" in summary
     done = demo.run("python", "-X", "importtime", "-m", "udc_model.cli", "--help")
@@ -113,17 +113,17 @@ def test_summary_and_help(demo):
 
 
 def test_predict_files_folders_and_formats(demo, tmp_path):
-    table = demo.run("udc", "predict", "data/samples").stdout.splitlines()
+    table = demo.udc("predict", "data/samples").stdout.splitlines()
     assert len(table) == 11
     right = sum(line.split()[1] == str(digit) for digit, line in enumerate(table[1:]))
     assert right >= 9  # one of the ten, a nine, is ambiguous
-    rows = json.loads(demo.run("udc", "predict", "--json", "data/samples/7.png").stdout)
+    rows = json.loads(demo.udc("predict", "--json", "data/samples/7.png").stdout)
     assert rows[0]["class"] == "7"
     assert sum(rows[0]["probabilities"].values()) == pytest.approx(1)
-    header = demo.run("udc", "predict", "--csv", "data/samples").stdout.splitlines()[0]
+    header = demo.udc("predict", "--csv", "data/samples").stdout.splitlines()[0]
     assert header == "path,class,expected_cost," + ",".join(f"p_{d}" for d in range(10))
     (tmp_path / "bad.png").write_text("not an image")
-    done = demo.run("udc", "predict", str(tmp_path / "bad.png"), "data/samples/3.png", check=False)
+    done = demo.udc("predict", str(tmp_path / "bad.png"), "data/samples/3.png", check=False)
     assert done.returncode == 1
     assert "data/samples/3.png" in done.stdout  # the other images are decided
     assert "bad.png: not an image" in done.stderr
@@ -136,7 +136,7 @@ def test_predict_agrees_with_the_predictions_table(demo, tmp_path):
     pixels = np.round(load_digits().images * (255 / 16)).astype(np.uint8)
     for path in table.index:
         Image.fromarray(pixels[int(path[7:11])]).save(tmp_path / path.rpartition("/")[2])
-    rows = json.loads(demo.run("udc", "predict", "--json", str(tmp_path)).stdout)
+    rows = json.loads(demo.udc("predict", "--json", str(tmp_path)).stdout)
     assert len(rows) == len(table)
     for row in rows:
         expected = table.loc[f"digits/{row['path'].rpartition('/')[2]}"]
@@ -182,7 +182,7 @@ def test_served_model_decides_as_predict(demo, free_port):
         urllib.request.urlopen(request, timeout=60) as response,
     ):
         served = json.load(response)["predictions"]
-    predicted = json.loads(demo.run("udc", "predict", "--json", "data/samples").stdout)
+    predicted = json.loads(demo.udc("predict", "--json", "data/samples").stdout)
     assert [row["class"] for row in served] == [row["class"] for row in predicted]
     for served_row, row in zip(served, predicted, strict=True):
         assert served_row["expected_cost"] == pytest.approx(row["expected_cost"], abs=1e-6)
@@ -197,5 +197,5 @@ def test_train_py_with_a_json_config(demo):
     assert json.loads((folder / "model/config.json").read_text())["model_type"] == "convnext"
     weights = (demo.root / "model/model.safetensors").read_bytes()
     assert hashlib.sha256(weights).hexdigest() == demo.runs()[0].data.tags["udc.model_sha256"]  # untouched
-    done = demo.run("udc", "predict", "--json", "--root", "results/convnext_example", "data/samples/1.png")
+    done = demo.udc("predict", "--json", "--root", "results/convnext_example", "data/samples/1.png")
     assert json.loads(done.stdout)[0]["class"] == "1"

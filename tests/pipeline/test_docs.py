@@ -20,7 +20,6 @@ RUN_BY = {
     "make package": "the script .ci/run",
     "dvc queue start": "test_queued_experiments_on_two_workers_and_sweep_report",
     "udc tune": "test_a_killed_study_is_resumed",
-    "udc reproduce": "test_reproduce_gives_bitwise_equal_results",
     "mlflow run .": "test_mlflow_run_gives_one_run",
     "dvc exp run --name venom": "test_costs_rerun_train_only_if_the_loss_uses_them",
     "udc decide": "test_decide_and_compare_as_in_the_readme",
@@ -81,6 +80,8 @@ def test_tutorial_from_a_folder_of_images_to_a_decision(new_project):
     least, argmax = (float(re.search(rf"^{name} +(\S+)", steps[1], re.MULTILINE)[1])
                      for name in ("min_expected_cost", "argmax"))  # fmt: skip
     assert least < argmax / 1.5
+    policy = json.loads((project.root / "evaluation/policy.json").read_text())
+    assert (policy["classes"], policy["class_costs"][0]) == (["crack", "ok", "scratch"], [0, 20, 20])
     assert "B is cheaper by" in steps[1]
     assert json.loads((project.root / "metrics.json").read_text())["test"]["mean_cost"] < least
     files = _text("reference/files.md")
@@ -115,6 +116,7 @@ def test_experiments_are_run_shared_and_promoted_in_order(by_hand, tmp_path, fre
     output = "\n".join(outputs)
     assert output.count("Data and pipelines are up to date") == 2  # the second repro, and that of the clone
     assert "again: run " in output
+    assert "identical: run " in output
     assert "version 1 is champion" in output
     project.run("udc", "sync")
     runs = project.runs()

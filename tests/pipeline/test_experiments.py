@@ -4,15 +4,10 @@ import csv
 import hashlib
 import io
 import json
-from pathlib import Path
 
 import pytest
 
-from udc_model.tracking.links import EXPERIMENT_COMMIT, LINKED
-
 pytestmark = pytest.mark.pipeline
-
-SHORT = ("-S", "train.epochs=1")
 
 
 def _stages_run(done):
@@ -25,104 +20,52 @@ def _results(project):
     return weights, (project.root / "metrics.json").read_text(), (project.root / "dvc.lock").read_text()
 
 
-def _without_links(run):
-    """What a run holds, without the links that `udc sync` and later stages may add."""
-    data = run.data.to_dictionary()
-    return data | {"tags": {k: v for k, v in data["tags"].items() if k not in (LINKED, EXPERIMENT_COMMIT)}}
-
-
 @pytest.fixture(scope="module")
-def project(new_project):
-    """A project with the default parameters and a committed result."""
-    project = new_project()
-    project.run("dvc", "repro", "-q")
-    project.run("git", "add", "dvc.lock", "metrics.json")
-    project.run("git", "commit", "-qm", "first result")
+def project(small_project):
+    """A small project with a committed result of two epochs."""
+    project = small_project(train={"epochs": 2})
+    project.commit_result()
     return project
 
 
-def test_convnext_by_one_parameter_with_equal_results_in_another_clone(project, new_project):
-    copy = new_project()
+def test_convnext_by_one_parameter_is_shown_and_equal_in_another_clone(project, small_project):
+    copy = small_project(train={"epochs": 2})
     for clone, stages in ((project, ["train", "evaluate"]), (copy, ["prepare", "train", "evaluate"])):
         done = clone.run("dvc", "exp", "run", "--name", "convnext", "-S", "model.model_type=convnext")
         assert _stages_run(done) == stages
     assert _results(copy) == _results(project)
-    assert json.loads(_results(project)[1])["test"]["accuracy"] >= 0.97
     run = project.runs()[-1]
     assert run.info.run_name == run.data.tags["dvc.exp_name"] == "convnext"
     assert run.data.params["model.model_type"] == "convnext"
     assert run.info.status == "FINISHED"
-    assert "test/accuracy" in run.data.metrics
-    project.reset()
-
-
-def test_a_training_parameter_does_not_rerun_prepare_and_is_shown(project):
-    before = {run.info.run_id for run in project.runs()}
-    done = project.run("dvc", "exp", "run", "--name", "slow", *SHORT, "-S", "train.learning_rate=0.0001")
-    assert _stages_run(done) == ["train", "evaluate"]
-    new = [run for run in project.runs() if run.info.run_id not in before]
-    assert [run.data.params["train.learning_rate"] for run in new] == ["0.0001"]
     shown = list(csv.DictReader(io.StringIO(project.run("dvc", "exp", "show", "--csv").stdout)))
-    row = next(row for row in shown if row["Experiment"] == "slow")
-    assert row["train.learning_rate"] == "0.0001"
-    assert float(row["test.accuracy"]) == pytest.approx(new[0].data.metrics["test/accuracy"], abs=1e-4)
-    change = json.loads(project.run("dvc", "params", "diff", "--json").stdout)["params.yaml"]
-    assert sorted(change) == ["train.epochs", "train.learning_rate"]
-    assert (change["train.learning_rate"]["old"], change["train.learning_rate"]["new"]) == (0.003, 0.0001)
-    metrics = json.loads(project.run("dvc", "metrics", "diff", "--json").stdout)
-    assert metrics["metrics.json"]["test.accuracy"]["diff"] < 0
-    project.run("dvc", "plots", "diff", "HEAD", "slow", "-o", "plots")
+    row = next(row for row in shown if row["Experiment"] == "convnext")
+    assert row["model.model_type"] == "convnext"
+    assert float(row["test.mean_cost"]) == pytest.approx(run.data.metrics["test/mean_cost"], abs=1e-4)
+    assert float(row["test.accuracy"]) == pytest.approx(run.data.metrics["test/accuracy"], abs=1e-4)
+    change = json.loads(project.run("dvc", "params", "diff", "--json").stdout)
+    assert change == {"params.yaml": {"model.model_type": {"old": "resnet", "new": "convnext"}}}
+    committed = json.loads(project.run("git", "show", "HEAD:metrics.json").stdout)["test"]["log_loss"]
+    metrics = json.loads(project.run("dvc", "metrics", "diff", "--json").stdout)["metrics.json"]
+    assert metrics["test.log_loss"]["diff"] == pytest.approx(run.data.metrics["test/log_loss"] - committed)
+    assert metrics["test.log_loss"]["diff"] != 0
+    project.run("dvc", "plots", "diff", "HEAD", "convnext", "-o", "plots")
     html = (project.root / "plots/index.html").read_text(encoding="utf-8")
     for title in ("Loss by epoch", "Confusion matrix, test", "ROC, test", "Precision-recall, test"):
         assert title in html
-    assert "slow" in html
-    project.reset()
-
-
-def test_an_evaluation_parameter_does_not_rerun_train_and_creates_a_run(project):
-    before = {run.info.run_id: run for run in project.runs()}
-    done = project.run("dvc", "exp", "run", "--name", "argmax", "-S", "evaluate.decision=argmax")
-    assert _stages_run(done) == ["evaluate"]
-    new = [run for run in project.runs() if run.info.run_id not in before]
-    assert len(new) == 1
-    run = new[0]
-    assert run.info.run_name == "argmax"
-    assert run.data.params["evaluate.decision"] == "argmax"
-    assert run.data.params["train.epochs"] == "15"
-    assert "train/train_loss" in run.data.metrics
-    assert run.data.tags["udc.trained_by"] in before
-    for run_id, old in before.items():
-        again = next(run for run in project.runs() if run.info.run_id == run_id)
-        assert _without_links(again) == _without_links(old)
-        assert again.info.end_time == old.info.end_time
+    assert "convnext" in html
     project.reset()
 
 
 def test_costs_rerun_train_only_if_the_loss_uses_them(project):
-    done = project.run("dvc", "exp", "run", "-S", "costs.entries=[{actual: '3', predicted: '8', cost: 50}]")
-    assert _stages_run(done) == ["evaluate"]
-    assert json.loads((project.root / "evaluation/policy.json").read_text())["class_costs"][3][8] == 50
-    done = project.run("dvc", "exp", "run", *SHORT, "-S", "loss.name=cost_weighted")
-    assert _stages_run(done) == ["train", "evaluate"]
+    """That changed costs do not rerun train by default is in the test of the tutorial."""
+    done = project.run("dvc", "exp", "run", "-S", "train.epochs=1", "-S", "loss.name=cost_weighted",
+                       "-S", "costs.entries=[{actual: bar, predicted: stripe, cost: 50}]", "train")  # fmt: skip
+    assert _stages_run(done) == ["train"]
     project.set_params(costs={"entries": []})
-    assert _stages_run(project.run("dvc", "repro")) == ["train", "evaluate"]
+    project.run("dvc", "repro", "-q", "resolve")
+    assert _stages_run(project.run("dvc", "repro", "--dry")) == ["train", "evaluate"]
     project.reset()
-
-
-def test_a_temporary_experiment_is_logged_completely(by_hand):
-    """DVC deletes the temporary copy as soon as the last stage has ended; its sender still runs."""
-    by_hand.run("dvc", "exp", "run", "-q", "--temp", "--name", "temporary", "-S", "train.learning_rate=0.0001")
-    assert not list((by_hand.root / ".dvc/tmp/exps").glob("tmp*"))
-    (run,) = by_hand.runs()
-    assert not list((by_hand.root / ".udc/tracking").glob("*/journal.jsonl"))
-    assert (run.info.status, run.info.run_name) == ("FINISHED", "temporary")
-    assert run.data.tags["udc.evaluated"] == "true"
-    artifacts = {item.path for item in by_hand.client().list_artifacts(run.info.run_id)}
-    assert {"evaluation", "model", "training", "images", "params.yaml", "report.html"} <= artifacts
-    report = by_hand.client().download_artifacts(run.info.run_id, "report.html")
-    assert run.info.run_id in Path(report).read_text(encoding="utf-8")
-    (model,) = by_hand.client().search_logged_models([run.info.experiment_id])
-    assert str(model.status) == "READY"
 
 
 def test_mlflow_run_gives_one_run(by_hand, outside):

@@ -20,8 +20,8 @@ RUN_BY = {
     "udc decide -S costs.refer=0.2 --out cautious": "test_decide_and_compare_as_in_the_readme",
     "udc decide --sweep true=9,predicted=3,values=0:20:2": "test_decide_and_compare_as_in_the_readme",
     "udc compare . cautious": "test_decide_and_compare_as_in_the_readme",
-    "dvc exp run --name convnext": "test_convnext_by_one_parameter_with_equal_results_in_another_clone",
-    "dvc plots diff": "test_a_training_parameter_does_not_rerun_prepare_and_is_shown",
+    "dvc exp run --name convnext": "test_convnext_by_one_parameter_is_shown_and_equal_in_another_clone",
+    "dvc plots diff": "test_convnext_by_one_parameter_is_shown_and_equal_in_another_clone",
     "dvc exp run --queue": "test_queued_experiments_on_two_workers_and_sweep_report",
     "OMP_NUM_THREADS=1 dvc queue start -j 2": "test_queued_experiments_on_two_workers_and_sweep_report",
     "udc sweep-report train.learning_rate": "test_queued_experiments_on_two_workers_and_sweep_report",
@@ -43,7 +43,7 @@ def _runs(prefix, command):
 @pytest.fixture(scope="module")
 def project(new_project):
     """A project that is set up: .venv is the environment that runs this test."""
-    project = new_project(train={"epochs": 1})
+    project = new_project(train={"epochs": 1}, evaluate={"resamples": 100})
     (project.root / ".venv").symlink_to(sys.prefix)
     (project.root / ".venv" / ".ready").touch()
     return project

@@ -16,30 +16,28 @@ pytestmark = pytest.mark.pipeline
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
-TRIALS = int(os.environ.get("UDC_STUDY_TRIALS", "4"))
+TRIALS = int(os.environ.get("UDC_STUDY_TRIALS", "3"))
 
 
 @pytest.fixture(scope="module")
 def project(new_project):
     """A project with a committed result of one epoch, and the experiment `slow`."""
-    project = new_project(train={"epochs": 1})
-    project.run("dvc", "repro", "-q")
-    project.run("git", "add", "dvc.lock", "metrics.json")
-    project.run("git", "commit", "-qm", "first result")
+    project = new_project(train={"epochs": 1}, evaluate={"resamples": 100})
+    project.commit_result()
     project.run("dvc", "exp", "run", "-q", "--name", "slow", "-S", "train.learning_rate=0.0001")
     project.reset()
     return project
 
 
 def _show(project, name):
-    return json.loads(project.run("udc", "show", name, "--json").stdout)
+    return json.loads(project.udc("show", name, "--json").stdout)
 
 
 def test_a_restored_experiment_is_linked_to_the_run_with_its_content(project):
     before = len(project.runs())
     project.run("dvc", "exp", "run", "-q", "--temp", "--name", "again", "-S", "train.learning_rate=0.0001")
     assert len(project.runs()) == before  # DVC restored it from its cache, so no stage ran
-    synced = project.run("udc", "sync").stdout
+    synced = project.udc("sync").stdout
     slow = _show(project, "slow")
     assert f"again: run {slow['run']}" in synced
     assert _show(project, "again") == slow == _show(project, slow["run"])
@@ -52,17 +50,17 @@ def test_a_restored_experiment_is_linked_to_the_run_with_its_content(project):
 
 
 def test_reproduce_gives_bitwise_equal_results(project):
-    assert "can be reproduced" in project.run("udc", "reproduce", "--check", "slow").stdout
+    assert "can be reproduced" in project.udc("reproduce", "--check", "slow").stdout
     assert project.run("udc", "reproduce", "slow").stdout.startswith("identical: run ")
 
 
 def test_promote_makes_a_model_champion_only_if_costs_are_significantly_lower(project):
     first = _show(project, "HEAD")["run"]
-    worse = project.run("udc", "promote", "slow", "--as", "digits")
+    worse = project.udc("promote", "slow", "--as", "digits")
     assert "version 1 is champion: it is the first version" in worse.stdout
-    better = project.run("udc", "promote", first, "--as", "digits")
+    better = project.udc("promote", first, "--as", "digits")
     assert "version 2 is champion" in better.stdout
-    refused = project.run("udc", "promote", "slow", "--as", "digits", check=False)
+    refused = project.udc("promote", "slow", "--as", "digits", check=False)
     assert refused.returncode == 1
     assert "not champion" in refused.stdout
     client = project.client()
@@ -127,12 +125,12 @@ def test_mlflow_page_compares_two_runs(project, free_port, page):
 
 
 def test_a_killed_study_is_resumed(by_hand):
-    """Killed in the third trial; with another sampler and metric than the defaults."""
+    """Killed in the second trial; with another sampler and metric than the defaults."""
     project = by_hand
     command = ["udc", "tune", "-S", "train.learning_rate=log(1e-4,1e-1)", "--trials", str(TRIALS), "--study", "s",
                "--sampler", "random", "--metric", "validation/log_loss"]  # fmt: skip
     process = project.start(*command)
-    project.wait_for(".udc/studies/s/s-2.log", process)  # the third trial has started
+    project.wait_for(".udc/studies/s/s-1.log", process)  # the second trial has started
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     table = project.run(*command).stdout.splitlines()

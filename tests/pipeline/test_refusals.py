@@ -20,8 +20,8 @@ def test_invalid_parameters_and_data_give_one_message(new_project):
         project.run("git", "checkout", "-q", "params.yaml")  # dvc exp run leaves its changes there
 
 
-def test_a_diverged_training_run_fails_and_writes_no_model(new_project):
-    project = new_project(train={"epochs": 2, "optimizer": "sgd", "learning_rate": 1e30})
+def test_a_diverged_training_run_fails_and_writes_no_model(small_project):
+    project = small_project(train={"epochs": 2, "optimizer": "sgd", "learning_rate": 1e30})
     done = project.run("dvc", "repro", check=False)
     assert done.returncode
     assert "lower train.learning_rate" in done.stderr

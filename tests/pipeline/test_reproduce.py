@@ -29,12 +29,12 @@ def test_a_convnext_with_uncommitted_changes_is_reproduced_by_its_registered_mod
     project.run("dvc", "repro", "-q")
     (run,) = project.runs()
     assert run.data.tags["udc.git_dirty"] == "true"
-    project.run("udc", "promote", run.info.run_id, "--as", "shapes")
+    project.udc("promote", run.info.run_id, "--as", "shapes")
     project.run("git", "checkout", "-q", ".")
-    done = project.run("udc", "reproduce", "models:/shapes/1")
+    done = project.udc("reproduce", "models:/shapes/1")
     assert done.stdout.startswith(f"identical: run {run.info.run_id}")
     assert len(project.runs()) == 1  # nothing is recorded
-    checked = project.run("udc", "reproduce", "--check", run.info.run_id).stdout.splitlines()
+    checked = project.udc("reproduce", "--check", run.info.run_id).stdout.splitlines()
     recorded = json.loads(run.data.tags["dvc.data"])["data/raw/shapes"]
     assert checked[1] == f"  data: data/raw/shapes, in {project.root}/data/raw/shapes, DVC hash {recorded} as recorded"
     assert project.run("git", "status", "--porcelain", "--untracked-files=no").stdout == ""
@@ -45,7 +45,7 @@ def test_a_convnext_with_uncommitted_changes_is_reproduced_by_its_registered_mod
         for image in images[::2]:
             image.write_bytes(last.read_bytes())
     project.client().set_tag(run.info.run_id, "udc.version.numpy", "1.0")
-    changed = project.run("udc", "reproduce", run.info.run_id, check=False)
+    changed = project.udc("reproduce", run.info.run_id, check=False)
     assert changed.returncode == 1
     differences, _, changes = changed.stdout.partition("changed since the run:")
     assert "weights: sha256" in differences
@@ -53,11 +53,11 @@ def test_a_convnext_with_uncommitted_changes_is_reproduced_by_its_registered_mod
     assert "  data: digest " in changes
     assert ", was 1.0" in changes
 
-    differs = project.run("udc", "reproduce", "--check", run.info.run_id, check=False)
+    differs = project.udc("reproduce", "--check", run.info.run_id, check=False)
     assert differs.returncode == 1
     assert f"data/raw/shapes: the images differ from those of run {run.info.run_id}: DVC hash " in differs.stderr
     assert f"(in {project.root}/data/raw/shapes), was {recorded}; restore them" in differs.stderr
 
     (project.root / "data/raw/shapes").rename(project.root / "data/raw/gone")
-    missing = project.run("udc", "reproduce", "--check", run.info.run_id, check=False)
+    missing = project.udc("reproduce", "--check", run.info.run_id, check=False)
     assert f"neither in git or DVC at its commit nor in {project.root}/data/raw/shapes" in missing.stderr

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.pipeline
 def test_killed_repro_resumes_in_its_run_to_the_bits_of_a_temporary_experiment(by_hand):
     """SIGKILL for dvc and the stage; then the same command, and an uninterrupted experiment in a temporary folder."""
     project = by_hand
-    epochs = 40
+    epochs = 30
     project.set_params(train={"epochs": epochs})
     process = project.start("dvc", "repro", "train")
     project.wait_for(".udc/checkpoints/*/000003-*", process)
@@ -36,14 +36,24 @@ def test_killed_repro_resumes_in_its_run_to_the_bits_of_a_temporary_experiment(b
     outputs = yaml.safe_load((project.root / "dvc.lock").read_text())["stages"]["train"]["outs"]
 
     project.run("dvc", "exp", "run", "--temp", "--force", "--name", "temporary")
+    # DVC deletes the temporary copy as soon as the last stage has ended; its sender still runs
+    assert not list((project.root / ".dvc/tmp/exps").glob("tmp*"))
     locked = project.run("git", "show", f"{_revision(project, 'temporary')}:dvc.lock").stdout
     assert yaml.safe_load(locked)["stages"]["train"]["outs"] == outputs
     first, second = project.runs()
-    assert second.info.run_name == "temporary"
+    assert (second.info.status, second.info.run_name) == ("FINISHED", "temporary")
+    assert not list((project.root / ".udc/tracking").glob("*/journal.jsonl"))
+    assert second.data.tags["udc.evaluated"] == "true"
     assert second.data.tags["udc.model_sha256"] == first.data.tags["udc.model_sha256"]
     assert "test/mean_cost" in second.data.metrics
     names = {item.path for item in project.client().list_artifacts(second.info.run_id)}
-    assert {"model", "training", "evaluation"} <= names
+    assert {"evaluation", "model", "training", "images", "params.yaml", "report.html"} <= names
+    report = project.client().download_artifacts(second.info.run_id, "report.html")
+    assert second.info.run_id in Path(report).read_text(encoding="utf-8")
+    models = project.client().search_logged_models([second.info.experiment_id])
+    assert {model.source_run_id: str(model.status) for model in models} == {
+        run.info.run_id: "READY" for run in (first, second)
+    }
     assert second.info.artifact_uri.startswith((project.root / "mlartifacts").as_uri())
 
 
@@ -69,7 +79,7 @@ def test_two_killed_processes_resume(by_hand):
     """A killed process ends the other. The training run resumes in its MLflow run, to the bits of an unkilled one."""
     project = by_hand
     project.set_params(train={"epochs": 30, "processes": 2, "ema_decay": 0.9, "mixup": 0.2})
-    project.run("udc", "prepare")
+    project.udc("prepare")
     process = project.start("udc", "train")
     project.wait_for(".udc/checkpoints/*/000002-*", process)
     (second,) = _processes(project, "RANK=1")
@@ -101,8 +111,8 @@ def test_two_killed_processes_resume(by_hand):
 
 def test_interrupted_training_run_resumes(by_hand):
     project = by_hand
-    project.set_params(train={"epochs": 100})
-    project.run("udc", "prepare")
+    project.set_params(train={"epochs": 30})
+    project.udc("prepare")
     process = project.start("udc", "train")
     project.wait_for(".udc/checkpoints/*/000002-*", process)
     os.killpg(process.pid, signal.SIGINT)
@@ -110,7 +120,7 @@ def test_interrupted_training_run_resumes(by_hand):
     assert process.returncode == 130, output
     assert output.rstrip().endswith("error: interrupted")
     assert [run.info.status for run in project.runs()] == ["KILLED"]
-    done = project.run("udc", "train")
+    done = project.udc("train")
     assert "resuming from checkpoint" in done.stderr
     assert [run.info.status for run in project.runs()] == ["FINISHED"]
 
@@ -118,10 +128,10 @@ def test_interrupted_training_run_resumes(by_hand):
 def test_pruned_training_run_is_killed_and_leaves_no_outputs(by_hand):
     project = by_hand
     project.set_params(train={"epochs": 5})
-    project.run("udc", "prepare")
+    project.udc("prepare")
     prune_file = project.root / "prune"
     prune_file.touch()
-    done = project.run("udc", "train", check=False, UDC_PRUNE_FILE=str(prune_file))
+    done = project.udc("train", check=False, UDC_PRUNE_FILE=str(prune_file))
     assert done.returncode == 1
     message = "pruned after epoch 1: other trials of the study are better"
     assert done.stderr.rstrip().endswith(f"error: {message}")
@@ -138,7 +148,7 @@ def test_checkpoint_of_other_code_is_reported(by_hand):
     """After a change of the package's code a training run starts from the beginning and logs why."""
     project = by_hand
     project.set_params(train={"epochs": 3})
-    project.run("udc", "prepare")
+    project.udc("prepare")
     package = project.root / "src/udc_model"
     code = package / "training/loop.py"
     code.write_text(code.read_text() + "# changed\n")
@@ -165,7 +175,7 @@ def test_full_disk_and_read_only_folder_are_reported(by_hand):
     """In a separate mount namespace: first a disk with space for two checkpoints, then a read-only project."""
     project = by_hand
     project.set_params(train={"epochs": 4})
-    project.run("udc", "prepare")
+    project.udc("prepare")
     script = """
         mkdir -p .udc/checkpoints && mount -t tmpfs -o size=12m none .udc/checkpoints
         udc train; echo "status $?"; ls .udc/checkpoints/*/
@@ -187,16 +197,16 @@ def test_full_disk_and_read_only_folder_are_reported(by_hand):
 
 def test_damaged_data_and_a_loss_that_is_not_finite_are_reported(by_hand):
     project = by_hand
-    project.run("udc", "prepare")
+    project.udc("prepare")
     images = project.root / "data/prepared/train.npy"
     contents = images.read_bytes()
     images.write_bytes(contents[:1000])
-    done = project.run("udc", "train", check=False)
+    done = project.udc("train", check=False)
     assert done.returncode == 1
     assert re.search(r"^error: .*train\.npy: cannot be read .*run prepare again", done.stderr, re.MULTILINE)
     images.write_bytes(contents)
     project.set_params(train={"optimizer": "sgd", "learning_rate": 1e30, "epochs": 5, "warmup_ratio": 0.5})
-    done = project.run("udc", "train", check=False)
+    done = project.udc("train", check=False)
     assert done.returncode == 1
     assert re.search(r"error: the loss is (nan|inf) in epoch \d+, step \d+; lower train.learning_rate", done.stderr)
     assert "Images: " in done.stderr
@@ -206,7 +216,8 @@ def test_damaged_data_and_a_loss_that_is_not_finite_are_reported(by_hand):
 
 def test_profile_and_range_test_record_nothing(by_hand):
     project = by_hand
-    project.run("udc", "prepare")
+    (project.root / "mlflow.db").unlink()
+    project.udc("prepare")
     done = project.run("udc", "train", "--profile")
     shares = dict(re.findall(r"^(.{2,33}?) +[\d.]+ +([\d.]+)%$", done.stdout, re.MULTILINE))
     assert {"load and augment", "forward", "loss", "backward", "optimiser", "the loop itself"} <= shares.keys()
@@ -217,5 +228,5 @@ def test_profile_and_range_test_record_nothing(by_hand):
     assert (project.root / "sweeps/learning_rates.png").is_file()
     assert not (project.root / "mlflow.db").exists()
     assert not (project.root / "model").exists()
-    done = project.run("udc", "find-lr", "--from", "1", "--to", "0.1", check=False)
+    done = project.udc("find-lr", "--from", "1", "--to", "0.1", check=False)
     assert "error: the rates must rise" in done.stderr

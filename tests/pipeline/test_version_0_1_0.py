@@ -36,7 +36,7 @@ def project(project_at, tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(project):
     """The delivered run of the first result."""
-    assert "3 journal(s) delivered" in project.run("udc", "sync").stdout
+    assert "3 journal(s) delivered" in project.udc("sync").stdout
     killed, finished = sorted(project.runs(), key=lambda run: run.info.status, reverse=True)
     assert (killed.info.status, finished.info.status) == ("KILLED", "FINISHED")
     return finished
@@ -64,18 +64,18 @@ def test_delivered_model_names_the_loader_of_its_code(project, run):
 
 
 def test_show_compare_and_promote_accept_the_run(project, run):
-    shown = json.loads(project.run("udc", "show", "HEAD", "--json").stdout)
+    shown = json.loads(project.udc("show", "HEAD", "--json").stdout)
     assert shown["run"] == run.info.run_id
-    compared = json.loads(project.run("udc", "compare", run.info.run_id, ".", "--json").stdout)
+    compared = json.loads(project.udc("compare", run.info.run_id, ".", "--json").stdout)
     assert compared["differences"][0]["difference"] == 0
-    assert "version 1 is champion" in project.run("udc", "promote", run.info.run_name, "--as", "shapes").stdout
-    assert "it is the champion already" in project.run("udc", "promote", "models:/shapes/1", "--as", "shapes").stdout
+    assert "version 1 is champion" in project.udc("promote", run.info.run_name, "--as", "shapes").stdout
+    assert "it is the champion already" in project.udc("promote", "models:/shapes/1", "--as", "shapes").stdout
 
 
 def test_reproduce_runs_the_old_pipeline(project, run):
     """With the code of the old commit; on other hardware the result may differ, and then the report says why."""
-    assert "can be reproduced" in project.run("udc", "reproduce", "--check", run.info.run_id).stdout
-    done = project.run("udc", "reproduce", run.info.run_id, check=False)
+    assert "can be reproduced" in project.udc("reproduce", "--check", run.info.run_id).stdout
+    done = project.udc("reproduce", run.info.run_id, check=False)
     assert re.match(f"(identical|different): run {run.info.run_id} ", done.stdout), done.stderr
     if done.returncode:
         changes = done.stdout.partition("changed since the run:\n")[2]
@@ -85,7 +85,7 @@ def test_reproduce_runs_the_old_pipeline(project, run):
 
 @pytest.mark.parametrize("command", [["predict", "data/samples"], ["export", "model.onnx"], ["summary"], ["decide"]])
 def test_commands_work_in_the_old_folder_or_name_the_problem(project, command):
-    done = project.run("udc", *command, check=False)
+    done = project.udc(*command, check=False)
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == (1 if done.returncode else 0)
@@ -93,7 +93,7 @@ def test_commands_work_in_the_old_folder_or_name_the_problem(project, command):
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])
 def test_stages_name_removed_parameters(project, command):
-    done = project.run("udc", command, check=False)
+    done = project.udc(command, check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     for section, names in REMOVED.items():
@@ -118,9 +118,7 @@ def test_the_project_is_updated_and_runs(project, run):
     newest = project.runs()[-1]
     assert newest.info.run_id != run.info.run_id
     assert newest.info.status == "FINISHED"
-    assert json.loads(project.run("udc", "compare", run.info.run_id, newest.info.run_id, "--json").stdout)[
-        "differences"
-    ]
+    assert json.loads(project.udc("compare", run.info.run_id, newest.info.run_id, "--json").stdout)["differences"]
     # the killed training run had these parameters and other code
     project.set_params(train={"epochs": 100, "learning_rate": 0.001})
     done = project.run("dvc", "repro", "train")

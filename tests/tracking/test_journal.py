@@ -49,11 +49,12 @@ with stage_run("train", {"about": "test"}) as run:
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch):
+def root(tmp_path, monkeypatch, empty_store):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     monkeypatch.chdir(tmp_path)
+    shutil.copy(empty_store, tmp_path)
     yield tmp_path
     mlflow.set_tracking_uri(None)
 
@@ -326,6 +327,27 @@ def test_an_evaluation_waits_for_the_sender_of_its_training_run(root):
     sender.join()
     assert not pending_journals(root)
     assert len(runs_of(root)) == 1
+
+
+def test_an_evaluation_is_delivered_if_the_folder_of_its_training_run_disappears(root, monkeypatch):
+    """The sender of the training run may delete the folder while the lock's file is created in it."""
+    training = ended_training(root, "abc")
+    evaluation = ended_evaluation(root, "abc")
+
+    def disappear(*_, **__):
+        shutil.rmtree(training)
+        raise FileNotFoundError(training / "sender.lock")
+
+    def lock(folder, timeout=-1):
+        created = sender_lock(folder, timeout)
+        if folder == training:
+            monkeypatch.setattr(created, "acquire", disappear)
+        return created
+
+    monkeypatch.setattr("udc_model.tracking.sender.sender_lock", lock)
+    with sender_lock(evaluation):
+        assert Sender(evaluation, EndedStage()).run() is State.DONE
+    assert not pending_journals(root)
 
 
 def test_a_damaged_journal_does_not_block_others(root):

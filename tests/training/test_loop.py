@@ -1,6 +1,7 @@
 """The training loop: reproducibility, selection of the best epoch, frozen stages, accumulation, early ends, errors."""
 
 import functools
+import warnings
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from udc_model.errors import UdcError
 from udc_model.models import build_model
 from udc_model.training.distribution import Ranks
 from udc_model.training.hardware import Hardware, pick_hardware
-from udc_model.training.loop import train_model
+from udc_model.training.loop import classification_scores, train_model
 from udc_model.training.session import CostMonitor, TrainingSession, check_sharding
 from udc_model.training.training_loss import TrainingLoss
 
@@ -226,3 +227,19 @@ def test_max_minutes_ends_after_an_epoch():
 def test_bf16_trains():
     _, result = _train(precision="bf16")
     assert result.best_epoch
+
+
+def test_classification_scores_equal_scikit_learn_to_the_bit():
+    """Also with classes that do not occur, are never decided, or neither."""
+    from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+
+    rng = np.random.default_rng(0)
+    for k in range(50):
+        labels, decisions = rng.integers(0, 2 + k % 4, 30 + k), rng.integers(k % 3, 6, 30 + k)
+        decisions = np.where(rng.random(len(labels)) < 0.6, labels, decisions)
+        with warnings.catch_warnings(action="ignore"):  # decisions may have classes that labels do not have
+            assert list(classification_scores(labels, decisions, 7).values()) == [
+                accuracy_score(labels, decisions),
+                balanced_accuracy_score(labels, decisions),
+                f1_score(labels, decisions, average="macro", zero_division=0.0),
+            ]
