@@ -190,7 +190,7 @@ def test_full_disk_and_read_only_folder_are_reported(by_hand):
     assert ".partial" not in done.stdout
     full, read_only = re.findall("error: .*", done.stderr)
     assert re.search(r"checkpoints/\w+: the checkpoint of epoch \d, step 0, cannot be written: .*free disk space", full)
-    assert re.search(r"checkpoints/\w+: checkpoints cannot be written there: .*Read-only", read_only)
+    assert re.search(r"error: \.udc: cannot be written: .*Read-only", read_only)
     assert "Traceback" not in done.stderr
     assert "resuming from checkpoint" in done.stderr
 

@@ -158,4 +158,5 @@ def check_channels(params: Params, preprocessing: Preprocessing) -> None:
     channels = params.model.architecture.num_channels
     if channels != preprocessing.channels:
         raise UdcError(f"model.{params.model.model_type}.num_channels: is {channels}, but the prepared images have "
-                       f"{preprocessing.channels}; run prepare again (dvc repro)")  # fmt: skip
+                       f"{preprocessing.channels}; give model.resnet.num_channels and model.convnext.num_channels the "
+                       "same value, so that prepare follows (dvc repro)")  # fmt: skip
