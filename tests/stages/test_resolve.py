@@ -123,4 +123,4 @@ def test_prepare_depends_on_the_parameters_that_it_reads():
     """The channels of the model besides its own section; any other parameter of the model must not run it again."""
     params = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["prepare"]["params"]
     architectures = [f"model.{kind}.num_channels" for kind in ("resnet", "convnext")]
-    assert set(params) == {"seed", "data", "model.model_type", *architectures}
+    assert set(params) == {"seed", "data", *architectures}
