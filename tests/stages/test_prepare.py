@@ -120,9 +120,7 @@ def test_copies_of_images_in_later_splits_are_left_out_of_training(tmp_path, sha
         assert len(dataset.manifest) == 65
         assert [split_of[f"bar/copy{i}.png"] for i in range(3)] == ["train", "validation", "train"]
         assert dataset.info["duplicates"] == {"copies": 5, "left_out": 0}
-        assert "4 image(s) of earlier splits are copies of images 3 of the test split, 1 of the validation split" in (
-            caplog.text
-        )
+        assert "4 image(s) have the pixels of images in a later split (test 3, validation 1) and remain" in caplog.text
         return
     assert len(dataset.split("test")) == 15
     assert [f"bar/copy{i}.png" in split_of for i in range(5)] == [False, False, False, False, True]
@@ -131,6 +129,8 @@ def test_copies_of_images_in_later_splits_are_left_out_of_training(tmp_path, sha
     assert dataset.info["left_out"]["copy of an image in the test split"] == 3
     with (dataset.folder / "left_out.csv").open() as handle:
         assert ["bar/copy0.png", "copy of an image in the test split"] in list(csv.reader(handle))
+    note = "4 image(s) are left out, because they have the pixels of images in a later split (test 3, validation 1)"
+    assert dataset.info["notes"] == [note]
     assert "; 4 left out as copies" in caplog.text
 
 

@@ -86,10 +86,12 @@ def assign_images(usable: list[UsableImage], classes: list[str], data: DataParam
         result.copies = [LeftOut(usable[i].record.path, across.reason(i)) for i in across.original]
         usable = [image for i, image in enumerate(usable) if i not in across.original]
     if across.original:
-        parts = ", ".join(f"{count:,} of the {name} split" for name, count in across.counts().items())
-        effect = "are left out" if result.copies else "remain, so the result looks better than it is"
+        parts = ", ".join(f"{name} {count:,}" for name, count in across.counts().items())
+        pixels = f"the pixels of images in a later split ({parts})"
         result.notes.append(
-            f"{len(across.original):,} image(s) of earlier splits are copies of images {parts}: they {effect}"
+            f"{len(across.original):,} image(s) are left out, because they have {pixels}"
+            if result.copies
+            else f"{len(across.original):,} image(s) have {pixels} and remain, so the result looks better than it is"
         )
     groups = [image.record.group for image in usable]
     fixed = [image.record.split for image in usable]
