@@ -266,7 +266,9 @@ def test_time_disk_and_memory_are_estimated_before_many_images_are_read(tmp_path
     monkeypatch.setattr(preflight, "_MIN_IMAGES", 60)
     (shapes_folder / "bar" / "g0_00.png").write_bytes(b"damaged")
     _prepare(tmp_path, _params(shapes_folder, on_bad_image="skip"))
-    assert "reading the images takes about 0 s with 1 process(es), 0.0 GiB of disk and 0.1 GiB of memory" in caplog.text
+    assert (
+        "reading the images takes roughly 0 s with 1 process(es), 0.0 GiB of disk and 0.1 GiB of memory" in caplog.text
+    )
     assert caplog.text.index("reading the images takes") < caplog.text.index("prepared 59 images")
 
 

@@ -64,7 +64,7 @@ def run_in_workers(
                 pass
         # Each process had one chunk, and another may have waited for it.
         n_suspects = n_done + 2 * processes
-        for result, has_failed in run_one_by_one(
+        for result, has_failed in _one_by_one(
             function, [x for chunk in chunks[n_done:n_suspects] for x in chunk], failed
         ):
             failures += has_failed
@@ -83,15 +83,10 @@ def number_of_workers(n_items: int) -> int:
     return cores if n_items >= _MIN_ITEMS else 1
 
 
-def run_one_by_one(
+def _one_by_one(
     function: Callable[[Iterable[Item]], Result], items: Sequence[Item], failed: Callable[[Item], Result]
 ) -> Iterator[tuple[Result, bool]]:
-    """Apply a function to one item after the other in a worker process.
-
-    Yields
-    ------
-    The result of each item, and whether the item killed its process.
-    """
+    """Yield the result of each item, and whether the item killed its process."""
     position = 0
     while position < len(items):
         with _pool(1) as pool:
