@@ -91,7 +91,10 @@ def _format(handle: BinaryIO, source: Path | bytes) -> str:
     if not head:
         raise BadImageError(f"the {'image' if isinstance(source, bytes) else 'file'} is empty (0 bytes)")
     form = image_format(head)
-    advice = conversion_advice(head, "" if isinstance(source, bytes) else source.name)
+    name = "" if isinstance(source, bytes) else source.name
+    if form is not None and form != "TIFF" and not name.lower().endswith(".mrxs"):
+        return form
+    advice = conversion_advice(head, name)
     if advice is not None or form is None:
         raise BadImageError(advice or f"not an image in a known format ({_NAMES})")
     return form

@@ -73,9 +73,9 @@ def folder_source(
     depth = len(layout.base.parts)
     unmatched = []
     for path in listing.images:
-        parts = PurePosixPath(path).parts
+        parts = path.split("/")
         names = dict(zip(layout.levels, parts[depth:-1], strict=False))
-        if parts[:depth] != layout.base.parts or len(names) < len(layout.levels):
+        if tuple(parts[:depth]) != layout.base.parts or len(names) < len(layout.levels):
             source.left_out.append(LeftOut(path, _OUTSIDE))
             continue
         try:
@@ -175,7 +175,7 @@ def _check_classes(
 
 def _subfolder_note(source: ImageSource, depth: int) -> list[str]:
     """A line about folders inside class folders, whose names have no meaning."""
-    deeper = {PurePosixPath(r.path).parts[depth] for r in source.records if r.path.count("/") > depth}
+    deeper = {r.path.split("/")[depth] for r in source.records if r.path.count("/") > depth}
     if not deeper:
         return []
     return [f"{len(deeper)} folder(s) inside class folders belong to the class: {join_for_message(sorted(deeper)[:5])}"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from udc_model.data.formats import HEAD_BYTES, SUFFIXES, conversion_advice, image_format
 from udc_model.data.source_record import RECORD
@@ -47,7 +47,7 @@ def list_folder(root: Path) -> Listing:
     A folder that cannot be read or that contains itself by a link is among the rejected paths.
     """
     listing = Listing()
-    _list(root, PurePosixPath(), {_identity(root)}, listing)
+    _list(root, "", {_identity(root)}, listing)
     for paths in (listing.images, listing.folders):
         paths.sort()
     listing.rejected.sort(key=lambda item: item.path)
@@ -60,18 +60,19 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _list(folder: Path, relative: PurePosixPath, ancestors: set[tuple[int, int]], listing: Listing) -> None:
-    if len(relative.parts) > _MAX_DEPTH:
-        listing.rejected.append(Rejection(relative.as_posix(), f"more than {_MAX_DEPTH} folders in folders"))
+def _list(folder: Path, prefix: str, ancestors: set[tuple[int, int]], listing: Listing) -> None:
+    """List one folder; ``prefix`` is its path with ``/`` at the end, or empty."""
+    if prefix.count("/") > _MAX_DEPTH:
+        listing.rejected.append(Rejection(prefix[:-1], f"more than {_MAX_DEPTH} folders in folders"))
         return
     try:
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        listing.rejected.append(Rejection(relative.as_posix(), f"the folder cannot be read: {error.strerror}"))
+        listing.rejected.append(Rejection(prefix[:-1], f"the folder cannot be read: {error.strerror}"))
         return
     for entry in found:
-        path = (relative / entry.name).as_posix()
+        path = prefix + entry.name
         if entry.name == RECORD:
             continue
         if entry.name.startswith(".") or entry.name.casefold() in _SYSTEM_NAMES:
@@ -82,7 +83,7 @@ def _list(folder: Path, relative: PurePosixPath, ancestors: set[tuple[int, int]]
                 listing.rejected.append(Rejection(path, "is a link to a folder that contains it; remove the link"))
                 continue
             listing.folders.append(path)
-            _list(Path(entry.path), relative / entry.name, ancestors | {identity}, listing)
+            _list(Path(entry.path), f"{path}/", ancestors | {identity}, listing)
         else:
             _classify(entry, path, listing)
 
@@ -96,7 +97,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _classify(entry: os.DirEntry[str], path: str, listing: Listing) -> None:
     """Add one file to a list by what it is; only regular files are opened."""
-    has_image_suffix = PurePosixPath(path).suffix.lower() in SUFFIXES
+    has_image_suffix = f".{path.rpartition('.')[2].lower()}" in SUFFIXES
     try:
         mode = entry.stat().st_mode
     except OSError:
