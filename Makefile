@@ -32,7 +32,7 @@ ui: setup ## compare runs in the browser
 	@mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --port $(PORT)
 
 test: setup ## run all tests
-	@python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	@python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: lint ## lint, types and the fast tests: two minutes, before each commit
 	@python -m pytest -q -n 2 -m "not pipeline and not slow"
