@@ -94,8 +94,8 @@ def _locate(location: Sequence[str | int]) -> _Place:
             parts.pop(0)  # the label
             union = len(keys)
             place = _Place(keys, annotation, metadata, union)
-            wanted = list if parts and isinstance(parts[0], int) else dict
-            annotation = next((kind for kind in kinds if _is_kind(kind, wanted)), kinds[0])
+            container = list if parts and isinstance(parts[0], int) else dict
+            annotation = next((kind for kind in kinds if _is_kind(kind, container)), kinds[0])
             continue
         keys = (*keys, parts.pop(0))
         annotation, metadata = _child(kinds[0], keys[-1])

@@ -141,8 +141,8 @@ def _rows(
         path = hub.folder / name
         with ParquetFile(path) as parquet:
             found = find_columns(parquet.schema_arrow, hub.card, *columns, f"huggingface:{hub.repository}")
-            wanted = [found.label] if labels_only else [found.image, found.label]
-            for batch in parquet.iter_batches(_BATCH, columns=wanted):
+            needed_columns = [found.label] if labels_only else [found.image, found.label]
+            for batch in parquet.iter_batches(_BATCH, columns=needed_columns):
                 labels = batch.column(found.label).to_pylist()
                 images = [None] * len(labels) if labels_only else batch.column(found.image).to_pylist()
                 for image, label in zip(images, labels, strict=True):

@@ -160,12 +160,12 @@ def find_columns(
     return Columns(image_column, label_column, features.get(label_column))
 
 
-def _only(found: list[str], wanted: str | None, option: str, kind: str, allowed: list[str], name: str) -> str:
+def _only(found: list[str], chosen: str | None, option: str, kind: str, allowed: list[str], name: str) -> str:
     """The column that an option names, or the only one found."""
-    if wanted is not None:
-        if wanted not in allowed:
-            raise UdcError(f"{option}: {name} has no such column {kind} {wanted!r}; it has {', '.join(allowed)}")
-        return wanted
+    if chosen is not None:
+        if chosen not in allowed:
+            raise UdcError(f"{option}: {name} has no such column {kind} {chosen!r}; it has {', '.join(allowed)}")
+        return chosen
     if not found:
         advice = f"name one with {option}: {', '.join(allowed)}" if allowed else "it cannot be used"
         raise UdcError(f"{name}: has no column {kind}; {advice}")
