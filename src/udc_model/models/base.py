@@ -137,8 +137,9 @@ class CustomPreTrainedModel(nn.Module):
         self.config = config
 
     def post_init(self) -> None:
-        """Initialise all weights; to be called at the end of a model's constructor."""
-        self.apply(self._init_weights)
+        """Initialise all weights, unless they have only shapes; to be called at the end of a model's constructor."""
+        if not any(parameter.is_meta for parameter in self.parameters()):
+            self.apply(self._init_weights)
 
     def _init_weights(self, module: nn.Module) -> None:
         raise NotImplementedError
