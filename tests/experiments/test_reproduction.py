@@ -100,6 +100,13 @@ def test_data_that_is_nowhere_is_named_with_the_place(clone, monkeypatch):
         reproduction._fetch_data(root, clone)
 
 
+def test_the_pipeline_runs_with_the_recorded_number_of_threads(clone, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setattr(reproduction, "_checked", lambda command, folder, env: env["OMP_NUM_THREADS"])
+    assert reproduction._dvc(clone, "repro", threads="7") == "7"
+    assert reproduction._dvc(clone, "repro") == "3"  # of a GPU run, which records none
+
+
 def test_metric_differences_lists_changed_and_missing_metrics():
     recorded = {"test": {"accuracy": 0.5, "mean_cost": 1.0}, "validation": {"accuracy": 0.5}}
     metrics = {"test": {"accuracy": 0.75, "mean_cost": 1.0}, "validation": {}}

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_HARDWARE = ("device", "precision", "kernels", "threads", "udc.host")
+_THREADS = "threads"
+_HARDWARE = ("device", "precision", "kernels", "udc.host")
 
 
 @dataclass
@@ -64,8 +65,8 @@ def reproduce(name: str) -> Reproduction:
     """Run the pipeline of a recorded run again, in a temporary clone, and compare.
 
     The clone has the run's commit and uncommitted changes. Its raw data come from DVC's cache or a remote, or from the
-    repository's working tree if DVC does not track them. All stages are executed. Nothing is written to the repository,
-    its cache or its MLflow store.
+    repository's working tree if DVC does not track them. All stages are executed, with the recorded number of threads.
+    Nothing is written to the repository, its cache or its MLflow store.
 
     Parameters
     ----------
@@ -80,7 +81,8 @@ def reproduce(name: str) -> Reproduction:
         logger.info("running the pipeline of run %s again in %s", run.info.run_id, folder)
         recorded = _recorded_metrics(run)
         try:
-            _dvc(folder, "repro", "--force", "--no-commit", "--quiet", "train" if recorded is None else "evaluate")
+            last = "train" if recorded is None else "evaluate"
+            _dvc(folder, "repro", "--force", "--no-commit", "--quiet", last, threads=run.data.tags.get(_THREADS))
         finally:
             wait_for_senders(folder)  # they write into the clone
         return _compare(run, recorded, Workspace(folder))
@@ -252,6 +254,8 @@ def _changes(run: Run, workspace: Workspace | None) -> list[str]:
     requested = {name: run.data.params[f"train.{name}"] for name in ("device", "precision")
                  if f"train.{name}" in run.data.params}  # fmt: skip
     hardware = pick_hardware(TrainParams.model_validate(requested)).describe()
+    if int(tags.get(_THREADS, 0)) > (cores := os.cpu_count() or 1):  # a library may use fewer threads than it is told
+        changed.append(f"threads: {tags[_THREADS]}, on {cores} cores")
     return changed + _tag_differences(tags, current_tags | hardware, [*versions, *_HARDWARE])
 
 
@@ -265,12 +269,15 @@ def _git(folder: Path, *arguments: str) -> None:
     _checked(["git", "-C", str(folder), *arguments], folder if folder.is_dir() else Path())
 
 
-def _dvc(folder: Path, *arguments: str) -> str:
+def _dvc(folder: Path, *arguments: str, threads: str | None = None) -> str:
+    """Run ``dvc`` in the clone, with this number of threads in each process (default: as in this process)."""
     # A root and a store in the clone; no settings of an experiment that runs this process.
     foreign = ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "MLFLOW_RUN_ID", "DVC_STAGE")
     env = {key: value for key, value in os.environ.items() if key not in foreign}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', '')}"  # stages run `python`
     env |= {"DVC_ROOT": str(folder), "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
+    if threads is not None:
+        env["OMP_NUM_THREADS"] = threads
     return _checked([sys.executable, "-m", "dvc", *arguments], folder, env)
 
 
