@@ -10,7 +10,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
 from udc_model.config.json_config import load_json_config
-from udc_model.files import Workspace, exit_status
+from udc_model.files import Workspace
+from udc_model.program import exit_status
 
 logger = logging.getLogger("udc_model.train")
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from udc_model.errors import UdcError
-from udc_model.files import Workspace, atomic_folder, exit_status, only_writer
+from udc_model.files import Workspace, atomic_folder, only_writer
 
 WRITES = """
 import sys
@@ -108,13 +108,3 @@ def test_atomic_folder_keeps_the_target_and_removes_scratch_after_an_error(tmp_p
         raise RuntimeError
     assert (target / "a").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_exit_status_logs_a_udc_error_without_traceback(capsys, caplog):
-    def fails():
-        raise UdcError("model.weights: none")
-
-    assert exit_status(fails) == 1
-    assert "error: model.weights: none" in caplog.text
-    assert "Traceback" not in caplog.text + capsys.readouterr().err
-    assert exit_status(lambda: None) == 0

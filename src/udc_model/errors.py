@@ -1,4 +1,8 @@
-"""The exception whose message is written for the person at the terminal."""
+"""Messages for the person at the terminal: the exception that carries them, and what they never contain."""
+
+from __future__ import annotations
+
+import re
 
 
 class UdcError(Exception):
@@ -6,3 +10,8 @@ class UdcError(Exception):
 
     Command-line entry points print the message without a traceback and exit with status 1.
     """
+
+
+def without_credentials(text: str) -> str:
+    """A text without the ``user:password@`` of its addresses."""
+    return re.sub(r"//[^/@\s]*@", "//", text)

@@ -1,4 +1,4 @@
-"""Paths of the files that pass between stages, reading and atomic writing, and the exit status of entry points."""
+"""Paths of the files that pass between stages, and reading and atomic writing."""
 
 from __future__ import annotations
 
@@ -6,24 +6,19 @@ import ctypes
 import fcntl
 import hashlib
 import json
-import logging
 import os
 import shlex
 import shutil
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from udc_model.errors import UdcError
-
-logger = logging.getLogger(__name__)
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux: paths are relative to the current folder; both names change places
 
@@ -197,7 +192,8 @@ def write_atomically(target: Path, text: str) -> None:
         scratch.write_text(text, encoding="utf-8")
         scratch.replace(target)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink()
         raise UdcError(f"{target}: cannot be written: {error}") from error
 
 
@@ -244,29 +240,3 @@ def _remove(path: Path) -> None:
         path.unlink()
     elif path.exists():
         shutil.rmtree(path)
-
-
-def exit_status(main: Callable[[], None]) -> int:
-    """Run the main function of a program and return its exit status.
-
-    A `UdcError` is printed to stderr without a traceback and gives 1; an interrupt (Ctrl-C or SIGTERM) gives 130.
-    """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("udc_model").setLevel(logging.INFO)
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        main()
-    except UdcError as error:
-        logger.error("error: %s", error)
-        return 1
-    except KeyboardInterrupt:
-        logger.error("error: interrupted")
-        return 130
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # no traceback from a library that is interrupted at exit
-    return 0
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-    """Handle SIGTERM as Ctrl-C, so that clean-up runs and the MLflow run ends with status KILLED."""
-    raise KeyboardInterrupt

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from udc_model.errors import UdcError
+from udc_model.errors import UdcError, without_credentials
 from udc_model.tracking.run import flatten
-from udc_model.tracking.store import open_store, repository_root, tracking_uri, without_credentials
+from udc_model.tracking.store import open_store, repository_root, tracking_uri
 
 OPEN = """
 import mlflow

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import errno
-import io
-import os
-import signal
-import sys
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 
 from udc_model.cli import build, compare, decide, fetch, share
-from udc_model.files import exit_status
+from udc_model.program import exit_status
 
 COMMANDS = (*fetch.COMMANDS, *build.COMMANDS, *decide.COMMANDS, *compare.COMMANDS, *share.COMMANDS)
 # Commands that report what was not logged to MLflow earlier. Stages do so themselves.
@@ -21,39 +14,17 @@ _REPORTS_WARNINGS = ("summary", "compare", "sweep-report", "show", "decide", "pr
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``udc``; returns the exit status.
-
-    It is 141 if the reader of the output ended early, as in ``udc predict folder | head``: that of other commands,
-    which the signal SIGPIPE ends.
-    """
-    try:
-        try:
-            return _main(argv)
-        finally:
-            sys.stdout.flush()
-    except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.ENOSPC) or error.filename is not None:
-            raise
-        _discard_output()
-        if error.errno == errno.EPIPE:
-            return 128 + signal.SIGPIPE
-        sys.stderr.write(f"error: the output cannot be written: {error.strerror}\n")
-        return 1
+    """Run ``udc``; returns the exit status, see `exit_status`."""
+    return exit_status(lambda: _main(argv))
 
 
-def _main(argv: Sequence[str] | None) -> int:
+def _main(argv: Sequence[str] | None) -> None:
     parser = build_parser()
     options, rest = parser.parse_known_args(argv)
     if rest and options.command != "run":
         parser.error(f"unknown argument(s): {' '.join(rest)}")
     options.overrides = rest
-    return exit_status(lambda: _run(options))
-
-
-def _discard_output() -> None:
-    """Send what standard output still holds to nowhere, so that Python does not fail to write it when it ends."""
-    with suppress(io.UnsupportedOperation), Path(os.devnull).open("wb") as devnull:
-        os.dup2(devnull.fileno(), sys.stdout.fileno())
+    _run(options)
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -6,13 +6,13 @@ import argparse
 import sys
 
 from udc_model.cli.command import RUN, Command, Parser
-from udc_model.errors import UdcError
+from udc_model.errors import UdcError, without_credentials
 
 
 def _sync(options: argparse.Namespace) -> None:
     from udc_model.tracking.journal import wait_for_senders
     from udc_model.tracking.sender import sync
-    from udc_model.tracking.store import repository_root, tracking_uri, without_credentials
+    from udc_model.tracking.store import repository_root, tracking_uri
 
     wait_for_senders(repository_root())
     delivered, errors, linked = sync(repository_root())

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from udc_model.errors import UdcError
+from udc_model.errors import UdcError, without_credentials
 from udc_model.files import Workspace
 from udc_model.tracking.lookup import commit_of, find_runs, runs_of_outputs
 from udc_model.tracking.provenance import dvc_hash
-from udc_model.tracking.store import tracking_uri, without_credentials
+from udc_model.tracking.store import tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -6,9 +6,9 @@ import math
 
 import pandas as pd
 
-from udc_model.errors import UdcError
+from udc_model.errors import UdcError, without_credentials
 from udc_model.files import Workspace, read_json
-from udc_model.tracking.store import tracking_uri, without_credentials
+from udc_model.tracking.store import tracking_uri
 
 _ADVICE = "run the pipeline first (dvc repro)"
 

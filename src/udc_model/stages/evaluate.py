@@ -19,8 +19,9 @@ from udc_model.evaluation.intervals import Intervals
 from udc_model.evaluation.metrics import Metrics
 from udc_model.evaluation.report import model_identity, write_report
 from udc_model.evaluation.tables import write_predictions, write_split
-from udc_model.files import Workspace, atomic_folder, exit_status, only_writer, read_json, sha256_of, write_atomically
+from udc_model.files import Workspace, atomic_folder, only_writer, read_json, sha256_of, write_atomically
 from udc_model.inference.stored_logits import Logits, stored_logits
+from udc_model.program import exit_status
 from udc_model.stages.code import LOGITS, code_files
 from udc_model.stages.evaluation_log import Scores, log_evaluation, log_model, log_scores, log_training
 from udc_model.stages.resolve import load_evaluation_params

@@ -25,7 +25,8 @@ from udc_model.data.sources import (
 )
 from udc_model.data.transforms import Decoding, Preprocessing
 from udc_model.decisions.checks import check_classes
-from udc_model.files import Workspace, atomic_folder, exit_status, only_writer
+from udc_model.files import Workspace, atomic_folder, only_writer
+from udc_model.program import exit_status
 
 logger = logging.getLogger("udc_model.stages.prepare")  # __name__ is __main__ when DVC runs the stage
 

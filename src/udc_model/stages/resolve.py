@@ -19,7 +19,8 @@ from udc_model.config import CostParams, EvaluateParams, LossParams, Params, loa
 from udc_model.config.yaml12 import as_yaml
 from udc_model.decisions.checks import check_data
 from udc_model.errors import UdcError
-from udc_model.files import Workspace, atomic_folder, exit_status, only_writer
+from udc_model.files import Workspace, atomic_folder, only_writer
+from udc_model.program import exit_status
 from udc_model.tracking.provenance import absent_from_copies
 
 logger = logging.getLogger("udc_model.stages.resolve")  # __name__ is __main__ if DVC runs the stage

@@ -24,7 +24,8 @@ from udc_model.config.yaml12 import as_yaml
 from udc_model.data.packed import PackedDataset
 from udc_model.errors import UdcError
 from udc_model.evaluation.plots import plot_training_curves
-from udc_model.files import Workspace, atomic_folder, exit_status, only_writer, sha256_of
+from udc_model.files import Workspace, atomic_folder, only_writer, sha256_of
+from udc_model.program import exit_status
 from udc_model.stages.code import STAGES, code_files
 from udc_model.stages.resolve import WITHOUT_EFFECT, load_training_params, read_dataset_info, resolve
 from udc_model.tracking.delivery import MODEL_SHA256

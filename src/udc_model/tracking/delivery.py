@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from udc_model.errors import UdcError
+from udc_model.errors import UdcError, without_credentials
 from udc_model.tracking.journal import RUN_ID_PLACEHOLDER, Entry, read_entries
 from udc_model.tracking.model import LOADER_0_1, log_classifier
 from udc_model.tracking.provenance import EXPERIMENT_NAME
-from udc_model.tracking.store import open_store, tracking_uri, without_credentials
+from udc_model.tracking.store import open_store, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

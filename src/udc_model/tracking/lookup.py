@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from udc_model.errors import UdcError
+from udc_model.errors import UdcError, without_credentials
 from udc_model.tracking.delivery import EVALUATED, JOURNAL, MODEL_SHA256, TRAINED_BY
 from udc_model.tracking.journal import wait_for_senders
 from udc_model.tracking.links import EXPERIMENT_COMMIT, LINKED, dvc_experiments, locked_outs, outs_of, runs_with_outputs
 from udc_model.tracking.provenance import COMMIT, DIRTY, EXPERIMENT_NAME, OUTS, git, locked_stages
-from udc_model.tracking.store import open_store, repository_root, tracking_uri, without_credentials
+from udc_model.tracking.store import open_store, repository_root, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import udc_model
+from udc_model.errors import without_credentials
 from udc_model.tracking.journal import SENDER_LOG, Journal, report_warnings, timestamp
 from udc_model.tracking.model import LOADER
 from udc_model.tracking.provenance import COMMIT, DIRTY, provenance, uncommitted
-from udc_model.tracking.store import experiment_name, repository_root, tracking_uri, without_credentials
+from udc_model.tracking.store import experiment_name, repository_root, tracking_uri
 
 logger = logging.getLogger(__name__)
 

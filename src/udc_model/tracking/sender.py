@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import Timeout
 
-from udc_model.errors import UdcError
+from udc_model.errors import UdcError, without_credentials
 from udc_model.tracking.delivery import MODEL_SHA256, Delivery
 from udc_model.tracking.journal import (
     append_killed_end,
@@ -30,7 +30,7 @@ from udc_model.tracking.journal import (
     sender_lock,
 )
 from udc_model.tracking.links import link_experiments
-from udc_model.tracking.store import open_store, repository_root, without_credentials
+from udc_model.tracking.store import open_store, repository_root
 
 logger = logging.getLogger("udc_model.tracking.sender")  # __name__ is __main__ in the sender's process
 

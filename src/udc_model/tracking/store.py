@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from udc_model.errors import UdcError
+from udc_model.errors import UdcError, without_credentials
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,13 +39,8 @@ def repository_root() -> Path:
 
 
 def tracking_uri() -> str:
-    """The address of the store with its credentials; print it through :func:`without_credentials` only."""
+    """The address of the store with its credentials; print it through `without_credentials` only."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{repository_root() / 'mlflow.db'}"
-
-
-def without_credentials(uri: str) -> str:
-    """A text without the ``user:password@`` of addresses, for messages."""
-    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def experiment_name() -> str:
