@@ -1,6 +1,7 @@
 """Folders that are replaced at once, one writer at a time, and the exit status of programs."""
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 
 import pytest
 
+from udc_model import files
 from udc_model.errors import UdcError
 from udc_model.files import Workspace, atomic_folder, only_writer
 
@@ -108,3 +110,23 @@ def test_atomic_folder_keeps_the_target_and_removes_scratch_after_an_error(tmp_p
         raise RuntimeError
     assert (target / "a").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_replaced_folder_that_cannot_be_deleted_is_reported_and_deleted_by_the_next_writer(
+    tmp_path, monkeypatch, caplog
+):
+    target = tmp_path / "model"
+    for text in ("old", "new", "newest"):
+        with monkeypatch.context() as patch:
+            if text == "new":
+                patch.setattr(files.shutil, "rmtree", _refuse)
+            with atomic_folder(target) as folder:
+                (folder / "a").write_text(text)
+        assert (target / "a").read_text() == text
+    (message,) = caplog.messages
+    assert message == f"{tmp_path}/.model.{os.getpid()}.partial: cannot be deleted: Permission denied; delete it"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def _refuse(path):
+    raise PermissionError(errno.EACCES, "Permission denied", str(path))

@@ -6,6 +6,7 @@ import ctypes
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -19,6 +20,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from udc_model.errors import UdcError
+
+logger = logging.getLogger(__name__)
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux: paths are relative to the current folder; both names change places
 
@@ -102,7 +105,8 @@ def _describe_holder(holder: Path) -> str:
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield a scratch folder that replaces ``target`` when the block ends without an error.
 
-    The folder ``target`` is complete or absent at any time. After an error it is what it was before.
+    The folder ``target`` is complete or absent at any time. After an error it is what it was before. A folder that has
+    been replaced and cannot be deleted is reported; the next writer tries again.
 
     Raises
     ------
@@ -114,7 +118,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         for leftover in target.parent.glob(f".{target.name}.*.partial"):
             if not _is_locked(leftover):
-                _remove(leftover)  # from a process that was killed
+                _try_to_remove(leftover)  # from a process that was killed
         scratch.mkdir()
         with _locked(scratch):
             yield scratch
@@ -122,7 +126,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise UdcError(f"{target}: cannot be written: {error}") from error
     finally:
-        _remove(scratch)
+        _try_to_remove(scratch)
 
 
 def _replace_folder(source: Path, target: Path) -> None:
@@ -233,6 +237,19 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file as a hexadecimal string."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _try_to_remove(path: Path) -> None:
+    """Remove a file or folder, also a write-protected folder; log a warning if that fails."""
+    try:
+        try:
+            _remove(path)
+        except PermissionError:
+            for folder, _, _ in os.walk(path):
+                Path(folder).chmod(0o700)
+            _remove(path)
+    except OSError as error:
+        logger.warning("%s: cannot be deleted: %s; delete it", path, error.strerror)
 
 
 def _remove(path: Path) -> None:

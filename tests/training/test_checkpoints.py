@@ -197,7 +197,7 @@ def test_truncated_checkpoint_falls_back_to_the_one_before(tmp_path, monkeypatch
     with caplog.at_level(logging.WARNING):
         assert _train(tmp_path, "resnet")["sha256"] == uninterrupted["resnet"]["sha256"]
     assert f"checkpoint {newest} is damaged" in caplog.text
-    assert str(older) not in caplog.text
+    assert f"{older} is damaged" not in caplog.text
 
 
 def test_changed_byte_is_detected(tmp_path, monkeypatch, caplog, uninterrupted):
@@ -233,6 +233,21 @@ def _leave_checkpoint(root, inputs):
     return opened.last
 
 
+def test_a_training_run_that_fails_says_from_where_the_next_one_resumes(tmp_path, caplog):
+    with pytest.raises(ValueError, match="x"), open_checkpoints(tmp_path, INPUTS, 1) as opened:  # noqa: PT012
+        opened.save(3, 0, {"a": torch.zeros(1)}, {})
+        opened.save(3, 17, {"a": torch.zeros(1)}, {})
+        raise ValueError("x")
+    position = f"in epoch 4, after 17 steps (checkpoint {opened.last})"
+    assert caplog.messages == [f"the state {position} is stored; the same command resumes from it"]
+    with open_checkpoints(tmp_path, INPUTS, 1) as opened:
+        assert opened.position() == position
+    with pytest.raises(ValueError, match="x"), open_checkpoints(tmp_path, INPUTS, 1) as opened:  # noqa: PT012
+        opened.save(3, 0, {"a": torch.zeros(1)}, {})
+        assert opened.position() == f"after epoch 3 (checkpoint {opened.last})"
+        raise ValueError("x")
+
+
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
@@ -246,6 +261,7 @@ def _leave_checkpoint(root, inputs):
 )
 def test_checkpoints_of_other_code_or_environment_are_reported(changes, names, tmp_path, caplog):
     path = _leave_checkpoint(tmp_path, INPUTS | changes)
+    caplog.clear()  # without the line that says how to resume
     with open_checkpoints(tmp_path, INPUTS, 1) as opened:
         assert opened.last is None
     expected = [
@@ -257,6 +273,7 @@ def test_checkpoints_of_other_code_or_environment_are_reported(changes, names, t
 
 def test_resumed_training_run_does_not_report_checkpoints_of_other_code(tmp_path, caplog):
     _leave_checkpoint(tmp_path, INPUTS | {"code": {}})
+    caplog.clear()  # without the line that says how to resume
     _leave_checkpoint(tmp_path, INPUTS)
     caplog.clear()
     with open_checkpoints(tmp_path, INPUTS, 1) as opened:
@@ -266,6 +283,7 @@ def test_resumed_training_run_does_not_report_checkpoints_of_other_code(tmp_path
 
 def test_checkpoints_without_format_are_reported_as_older(tmp_path, caplog):
     path = _leave_checkpoint(tmp_path, INPUTS | {"code": {}})
+    caplog.clear()  # without the line that says how to resume
     metadata = {"inputs": json.dumps(INPUTS), "progress": "{}", "run_key": "k"}  # as version 0.1.0 wrote it
     save_file({"a": torch.zeros(1)}, path, metadata)
     with open_checkpoints(tmp_path, INPUTS, 1):
@@ -282,6 +300,7 @@ def test_checkpoints_without_format_are_reported_as_older(tmp_path, caplog):
 )  # fmt: skip
 def test_damaged_checkpoints_of_other_training_runs_are_ignored(contents, tmp_path, caplog):
     _leave_checkpoint(tmp_path, INPUTS | {"code": {}}).write_bytes(contents)
+    caplog.clear()  # without the line that says how to resume
     with open_checkpoints(tmp_path, INPUTS, 1) as opened:
         assert opened.last is None
     assert caplog.messages == []

@@ -1,12 +1,14 @@
 """Networks that do not fit into memory are refused before anything is allocated."""
 
 import resource
+from types import SimpleNamespace
 
 import pytest
 
 from udc_model.config import ModelParams, Params, ResNetParams, TrainParams, validate_params
 from udc_model.errors import UdcError
-from udc_model.training.setup import check_memory
+from udc_model.training import setup
+from udc_model.training.setup import check_disk, check_memory
 
 
 def _params(optimizer="adamw", **sizes):
@@ -36,6 +38,25 @@ def test_the_limit_is_that_of_weights_gradients_and_optimiser(optimizer, copies)
     check_memory(params, ["a", "b"], 4 * copies * count)
     with pytest.raises(UdcError, match=f"{count:,} parameters need"):
         check_memory(params, ["a", "b"], 4 * copies * count - 1)
+
+
+@pytest.mark.parametrize(("train", "copies"), [
+    ({"optimizer": "adamw"}, 3 * 4 + 2), ({"optimizer": "sgd"}, 3 * 3 + 2), ({"ema_decay": 0.9}, 3 * 5 + 2),
+])  # fmt: skip
+def test_the_disk_must_hold_checkpoints_and_the_model(train, copies, tmp_path, monkeypatch):
+    from udc_model.models import build_model
+
+    params = Params(model=_params(hidden_sizes=[8], depths=[1]).model, train=TrainParams(**train))
+    session = SimpleNamespace(params=params, model=build_model(params.model, ["a", "b"], 0))
+    state = session.model.state_dict().values()
+    needed = copies * sum(tensor.numel() * tensor.element_size() for tensor in state)
+    monkeypatch.setattr(setup.shutil, "disk_usage", lambda folder: SimpleNamespace(free=needed))
+    check_disk(session, tmp_path)
+    monkeypatch.setattr(setup.shutil, "disk_usage", lambda folder: SimpleNamespace(free=needed - 1))
+    with pytest.raises(
+        UdcError, match=rf"^{tmp_path}: checkpoints and the model need .* GiB are free; free disk space"
+    ):
+        check_disk(session, tmp_path)
 
 
 @pytest.mark.parametrize(

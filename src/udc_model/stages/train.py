@@ -37,7 +37,7 @@ from udc_model.training.contact_sheet import contact_sheet
 from udc_model.training.distribution import is_launched, launch, process_group
 from udc_model.training.loop import TrainingResult, train_model
 from udc_model.training.session import EpochRecord, TrainingSession
-from udc_model.training.setup import set_up
+from udc_model.training.setup import check_disk, set_up
 
 logger = logging.getLogger("udc_model.stages.train")  # __name__ is __main__ if DVC runs the stage
 
@@ -81,6 +81,7 @@ def train_and_record(session: TrainingSession, dataset: PackedDataset, workspace
     tags = hardware | {"udc.seed": str(params.seed), "udc.deterministic": str(params.train.deterministic),
                        "udc.processes": str(session.ranks.world)}  # fmt: skip
     inputs = checkpoint_inputs(session, dataset.info["digest"])
+    check_disk(session, workspace.root)
     with (
         open_checkpoints(repository_root(), inputs, params.train.checkpoint_minutes) as checkpoints,
         atomic_folder(workspace.model) as model_folder,
@@ -88,7 +89,7 @@ def train_and_record(session: TrainingSession, dataset: PackedDataset, workspace
         stage_run("train", tags, checkpoints.run_key if checkpoints else None) as run,
     ):
         if checkpoints and checkpoints.last:
-            logger.info("resuming from checkpoint %s", checkpoints.last)
+            logger.info("resuming %s", checkpoints.position())
         session.checkpoints = checkpoints
         run.log_params(with_json_mappings(training_params(params)))
         run.log_text(as_yaml(training_params(params)), "params.yaml")

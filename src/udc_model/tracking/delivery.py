@@ -22,7 +22,7 @@ from udc_model.errors import UdcError, without_credentials
 from udc_model.tracking.journal import RUN_ID_PLACEHOLDER, Entry, read_entries
 from udc_model.tracking.model import LOADER_0_1, log_classifier
 from udc_model.tracking.provenance import EXPERIMENT_NAME
-from udc_model.tracking.store import open_store, tracking_uri
+from udc_model.tracking.store import open_store, reason_of, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -194,7 +194,7 @@ class Delivery:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
             # no retry can help, and the rest of the run must not wait for it
-            self.on_refusal(f"MLflow refuses part of run {run_id} (stored as artifact refused/): {_first_line(error)}")
+            self.on_refusal(f"MLflow refuses part of run {run_id} (stored as artifact refused/): {reason_of(error)}")
             client.log_text(run_id, json.dumps(batch, indent=1), f"refused/{batch[0]['time']}.json")
 
     def _log_artifact(self, client: MlflowClient, run_id: str, entry: Entry) -> None:
@@ -231,11 +231,7 @@ def _tracker_errors() -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, OSError) as error:
-        raise UdcError(_first_line(error)) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(without_credentials(str(error)).splitlines()), type(error).__name__)
+        raise UdcError(reason_of(error)) from error
 
 
 def _batches(folder: Path, position: int) -> Iterator[tuple[list[Entry], int]]:

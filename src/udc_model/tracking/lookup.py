@@ -14,7 +14,7 @@ from udc_model.tracking.delivery import EVALUATED, JOURNAL, MODEL_SHA256, TRAINE
 from udc_model.tracking.journal import wait_for_senders
 from udc_model.tracking.links import EXPERIMENT_COMMIT, LINKED, dvc_experiments, locked_outs, outs_of, runs_with_outputs
 from udc_model.tracking.provenance import COMMIT, DIRTY, EXPERIMENT_NAME, OUTS, git, locked_stages
-from udc_model.tracking.store import open_store, repository_root, tracking_uri
+from udc_model.tracking.store import open_store, reason_of, repository_root, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,7 +42,7 @@ def _store_errors(subject: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise UdcError(f"{subject}: {without_credentials(str(error)).splitlines()[0]}") from None
+        raise UdcError(f"{subject}: {reason_of(error)}") from None
 
 
 def open_complete_store() -> list[str]:
@@ -81,7 +81,7 @@ def artifact(run_id: str, name: str, target: Path) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(target)))
     except (MlflowException, OSError) as error:
-        raise UdcError(f"run {run_id} has no artifact {name}: {without_credentials(str(error))}") from None
+        raise UdcError(f"run {run_id} has no artifact {name}: {reason_of(error)}") from None
 
 
 def find_runs(name: str, *, is_evaluated: bool = False) -> list[Run]:

@@ -10,6 +10,7 @@ import select
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from enum import Enum
@@ -21,6 +22,7 @@ from filelock import Timeout
 from udc_model.errors import UdcError, without_credentials
 from udc_model.tracking.delivery import MODEL_SHA256, Delivery
 from udc_model.tracking.journal import (
+    SENDER_LOG,
     append_killed_end,
     delete_journal,
     is_written,
@@ -30,9 +32,7 @@ from udc_model.tracking.journal import (
     sender_lock,
 )
 from udc_model.tracking.links import link_experiments
-from udc_model.tracking.store import open_store, repository_root
-
-logger = logging.getLogger("udc_model.tracking.sender")  # __name__ is __main__ in the sender's process
+from udc_model.tracking.store import open_store, reason_of, repository_root
 
 _LAST_DELAYS = (1.0, 2.0, 4.0)  # seconds before each of the last attempts, after the stage has ended
 _MAX_DELAY = 30.0  # seconds between two attempts while the stage is running
@@ -170,6 +170,13 @@ class Sender:
         self._last_failures += 1
         return State.RETRYING
 
+    def log_error(self) -> None:
+        """Append the last error with its traceback to the journal's log; the last line is the message."""
+        assert self.error is not None
+        text = without_credentials("".join(traceback.format_exception(self.error)))
+        with suppress(OSError), (self.folder / SENDER_LOG).open("a", encoding="utf-8") as log:
+            log.write(f"{text}{self.delivery.header['uri']}: {self.error}\n")
+
     def _report_recovery(self) -> None:
         if self._failures > 1:
             self.stage.report(trouble="")
@@ -232,6 +239,7 @@ def _deliver(folder: Path, timeout: float) -> None:
             return
         sender.run()
         if sender.error is not None:
+            sender.log_error()
             raise sender.error
 
 
@@ -286,7 +294,7 @@ def sync(root: Path) -> tuple[int, dict[Path, str], dict[str, str]]:
         experiments = [open_store()]
         return num_delivered, errors, link_experiments(mlflow.MlflowClient(), experiments, root)
     except (MlflowException, RequestException) as error:
-        raise UdcError(without_credentials(str(error)).splitlines()[0]) from error
+        raise UdcError(reason_of(error)) from error
 
 
 def main(arguments: list[str]) -> int:
@@ -312,7 +320,7 @@ def main(arguments: list[str]) -> int:
         sender = Sender(folder, stage)
         if sender.run() is State.DONE:
             return 0
-    logger.error("%s: %s", sender.delivery.header["uri"], sender.error)
+    sender.log_error()
     return 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,16 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{repository_root() / 'mlflow.db'}"
 
 
+def reason_of(error: Exception) -> str:
+    """The line of an error of MLflow that says what is wrong, without credentials.
+
+    Errors of a data base begin with remarks of SQLAlchemy and end with the whole statement.
+    """
+    text = without_credentials(str(error))
+    of_database = re.search(r"^\((?:\w+\.)+\w*Error\) (.+)$", text, re.MULTILINE)
+    return of_database[1] if of_database else next(iter(text.splitlines()), type(error).__name__)
+
+
 def experiment_name() -> str:
     """The MLflow experiment of all runs: ``MLFLOW_EXPERIMENT_NAME``, or the project's."""
     return os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
@@ -68,8 +79,9 @@ def open_store(uri: str | None = None, name: str | None = None) -> str:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    # Alembic logs each step of creating a data base at level INFO.
+    # Alembic logs each step of creating a data base at level INFO, and MLflow the traceback of an error that it raises.
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     try:
         mlflow.set_tracking_uri(uri)
         if not uri.startswith("sqlite:///"):
@@ -80,8 +92,7 @@ def open_store(uri: str | None = None, name: str | None = None) -> str:
             # the client's constructor creates the tables
             return _experiment(mlflow.MlflowClient(), name, (folder / "mlartifacts" / name).as_uri())
     except (MlflowException, OSError) as error:
-        raise UdcError(f"the MLflow store {without_credentials(uri)} cannot be used: "
-                       f"{without_credentials(str(error))}") from error  # fmt: skip
+        raise UdcError(f"the MLflow store {without_credentials(uri)} cannot be used: {reason_of(error)}") from error
 
 
 def _experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:

@@ -88,6 +88,13 @@ class CheckpointFolder:
         contents, self._contents = self._contents, None
         return contents
 
+    def position(self) -> str:
+        """Where the newest checkpoint is in the training run, for messages."""
+        assert self.last is not None
+        epoch, step = (int(number) for number in self.last.stem.split("-")[:2])
+        place = f"after epoch {epoch}" if step == 0 else f"in epoch {epoch + 1}, after {step} steps"
+        return f"{place} (checkpoint {self.last})"
+
     def is_due(self) -> bool:
         """Whether the last checkpoint is older than ``minutes``."""
         return time.monotonic() - self._saved >= 60 * self.minutes
@@ -170,12 +177,16 @@ def open_checkpoints(root: Path, inputs: Mapping[str, Any], minutes: float) -> I
         return
     except OSError as error:
         raise UdcError(f"{folder}: checkpoints cannot be written there: {error}") from error
+    checkpoints = CheckpointFolder(folder, inputs, minutes)
     try:
-        checkpoints = CheckpointFolder(folder, inputs, minutes)
         if checkpoints.last is None:
             _warn_of_unusable(root / CHECKPOINTS, json.loads(json.dumps(inputs)))
         yield checkpoints
         checkpoints.remove()
+    except BaseException:
+        if checkpoints.last is not None and checkpoints.last.exists():
+            logger.warning("the state %s is stored; the same command resumes from it", checkpoints.position())
+        raise
     finally:
         if not any(folder.glob(f"*{_SUFFIX}")):
             shutil.rmtree(folder, ignore_errors=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -92,6 +94,26 @@ def check_memory(params: Params, classes: list[str], memory: int) -> None:
             f"gradients, optimiser, best weights), but there are {available:,.1f} GiB; the largest layer is {largest} "
             f"with {layers[largest].numel():,}. Lower hidden_sizes or depths"
         )
+
+
+def check_disk(session: TrainingSession, folder: Path) -> None:
+    """Check that checkpoints and outputs fit on the disk of ``folder``, before the first step.
+
+    A checkpoint has the weights, those of the best epoch, the averaged ones, and the optimiser's state. Three are there
+    for a moment. The trained weights are stored twice: in ``model/``, and for MLflow until they are delivered.
+
+    Raises
+    ------
+    UdcError
+        They do not fit.
+    """
+    train = session.params.train
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in session.model.state_dict().values())
+    copies = 2 + (train.ema_decay is not None) + (2 if train.optimizer == "adamw" else 1)
+    needed, free = (3 * copies + 2) * weights, shutil.disk_usage(folder).free
+    if needed > free:
+        raise UdcError(f"{folder.resolve()}: checkpoints and the model need {needed / 2**30:.2g} GiB, but "
+                       f"{free / 2**30:.2g} GiB are free; free disk space, or choose a smaller model")  # fmt: skip
 
 
 def build_cost_monitor(params: Params, dataset: PackedDataset) -> CostMonitor:
