@@ -11,12 +11,12 @@ import pytest
 
 from udc_model import files
 from udc_model.errors import UdcError
-from udc_model.files import Workspace, atomic_folder, only_writer
+from udc_model.files import Workspace, atomic_folder, only_writer, write_atomically
 
 WRITES = """
 import sys
 from pathlib import Path
-from udc_model.files import Workspace, atomic_folder, only_writer
+from udc_model.files import Workspace, atomic_folder, only_writer, write_atomically
 workspace = Workspace(Path(sys.argv[1]))
 with only_writer(workspace) if sys.argv[2] == "lock" else atomic_folder(workspace.model) as folder:
     if folder:
@@ -104,7 +104,7 @@ def test_atomic_folder_keeps_the_target_and_removes_scratch_after_an_error(tmp_p
     target = tmp_path / "model"
     with atomic_folder(target) as folder:
         (folder / "a").write_text("old")
-    (tmp_path / ".model.1.partial").mkdir()  # from a process that was killed
+    (tmp_path / f".model.{_ended_process()}.partial").mkdir()  # from a process that was killed
     with contextlib.suppress(RuntimeError), atomic_folder(target) as folder:
         (folder / "a").write_text("new")
         raise RuntimeError
@@ -128,5 +128,21 @@ def test_a_replaced_folder_that_cannot_be_deleted_is_reported_and_deleted_by_the
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def _ended_process():
+    """The id of a process that has ended."""
+    with subprocess.Popen(["true"]) as process:
+        return process.pid
+
+
 def _refuse(path):
     raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+
+def test_scratch_files_of_killed_processes_are_removed_by_the_next_writer(tmp_path):
+    for pid in (_ended_process(), os.getppid()):
+        (tmp_path / f".metrics.json.{pid}.partial").touch()
+    (tmp_path / ".metrics.json.name.partial").touch()  # of another program
+    write_atomically(tmp_path / "metrics.json", "{}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f".metrics.json.{os.getppid()}.partial", ".metrics.json.name.partial", "metrics.json",
+    ]  # fmt: skip

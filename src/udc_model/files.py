@@ -117,8 +117,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         for leftover in target.parent.glob(f".{target.name}.*.partial"):
-            if not _is_locked(leftover):
-                _try_to_remove(leftover)  # from a process that was killed
+            if _is_abandoned(leftover):
+                _try_to_remove(leftover)
         scratch.mkdir()
         with _locked(scratch):
             yield scratch
@@ -140,9 +140,9 @@ def _replace_folder(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Mark a folder as in use: its lock is released by the system when the process ends, however it ends."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _locked(path: Path) -> Iterator[None]:
+    """Mark a file or folder as in use: its lock is released by the system when the process ends, however it ends."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -150,10 +150,24 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _is_locked(folder: Path) -> bool:
-    """Whether a process is in a `_locked` block of the folder."""
+def _is_abandoned(scratch: Path) -> bool:
+    """Whether the writer of a scratch file or folder was killed: the process in its name does not run on this machine,
+    and no process of another machine is in a `_locked` block of it."""
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
+        if (pid := int(scratch.name.split(".")[-2])) != os.getpid():
+            os.kill(pid, 0)
+            return False
+    except ProcessLookupError:
+        pass
+    except (ValueError, PermissionError):  # no process id; the process of another user
+        return False
+    return not _is_locked(scratch)
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process is in a `_locked` block of a file or folder."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:
@@ -193,6 +207,9 @@ def write_atomically(target: Path, text: str) -> None:
     scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in target.parent.glob(f".{target.name}.*.partial"):
+            if _is_abandoned(leftover):
+                _try_to_remove(leftover)
         scratch.write_text(text, encoding="utf-8")
         scratch.replace(target)
     except OSError as error:

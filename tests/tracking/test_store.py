@@ -8,7 +8,7 @@ import pytest
 
 from udc_model.errors import UdcError, without_credentials
 from udc_model.tracking.run import flatten
-from udc_model.tracking.store import open_store, repository_root, tracking_uri
+from udc_model.tracking.store import open_store, reason_of, repository_root, tracking_uri
 
 OPEN = """
 import mlflow
@@ -62,3 +62,23 @@ def test_messages_contain_no_credentials(monkeypatch):
 
 def test_flatten_joins_keys_with_dots():
     assert flatten({"a": 1, "b": {"c": [2], "d": {"e": None}}}) == {"a": 1, "b.c": [2], "b.d.e": None}
+
+
+@pytest.mark.parametrize(("contents", "reason"), [
+    (b"no data base, but long enough to be read as one" * 100, "file is not a database"),
+    (None, "unable to open database file"),
+])  # fmt: skip
+def test_a_store_that_cannot_be_read_is_one_line_at_once(tmp_path, contents, reason):
+    store = tmp_path / "mlflow.db"
+    store.mkdir() if contents is None else store.write_bytes(contents)
+    with pytest.raises(UdcError) as error:
+        open_store(f"sqlite:///{store}")
+    assert str(error.value) == f"the MLflow store sqlite:///{store} cannot be used: {reason}"
+
+
+def test_the_reason_of_an_error_of_the_data_base_is_its_line():
+    lines = ("(raised as a result of Query-invoked autoflush; consider …)",
+             "(sqlite3.OperationalError) attempt to write a readonly database", "[SQL: INSERT …]")  # fmt: skip
+    assert reason_of(RuntimeError("\n".join(lines))) == "attempt to write a readonly database"
+    assert reason_of(RuntimeError("https://ann:secret@host refused\nmore")) == "https://host refused"
+    assert reason_of(RuntimeError()) == "RuntimeError"

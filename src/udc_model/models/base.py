@@ -145,10 +145,20 @@ class CustomPreTrainedModel(nn.Module):
         raise NotImplementedError
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors``; equal weights give equal bytes."""
+        """Write ``config.json`` and ``model.safetensors``; equal weights give equal bytes.
+
+        Raises
+        ------
+        UdcError
+            The weights cannot be written.
+        """
         self.config.save_pretrained(folder)
         state = {key: value.contiguous() for key, value in self.state_dict().items()}
-        save_file(state, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+        path = Path(folder) / "model.safetensors"
+        try:
+            save_file(state, path, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise UdcError(f"{path}: cannot be written: {error}") from error
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:

@@ -227,10 +227,11 @@ def _tracker_errors() -> Iterator[None]:
     """Turn all exceptions of a tracking server that fails or cannot be reached into :class:`UdcError`."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, RequestException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, RequestException, OSError) as error:
         raise UdcError(reason_of(error)) from error
 
 

@@ -38,10 +38,11 @@ class RecordedRun:
 def _store_errors(subject: str) -> Iterator[None]:
     """Turn MLflow's exceptions into :class:`UdcError`."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except MlflowException as error:
+    except (MlflowException, SQLAlchemyError) as error:
         raise UdcError(f"{subject}: {reason_of(error)}") from None
 
 
@@ -77,10 +78,11 @@ def artifact(run_id: str, name: str, target: Path) -> Path:
     """Download one artifact of a run into a folder; :class:`UdcError` if the run has no artifact of that name."""
     import mlflow
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(target)))
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         raise UdcError(f"run {run_id} has no artifact {name}: {reason_of(error)}") from None
 
 

@@ -288,12 +288,13 @@ def sync(root: Path) -> tuple[int, dict[Path, str], dict[str, str]]:
     import mlflow
     from mlflow.exceptions import MlflowException
     from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
 
     num_delivered, errors = deliver_pending(root)
     try:
         experiments = [open_store()]
         return num_delivered, errors, link_experiments(mlflow.MlflowClient(), experiments, root)
-    except (MlflowException, RequestException) as error:
+    except (MlflowException, SQLAlchemyError, RequestException) as error:
         raise UdcError(reason_of(error)) from error
 
 

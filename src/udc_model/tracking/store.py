@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,6 +80,7 @@ def open_store(uri: str | None = None, name: str | None = None) -> str:
     uri, name = uri or tracking_uri(), name or experiment_name()
     import mlflow
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     # Alembic logs each step of creating a data base at level INFO, and MLflow the traceback of an error that it raises.
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -88,11 +91,19 @@ def open_store(uri: str | None = None, name: str | None = None) -> str:
             return _experiment(mlflow.MlflowClient(), name, None)
         folder = Path(uri.removeprefix("sqlite:///")).resolve().parent
         folder.mkdir(parents=True, exist_ok=True)
+        _check_database(Path(uri.removeprefix("sqlite:///")))
         with FileLock(folder / "mlflow.db.lock"):
             # the client's constructor creates the tables
             return _experiment(mlflow.MlflowClient(), name, (folder / "mlartifacts" / name).as_uri())
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         raise UdcError(f"the MLflow store {without_credentials(uri)} cannot be used: {reason_of(error)}") from error
+
+
+def _check_database(path: Path) -> None:
+    """Raise `sqlite3.Error` if an existing data base cannot be read; MLflow would try again for 100 seconds."""
+    if path.exists():
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA schema_version").fetchone()
 
 
 def _experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:
