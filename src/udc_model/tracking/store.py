@@ -100,10 +100,9 @@ def open_store(uri: str | None = None, name: str | None = None) -> str:
 
 
 def _check_database(path: Path) -> None:
-    """Raise `sqlite3.Error` if an existing data base cannot be read; MLflow would try again for 100 seconds."""
-    if path.exists():
-        with closing(sqlite3.connect(path)) as connection:
-            connection.execute("PRAGMA schema_version").fetchone()
+    """Raise `sqlite3.Error` if a data base cannot be read or created; MLflow would try again for 100 seconds."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA schema_version").fetchone()
 
 
 def _experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:
