@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from udc_model.config import SPLITS
+from udc_model.data.stored_preprocessing import PreprocessingRecord
 from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
 
@@ -104,7 +105,7 @@ class PackedDataset:
     @property
     def preprocessing(self) -> Preprocessing:
         """The preprocessing that made the stored images and converts them to inputs."""
-        return Preprocessing.from_dict(self.info["preprocessing"])
+        return Preprocessing.of(PreprocessingRecord.model_validate(self.info["preprocessing"]))
 
     def split(self, name: str) -> PackedSplit:
         """Open one of `SPLITS`; it may be empty.
