@@ -266,9 +266,7 @@ def read_consistently(folders: Sequence[Path], read: Callable[[], Result]) -> Re
                 continue
             missing = next((folder for folder, found in zip(folders, before, strict=True) if found is None), None)
             if missing is not None and (writer := running_writer(Workspace(missing.parent))):
-                raise UdcError(
-                    f"{missing}: is missing while {writer} is running; try again when it has ended"
-                ) from error
+                raise UdcError(f"{missing}: is missing while {writer} runs; try again when it has ended") from error
             raise
         if before == [_identity(folder) for folder in folders]:
             return result

@@ -191,7 +191,7 @@ class Preprocessing:
             resample=names[record.resample],
             mean=tuple(map(float, record.image_mean)),
             std=tuple(map(float, record.image_std)),
-            decoding=Decoding.of(record.udc_decoding or DecodingRecord(channels=len(record.image_mean))),
+            decoding=Decoding.of(record.udc_decoding) if record.udc_decoding else Decoding(len(record.image_mean)),
             **shape,
         )
 

@@ -85,8 +85,7 @@ class Policy:
         UdcError
             The file is missing, damaged or larger than ``max_bytes``, or a value is not allowed.
         """
-        if path.is_dir():
-            path = path / (POLICY_FILE_0_1 if (path / POLICY_FILE_0_1).is_file() else POLICY_FILE)
+        path = policy_path(path)
         values = {_FIELDS_0_1.get(name, name): value for name, value in read_json(path, ADVICE, max_bytes).items()}
         record = validated(values, PolicyRecord, str(path), ADVICE)
         method, origin = record.calibration.method, f"{path}: calibration.parameters"
@@ -139,6 +138,13 @@ class Policy:
         p = self.probabilities(logits)
         decided = self.decide(p)
         return Decisions(decided, p, expected_costs(p, self.outcome_costs)[np.arange(len(p)), decided])
+
+
+def policy_path(path: Path) -> Path:
+    """The policy file in a folder; any other path is returned unchanged."""
+    if not path.is_dir():
+        return path
+    return path / (POLICY_FILE_0_1 if (path / POLICY_FILE_0_1).is_file() else POLICY_FILE)
 
 
 def fit_policy(

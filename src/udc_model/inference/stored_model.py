@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from udc_model.data.transforms import Preprocessing
-from udc_model.decisions.policy import Policy
+from udc_model.decisions.policy import POLICY_FILE, Policy, policy_path
 from udc_model.errors import UdcError
 from udc_model.files import Workspace, read_consistently
 from udc_model.model_files.folder import ModelFolder
@@ -50,7 +50,7 @@ class StoredModel:
         model, preprocessing = ModelFolder.open(folder), Preprocessing.load(folder)
         check_channels(model.architecture, preprocessing.channels, str(folder))
         policy = Policy.load(path, _POLICY_BYTES + _BYTES_PER_COST * len(model.classes) ** 2)
-        check_policy_fits(policy, model, str(path))
+        check_policy_fits(policy, model, str(policy_path(path)))
         return cls(model, preprocessing, policy)
 
     def load(self) -> TrainedClassifier:
@@ -62,8 +62,6 @@ class StoredModel:
 
 def open_stored(workspace: Workspace) -> StoredModel:
     """The model and the policy of a workspace; see :meth:`StoredModel.open`."""
-    from udc_model.decisions.policy import POLICY_FILE
-
     return StoredModel.open(workspace.model, workspace.evaluation / POLICY_FILE)
 
 

@@ -69,7 +69,9 @@ def check_settings(settings: Settings, origin: str, advice: str) -> Architecture
         A value has another type or is out of bounds; one line with the field, its value and what is allowed.
     """
     model_type = validated(settings, _Architecture, origin, advice).model_type
-    return validated(settings, StoredResNet if model_type == "resnet" else StoredConvNext, origin, advice)
+    if model_type == "resnet":
+        return validated(settings, StoredResNet, origin, advice)
+    return validated(settings, StoredConvNext, origin, advice)
 
 
 def check_channels(architecture: Architecture, channels: int, folder: str) -> None:

@@ -74,8 +74,8 @@ def read_header(handle: BinaryIO, size: int, origin: str, advice: str) -> dict[s
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_offsets):
         start, end = tensor.data_offsets
         if start != position or end - start != math.prod(tensor.shape) * _BYTES[tensor.dtype]:
-            raise UdcError(f"{origin}: its header is damaged: {name[:200]!r} has the shape {tensor.shape} and the bytes "
-                           f"{start} to {end}; {advice}")  # fmt: skip
+            raise UdcError(f"{origin}: its header is damaged: {name[:200]!r} has the shape {tensor.shape} and "
+                           f"the bytes {start} to {end}; {advice}")  # fmt: skip
         position = end
     if position != size - 8 - length:
         raise UdcError(f"{origin}: is incomplete: its header describes {position:,} bytes, but there are "
@@ -93,8 +93,8 @@ def _compare(tensors: dict[str, Tensor], expected: Iterable[tuple[str, Shape]], 
             raise UdcError(f"{path}: {name} has the shape {tuple(tensor.shape)}, but config.json describes {shape}; "
                            f"{advice}")  # fmt: skip
         if tensor.dtype not in (("I64",) if name.endswith(_COUNTER) else _FLOATS):
-            raise UdcError(f"{path}: {name} has the type {tensor.dtype}; allowed: {', '.join(_FLOATS)} (counters: I64); "
-                           f"{advice}")  # fmt: skip
+            raise UdcError(f"{path}: {name} has the type {tensor.dtype}; allowed: {', '.join(_FLOATS)} (counters: "
+                           f"I64); {advice}")  # fmt: skip
     if unexpected:
         name = next(iter(unexpected))
         raise UdcError(f"{path}: has a weight {name[:200]!r}, which config.json does not describe; {advice}")
