@@ -10,17 +10,10 @@ import pytest
 
 import udc_model
 
-<<<<<<< HEAD
 # The architecture. A package may import itself and the packages in its entry; modules at the root count as packages.
-# Packages of one layer do not import each other, except that data and models use native.
-GROUND = ("errors", "files", "config")
-LIBRARY = (*GROUND, "native", "data", "models", "decisions")
-=======
-# The architecture. A package may import itself and the packages in its entry; a file at the top counts as a package.
 # Packages of one layer do not import each other, except that data and models use native, and models model_files.
 GROUND = ("errors", "files", "config", "records", "checksums")
 LIBRARY = (*GROUND, "native", "data", "model_files", "models", "decisions")
->>>>>>> 4270ffc (Model folders and policies are typed, bounded and compared with the weights' header before PyTorch is imported)
 APPLICATION = (*LIBRARY, "training", "inference", "evaluation", "tracking")
 ALLOWED = {
     # ground tools
@@ -47,13 +40,8 @@ ALLOWED = {
     "experiments": APPLICATION,
     "cli": (*APPLICATION, "program", "stages", "experiments", "fetch"),
 }
-<<<<<<< HEAD
-ROOT_MODULES = {"__init__", "errors", "files", "program"}
-WITHOUT_TORCH = ("config", "decisions", "tracking")
-=======
-ROOT_MODULES = {"__init__", "checksums", "errors", "files", "records"}
+ROOT_MODULES = {"__init__", "checksums", "errors", "files", "program", "records"}
 WITHOUT_TORCH = ("checksums", "config", "decisions", "model_files", "records", "tracking")
->>>>>>> 4270ffc (Model folders and policies are typed, bounded and compared with the weights' header before PyTorch is imported)
 HEAVY = {"torch", "torchvision", "mlflow", "sklearn", "matplotlib", "pandas", "dvc", "optuna"}  # slow to import
 
 SOURCE = Path(udc_model.__file__).parent

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from udc_model.data.logits import compute_logits
+from udc_model.data.logits import Images, compute_logits
 from udc_model.data.transforms import Preprocessing
 from udc_model.model_files.folder import ModelFolder
 from udc_model.model_files.settings import check_channels
@@ -61,7 +61,7 @@ class TrainedClassifier:
         return [names[i] for i in range(len(names))]
 
     def logits_of_stored(
-        self, stored: NDArray[np.uint8], batch_size: int = 256, progress: str | None = None
+        self, stored: Images, batch_size: int = 256, progress: str | None = None
     ) -> NDArray[np.float32]:
         """Compute logits (N, K) of prepared images (N, S, S, C) uint8; ``progress`` is the label of a progress bar."""
 

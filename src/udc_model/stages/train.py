@@ -19,12 +19,14 @@ import pandas as pd
 import torch
 
 import udc_model
+from udc_model.checksums import write_checksums
 from udc_model.config import Params, load_params, with_json_mappings
 from udc_model.config.yaml12 import as_yaml
 from udc_model.data.packed import PackedDataset
 from udc_model.errors import UdcError
 from udc_model.evaluation.plots import plot_training_curves
 from udc_model.files import Workspace, atomic_folder, only_writer, sha256_of
+from udc_model.model_files.folder import CONFIG, PREPROCESSOR, WEIGHTS
 from udc_model.program import exit_status
 from udc_model.stages.code import STAGES, code_files
 from udc_model.stages.resolve import WITHOUT_EFFECT, load_training_params, read_dataset_info, resolve
@@ -106,6 +108,7 @@ def train_and_record(session: TrainingSession, dataset: PackedDataset, workspace
         session.model.load_state_dict(result.best_state)
         session.model.save_pretrained(model_folder)
         session.preprocessing.save(model_folder)
+        write_checksums(model_folder, [CONFIG, PREPROCESSOR, WEIGHTS])
         record = training_record(params, dataset, result, hardware)
         write_training(training_folder, result, record)
         contact_sheet(training_folder / "augmented.png", session)
