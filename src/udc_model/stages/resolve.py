@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from udc_model.config import CostParams, EvaluateParams, LossParams, Params, load_params
+from udc_model.config.limits import check_sizes
 from udc_model.config.yaml12 import as_yaml
 from udc_model.data.dataset_file import read_dataset
 from udc_model.decisions.checks import check_data
@@ -49,6 +50,7 @@ def resolve(params: Params, dataset_info: Mapping[str, Any]) -> ResolvedParams:
         A parameter does not fit the classes or the number of images.
     """
     check_data(params, dataset_info["classes"], dataset_info["counts"]["calibration"])
+    check_sizes(params.train, dataset_info["counts"]["train"])
     model_type = params.model.model_type
     unused = "convnext" if model_type == "resnet" else "resnet"
     architectures = {model_type: params.model.architecture, unused: type(getattr(params.model, unused))()}

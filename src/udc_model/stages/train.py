@@ -21,6 +21,7 @@ import torch
 import udc_model
 from udc_model.checksums import write_checksums
 from udc_model.config import Params, load_params, with_json_mappings
+from udc_model.config.limits import check_processes, check_sizes
 from udc_model.config.yaml12 import as_yaml
 from udc_model.data.packed import PackedDataset
 from udc_model.errors import UdcError
@@ -62,6 +63,8 @@ def train(params: Params, workspace: Workspace) -> None:
     if params.train.processes > 1 and not is_launched():
         with only_writer(workspace):
             pass  # otherwise the processes would start first
+        check_processes(params.train)
+        check_sizes(params.train, read_dataset_info(workspace)["counts"]["train"])
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "params.yaml"
             file.write_text(as_yaml(params.model_dump()), encoding="utf-8")

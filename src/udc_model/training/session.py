@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from udc_model.config import Params, TrainParams
+from udc_model.config.limits import loader_workers
 from udc_model.data.augmentation import Augmentation, Mixing
 from udc_model.data.batches import TrainingBatches
 from udc_model.data.packed import PackedSplit
@@ -149,7 +150,7 @@ class TrainingSession:
             raise TypeError("train.batch_size: auto must be resolved first")
         batches = TrainingBatches(
             self.train_split, self.preprocessing, Augmentation.of(params), params.batch_size, self.params.seed,
-            params.sampling_power, params.loader_workers, ranks.rank, ranks.world,
+            params.sampling_power, loader_workers(params), ranks.rank, ranks.world,
             ranks.world > 1 and bool(Mixing(params.mixup, params.cutmix)),
         )  # fmt: skip
         if (smallest := len(self.train_split) // batches.steps) < ranks.world:
