@@ -250,8 +250,14 @@ class TrainingSession:
     def resume(self) -> None:
         """Restore the state of the newest checkpoint of the first process, if there is one."""
         contents = self.ranks.from_first(self.checkpoints.take_contents() if self.checkpoints else None)
-        if contents is not None:
+        if contents is None:
+            return
+        try:
             self._restore(Checkpoint.parse(contents))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            path = self.checkpoints.last if self.checkpoints else "the checkpoint"
+            raise UdcError(f"{path}: cannot be restored ({reason}); delete it to resume from an earlier one") from None
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for key, value in self.trained.state_dict().items():
