@@ -33,7 +33,7 @@ ALLOWED = {
     # application: what is done with the library; tracking knows nothing but MLflow and files
     "training": LIBRARY,
     "inference": LIBRARY,
-    "evaluation": LIBRARY,
+    "evaluation": (*LIBRARY, "program"),  # figures.py is a program of its own
     "tracking": ("errors", "files", "records"),
     # entry points: pipeline stages, commands about experiments, the command line
     "stages": (*APPLICATION, "program"),
