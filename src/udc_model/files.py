@@ -10,12 +10,13 @@ import logging
 import os
 import shlex
 import shutil
+import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -23,6 +24,10 @@ from udc_model.errors import UdcError
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
+MAX_JSON = 64 * 2**20  # bytes of a JSON file; a larger one is not read
+_MAX_READS = 10  # attempts to read folders that are being replaced
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux: paths are relative to the current folder; both names change places
 
 
@@ -91,6 +96,18 @@ def only_writer(workspace: Workspace) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def running_writer(workspace: Workspace) -> str | None:
+    """Command and process id of the process that is writing outputs of the workspace; None if there is none."""
+    holder = workspace.root / ".udc" / "writer.json"
+    try:
+        os.kill(int(json.loads(holder.read_text(encoding="utf-8"))["pid"]), 0)
+    except PermissionError:
+        pass  # of another user
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return None
+    return _describe_holder(holder)
 
 
 def _describe_holder(holder: Path) -> str:
@@ -179,15 +196,90 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
-def read_json(path: Path, advice: str) -> dict[str, Any]:
-    """The JSON object in a file; :class:`UdcError` that ends with ``advice`` if it is missing or damaged."""
+def read_json(path: Path, advice: str, max_bytes: int = MAX_JSON) -> dict[str, Any]:
+    """The JSON object in a file; :class:`UdcError` that ends with ``advice`` if it is missing, damaged or too large.
+
+    See `udc_model.records` for JSON whose values are checked too.
+    """
+    return parse_json(read_bytes(path, advice, max_bytes), str(path), advice)
+
+
+def parse_json(contents: bytes, origin: str, advice: str) -> dict[str, Any]:
+    """The JSON object in the contents of a file; ``origin`` names it in messages."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(contents.decode("utf-8"))
         if not isinstance(value, dict):
             raise ValueError("must contain a JSON object")
-    except (OSError, ValueError) as error:
-        raise UdcError(f"{path}: cannot be read ({error}); {advice}") from None
+    except (ValueError, RecursionError) as error:
+        raise UdcError(f"{origin}: cannot be read ({error}); {advice}") from None
     return value
+
+
+def read_bytes(path: Path, advice: str, max_bytes: int) -> bytes:
+    """The contents of a regular file of at most ``max_bytes``; :class:`UdcError` otherwise, without reading it."""
+    with open_regular(path, advice) as (handle, size):
+        if size > max_bytes:
+            raise UdcError(f"{path}: has {size:,} bytes, more than the {max_bytes:,} that are read; {advice}")
+        return handle.read(max_bytes)
+
+
+@contextmanager
+def open_regular(path: Path, advice: str) -> Iterator[tuple[BinaryIO, int]]:
+    """A file that is open for reading, and its size in bytes.
+
+    Raises
+    ------
+    UdcError
+        The file is missing, cannot be read, or is no regular file (a folder, a device, or a named pipe, which would
+        block until somebody writes to it); the message ends with ``advice``.
+    """
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as handle:
+            status = os.fstat(handle.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise UdcError(f"{path}: is not a regular file; {advice}")
+            yield handle, status.st_size
+    except FileNotFoundError:
+        raise UdcError(f"{path}: no such file; {advice}") from None
+    except IsADirectoryError:
+        raise UdcError(f"{path}: is not a regular file; {advice}") from None
+    except OSError as error:
+        raise UdcError(f"{path}: cannot be read ({error.strerror or error}); {advice}") from None
+
+
+def read_consistently(folders: Sequence[Path], read: Callable[[], Result]) -> Result:
+    """The result of ``read``, which reads files of folders that `atomic_folder` may replace at any moment.
+
+    It is repeated if a folder was replaced meanwhile, so all files are of the same version of each folder.
+
+    Raises
+    ------
+    UdcError
+        ``read`` raises it. If a folder is missing while a process writes, the message names the process.
+    """
+    for _ in range(_MAX_READS - 1):
+        before = [_identity(folder) for folder in folders]
+        try:
+            result = read()
+        except UdcError as error:
+            if before != [_identity(folder) for folder in folders]:
+                continue
+            missing = next((folder for folder, found in zip(folders, before, strict=True) if found is None), None)
+            if missing is not None and (writer := running_writer(Workspace(missing.parent))):
+                raise UdcError(f"{missing}: is missing while {writer} runs; try again when it has ended") from error
+            raise
+        if before == [_identity(folder) for folder in folders]:
+            return result
+    return read()
+
+
+def _identity(folder: Path) -> tuple[int, int, int] | None:
+    """What differs between a folder and one that replaced it; None if there is none."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_ctime_ns
 
 
 def remove_oldest(folder: Path, pattern: str, count: int) -> None:

@@ -202,7 +202,7 @@ def test_grey_model_gets_grey_images(tmp_path, write, caplog):
         assert image.shape == (8, 8, 1)
         expected = np.asarray(Image.fromarray(arrays[path]).convert("L"))
         assert (image[..., 0] == expected).all()
-    train = dataset.split("train").images / 255
+    train = np.asarray(dataset.split("train").images) / 255
     assert dataset.preprocessing.mean == pytest.approx([train.mean()])
     assert dataset.preprocessing.std == pytest.approx([train.std()])
     assert dataset.preprocessing.channels == 1
@@ -211,7 +211,7 @@ def test_grey_model_gets_grey_images(tmp_path, write, caplog):
 def test_grey_digits(tmp_path):
     colour = _prepare(tmp_path, source="digits")
     grey = _prepare(tmp_path / "grey", channels=1, source="digits")
-    assert (grey.split("train").images == colour.split("train").images[..., :1]).all()
+    assert (np.asarray(grey.split("train").images) == np.asarray(colour.split("train").images)[..., :1]).all()
     assert grey.preprocessing.mean == pytest.approx(colour.preprocessing.mean[:1])
 
 

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from transformers import ConvNextImageProcessorPil, ViTImageProcessorPil
 
+from udc_model.data.stored_preprocessing import PreprocessingRecord
 from udc_model.data.transforms import Decoding, Preprocessing
 from udc_model.errors import UdcError
 
@@ -38,14 +39,14 @@ def test_load_inverts_save(resize, tmp_path):
     ours = Preprocessing(48, resize, 0.875 if resize == "crop" else 1.0, "bilinear", MEAN, STD)
     ours.save(tmp_path)
     assert Preprocessing.load(tmp_path) == ours
-    assert Preprocessing.from_dict(ours.to_dict()) == ours
+    assert Preprocessing.of(PreprocessingRecord.model_validate(ours.to_dict())) == ours
 
 
 def test_load_raises_for_a_missing_or_unsupported_file(tmp_path):
     with pytest.raises(UdcError, match="no such file"):
         Preprocessing.load(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text('{"size": {"height": 3, "width": 4}}')
-    with pytest.raises(UdcError, match="is not a supported preprocessing"):
+    with pytest.raises(UdcError, match=r"preprocessor_config\.json: size: must be \{shortest_edge: S\}, or"):
         Preprocessing.load(tmp_path)
 
 
@@ -57,7 +58,7 @@ def test_decoding_is_stored_and_other_libraries_ignore_it(decoding, tmp_path, rn
     ours = Preprocessing(32, "squash", mean=values, std=values, decoding=decoding)
     ours.save(tmp_path)
     assert Preprocessing.load(tmp_path) == ours
-    assert Preprocessing.from_dict(ours.to_dict()) == ours
+    assert Preprocessing.of(PreprocessingRecord.model_validate(ours.to_dict())) == ours
     theirs = ViTImageProcessorPil.from_pretrained(tmp_path)
     image = Image.fromarray(rng.integers(0, 256, (40, 50, 3)[: 2 + (decoding.channels == 3)], dtype=np.uint8))
     stored = torch.from_numpy(ours.to_stored(image)[None].copy())
@@ -71,5 +72,5 @@ def test_damaged_decoding_is_refused(tmp_path):
     Preprocessing(32).save(tmp_path)
     path = tmp_path / "preprocessor_config.json"
     path.write_text(path.read_text().replace('"frames"', '"frame"'))
-    with pytest.raises(UdcError, match="is not a supported preprocessing"):
+    with pytest.raises(UdcError, match=r"udc_decoding\.frame: no such parameter; did you mean udc_decoding\.frames"):
         Preprocessing.load(tmp_path)

@@ -28,7 +28,7 @@ def work(tmp_path, monkeypatch):
     (tmp_path / "harmful.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(workers, "_MIN_ITEMS", 1)
-    monkeypatch.setattr(workers.os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(workers, "available_cores", lambda: 2)
     import harmful
 
     return harmful.work

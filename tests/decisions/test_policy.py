@@ -1,5 +1,7 @@
 """The policy: fitting, its file, and errors."""
 
+import re
+
 import numpy as np
 import pytest
 from scipy.special import softmax
@@ -92,7 +94,15 @@ def test_fit_policy_raises_for_unknown_classes_and_an_empty_calibration_split(ca
 
 
 def test_load_raises_for_a_damaged_file(tmp_path):
-    for text in ("{", "[]", '{"classes": ["a"]}', '{"calibration": {"methd": 1}}'):
+    for text, message in (
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        ('{"classes": ["a"]}', "class_costs: is missing; allowed: list of: list of: number"),
+        (
+            '{"classes": ["a"], "class_costs": [[0]], "calibration": {"method": 1}}',
+            "calibration.method: got 1; allowed",
+        ),
+    ):
         (tmp_path / "policy.json").write_text(text)
-        with pytest.raises(UdcError, match=r"policy\.json: cannot be read"):
+        with pytest.raises(UdcError, match=rf"policy\.json: {re.escape(message)}"):
             Policy.load(tmp_path / "policy.json")

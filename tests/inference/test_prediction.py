@@ -19,6 +19,7 @@ from udc_model.files import Workspace
 from udc_model.inference.inputs import list_inputs
 from udc_model.inference.prediction import predict
 from udc_model.inference.serving import ServedClassifier
+from udc_model.inference.stored_model import open_stored
 from udc_model.models import build_model
 
 CLASSES = ["a", "b"]
@@ -51,7 +52,7 @@ def workspace(tmp_path):
 
 def _costs(workspace, *paths):
     bad = []
-    batches = list(predict(list_inputs([str(path) for path in paths]), workspace, bad.append))
+    batches = list(predict(list_inputs([str(path) for path in paths]), open_stored(workspace), bad.append))
     assert bad == []
     return {row["path"]: row["expected_cost"] for batch in batches for row in batch}
 

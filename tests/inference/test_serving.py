@@ -14,6 +14,7 @@ from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.calibration import Calibration
 from udc_model.decisions.policy import Policy
 from udc_model.errors import UdcError
+from udc_model.files import sha256_of
 from udc_model.inference.serving import ServedClassifier
 from udc_model.models import build_model
 
@@ -78,19 +79,33 @@ def test_missing_column_raises(served):
 
 
 def test_policy_with_other_classes_raises(served, tmp_path):
-    from udc_model.inference.classifier import check_same_classes
+    bundle = _bundle(tmp_path, served, Policy(["x", "y", "z"], (1 - np.eye(3)).tolist()))
+    with pytest.raises(UdcError, match=r"policy\.json is for the classes x, y, z, but the model has .* a, b, c"):
+        ServedClassifier(bundle)
 
-    with pytest.raises(UdcError, match="is for the classes x, y"):
-        check_same_classes(served.classifier, Policy(["x", "y"], [[0.0, 1.0], [1.0, 0.0]]), "policy.json")
+
+def test_policy_of_another_model_raises(served, tmp_path):
+    weights = sha256_of(_bundle(tmp_path, served, served.policy) / "model" / "model.safetensors")
+    bundle = _bundle(tmp_path / "same", served, replace(served.policy, model_sha256=weights))
+    assert ServedClassifier(bundle).policy.model_sha256 == weights
+    bundle = _bundle(tmp_path / "other", served, replace(served.policy, model_sha256="0" * 64))
+    with pytest.raises(UdcError, match=r"was fitted for another model \(000000000000\) than the one in .*model"):
+        ServedClassifier(bundle)
+
+
+def _bundle(folder, served, policy):
+    """A folder as MLflow stores it."""
+    bundle = folder / "bundle"
+    (bundle / "model").mkdir(parents=True)
+    served.classifier.model.save_pretrained(bundle / "model")
+    served.classifier.preprocessing.save(bundle / "model")
+    (bundle / "policy.json").write_text(policy.to_json())
+    return bundle
 
 
 def test_policy_with_flip_averaging_averages_the_logits(served, rng, tmp_path):
     """An image and its mirror image have the same expected cost."""
-    bundle = tmp_path / "bundle"
-    (bundle / "model").mkdir(parents=True)
-    served.classifier.model.save_pretrained(bundle / "model")
-    served.classifier.preprocessing.save(bundle / "model")
-    (bundle / "policy.json").write_text(replace(served.policy, flip_averaging=True).to_json())
+    bundle = _bundle(tmp_path, served, replace(served.policy, flip_averaging=True))
     averaging, pixels = ServedClassifier(bundle), rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
     both = pd.DataFrame({"image": [pixels, pixels[:, ::-1]]})
     assert np.ptp(averaging.predict(both)["expected_cost"]) < 1e-6

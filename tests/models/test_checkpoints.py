@@ -1,6 +1,8 @@
 """Tests of loading checkpoints: all layouts give equal logits, skipped keys are reported, pickled code is rejected."""
 
+import os
 import pickle
+import zipfile
 
 import pytest
 import timm
@@ -181,3 +183,39 @@ def test_grey_weights_do_not_start_an_rgb_model(tmp_path):
     ResNetForImageClassification(ResNetConfig(num_channels=1, **shape)).save_pretrained(tmp_path)
     report = load_weights(ResNetForImageClassification(ResNetConfig(**shape)), tmp_path)
     assert "shape (64, 1, 7, 7), the model has (64, 3, 7, 7)" in report.summary()
+
+
+def _archive(path, compression=zipfile.ZIP_STORED, **entries):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, contents in entries.items():
+            archive.writestr(f"archive/{name.replace('_', '.', 1)}", contents)
+
+
+@pytest.mark.parametrize(("write", "message"), [
+    (lambda path: _archive(path, zipfile.ZIP_DEFLATED, data_pkl=bytes(10**8)), "larger in memory than on disk"),
+    (lambda path: _archive(path, data_pkl=bytes(2**24 + 1)), "more than 16,777,216 bytes of pickles"),
+    (lambda path: path.write_bytes(b"PK\x05\x06" + bytes(18)), r"model\.weights: "),
+    (lambda path: os.mkfifo(path), "no such file or folder"),
+    (lambda path: path.symlink_to("/dev/zero"), "no such file or folder"),
+    (lambda path: path.write_bytes(b"\x80\x02" + b"(" * 1000), r"model\.weights: "),
+    (lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 2**42), "but this machine has .* GiB"),
+])  # fmt: skip
+def test_files_that_would_fill_the_memory_are_refused(write, message, tmp_path):
+    path = tmp_path / "weights.pth"
+    write(path)
+    with pytest.raises(UdcError, match=message) as error:
+        load_weights(_resnet(num_labels=2), path)
+    assert "\n" not in str(error.value)
+
+
+def test_headers_of_safetensors_are_bounded(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes((2**40).to_bytes(8, "little") + b"{}")
+    with pytest.raises(UdcError, match=r"is not a safetensors file: 10 bytes with a header of 1,099,511,627,776"):
+        load_weights(_resnet(num_labels=2), path)
+
+
+def test_a_damaged_index_of_shards_is_one_line(tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": 5}}')
+    with pytest.raises(UdcError, match=r"index\.json: weight_map\.a: got 5; allowed: text"):
+        load_weights(_resnet(num_labels=2), tmp_path)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from udc_model.config import SPLITS, CostParams, CsvFile, DataParams, ModelParams, Params
 from udc_model.data.packed import PackedDataset
+from udc_model.data.stored_images import StoredImages
 from udc_model.errors import UdcError
 from udc_model.files import Workspace
 from udc_model.stages.prepare import prepare
@@ -34,10 +35,10 @@ def _write_csv(path, rows, header=("image_path", "label")):
 def test_folder_source_is_packed(tmp_path, shapes_folder):
     dataset = _prepare(tmp_path, _params(shapes_folder))
     assert dataset.classes == ["bar", "dot", "stripe"]
-    assert len(list(dataset.folder.iterdir())) == 7  # independent of the number of images
+    assert len(list(dataset.folder.iterdir())) == 9  # independent of the number of images
     assert sum(len(dataset.split(name)) for name in SPLITS) == 60
     train = dataset.split("train")
-    pixels = train.images.reshape(-1, 3) / 255
+    pixels = np.asarray(train.images).reshape(-1, 3) / 255
     assert dataset.preprocessing.mean == pytest.approx(pixels.mean(axis=0))
     assert dataset.preprocessing.std == pytest.approx(pixels.std(axis=0))
     for name in SPLITS:
@@ -46,7 +47,7 @@ def test_folder_source_is_packed(tmp_path, shapes_folder):
             assert path.startswith(dataset.classes[label] + "/")
             original = Image.open(shapes_folder / path)
             assert (dataset.preprocessing.to_stored(original) == image).all()
-    assert isinstance(train.images, np.memmap)
+    assert isinstance(train.images, StoredImages)
 
 
 def test_groups_are_not_divided(tmp_path, shapes_folder):
@@ -298,5 +299,8 @@ def test_open_raises_for_a_damaged_prepared_folder(tmp_path, shapes_folder):
     with pytest.raises(UdcError, match=r"train\.npy: cannot be read"):
         dataset.split("train")
     (dataset.folder / "dataset.json").write_text("{")
-    with pytest.raises(UdcError, match="is damaged"):
+    with pytest.raises(UdcError, match=r"dataset\.json: differs from its checksum"):
+        PackedDataset.open(dataset.folder)
+    (dataset.folder / "checksums.json").unlink()
+    with pytest.raises(UdcError, match=r"dataset\.json: cannot be read"):
         PackedDataset.open(dataset.folder)

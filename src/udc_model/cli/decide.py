@@ -9,7 +9,7 @@ from pathlib import Path
 
 from udc_model.cli.command import Command, Parser, add_params_file, add_root, add_split
 from udc_model.errors import UdcError
-from udc_model.files import Workspace, check_target
+from udc_model.files import Workspace, check_target, read_consistently
 
 
 def _predict_arguments(parser: Parser) -> None:
@@ -29,10 +29,12 @@ def _predict(options: argparse.Namespace) -> None:
 
     from udc_model.inference.inputs import BadInput, list_inputs
     from udc_model.inference.prediction import predict, write_predictions
+    from udc_model.inference.stored_model import open_stored
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files that are not valid UTF-8
     inputs = list_inputs(options.paths, options.from_list)
+    stored = open_stored(Workspace(options.root))
     bad = 0
 
     def report(each: BadInput) -> None:
@@ -42,7 +44,7 @@ def _predict(options: argparse.Namespace) -> None:
 
     # the rows themselves show the progress on a terminal
     with tqdm(inputs, "deciding", unit="img", disable=sys.stdout.isatty() or None, leave=False) as counted:
-        write_predictions(predict(counted, Workspace(options.root), report), options.form, sys.stdout)
+        write_predictions(predict(counted, stored, report), options.form, sys.stdout)
     if bad:
         raise UdcError(f"{bad} image(s) could not be used")
 
@@ -87,13 +89,17 @@ def _export(options: argparse.Namespace) -> None:
 
     check_target(options.file, ".onnx")
     from udc_model.data.transforms import Preprocessing
+    from udc_model.model_files.folder import ModelFolder
+    from udc_model.model_files.settings import check_channels
+
+    folder = Workspace(options.root).model
+    stored, preprocessing = read_consistently([folder], lambda: (ModelFolder.open(folder), Preprocessing.load(folder)))
+    check_channels(stored.architecture, preprocessing.channels, str(folder))
     from udc_model.inference.onnx_export import check_installed, export_onnx
-    from udc_model.models import load_model
+    from udc_model.models.factory import model_of_folder
 
     check_installed()
-    folder = Workspace(options.root).model
-    preprocessing = Preprocessing.load(folder)
-    export_onnx(load_model(folder), options.file, preprocessing.size,
+    export_onnx(model_of_folder(stored), options.file, preprocessing.size,
                 {"preprocessing": json.dumps(preprocessing.to_config())})  # fmt: skip
 
 

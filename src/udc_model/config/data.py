@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from udc_model.config.section import ClassName, Positive, Section, Share
+from udc_model.config.section import ClassName, Section, Share
 
 
 class SplitShares(Section):
@@ -120,7 +120,7 @@ class DataParams(Section):
         description="error lists every unusable image and stops; skip leaves them out and lists them in "
         "data/prepared/left_out.csv.",
     )
-    max_pixels: Positive = Field(
+    max_pixels: Annotated[int, Field(gt=0, le=10**10)] = Field(
         100_000_000, description="Largest number of pixels of an image; larger ones are refused before decoding."
     )
     frames: Literal["error", "first", "each"] = Field(

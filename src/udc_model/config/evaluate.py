@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from udc_model.config.section import ClassName, Positive, Section
+from udc_model.config.section import ClassName, Section
 
 
 class RecallFloor(Section):
@@ -41,7 +41,7 @@ class EvaluateParams(Section):
         15, description="Bins of equal mass of the expected calibration error."
     )
     flip_averaging: bool = Field(False, description="Average the logits of an image and its mirror image.")
-    batch_size: Positive = Field(256, description="Images per forward pass.")
+    batch_size: Annotated[int, Field(gt=0, le=65_536)] = Field(256, description="Images per forward pass.")
 
     @model_validator(mode="after")
     def _has_floor(self) -> EvaluateParams:

@@ -56,21 +56,23 @@ class _Place:
     Attributes
     ----------
     union : number of keys up to the last value that may have one of several types; None if there is none.
+    section : the type of the whole file.
     """
 
     keys: tuple[str | int, ...]
     annotation: Any
     metadata: tuple[Any, ...]
     union: int | None
+    section: Any
 
     @property
     def name(self) -> str:
         return ".".join(map(str, self.keys)) or "parameters"
 
 
-def explain(errors: Sequence[Any]) -> list[str]:
-    """One line per parameter that is not valid, of pydantic's list of errors."""
-    places = [_locate(item["loc"]) for item in errors]
+def explain(errors: Sequence[Any], section: Any = Params) -> list[str]:
+    """One line per parameter that is not valid, of pydantic's list of errors about values for ``section``."""
+    places = [_locate(item["loc"], section) for item in errors]
     inside = {
         place.keys[: place.union] for place in places if place.union is not None and len(place.keys) > place.union
     }
@@ -82,10 +84,10 @@ def explain(errors: Sequence[Any]) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _locate(location: Sequence[str | int]) -> _Place:
+def _locate(location: Sequence[str | int], section: Any) -> _Place:
     """The place of pydantic's location, which has a label after the key of a value that may have several types."""
-    annotation, metadata, union = Params, (), None
-    place = _Place((), annotation, metadata, union)
+    annotation, metadata, union = section, (), None
+    place = _Place((), annotation, metadata, union, section)
     keys: tuple[str | int, ...] = ()
     parts = list(location)
     while parts:
@@ -93,13 +95,13 @@ def _locate(location: Sequence[str | int]) -> _Place:
         if len(kinds) > 1:
             parts.pop(0)  # the label
             union = len(keys)
-            place = _Place(keys, annotation, metadata, union)
+            place = _Place(keys, annotation, metadata, union, section)
             container = list if parts and isinstance(parts[0], int) else dict
             annotation = next((kind for kind in kinds if _is_kind(kind, container)), kinds[0])
             continue
         keys = (*keys, parts.pop(0))
         annotation, metadata = _child(kinds[0], keys[-1])
-        place = _Place(keys, annotation, metadata, union)
+        place = _Place(keys, annotation, metadata, union, section)
     return place
 
 
@@ -138,7 +140,7 @@ def _line(item: Any, place: _Place) -> str:
     if name in _REMOVED:
         return f"{name}: {_REMOVED[name]}"
     if item["type"] == "extra_forbidden":
-        return f"{name}: {_unknown(place.keys)}"
+        return f"{name}: {_unknown(place.keys, place.section)}"
     if item["type"] == "missing":
         return f"{name}: is missing; allowed: {type_words(place.annotation, place.metadata)}"
     if item["type"] == "value_error":
@@ -181,9 +183,8 @@ def _no_section(section: type[BaseModel], value: Any) -> str:
     return f"got {_shown(value)}; allowed: a section with the parameters {names}"
 
 
-def _unknown(keys: Sequence[str | int]) -> str:
+def _unknown(keys: Sequence[str | int], section: Any) -> str:
     """That no parameter has a name, with one of a similar name and those that there are."""
-    section: Any = Params
     for key in keys[:-1]:
         kinds = _kinds(_child(section, key)[0])
         section = next((kind for kind in kinds if _is_kind(kind, dict) or _is_kind(kind, list)), Any)

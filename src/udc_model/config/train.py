@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from udc_model.config.section import Positive, Section, Share
 
@@ -14,7 +14,9 @@ class TrainParams(Section):
 
     epochs: Positive = Field(20, description="Passes over the training images.")
     batch_size: Positive | Literal["auto"] = Field(
-        64, description="Images per step; auto is the largest power of two that fits into the GPU's memory."
+        64,
+        description="Images per step, at most the training images or 1,024; auto is the largest power of two that fits "
+        "into the GPU's memory.",
     )
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with Nesterov momentum.")
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="Largest learning rate, that of the head.")
@@ -34,7 +36,9 @@ class TrainParams(Section):
         0.1, description="Factor by which schedule step lowers the learning rate."
     )
     accumulation: Positive = Field(
-        1, description="Parts of a batch whose gradients are added up before a step: less memory, the same gradient."
+        1,
+        description="Parts of a batch, at most batch_size, whose gradients are added up before a step: less memory, "
+        "the same gradient.",
     )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="Decay of an exponential moving average of the weights (0.999 is common); null is no average."
@@ -88,9 +92,13 @@ class TrainParams(Section):
         10.0, description="Minutes between two checkpoints within an epoch; each epoch ends with one."
     )
     loader_workers: Annotated[int, Field(ge=0)] = Field(
-        0, description="Processes that load and augment images ahead; their number changes no result."
+        0,
+        description="Processes that load and augment images ahead, at most four per core; their number changes no "
+        "result.",
     )
-    processes: Positive = Field(1, description="Processes that share each batch on this machine; on GPUs, one per GPU.")
+    processes: Positive = Field(
+        1, description="Processes that share each batch on this machine, at most four per core; on GPUs, one per GPU."
+    )
     sync_batchnorm: bool = Field(False, description="BatchNorm statistics over all processes; GPUs only.")
     sharded: bool = Field(
         False, description="Each process stores a part of the model (FSDP), for models larger than a GPU's memory."
@@ -103,3 +111,10 @@ class TrainParams(Section):
         description="Precision of the forward pass; auto is bf16 where the hardware computes it fast, else fp32.",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Device; auto prefers a GPU.")
+
+    @model_validator(mode="after")
+    def _parts_have_images(self) -> TrainParams:
+        if isinstance(self.batch_size, int) and self.accumulation > self.batch_size:
+            raise ValueError(f"accumulation: got {self.accumulation:,} parts of a batch, but batch_size is "
+                             f"{self.batch_size:,}; at most as many as batch_size are allowed")  # fmt: skip
+        return self

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from udc_model.data.augmentation import Augmentation, EpochDraws, training_input
 from udc_model.data.packed import PackedSplit
 from udc_model.data.transforms import Preprocessing
+from udc_model.errors import UdcError
 
 _ORDER = 1  # identifier of a stream of random numbers, see augmentation.py
 
@@ -156,9 +157,15 @@ class TrainingBatches(Dataset[Tensor]):
     def load(self, epoch: int, start: int, device: torch.device) -> Iterator[tuple[int, Batch]]:
         """Yield the steps of an epoch from step ``start`` on, each with its augmented, normalised batch."""
         keys = [(epoch, step) for step in range(start, self.steps)]
-        loaded = map(self.__getitem__, keys) if not self.workers else iter(self._loader(keys))
+        loaded = map(self.__getitem__, keys) if not self.workers else self._loaded_ahead(keys)
         for (_, step), stored in zip(keys, loaded, strict=True):
             yield step, self._batch(epoch, step, stored, device)
+
+    def _loaded_ahead(self, keys: list[tuple[int, int]]) -> Iterator[Tensor]:
+        try:
+            yield from self._loader(keys)
+        except UdcError as error:  # with the worker's traceback in its message
+            raise UdcError(str(error).rpartition(f"{UdcError.__name__}: ")[2].strip()) from None
 
     def _loader(self, keys: list[tuple[int, int]]) -> DataLoader[Tensor]:
         # Forked processes share the memory map; spawned ones would get a pickled copy.

@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from udc_model.data.stored_images import StoredImages
 from udc_model.data.transforms import Preprocessing
 
+Images = NDArray[np.uint8] | StoredImages
 
-def evaluation_batches(images: NDArray[np.uint8], preprocessing: Preprocessing, batch_size: int) -> Iterator[Tensor]:
+
+def evaluation_batches(images: Images, preprocessing: Preprocessing, batch_size: int) -> Iterator[Tensor]:
     """Yield normalised inputs (n, C, size, size) of prepared images (N, S, S, C), in order and without augmentation."""
     for start in range(0, len(images), batch_size):
         yield preprocessing.to_input(torch.from_numpy(np.array(images[start : start + batch_size])))
@@ -22,7 +25,7 @@ def evaluation_batches(images: NDArray[np.uint8], preprocessing: Preprocessing, 
 @torch.inference_mode()
 def compute_logits(
     forward: Callable[[Tensor], Tensor],
-    images: NDArray[np.uint8],
+    images: Images,
     preprocessing: Preprocessing,
     batch_size: int,
     progress: str | None = None,

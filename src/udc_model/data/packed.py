@@ -1,8 +1,9 @@
-"""The prepared data set: one memory-mapped array per split, ``manifest.csv`` and ``dataset.json``."""
+"""The prepared data set: one memory-mapped array per split, ``manifest.csv``, ``dataset.json`` and checksums."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -15,11 +16,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from udc_model.checksums import check_contents, read_checksums, write_checksums
 from udc_model.config import SPLITS
+from udc_model.data.dataset_file import ADVICE, DATASET, read_dataset
+from udc_model.data.stored_images import IMAGE_CHECKSUMS, StoredImages, checksums_of
+from udc_model.data.stored_preprocessing import PreprocessingRecord
 from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
+from udc_model.files import read_bytes
 
 MANIFEST_COLUMNS = ("split", "row", "path", "label", "group", "width", "height", "sha256")
+MANIFEST = "manifest.csv"
+_MAX_MANIFEST = 2**34  # bytes
 _BLOCK_BYTES = 32 * 2**20  # copied at a time, which bounds the memory for data sets of any size
 
 
@@ -29,14 +37,14 @@ class PackedSplit:
 
     Attributes
     ----------
-    images : (N, S, S, C) uint8 prepared images, memory-mapped.
+    images : (N, S, S, C) uint8 prepared images, memory-mapped; each is checked when it is first read.
     labels : (N,) class indices.
     paths : N paths relative to the source's folder.
     groups : N group names; empty for an image without a group.
     digests : N hexadecimal SHA-256 digests of the decoded pixels.
     """
 
-    images: NDArray[np.uint8]
+    images: StoredImages | NDArray[np.uint8]
     labels: NDArray[np.int64]
     paths: list[str]
     groups: list[str]
@@ -70,16 +78,8 @@ class PackedDataset:
         UdcError
             A file is missing or damaged.
         """
-        try:
-            info = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-            manifest = pd.read_csv(folder / "manifest.csv", dtype=dict.fromkeys(("path", "label", "group"), str),
-                                   keep_default_na=False)  # fmt: skip
-        except FileNotFoundError as error:
-            raise UdcError(f"{error.filename}: no such file; run prepare first (dvc repro prepare)") from None
-        except (OSError, ValueError) as error:
-            raise UdcError(f"{folder}: the prepared data is damaged ({error}); "
-                           "run prepare again (dvc repro -f prepare)") from None  # fmt: skip
-        return cls(folder, info, manifest)
+        info = read_dataset(folder)
+        return cls(folder, info, _read_manifest(folder, info["classes"]))
 
     @property
     def classes(self) -> list[str]:
@@ -104,7 +104,7 @@ class PackedDataset:
     @property
     def preprocessing(self) -> Preprocessing:
         """The preprocessing that made the stored images and converts them to inputs."""
-        return Preprocessing.from_dict(self.info["preprocessing"])
+        return Preprocessing.of(PreprocessingRecord.model_validate(self.info["preprocessing"]))
 
     def split(self, name: str) -> PackedSplit:
         """Open one of `SPLITS`; it may be empty.
@@ -117,15 +117,52 @@ class PackedDataset:
         rows = self.manifest[self.manifest["split"] == name].sort_values("row")
         index = {label: k for k, label in enumerate(self.classes)}
         labels = np.array([index[label] for label in rows["label"]], dtype=np.int64)
-        path = self.folder / f"{name}.npy"
-        try:
-            images = np.load(path, mmap_mode="r", allow_pickle=False) if len(labels) else np.empty((0,), np.uint8)
-        except (OSError, ValueError) as error:
-            raise UdcError(f"{path}: cannot be read ({error}); run prepare again (dvc repro -f prepare)") from None
-        if len(images) != len(labels):
-            raise UdcError(f"{path}: contains {len(images)} images, but manifest.csv lists {len(labels)}; "
-                           "run prepare again (dvc repro -f prepare)")  # fmt: skip
+        images = self._images(name, rows.index.to_numpy())
         return PackedSplit(images, labels, list(rows["path"]), list(rows["group"]), list(rows["sha256"]))
+
+    def _images(self, name: str, lines: NDArray[np.intp]) -> StoredImages:
+        """The images of a split; ``lines`` are their positions in the manifest."""
+        path, side = self.folder / f"{name}.npy", self.preprocessing.stored_size
+        shape = (len(lines), side, side, self.preprocessing.channels)
+        if not len(lines):
+            return StoredImages(path, np.empty(shape, np.uint8), None, ADVICE)
+        pixels = _load_array(path, np.uint8, shape)
+        checksums = self.folder / IMAGE_CHECKSUMS
+        if not checksums.exists():  # of an earlier version
+            return StoredImages(path, pixels, None, ADVICE)
+        return StoredImages(path, pixels, _load_array(checksums, np.uint32, (len(self.manifest),))[lines], ADVICE)
+
+
+def _read_manifest(folder: Path, classes: list[str]) -> pd.DataFrame:
+    """The contents of ``manifest.csv``; :class:`UdcError` if it is missing or damaged."""
+    path = folder / MANIFEST
+    contents = read_bytes(path, ADVICE, _MAX_MANIFEST)
+    check_contents(path, contents, read_checksums(folder, ADVICE), ADVICE)
+    text = dict.fromkeys(("split", "path", "label", "group", "sha256"), str)
+    try:
+        manifest = pd.read_csv(io.BytesIO(contents), dtype=text | {"row": np.int64}, keep_default_na=False)
+    except ValueError as error:
+        raise UdcError(f"{path}: is damaged ({error}); {ADVICE}") from None
+    if missing := set(MANIFEST_COLUMNS) - set(manifest.columns):
+        raise UdcError(f"{path}: has no column {', '.join(sorted(missing))}; {ADVICE}")
+    for column, allowed in (("split", SPLITS), ("label", classes)):
+        if len(unknown := manifest[~manifest[column].isin(allowed)]):
+            line, value = unknown.index[0] + 2, unknown[column].iloc[0]
+            raise UdcError(f"{path}, line {line}: {column} is {value[:80]!r}; allowed: {', '.join(allowed)[:500]}; "
+                           f"{ADVICE}")  # fmt: skip
+    return manifest
+
+
+def _load_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """A memory-mapped array; :class:`UdcError` unless it has this type and shape."""
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UdcError(f"{path}: cannot be read ({error}); {ADVICE}") from None
+    if array.dtype != dtype or array.shape != shape:
+        raise UdcError(f"{path}: contains {array.dtype} {array.shape}, but dataset.json and manifest.csv describe "
+                       f"{np.dtype(dtype)} {shape}; {ADVICE}")  # fmt: skip
+    return array
 
 
 def group_indices(groups: Sequence[str]) -> NDArray[np.intp] | None:
@@ -146,7 +183,7 @@ def write_packed(
     preprocessing: Preprocessing,
     info: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write the arrays of all splits, ``manifest.csv`` and ``dataset.json``.
+    """Write the arrays of all splits, ``manifest.csv``, ``dataset.json`` and checksums of them.
 
     Parameters
     ----------
@@ -170,18 +207,20 @@ def write_packed(
     statistics = ChannelStatistics(preprocessing.channels)
     shape = (preprocessing.stored_size, preprocessing.stored_size, preprocessing.channels)
     lines: list[dict[str, Any]] = []
+    checksums: list[NDArray[np.uint32]] = [np.empty(0, np.uint32)]
     for split in SPLITS:
         members = [row for row in rows if row["split"] == split]
         lines += [{**row, "row": k} for k, row in enumerate(members)]
         with _npy_writer(folder / f"{split}.npy", len(members), shape) as handle:
             for block in _stored_rows(scratch, [row["scratch_row"] for row in members], shape):
+                checksums.append(checksums_of(block))
                 handle.write(block.tobytes())
                 digest.update(block.tobytes())
                 if split == "train":
                     statistics.add(block)
     manifest = pd.DataFrame(lines, columns=list(MANIFEST_COLUMNS))
     text = manifest.to_csv(index=False, lineterminator="\n")
-    (folder / "manifest.csv").write_text(text, encoding="utf-8")
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
     digest.update(text.encode())
 
     mean, std = statistics.mean_and_std()
@@ -197,7 +236,9 @@ def write_packed(
         "preprocessing": preprocessing.to_dict(),
     }
     text = json.dumps(info, indent=2, ensure_ascii=False) + "\n"
-    (folder / "dataset.json").write_text(text, encoding="utf-8")
+    (folder / DATASET).write_text(text, encoding="utf-8")
+    np.save(folder / IMAGE_CHECKSUMS, np.concatenate(checksums))
+    write_checksums(folder, [DATASET, MANIFEST, IMAGE_CHECKSUMS])
     return info
 
 

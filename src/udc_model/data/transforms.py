@@ -11,7 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from udc_model.errors import UdcError
+from udc_model.checksums import check_contents, read_checksums
+from udc_model.data.stored_preprocessing import DecodingRecord, PreprocessingRecord, PreprocessorRecord
+from udc_model.files import parse_json, read_bytes
+from udc_model.records import validated
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +24,9 @@ RESAMPLE = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+PREPROCESSOR = "preprocessor_config.json"
+ADVICE = "restore the model with `dvc checkout model`, or train it again (dvc repro)"
+_MAX_BYTES = 2**20
 _DECODING_KEY = "udc_decoding"  # in preprocessor_config.json; other libraries ignore it
 _MIN_SIZE_WITHOUT_CROP = 384  # pixels; ConvNeXt's published evaluation and transformers do not crop from this size on
 
@@ -47,10 +53,11 @@ class Decoding:
     max_pixels: int = 100_000_000
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Decoding:
-        """Create the settings from JSON values."""
-        intensity = fields.get("intensity")
-        return cls(**fields | {"intensity": None if intensity is None else (float(intensity[0]), float(intensity[1]))})
+    def of(cls, record: DecodingRecord) -> Decoding:
+        """The settings in a file."""
+        low_and_high = record.intensity
+        intensity = None if low_and_high is None else (float(low_and_high[0]), float(low_and_high[1]))
+        return cls(**record.model_dump() | {"intensity": intensity})
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,7 @@ class Preprocessing:
     def save(self, folder: Path) -> None:
         """Write ``preprocessor_config.json`` in Hugging Face's format."""
         text = json.dumps(self.to_config(), indent=2, sort_keys=True) + "\n"
-        (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
+        (folder / PREPROCESSOR).write_text(text, encoding="utf-8")
 
     def to_config(self) -> dict[str, Any]:
         """Return the contents of a Hugging Face ``preprocessor_config.json`` with the same effect on an image."""
@@ -164,33 +171,27 @@ class Preprocessing:
         Raises
         ------
         UdcError
-            The file is missing, is not JSON, or describes a preprocessing that this class does not support.
+            The file is missing or damaged, or describes a preprocessing that this class does not support.
         """
-        path = folder / "preprocessor_config.json"
-        try:
-            return cls.from_config(json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise UdcError(f"{path}: no such file; {folder} is not a complete model folder") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise UdcError(f"{path}: is not a supported preprocessing: {error!r}") from None
+        path = folder / PREPROCESSOR
+        contents = read_bytes(path, ADVICE, _MAX_BYTES)
+        check_contents(path, contents, read_checksums(folder, ADVICE), ADVICE)
+        return cls.from_config(parse_json(contents, str(path), ADVICE), str(path))
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Preprocessing:
-        """The inverse of :meth:`to_config`."""
-        size = config["size"]
-        if "shortest_edge" in size:
-            shape: dict[str, Any] = {"size": size["shortest_edge"], "resize": "crop"}
-            shape["crop_pct"] = config.get("crop_pct") or 1.0
-        elif size["height"] == size["width"]:
-            shape = {"size": size["height"], "resize": "squash"}
+    def from_config(cls, config: dict[str, Any], origin: str) -> Preprocessing:
+        """The inverse of :meth:`to_config`; ``origin`` names the file in errors (:class:`UdcError`)."""
+        record = validated(config, PreprocessorRecord, origin, ADVICE)
+        if record.size.shortest_edge is not None:
+            shape: dict[str, Any] = {"size": record.size.shortest_edge, "crop_pct": record.crop_pct or 1.0}
         else:
-            raise ValueError(f"size {size} is not square")
+            shape = {"size": record.size.height, "resize": "squash"}
         names = {int(value): name for name, value in RESAMPLE.items()}
         return cls(
-            resample=names[config["resample"]],
-            mean=tuple(config["image_mean"]),
-            std=tuple(config["image_std"]),
-            decoding=Decoding.from_dict(config.get(_DECODING_KEY, {"channels": len(config["image_mean"])})),
+            resample=names[record.resample],
+            mean=tuple(map(float, record.image_mean)),
+            std=tuple(map(float, record.image_std)),
+            decoding=Decoding.of(record.udc_decoding) if record.udc_decoding else Decoding(len(record.image_mean)),
             **shape,
         )
 
@@ -199,7 +200,7 @@ class Preprocessing:
         return dict(json.loads(json.dumps(asdict(self))))
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Preprocessing:
-        """The inverse of :meth:`to_dict`."""
-        decoding = Decoding.from_dict(fields.get("decoding", {}))
-        return cls(**fields | {"mean": tuple(fields["mean"]), "std": tuple(fields["std"]), "decoding": decoding})
+    def of(cls, record: PreprocessingRecord) -> Preprocessing:
+        """The inverse of :meth:`to_dict`, of values that were checked."""
+        values = record.model_dump() | {"decoding": Decoding.of(record.decoding)}
+        return cls(**values | {"mean": tuple(map(float, record.mean)), "std": tuple(map(float, record.std))})

@@ -7,7 +7,6 @@ were being processed run again one by one, and the culprit is reported.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -15,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import TypeVar
 
+from udc_model.config.limits import available_cores
 from udc_model.errors import UdcError
 
 Item = TypeVar("Item")
@@ -79,8 +79,7 @@ def run_in_workers(
 
 def number_of_workers(n_items: int) -> int:
     """Number of processes that `run_in_workers` uses for so many items; 1 stands for this process."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores if n_items >= _MIN_ITEMS else 1
+    return available_cores() if n_items >= _MIN_ITEMS else 1
 
 
 def _one_by_one(

@@ -16,12 +16,16 @@ from udc_model.config import CostParams, EvaluateParams
 from udc_model.decisions.calibration import Calibration, fit_calibration
 from udc_model.decisions.decision import decide, expected_costs, recall_surcharge, shift_prior, with_surcharge
 from udc_model.decisions.matrix import REFER, class_prior, cost_matrix, refer_problems, with_referral
+from udc_model.decisions.stored_policy import PARAMETERS, PolicyRecord, check_parameters
 from udc_model.errors import UdcError
+from udc_model.files import MAX_JSON, read_json
+from udc_model.records import validated
 
 Floats = NDArray[np.float64]
 logger = logging.getLogger(__name__)
 
 POLICY_FILE = "policy.json"
+ADVICE = "run evaluate (dvc repro), or restore the folder with `dvc checkout evaluation`"
 POLICY_FILE_0_1 = "decision.json"  # name of the file, and below of its fields, in version 0.1.0
 _FIELDS_0_1 = {"costs": "class_costs", "rule": "decision"}
 
@@ -56,6 +60,7 @@ class Policy:
     training_prior, deployment_prior : (K,) class frequencies; None if those of deployment are as in training.
     recall_floor : ``class``, ``floor``, ``confidence`` and the fitted ``surcharge`` on missing the class.
     flip_averaging : whether the logits are means over an image and its mirror image.
+    model_sha256 : digest of the weights whose logits the policy was fitted on; None if it is not recorded.
     """
 
     classes: list[str]
@@ -67,9 +72,10 @@ class Policy:
     deployment_prior: list[float] | None = None
     recall_floor: dict[str, Any] | None = None
     flip_averaging: bool = False
+    model_sha256: str | None = None
 
     @classmethod
-    def load(cls, path: Path) -> Policy:
+    def load(cls, path: Path, max_bytes: int = MAX_JSON) -> Policy:
         """Read a policy file, or the policy file in a folder.
 
         Files of version 0.1.0 (``decision.json``) are read too.
@@ -77,18 +83,19 @@ class Policy:
         Raises
         ------
         UdcError
-            The file is missing or damaged.
+            The file is missing, damaged or larger than ``max_bytes``, or a value is not allowed.
         """
-        if path.is_dir():
-            path = path / (POLICY_FILE_0_1 if (path / POLICY_FILE_0_1).is_file() else POLICY_FILE)
+        path = policy_path(path)
+        values = {_FIELDS_0_1.get(name, name): value for name, value in read_json(path, ADVICE, max_bytes).items()}
+        record = validated(values, PolicyRecord, str(path), ADVICE)
+        method, origin = record.calibration.method, f"{path}: calibration.parameters"
+        parameters = validated(record.calibration.parameters, PARAMETERS[method], origin, ADVICE)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            values = {_FIELDS_0_1.get(name, name): value for name, value in values.items()}
-            return cls(**values | {"calibration": Calibration(**values["calibration"])})
-        except FileNotFoundError:
-            raise UdcError(f"{path}: no such file; run evaluate first (dvc repro)") from None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UdcError(f"{path}: cannot be read: {error!r}") from None
+            check_parameters(parameters, len(record.classes))
+        except ValueError as error:
+            raise UdcError(f"{origin}: {error}; {ADVICE}") from None
+        fields = record.model_dump(by_alias=True)
+        return cls(**fields | {"calibration": Calibration(method, parameters.model_dump())})
 
     def to_json(self) -> str:
         """The contents of ``policy.json``."""
@@ -131,6 +138,13 @@ class Policy:
         p = self.probabilities(logits)
         decided = self.decide(p)
         return Decisions(decided, p, expected_costs(p, self.outcome_costs)[np.arange(len(p)), decided])
+
+
+def policy_path(path: Path) -> Path:
+    """The policy file in a folder; any other path is returned unchanged."""
+    if not path.is_dir():
+        return path
+    return path / (POLICY_FILE_0_1 if (path / POLICY_FILE_0_1).is_file() else POLICY_FILE)
 
 
 def fit_policy(

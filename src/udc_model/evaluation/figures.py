@@ -24,7 +24,10 @@ import numpy as np
 import pandas as pd
 
 import udc_model
+from udc_model.data.packed import PackedDataset
+from udc_model.errors import UdcError
 from udc_model.files import remove_oldest
+from udc_model.program import exit_status
 
 GALLERY = 24  # images
 _STORED = 100  # figures
@@ -60,9 +63,12 @@ class FigureProcess:
             self.process.stdin.flush()
 
     def finish(self) -> None:
-        """Wait until all figures are drawn; RuntimeError if the process failed."""
+        """Wait until all figures are drawn; RuntimeError, or `UdcError` about a damaged file, if the process failed."""
         _, errors = self.process.communicate()
         if self.process.returncode:
+            reason = errors.strip().rpartition("\n")[2]
+            if reason.startswith("error: "):
+                raise UdcError(reason.removeprefix("error: "))
             raise RuntimeError(f"drawing the figures failed: {errors}")
 
 
@@ -172,8 +178,8 @@ def _draw_gallery(folder: Path, prepared: Path, split: str, figures: FigureCache
     from udc_model.evaluation.plots import class_label, plot_gallery
 
     mistakes = _table(folder, "costliest_mistakes")
-    stored = np.load(prepared / f"{split}.npy", mmap_mode="r", allow_pickle=False)
-    images = [np.array(stored[row]) for row in mistakes["row"][:GALLERY]]
+    stored = PackedDataset.open(prepared).split(split).images
+    images = [np.asarray(stored[row]) for row in mistakes["row"][:GALLERY]]
     captions = [
         f"{class_label(true)}, decided {class_label(decided)}\np = {probability:.2f}, cost {cost:g}"
         for true, decided, probability, cost in zip(
@@ -186,5 +192,9 @@ def _draw_gallery(folder: Path, prepared: Path, split: str, figures: FigureCache
 if __name__ == "__main__":
     from udc_model.evaluation import plots as plots  # imports matplotlib while the tables are written
 
-    for line in sys.stdin:
-        draw_figures(Path(line.rstrip("\n")), Path(sys.argv[1]), FigureCache(Path(sys.argv[2])))
+    def main() -> None:
+        """Draw the figures of each folder on standard input."""
+        for line in sys.stdin:
+            draw_figures(Path(line.rstrip("\n")), Path(sys.argv[1]), FigureCache(Path(sys.argv[2])))
+
+    sys.exit(exit_status(main))

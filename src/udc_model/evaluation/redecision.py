@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from udc_model.evaluation.tables import (
     read_predictions,
     write_csv,
 )
-from udc_model.files import make_folder
+from udc_model.files import make_folder, read_consistently
 
 _SWEEP_METRICS = (
     "mean_cost", "normalised_cost", "constant_mean_cost", "argmax_mean_cost", "accuracy", "referral_rate",
@@ -48,6 +48,10 @@ class StoredEvaluation:
     @classmethod
     def load(cls, folder: Path, split: str) -> StoredEvaluation:
         """Read a folder; :class:`UdcError` if a file is missing or damaged."""
+        return read_consistently([folder], lambda: cls._read(folder, split))
+
+    @classmethod
+    def _read(cls, folder: Path, split: str) -> StoredEvaluation:
         policy = Policy.load(folder / POLICY_FILE)
         return cls(policy, *(read_predictions(folder / name / "predictions.csv") for name in ("calibration", split)))
 
@@ -72,11 +76,13 @@ class StoredEvaluation:
         """
         classes = self.policy.classes
         prior = self.policy.training_prior
-        assert prior is not None  # written by evaluate
+        if prior is None:
+            raise UdcError(f"{POLICY_FILE}: training_prior is missing; run evaluate (dvc repro)")
         policy = fit_policy(
             evaluate, costs, classes, prior, logits_of(self.calibration, classes), _targets(self.calibration, classes),
             group_indices(list(self.calibration["group"])), calibration,
         )  # fmt: skip
+        policy = replace(policy, model_sha256=self.policy.model_sha256)
         decisions = policy.apply(logits_of(self.predictions, classes))
         targets = _targets(self.predictions, classes)
         groups = group_indices(list(self.predictions["group"]))

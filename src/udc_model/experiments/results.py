@@ -16,6 +16,7 @@ from udc_model.errors import UdcError
 from udc_model.evaluation.comparison import Comparison, compare_predictions
 from udc_model.evaluation.tables import read_predictions
 from udc_model.experiments.names import resolve_name
+from udc_model.files import read_consistently
 from udc_model.tracking.lookup import RecordedRun, artifact, evaluated_runs
 
 
@@ -58,6 +59,10 @@ def load_decisions(name: str, split: str) -> StoredDecisions:
 def _from_path(path: Path, split: str) -> StoredDecisions:
     if not path.is_dir():
         return StoredDecisions(read_predictions(path), None)
+    return read_consistently([path / "evaluation", path], lambda: _from_folder(path, split))
+
+
+def _from_folder(path: Path, split: str) -> StoredDecisions:
     table = f"{split}/predictions.csv"
     for folder, inner in ((path / "evaluation", table), (path, table), (path, "predictions.csv")):
         if (folder / inner).is_file():

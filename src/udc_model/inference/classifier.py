@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from udc_model.data.logits import compute_logits
+from udc_model.data.logits import Images, compute_logits
 from udc_model.data.transforms import Preprocessing
-from udc_model.decisions.policy import Policy
-from udc_model.errors import UdcError
-from udc_model.models.factory import best_device, load_model
+from udc_model.model_files.folder import ModelFolder
+from udc_model.model_files.settings import check_channels
+from udc_model.models.factory import best_device, model_of_folder
 from udc_model.models.staged import ImageClassifier
 
 
@@ -43,10 +43,16 @@ class TrainedClassifier:
         Raises
         ------
         UdcError
-            The folder is incomplete.
+            The folder is incomplete or damaged.
         """
+        return cls.of(ModelFolder.open(folder), Preprocessing.load(folder), flip_averaging)
+
+    @classmethod
+    def of(cls, stored: ModelFolder, preprocessing: Preprocessing, flip_averaging: bool = False) -> TrainedClassifier:
+        """The model of a folder that was read, on the best available device."""
+        check_channels(stored.architecture, preprocessing.channels, str(stored.folder))
         device = torch.device(best_device())
-        return cls(load_model(folder).to(device), Preprocessing.load(folder), device, flip_averaging)
+        return cls(model_of_folder(stored).to(device), preprocessing, device, flip_averaging)
 
     @property
     def classes(self) -> list[str]:
@@ -55,7 +61,7 @@ class TrainedClassifier:
         return [names[i] for i in range(len(names))]
 
     def logits_of_stored(
-        self, stored: NDArray[np.uint8], batch_size: int = 256, progress: str | None = None
+        self, stored: Images, batch_size: int = 256, progress: str | None = None
     ) -> NDArray[np.float32]:
         """Compute logits (N, K) of prepared images (N, S, S, C) uint8; ``progress`` is the label of a progress bar."""
 
@@ -69,16 +75,3 @@ class TrainedClassifier:
     def logits(self, images: Sequence[Image.Image], batch_size: int = 256) -> NDArray[np.float32]:
         """Compute logits (N, K) of N > 0 images of any size, with the mode that `decode` returns."""
         return self.logits_of_stored(np.stack([self.preprocessing.to_stored(image) for image in images]), batch_size)
-
-
-def check_same_classes(classifier: TrainedClassifier, policy: Policy, origin: str) -> None:
-    """Check that a policy has the classes of the model; ``origin`` names the policy in the message.
-
-    Raises
-    ------
-    UdcError
-        The classes differ.
-    """
-    if classifier.classes != policy.classes:
-        raise UdcError(f"{origin} is for the classes {', '.join(policy.classes)}, "
-                       f"but the model has the classes {', '.join(classifier.classes)}")  # fmt: skip

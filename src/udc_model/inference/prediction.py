@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from textwrap import indent
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,12 @@ from udc_model.data.decode import decode_frames, to_channels
 from udc_model.data.formats import BadImageError
 from udc_model.data.sources.records import printable
 from udc_model.data.transforms import Preprocessing
-from udc_model.decisions.policy import POLICY_FILE, Policy
-from udc_model.files import Workspace
-from udc_model.inference.classifier import TrainedClassifier, check_same_classes
+from udc_model.decisions.policy import Policy
 from udc_model.inference.inputs import BadInput, Input
+from udc_model.inference.stored_model import StoredModel
+
+if TYPE_CHECKING:
+    from udc_model.inference.classifier import TrainedClassifier
 
 _BATCH = 64
 
@@ -28,8 +30,8 @@ _BATCH = 64
 Row = dict[str, Any]
 
 
-def predict(inputs: Iterable[Input], workspace: Workspace, report: Callable[[BadInput], None]) -> Iterator[list[Row]]:
-    """Decide images with the model and the policy of a workspace, and yield them in batches.
+def predict(inputs: Iterable[Input], stored: StoredModel, report: Callable[[BadInput], None]) -> Iterator[list[Row]]:
+    """Decide images with a model and its policy, and yield them in batches.
 
     Files are decoded with the settings that are stored with the model: channels, frames, size limit, and the range of
     images deeper than 8 bits, outside of which values are clipped. With ``data.frames: each`` a file of several frames
@@ -43,16 +45,8 @@ def predict(inputs: Iterable[Input], workspace: Workspace, report: Callable[[Bad
     Yields
     ------
     One mapping per image with ``path``, ``class``, ``expected_cost`` and ``probabilities`` by class name.
-
-    Raises
-    ------
-    UdcError
-        The workspace has no trained and evaluated model.
     """
-    policy_path = workspace.evaluation / POLICY_FILE
-    policy = Policy.load(policy_path)
-    classifier = TrainedClassifier.load(workspace.model, policy.flip_averaging)
-    check_same_classes(classifier, policy, str(policy_path))
+    classifier, policy = stored.load(), stored.policy
     prepared = (image for each in inputs for image in _prepared(each, classifier.preprocessing, report))
     while batch := list(islice(prepared, _BATCH)):
         yield _decide(batch, classifier, policy)

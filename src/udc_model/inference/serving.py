@@ -15,10 +15,9 @@ from PIL import Image
 from udc_model.data.decode import decode, to_channels
 from udc_model.data.formats import BadImageError
 from udc_model.data.transforms import Decoding
-from udc_model.decisions.policy import POLICY_FILE, Policy
 from udc_model.errors import UdcError
 from udc_model.files import Workspace
-from udc_model.inference.classifier import TrainedClassifier, check_same_classes
+from udc_model.inference.stored_model import StoredModel
 
 _CHARACTERS_PER_PIXEL = 8  # largest base64 text: that of uncompressed 16-bit RGB
 
@@ -33,13 +32,12 @@ class ServedClassifier:
     Raises
     ------
     UdcError
-        A file is missing or damaged, or policy and model have different classes.
+        A file is missing or damaged, or policy and model do not belong together.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.policy = Policy.load(folder)
-        self.classifier = TrainedClassifier.load(Workspace(folder).model, self.policy.flip_averaging)
-        check_same_classes(self.classifier, self.policy, POLICY_FILE)
+        stored = StoredModel.open(Workspace(folder).model, folder)
+        self.policy, self.classifier = stored.policy, stored.load()
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Decide the image of every row.

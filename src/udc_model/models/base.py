@@ -13,10 +13,13 @@ from typing import Any, ClassVar, Self
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
+from udc_model.checksums import read_checksums
 from udc_model.errors import UdcError
+from udc_model.model_files.folder import ADVICE, WEIGHTS, ModelFolder, read_settings
+from udc_model.model_files.settings import Architecture, Settings
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -94,37 +97,26 @@ class CustomConfig:
         UdcError
             The file is missing, damaged or describes another architecture.
         """
-        settings = read_config(Path(folder))
-        model_type = settings.get("model_type")
-        if model_type != cls.model_type:
-            raise UdcError(f"{folder}/config.json: model_type is {model_type!r}, expected {cls.model_type!r}")
+        folder = Path(folder)
+        return cls._of_settings(*read_settings(folder, read_checksums(folder, ADVICE)), folder)
+
+    @classmethod
+    def _of_settings(cls, settings: Settings, architecture: Architecture, folder: Path) -> Self:
+        kind = settings["model_type"]
+        if kind != cls.model_type:
+            raise UdcError(f"{folder}/config.json: model_type is {kind!r}, expected {cls.model_type!r}")
         try:
-            return cls.from_dict(settings)
+            return cls.from_dict(settings | {"id2label": architecture.id2label})
         except (TypeError, ValueError) as error:
             raise UdcError(f"{folder}/config.json: {error}") from None
 
+    @classmethod
+    def of_folder(cls, stored: ModelFolder) -> Self:
+        """The configuration of a folder that was read; :class:`UdcError` if it describes another architecture."""
+        return cls._of_settings(stored.settings, stored.architecture, stored.folder)
+
 
 _DERIVED = ("architectures", "model_type", "label2id", "num_labels")
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the parsed ``config.json`` of a model folder.
-
-    Raises
-    ------
-    UdcError
-        The file is missing or damaged.
-    """
-    path = folder / "config.json"
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UdcError(f"{path}: no such file; {folder} is not a complete model folder") from None
-    except (OSError, ValueError) as error:
-        raise UdcError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(settings, dict):
-        raise UdcError(f"{path}: must contain a JSON object")
-    return settings
 
 
 class CustomPreTrainedModel(nn.Module):
@@ -173,15 +165,20 @@ class CustomPreTrainedModel(nn.Module):
         UdcError
             A file is missing or damaged, or the weights do not match the configuration.
         """
-        folder = Path(folder)
-        model = cls(cls.config_class.from_pretrained(folder))
-        path = folder / "model.safetensors"
+        return cls.of_folder(ModelFolder.open(Path(folder)))
+
+    @classmethod
+    def of_folder(cls, stored: ModelFolder) -> Self:
+        """The model of a folder that was read, in eval mode; see `from_pretrained`."""
+        with torch.device("meta"):  # nothing is allocated or drawn: all weights are assigned below
+            model = cls(cls.config_class.of_folder(stored))
         try:
-            model.load_state_dict(load_file(path))
-        except FileNotFoundError:
-            raise UdcError(f"{path}: no such file; {folder} is not a complete model folder") from None
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise UdcError(f"{path}: cannot be loaded: {error}") from None
+            tensors = load(stored.weights)
+            types = {name: value.dtype for name, value in model.state_dict().items()}
+            model.load_state_dict({name: value.to(types[name]) for name, value in tensors.items()}, assign=True)
+        except (SafetensorError, KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UdcError(f"{stored.folder / WEIGHTS}: cannot be loaded: {reason}; {ADVICE}") from None
         return model.eval()
 
     def set_loss(self, loss_fn: Loss) -> None:

@@ -9,21 +9,33 @@ import hashlib
 import json
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from safetensors import SafetensorError
+from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor
 
 from udc_model.errors import UdcError
+from udc_model.files import open_regular
+from udc_model.model_files.weights import check_fits_memory, read_header
 from udc_model.models.staged import ImageClassifier
+from udc_model.records import Record, read_record
 
 State = dict[str, Tensor]
+
+_ADVICE = "set model.weights to a complete checkpoint, or to null"
+_MAX_JSON = 16 * 2**20  # bytes of an index of shards
+_MAX_PICKLE = 16 * 2**20  # bytes that describe the tensors of a checkpoint
+
+
+class _ShardIndex(Record):
+    weight_map: Annotated[dict[str, str], Field(min_length=1)]
 
 
 @dataclass
@@ -140,10 +152,7 @@ def _weight_files(path: Path) -> list[Path]:
         raise UdcError(f"model.weights: {path}: no such file or folder")
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise UdcError(f"model.weights: {index} is damaged: {error!r}") from None
+        names = sorted(set(read_record(index, _ShardIndex, _ADVICE, _MAX_JSON).weight_map.values()))
         outside = [name for name in names if Path(name).name != name]
         if outside:
             raise UdcError(f"model.weights: {index} lists files outside its folder: {', '.join(outside)}")
@@ -155,6 +164,7 @@ def _weight_files(path: Path) -> list[Path]:
 
 
 def _read_file(path: Path) -> Any:
+    _check_file(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -166,8 +176,36 @@ def _read_file(path: Path) -> Any:
             f"model.weights: {path} contains objects that can execute code when they are loaded, so it is not read; "
             "convert it to safetensors or to a plain state_dict"
         ) from None
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UdcError(f"model.weights: {path} cannot be read: {error}") from None
+    except Exception as error:  # the unpickler raises whatever a damaged file makes it do
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UdcError(f"model.weights: {path} cannot be read: {reason}") from None
+
+
+def _check_file(path: Path) -> None:
+    """Check what a file would take in memory, before anything of it is loaded.
+
+    Raises
+    ------
+    UdcError
+        It is larger than the memory, or would be: PyTorch does not compress its archives, and a compressed one, or one
+        whose entries overlap, can be made to fill any memory.
+    """
+    with open_regular(path, _ADVICE) as (handle, size):
+        check_fits_memory(size, path)
+        if path.suffix == ".safetensors":
+            read_header(handle, size, str(path), _ADVICE)
+            return
+        if not zipfile.is_zipfile(handle):
+            return
+        try:
+            entries = zipfile.ZipFile(handle).infolist()
+        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+            raise UdcError(f"{path}: cannot be read ({error}); {_ADVICE}") from None
+        pickles = sum(entry.file_size for entry in entries if entry.filename.endswith(".pkl"))
+        is_compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+        if is_compressed or sum(entry.file_size for entry in entries) > size or pickles > _MAX_PICKLE:
+            raise UdcError(f"{path}: is an archive that would be larger in memory than on disk, or has more than "
+                           f"{_MAX_PICKLE:,} bytes of pickles; {_ADVICE}")  # fmt: skip
 
 
 def _unwrap(checkpoint: Any) -> State:

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from udc_model.config import ModelParams
-from udc_model.errors import UdcError
-from udc_model.models.base import read_config
+from udc_model.model_files.folder import ModelFolder
+from udc_model.model_files.settings import StoredConvNext
 from udc_model.models.convnext import ConvNextConfig, ConvNextForImageClassification
 from udc_model.models.resnet import ResNetConfig, ResNetForImageClassification
 from udc_model.models.staged import ImageClassifier
@@ -45,11 +45,13 @@ def load_model(folder: Path) -> ImageClassifier:
     Raises
     ------
     UdcError
-        The folder is incomplete, or its architecture is not supported.
+        The folder is incomplete or damaged, or its architecture is not supported.
     """
-    model_type = read_config(folder).get("model_type")
-    if model_type == "convnext":
-        return ConvNextForImageClassification.from_pretrained(folder)
-    if model_type == "resnet":
-        return ResNetForImageClassification.from_pretrained(folder)
-    raise UdcError(f"{folder}/config.json: model_type is {model_type!r}; supported are resnet and convnext")
+    return model_of_folder(ModelFolder.open(folder))
+
+
+def model_of_folder(stored: ModelFolder) -> ImageClassifier:
+    """The model of a folder that was read, in eval mode."""
+    if isinstance(stored.architecture, StoredConvNext):
+        return ConvNextForImageClassification.of_folder(stored)
+    return ResNetForImageClassification.of_folder(stored)

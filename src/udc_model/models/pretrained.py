@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 from urllib.error import URLError
 
 import torch
+from pydantic import Field
 
 from udc_model.config.presets import PRESETS
 from udc_model.errors import UdcError
+from udc_model.records import Record, read_record
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +24,23 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 _HUB_FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
+
+
+_MAX_JSON = 2**20  # bytes of a preprocessor_config.json
+
+_Side = Annotated[int, Field(gt=0, le=2**16)]
+_Channels = Field(min_length=1, max_length=3)
+
+
+class _Size(Record):
+    shortest_edge: _Side | None = None
+    height: _Side | None = None
+
+
+class _Preprocessor(Record):
+    size: _Side | _Size
+    image_mean: Annotated[list[Annotated[float, Field(ge=-10, le=10)]], _Channels]
+    image_std: Annotated[list[Annotated[float, Field(ge=1e-6, le=10)]], _Channels]
 
 
 @dataclass(frozen=True)
@@ -138,12 +157,8 @@ def _folder(path: Path) -> WeightsSource:
     config_path = path / "preprocessor_config.json"
     if not config_path.is_file():
         return WeightsSource(path)
-    try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-        size = config["size"]
-        if isinstance(size, dict):
-            size = size["shortest_edge"] if "shortest_edge" in size else size["height"]
-        mean, std = (tuple(float(x) for x in config[key]) for key in ("image_mean", "image_std"))
-        return WeightsSource(path, int(size), mean, std)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UdcError(f"model.weights: {config_path} cannot be read: {error!r}") from None
+    advice = "set model.weights to a complete folder, or to the file of the weights"
+    config = read_record(config_path, _Preprocessor, advice, _MAX_JSON)
+    size = config.size if isinstance(config.size, int) else config.size.shortest_edge or config.size.height
+    mean, std = (tuple(map(float, values)) for values in (config.image_mean, config.image_std))
+    return WeightsSource(path, size, mean, std)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -65,11 +66,13 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         params.evaluate, params.costs, dataset.classes, dataset.training_counts, logits["calibration"],
         splits["calibration"].labels, group_indices(splits["calibration"].groups),
     )  # fmt: skip
+    weights = sha256_of(workspace.model / "model.safetensors")
+    policy = replace(policy, model_sha256=weights)
     findings = lint_costs(np.array(policy.class_costs), policy.classes, policy.refer)
     for finding in findings:
         logger.warning("%s", finding)
 
-    tags = {MODEL_SHA256: sha256_of(workspace.model / "model.safetensors"), f"{OUTS}model": dvc_hash(workspace.model),
+    tags = {MODEL_SHA256: weights, f"{OUTS}model": dvc_hash(workspace.model),
             "udc.seed": str(record["params"]["seed"])}  # fmt: skip
     recall_of = [(dataset.classes.index(name), name) for name in params.evaluate.recall_of]
     scores: Scores = {}
@@ -92,7 +95,7 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         figures.finish()
         report = {"record": record, "counts": dataset.info["counts"], "findings": findings,
                   "confidence": params.evaluate.confidence, "data_notes": dataset.notes}  # fmt: skip
-        origin = model_identity(record, tags[MODEL_SHA256])
+        origin = model_identity(record, weights)
         write_report(folder, **report, provenance=origin)
         log_evaluation(run, folder, origin, report)
     _report(*scores["test"], params.evaluate.confidence, run)

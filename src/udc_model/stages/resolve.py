@@ -7,7 +7,6 @@ parameter without effect on a stage is not in its file, so a changed cost trains
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Mapping
@@ -16,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from udc_model.config import CostParams, EvaluateParams, LossParams, Params, load_params
+from udc_model.config.limits import check_sizes
 from udc_model.config.yaml12 import as_yaml
+from udc_model.data.dataset_file import read_dataset
 from udc_model.decisions.checks import check_data
-from udc_model.errors import UdcError
 from udc_model.files import Workspace, atomic_folder, only_writer
 from udc_model.program import exit_status
 from udc_model.tracking.provenance import absent_from_copies
@@ -50,6 +50,7 @@ def resolve(params: Params, dataset_info: Mapping[str, Any]) -> ResolvedParams:
         A parameter does not fit the classes or the number of images.
     """
     check_data(params, dataset_info["classes"], dataset_info["counts"]["calibration"])
+    check_sizes(params.train, dataset_info["counts"]["train"])
     model_type = params.model.model_type
     unused = "convnext" if model_type == "resnet" else "resnet"
     architectures = {model_type: params.model.architecture, unused: type(getattr(params.model, unused))()}
@@ -66,13 +67,7 @@ def resolve(params: Params, dataset_info: Mapping[str, Any]) -> ResolvedParams:
 
 def read_dataset_info(workspace: Workspace) -> dict[str, Any]:
     """Contents of ``data/prepared/dataset.json``; :class:`UdcError` if it is missing or damaged."""
-    path = workspace.prepared / "dataset.json"
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise UdcError(f"{path}: no such file; run prepare first (dvc repro prepare)") from None
-    except (OSError, ValueError) as error:
-        raise UdcError(f"{path}: is damaged ({error}); run prepare again (dvc repro -f prepare)") from None
+    return read_dataset(workspace.prepared)
 
 
 def write_resolved(resolved: ResolvedParams, workspace: Workspace) -> None:

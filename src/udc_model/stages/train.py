@@ -19,12 +19,15 @@ import pandas as pd
 import torch
 
 import udc_model
+from udc_model.checksums import write_checksums
 from udc_model.config import Params, load_params, with_json_mappings
+from udc_model.config.limits import check_processes, check_sizes
 from udc_model.config.yaml12 import as_yaml
 from udc_model.data.packed import PackedDataset
 from udc_model.errors import UdcError
 from udc_model.evaluation.plots import plot_training_curves
 from udc_model.files import Workspace, atomic_folder, only_writer, sha256_of
+from udc_model.model_files.folder import CONFIG, PREPROCESSOR, WEIGHTS
 from udc_model.program import exit_status
 from udc_model.stages.code import STAGES, code_files
 from udc_model.stages.resolve import WITHOUT_EFFECT, load_training_params, read_dataset_info, resolve
@@ -60,6 +63,8 @@ def train(params: Params, workspace: Workspace) -> None:
     if params.train.processes > 1 and not is_launched():
         with only_writer(workspace):
             pass  # otherwise the processes would start first
+        check_processes(params.train)
+        check_sizes(params.train, read_dataset_info(workspace)["counts"]["train"])
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "params.yaml"
             file.write_text(as_yaml(params.model_dump()), encoding="utf-8")
@@ -106,6 +111,7 @@ def train_and_record(session: TrainingSession, dataset: PackedDataset, workspace
         session.model.load_state_dict(result.best_state)
         session.model.save_pretrained(model_folder)
         session.preprocessing.save(model_folder)
+        write_checksums(model_folder, [CONFIG, PREPROCESSOR, WEIGHTS])
         record = training_record(params, dataset, result, hardware)
         write_training(training_folder, result, record)
         contact_sheet(training_folder / "augmented.png", session)

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
 from udc_model.errors import UdcError
+from udc_model.records import Record
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +32,22 @@ CHECKPOINTS = Path(".udc") / "checkpoints"  # below the repository's root, ignor
 _FORMAT = "2"  # of the metadata; files of version 0.1.0 have none
 _NUM_FILES = 2  # checkpoints in a folder
 _BLOCK = 2**25  # bytes of which a digest is computed at a time
-_MAX_HEADER = 2**26  # bytes of a header that is read without its tensors
+_MAX_HEADER = 2**24  # bytes of a header that is read without its tensors
 _SUFFIX = ".safetensors"
 _ENVIRONMENT = {"code": "code", "torch": "torch version", "hardware": "hardware"}  # names of inputs that are no data
+
+
+_OBJECT = TypeAdapter(dict[str, Any])
+
+
+class _Metadata(Record):
+    progress: str
+    inputs: str
+    run_key: str
+
+
+class _Header(Record):
+    metadata: _Metadata = Field(alias="__metadata__")
 
 
 @dataclass(frozen=True)
@@ -54,11 +69,13 @@ class Checkpoint:
 
     @classmethod
     def parse(cls, contents: bytes) -> Checkpoint:
-        """Parse the contents of a file; `SafetensorError`, `ValueError` or `KeyError` if it is no checkpoint."""
+        """Parse the contents of a file; `SafetensorError` or `ValueError` if it is no checkpoint."""
         length = int.from_bytes(contents[:8], "little")  # of safetensors' header, which is JSON
-        metadata = json.loads(contents[8 : 8 + length])["__metadata__"]
-        progress, inputs = (json.loads(metadata[name]) for name in ("progress", "inputs"))
-        return cls(load(contents), progress, inputs, metadata["run_key"])
+        if length > _MAX_HEADER:
+            raise ValueError(f"a header of {length:,} bytes")
+        metadata = _Header.model_validate(json.loads(contents[8 : 8 + length])).metadata
+        progress, inputs = (_OBJECT.validate_json(text) for text in (metadata.progress, metadata.inputs))
+        return cls(load(contents), progress, inputs, metadata.run_key)
 
 
 class CheckpointFolder:
@@ -142,15 +159,17 @@ class CheckpointFolder:
         for path in _newest_first(self.folder):
             try:
                 return self._read(path)
-            except (OSError, SafetensorError, ValueError, KeyError) as error:
-                logger.warning("checkpoint %s is damaged (%s); using the one before it", path, error)
+            except (OSError, SafetensorError, ValueError, RecursionError) as error:
+                reason = " ".join(str(error).split())[:300]
+                logger.warning("checkpoint %s is damaged (%s); using the one before it", path, reason)
                 path.unlink(missing_ok=True)
         return None
 
     def _read(self, path: Path) -> bytes:
-        contents = path.read_bytes()
-        if _digest(contents) != path.stem.rpartition("-")[2]:
-            raise ValueError("its contents do not match the digest in its name")
+        with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            if _digest(mapped) != path.stem.rpartition("-")[2]:  # before anything is allocated
+                raise ValueError("its contents do not match the digest in its name")
+            contents = mapped[:]
         checkpoint = Checkpoint.parse(contents)
         if difference := _difference(checkpoint.inputs, json.loads(json.dumps(self.inputs))):
             raise UdcError(f"{path}: belongs to another training run: {difference}; delete {self.folder}")

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from udc_model.data.augmentation import Mixing, seed_drop_path
 from udc_model.data.batches import Batch
-from udc_model.data.logits import compute_logits
+from udc_model.data.logits import Images, compute_logits
 from udc_model.decisions.calibration import negative_log_likelihood
 from udc_model.errors import UdcError
 from udc_model.training.optimisation import learning_rate_factor, set_learning_rates, train_mode
@@ -224,7 +224,7 @@ def classification_scores(labels: NDArray[np.integer], decisions: NDArray[np.int
     }
 
 
-def _gathered_logits(session: TrainingSession, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _gathered_logits(session: TrainingSession, images: Images) -> NDArray[np.float32]:
     """Logits (N, K) of stored images (N, S, S, C), of which each process computes a part."""
     model, hardware, ranks, n = session.evaluated_model, session.hardware, session.ranks, len(images)
     if not n:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from udc_model.config import Params, TrainParams
+from udc_model.config.limits import loader_workers
 from udc_model.data.augmentation import Augmentation, Mixing
 from udc_model.data.batches import TrainingBatches
 from udc_model.data.packed import PackedSplit
@@ -149,7 +150,7 @@ class TrainingSession:
             raise TypeError("train.batch_size: auto must be resolved first")
         batches = TrainingBatches(
             self.train_split, self.preprocessing, Augmentation.of(params), params.batch_size, self.params.seed,
-            params.sampling_power, params.loader_workers, ranks.rank, ranks.world,
+            params.sampling_power, loader_workers(params), ranks.rank, ranks.world,
             ranks.world > 1 and bool(Mixing(params.mixup, params.cutmix)),
         )  # fmt: skip
         if (smallest := len(self.train_split) // batches.steps) < ranks.world:
@@ -249,8 +250,14 @@ class TrainingSession:
     def resume(self) -> None:
         """Restore the state of the newest checkpoint of the first process, if there is one."""
         contents = self.ranks.from_first(self.checkpoints.take_contents() if self.checkpoints else None)
-        if contents is not None:
+        if contents is None:
+            return
+        try:
             self._restore(Checkpoint.parse(contents))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            path = self.checkpoints.last if self.checkpoints else "the checkpoint"
+            raise UdcError(f"{path}: cannot be restored ({reason}); delete it to resume from an earlier one") from None
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for key, value in self.trained.state_dict().items():

@@ -1,0 +1,54 @@
+"""Limits of parameters that depend on the number of images or on the machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from udc_model.config.train import TrainParams
+from udc_model.errors import UdcError
+
+_PER_CORE = 4  # processes; more only wait for each other
+_SMALL_BATCH = 1024  # images; a batch size up to this one may exceed a small data set
+
+
+def available_cores() -> int:
+    """Number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_sizes(train: TrainParams, training_counts: Mapping[str, int]) -> None:
+    """Check sizes against the training images, before anything is started.
+
+    Parameters
+    ----------
+    training_counts : training images of each class.
+
+    Raises
+    ------
+    UdcError
+        A batch would have more images than there are, or fewer than there are processes.
+    """
+    images, size = sum(training_counts.values()), train.batch_size
+    if not isinstance(size, int):
+        return
+    if size > max(images, _SMALL_BATCH):
+        raise UdcError(f"train.batch_size: got {size:,}, but there are {images:,} training images; at most "
+                       f"{max(images, _SMALL_BATCH):,} are allowed")  # fmt: skip
+    smallest = images // max(1, -(-images // size))
+    if train.processes > smallest:
+        raise UdcError(f"train.processes: {train.processes} processes cannot share a batch of {smallest} images; "
+                       "lower it, or raise train.batch_size")  # fmt: skip
+
+
+def check_processes(train: TrainParams) -> None:
+    """:class:`UdcError` if ``train.processes`` is more than this machine can run at once."""
+    most = _PER_CORE * available_cores()
+    if train.processes > most:
+        raise UdcError(f"train.processes: got {train.processes:,}, but this machine has {available_cores()} cores; at "
+                       f"most {most} are allowed")  # fmt: skip
+
+
+def loader_workers(train: TrainParams) -> int:
+    """``train.loader_workers``, which changes no result, but not more than this machine can run at once."""
+    return min(train.loader_workers, max(1, _PER_CORE * available_cores() // train.processes))

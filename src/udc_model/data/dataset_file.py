@@ -1,0 +1,58 @@
+"""What ``dataset.json`` may contain, and how it is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from udc_model.checksums import Sha256, check_contents, read_checksums
+from udc_model.config import SPLITS
+from udc_model.data.stored_preprocessing import PreprocessingRecord
+from udc_model.files import MAX_JSON, parse_json, read_bytes
+from udc_model.records import Record, validated
+
+DATASET = "dataset.json"
+ADVICE = "restore the folder with `dvc checkout data/prepared`, or run prepare first (dvc repro prepare)"
+
+_Count = Annotated[int, Field(ge=0, lt=2**53)]
+
+
+class DatasetRecord(Record):
+    """The fields of ``dataset.json`` that other stages use."""
+
+    classes: Annotated[list[str], Field(min_length=1, max_length=2**16)]
+    digest: Sha256
+    images: _Count
+    counts: dict[str, dict[str, _Count]]
+    preprocessing: PreprocessingRecord
+    left_out: dict[str, _Count] = Field(default_factory=dict)
+    rejected: _Count = 0
+    notes: list[str] = Field(default_factory=list)
+    fetched: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _counts_all(self) -> DatasetRecord:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes: must be distinct")
+        for split in SPLITS:
+            if set(self.counts.get(split, {})) != set(self.classes):
+                raise ValueError(f"counts.{split}: must have a number for each class")
+        return self
+
+
+def read_dataset(folder: Path) -> dict[str, Any]:
+    """The contents of ``dataset.json`` in a prepared folder.
+
+    Raises
+    ------
+    UdcError
+        The file is missing or damaged, or a value is not allowed.
+    """
+    path = folder / DATASET
+    contents = read_bytes(path, ADVICE, MAX_JSON)
+    check_contents(path, contents, read_checksums(folder, ADVICE), ADVICE)
+    values = parse_json(contents, str(path), ADVICE)
+    validated(values, DatasetRecord, str(path), ADVICE)
+    return values

@@ -1,0 +1,116 @@
+"""What ``policy.json`` may contain, typed and bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from udc_model.records import Record
+
+_MAX_CLASSES = 2**16
+_MAX_COST = 1e15
+
+_Name = Annotated[str, Field(max_length=10_000)]
+_Cost = Annotated[float, Field(ge=-_MAX_COST, le=_MAX_COST)]
+_Number = Annotated[float, Field(ge=-1e12, le=1e12)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Temperature = Annotated[float, Field(ge=1e-6, le=1e6)]
+
+
+class _None(Record):
+    """Parameters of ``none``."""
+
+
+class _TemperatureRecord(Record):
+    temperature: _Temperature
+
+
+class _Vector(Record):
+    weight: list[_Number]
+    bias: list[_Number]
+
+
+class _Dirichlet(Record):
+    weight: list[list[_Number]]
+    bias: list[_Number]
+
+
+class _Isotonic(Record):
+    x: list[Annotated[list[_Number], Field(min_length=1)]]
+    y: list[Annotated[list[_Number], Field(min_length=1)]]
+
+
+PARAMETERS: dict[str, type[Record]] = {
+    "none": _None,
+    "temperature": _TemperatureRecord,
+    "vector": _Vector,
+    "dirichlet": _Dirichlet,
+    "isotonic": _Isotonic,
+}
+
+
+class _CalibrationRecord(Record):
+    method: Literal["none", "temperature", "vector", "dirichlet", "isotonic"] = "none"
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class RecallFloorRecord(Record):
+    """The fitted recall floor."""
+
+    name: _Name = Field(alias="class")
+    floor: _Share
+    confidence: _Share
+    surcharge: _Cost
+
+
+class PolicyRecord(Record):
+    """The fields of `Policy`."""
+
+    classes: Annotated[list[_Name], Field(min_length=1, max_length=_MAX_CLASSES)]
+    class_costs: list[list[_Cost]]
+    decision: Literal["min_expected_cost", "argmax", "recall_floor"] = "min_expected_cost"
+    calibration: _CalibrationRecord
+    refer: _Cost | None = None
+    training_prior: list[_Share] | None = None
+    deployment_prior: list[_Share] | None = None
+    recall_floor: RecallFloorRecord | None = None
+    flip_averaging: bool = False
+    model_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+    @model_validator(mode="after")
+    def _fits_the_classes(self) -> PolicyRecord:
+        k = len(self.classes)
+        if len(set(self.classes)) != k:
+            raise ValueError("classes: must be distinct")
+        _check_lengths("class_costs", self.class_costs, k)
+        for row in self.class_costs:
+            _check_lengths("class_costs", row, k)
+        for name in ("training_prior", "deployment_prior"):
+            _check_lengths(name, getattr(self, name), k)
+            if getattr(self, name) is not None and not sum(getattr(self, name)) > 0:
+                raise ValueError(f"{name}: must have a share above 0")
+        if self.recall_floor is not None and self.recall_floor.name not in self.classes:
+            raise ValueError(f"recall_floor.class: {self.recall_floor.name[:80]!r} is none of the classes")
+        if (self.decision == "recall_floor") != (self.recall_floor is not None):
+            raise ValueError("recall_floor: is set exactly if decision is recall_floor")
+        return self
+
+
+def check_parameters(parameters: Any, k: int) -> None:
+    """Check the sizes of a calibration's parameters for k classes; `ValueError` names the one that does not fit."""
+    for name in ("weight", "bias", "x", "y"):
+        _check_lengths(name, getattr(parameters, name, None), k)
+    for row in getattr(parameters, "weight", []):
+        if isinstance(row, list):
+            _check_lengths("weight", row, k)
+    for x, y in zip(getattr(parameters, "x", []), getattr(parameters, "y", []), strict=True):
+        if len(x) != len(y) or any(b < a for a, b in pairwise(x)) or min(y) <= 0:
+            raise ValueError("x, y: must be as many increasing values as values above 0, for each class")
+
+
+def _check_lengths(name: str, values: Sequence[Any] | None, k: int) -> None:
+    if values is not None and len(values) != k:
+        raise ValueError(f"{name}: has {len(values)} values for {k} classes")

@@ -1,0 +1,1 @@
+"""The files of a model folder, checked completely before PyTorch is imported and before anything is allocated."""
