@@ -16,12 +16,15 @@ _GRID = np.linspace(0, 1, 201)
 
 
 def class_curves(scored: Scored, classes: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """ROC and precision-recall curve of each class against the rest, with a point per distinct probability.
+    """ROC and precision-recall curve of each class against the rest, over all distinct probabilities.
+
+    Points on a straight line between their neighbours are left out: there are at most about two per image of the class,
+    not one per image of the split.
 
     Returns
     -------
-    Two tables: ``class, false_positive_rate, true_positive_rate``, from (0, 0), without points on a straight line
-    between their neighbours; ``class, recall, precision``, to recall 0 with precision 1.
+    Two tables: ``class, false_positive_rate, true_positive_rate``, from (0, 0); ``class, recall, precision``, to recall
+    0 with precision 1.
     """
     sums = score_terms(scored).total().reshape(len(classes), -1, 2)
     roc, pr = [], []
@@ -32,7 +35,9 @@ def class_curves(scored: Scored, classes: list[str]) -> tuple[pd.DataFrame, pd.D
         bends[1:-1] = (np.diff(false, 2) != 0) | (np.diff(true, 2) != 0)
         fpr, tpr = (np.concatenate([[0.0], x[bends] / x[-1]]) for x in (false, true))
         roc.append(pd.DataFrame({"class": name, "false_positive_rate": fpr, "true_positive_rate": tpr}))
-        recall, precision = (np.concatenate([x[::-1], [end]]) for x, end in ((true / true[-1], 0.0),
+        ends = np.ones(len(true), dtype=bool)  # first and last point of each recall
+        ends[1:-1] = (np.diff(true)[:-1] != 0) | (np.diff(true)[1:] != 0)
+        recall, precision = (np.concatenate([x[ends][::-1], [end]]) for x, end in ((true / true[-1], 0.0),
                              (true / (true + false), 1.0)))  # fmt: skip
         pr.append(pd.DataFrame({"class": name, "recall": recall, "precision": precision}))
     return pd.concat(roc, ignore_index=True), pd.concat(pr, ignore_index=True)

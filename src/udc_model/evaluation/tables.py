@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from udc_model.config import EvaluateParams
 from udc_model.data.packed import PackedSplit, group_indices
 from udc_model.decisions.calibration import Calibration
+from udc_model.decisions.decision import clopper_pearson_bound
 from udc_model.decisions.policy import Decisions, Policy
 from udc_model.errors import UdcError
 from udc_model.evaluation.curves import (
@@ -89,7 +90,7 @@ def write_split(
     metrics = split_metrics(scored, evaluate.ece_bins, recall_of)
     intervals = metric_intervals(scored, metrics, evaluate.ece_bins, recall_of, evaluate.resamples, evaluate.confidence)
     write_csv(metrics_table(metrics, intervals), folder / "metrics.csv")
-    write_confusion(folder, scored, policy)
+    write_confusion(folder, scored, policy, evaluate.confidence)
     if has_curves:
         write_curves(folder, scored, policy, logits, evaluate)
     write_csv(costliest_mistakes(split.paths, scored, policy), folder / "costliest_mistakes.csv")
@@ -145,6 +146,24 @@ def per_class_table(targets: Indices, decided: Indices, classes: list[str]) -> p
     })  # fmt: skip
 
 
+def recall_intervals(scored: Scored, confidence: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Low and high end, (K,) each, of the two-sided interval of each class's recall (Clopper and Pearson 1934).
+
+    Images of one group count as one, which errs on the side of too long an interval.
+    """
+    k, targets = scored.num_classes, scored.targets
+    support = np.bincount(targets, minlength=k)
+    share = np.bincount(targets[targets == scored.decided], minlength=k) / np.maximum(support, 1)
+    units = support
+    if scored.groups is not None:
+        units = np.bincount(np.unique(np.column_stack([targets, scored.groups]), axis=0)[:, 0], minlength=k)
+    one_sided = (1 + confidence) / 2
+    hits, misses = (np.floor(np.round(part * units, 6)).astype(int) for part in (share, 1 - share))
+    low, high = (np.array([clopper_pearson_bound(int(count), int(n), one_sided) for count, n in
+                 zip(counts, units, strict=True)], dtype=float) for counts in (hits, misses))  # fmt: skip
+    return low, 1 - high
+
+
 def cost_by_pair(scored: Scored, classes: list[str], outcomes: list[str]) -> pd.DataFrame:
     """Images, cost and share of the total cost of each (true, decided) with a cost, the costliest first."""
     names, decided = np.array(classes, dtype=object), np.array(outcomes, dtype=object)
@@ -194,7 +213,7 @@ def confusion(scored: Scored) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     return counts, costs
 
 
-def write_confusion(folder: Path, scored: Scored, policy: Policy) -> None:
+def write_confusion(folder: Path, scored: Scored, policy: Policy, confidence: float) -> None:
     """Write ``confusion_matrix.json`` (counts and costs), ``confusion.csv`` for `dvc plots`, ``per_class.csv``,
     ``cost_by_pair.csv`` and ``baselines.csv``."""
     counts, costs = confusion(scored)
@@ -205,7 +224,9 @@ def write_confusion(folder: Path, scored: Scored, policy: Policy) -> None:
     write_csv(
         pd.DataFrame({"true": names[scored.targets], "decided": outcomes[scored.decided]}), folder / "confusion.csv"
     )
-    write_csv(per_class_table(scored.targets, scored.decided, policy.classes), folder / "per_class.csv")
+    per_class = per_class_table(scored.targets, scored.decided, policy.classes)
+    low, high = recall_intervals(scored, confidence)
+    write_csv(per_class.assign(recall_low=low, recall_high=high), folder / "per_class.csv")
     write_csv(cost_by_pair(scored, policy.classes, policy.outcomes), folder / "cost_by_pair.csv")
     write_csv(baselines_table(scored, policy.outcomes, policy.decision), folder / "baselines.csv")
 
