@@ -47,9 +47,9 @@ def plot_confusion_matrix(
         _plot_pairs(path, values, classes, outcomes, title, kind)
         return
     rows, columns = values.shape
-    cell = 0.62 if rows > 3 else 1.0  # inches
+    cell = (0.6, 0.44) if rows > 3 else (1.0, 0.7)  # inches
     names = [class_label(name, 24) for name in classes]
-    width, height = cell * columns + 2.4 + 0.09 * max(map(len, names)), cell * rows + 2.2
+    width, height = cell[0] * columns + 2.4 + 0.09 * max(map(len, names)), cell[1] * rows + 1.8
     scale = np.abs(values).max() if kind == "costs" else values.sum(axis=1, keepdims=True)
     shades = values / np.where(scale > 0, scale, 1)
 
@@ -77,7 +77,7 @@ def plot_confusion_matrix(
         if kind != "costs":
             bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
 
-    save(path, (max(width, WIDTH), max(height, 3.6)), draw)
+    save(path, (max(width, WIDTH), max(height, 3.4)), draw)
 
 
 def _plot_pairs(
