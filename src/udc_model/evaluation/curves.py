@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from udc_model.decisions.decision import clopper_pearson_bound, constant_costs, expected_costs, shift_prior
+from udc_model.decisions.decision import clopper_pearson_bound, constant_costs, expected_costs, with_surcharge
 from udc_model.decisions.policy import Policy
 from udc_model.evaluation.intervals import SCORE_BINS, by_group, resample
 from udc_model.evaluation.metrics import Scored, areas, class_areas, equal_mass_bins, score_terms
@@ -31,9 +33,9 @@ def class_curves(scored: Scored, classes: list[str]) -> tuple[pd.DataFrame, pd.D
     for name, bins in zip(classes, sums, strict=True):
         used = bins[bins.sum(axis=1) > 0]
         false, true = used[::-1].cumsum(axis=0).T
-        bends = np.ones(len(true), dtype=bool)
-        bends[1:-1] = (np.diff(false, 2) != 0) | (np.diff(true, 2) != 0)
-        fpr, tpr = (np.concatenate([[0.0], x[bends] / x[-1]]) for x in (false, true))
+        run, rise = np.diff(false, prepend=0), np.diff(true, prepend=0)
+        bends = np.concatenate([[True], run[:-1] * rise[1:] != run[1:] * rise[:-1], [True]])
+        fpr, tpr = (np.concatenate([[0.0], x])[bends] / x[-1] for x in (false, true))
         roc.append(pd.DataFrame({"class": name, "false_positive_rate": fpr, "true_positive_rate": tpr}))
         ends = np.ones(len(true), dtype=bool)  # first and last point of each recall
         ends[1:-1] = (np.diff(true)[:-1] != 0) | (np.diff(true)[1:] != 0)
@@ -156,19 +158,56 @@ def cost_curve(scored: Scored, policy: Policy) -> pd.DataFrame | None:
     costs_of_image = scored.outcome_costs[scored.targets]
     rows = np.arange(len(costs_of_image))
     argmax = scored.probabilities.argmax(axis=1)
+    decide = _decisions_by_odds(scored.probabilities * (others / current_prior), policy, costliest,
+                                scored.probabilities[:, costliest] / current_prior[costliest])  # fmt: skip
     points = []
     for x in np.linspace(0, 1, 101)[1:-1]:
         odds = x / (1 - x) * (others @ mistake_costs) / mistake_costs[costliest]
         prior = others / (1 + odds)
         prior[costliest] = odds / (1 + odds)
         weights = (prior / shares)[scored.targets]
-        anew = policy.decide(shift_prior(scored.probabilities, current_prior, np.maximum(prior, 1e-12)))
         scale = prior @ mistake_costs
-        costs = [np.average(costs_of_image[rows, d], weights=weights) for d in (anew, scored.decided, argmax)]
+        costs = [np.average(costs_of_image[rows, d], weights=weights) for d in (decide(odds), scored.decided, argmax)]
         constant = constant_costs(scored.targets, scored.outcome_costs, weights).min()
         points.append((x, *(c / scale for c in costs), constant / scale))
     table = pd.DataFrame(points, columns=["x", "policy", "fixed_decisions", "argmax", "best_constant"])
     return table.assign(costliest_class=policy.classes[costliest])
+
+
+def _decisions_by_odds(rest: Floats, policy: Policy, k: int, of_class: Floats) -> Callable[[float], NDArray[np.intp]]:
+    """A function from the odds of class ``k`` to the decisions (N,) of the policy.
+
+    Expected costs are straight lines in the odds, whose slopes depend on the cost of missing ``k`` alone. Of the
+    decisions with the same slope, one is the cheapest at all odds, so few decisions remain to be compared.
+
+    Parameters
+    ----------
+    rest : (N, K) posteriors of the other classes, up to a factor for each image; column ``k`` is ignored.
+    of_class : (N,) posteriors of ``k`` at odds of 1, up to the same factors.
+    """
+    costs = _decision_costs(policy)
+    start = expected_costs(np.where(np.arange(rest.shape[1]) == k, 0.0, rest), costs)
+    slopes = np.unique(costs[k])
+    least, decision = np.empty((len(rest), len(slopes))), np.empty((len(rest), len(slopes)), dtype=np.intp)
+    for column, slope in enumerate(slopes):
+        members = np.flatnonzero(costs[k] == slope)
+        best = start[:, members].argmin(axis=1)
+        decision[:, column], least[:, column] = members[best], start[np.arange(len(rest)), members[best]]
+
+    def decide(odds: float) -> NDArray[np.intp]:
+        expected = least + (odds * of_class)[:, None] * slopes
+        is_least = expected == expected.min(axis=1, keepdims=True)
+        return np.asarray(np.where(is_least, decision, len(costs[k])).min(axis=1))  # of ties the first
+
+    return decide
+
+
+def _decision_costs(policy: Policy) -> Floats:
+    """The costs (K, D) whose least expected value is the policy's decision."""
+    if policy.recall_floor is not None:
+        floor = policy.recall_floor
+        return with_surcharge(policy.outcome_costs, policy.classes.index(floor["class"]), floor["surcharge"])
+    return -np.eye(len(policy.classes)) if policy.decision == "argmax" else policy.outcome_costs
 
 
 def referral_curve(scored: Scored, refer: float | None) -> pd.DataFrame:

@@ -104,7 +104,8 @@ def _metrics(folder: Path, policy: Policy) -> dict[str, tuple[float, float, floa
     table = pd.read_csv(folder / "metrics.csv").set_index("metric")[["value", "low", "high"]]
     if policy.refer is None:
         table = table.drop(index="referral_rate")
-    return {str(name): (row.value, row.low, row.high) for name, row in zip(table.index, table.itertuples(), strict=True)}
+    values = table.to_numpy(dtype=float).tolist()
+    return {str(name): (value, low, high) for name, (value, low, high) in zip(table.index, values, strict=True)}
 
 
 def _verdict(
