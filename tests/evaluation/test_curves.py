@@ -106,6 +106,24 @@ def test_cost_curve_of_two_classes_equals_drummond_and_holte(rng):
     assert set(table["costliest_class"]) == {"pos"}
 
 
+@pytest.mark.parametrize("refer", [None, 0.4])
+def test_cost_curve_decides_as_the_policy_does_at_each_frequency(refer, rng):
+    """With ties, referral, and costs of missing the costliest class that are equal for some decisions."""
+    p = rng.dirichlet(np.ones(5), 300).round(1) + 0.01
+    p /= p.sum(axis=1, keepdims=True)
+    targets = np.arange(300) % 5
+    costs = np.array([[0, 1, 1, 2, 2], [9, 0, 9, 5, 5], [1, 1, 0, 1, 1], [2, 1, 1, 0, 1], [1, 3, 1, 1, 0]], dtype=float)
+    policy = Policy(list("abcde"), costs.tolist(), refer=refer)
+    table = cost_curve(Scored(targets, policy.decide(p), p, policy.outcome_costs), policy)
+    mistake_costs = np.array([1.5, 7, 1, 1.25, 1.5])
+    for x, cost in zip(table["x"][::7], table["policy"][::7], strict=True):
+        odds = x / (1 - x) * (np.array([1, 0, 1, 1, 1]) / 4 @ mistake_costs) / 7
+        prior = np.array([1, 4 * odds, 1, 1, 1]) / 4 / (1 + odds)
+        decided = policy.decide(p * prior / (p * prior).sum(axis=1, keepdims=True))
+        paid = np.average(policy.outcome_costs[targets, decided], weights=prior[targets])
+        assert cost == pytest.approx(paid / (prior @ mistake_costs))
+
+
 def test_no_cost_curve_if_mistakes_of_one_class_only_cost(scored):
     costs = np.array([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     policy = Policy(CLASSES, costs.tolist())

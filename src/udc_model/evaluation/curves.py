@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from udc_model.decisions.decision import clopper_pearson_bound, constant_costs, expected_costs, with_surcharge
+from udc_model.decisions.decision import clopper_pearson_bound, constant_costs, expected_costs, shift_prior
 from udc_model.decisions.policy import Policy
 from udc_model.evaluation.intervals import SCORE_BINS, by_group, resample
 from udc_model.evaluation.metrics import Scored, areas, class_areas, equal_mass_bins, score_terms
 
 Floats = NDArray[np.float64]
+Decide = Callable[[float, Floats], NDArray[np.intp]]  # from the odds of the costliest class and the class frequencies
 _GRID = np.linspace(0, 1, 201)
 
 
@@ -158,8 +159,10 @@ def cost_curve(scored: Scored, policy: Policy) -> pd.DataFrame | None:
     costs_of_image = scored.outcome_costs[scored.targets]
     rows = np.arange(len(costs_of_image))
     argmax = scored.probabilities.argmax(axis=1)
-    decide = _decisions_by_odds(scored.probabilities * (others / current_prior), policy, costliest,
-                                scored.probabilities[:, costliest] / current_prior[costliest])  # fmt: skip
+    if policy.decision == "min_expected_cost":
+        decide = _decisions_by_odds(scored, others / current_prior, 1 / current_prior[costliest], costliest)
+    else:
+        decide = _decisions_by_prior(scored, policy, current_prior)
     points = []
     for x in np.linspace(0, 1, 101)[1:-1]:
         odds = x / (1 - x) * (others @ mistake_costs) / mistake_costs[costliest]
@@ -167,47 +170,51 @@ def cost_curve(scored: Scored, policy: Policy) -> pd.DataFrame | None:
         prior[costliest] = odds / (1 + odds)
         weights = (prior / shares)[scored.targets]
         scale = prior @ mistake_costs
-        costs = [np.average(costs_of_image[rows, d], weights=weights) for d in (decide(odds), scored.decided, argmax)]
+        costs = [
+            np.average(costs_of_image[rows, d], weights=weights) for d in (decide(odds, prior), scored.decided, argmax)
+        ]
         constant = constant_costs(scored.targets, scored.outcome_costs, weights).min()
         points.append((x, *(c / scale for c in costs), constant / scale))
     table = pd.DataFrame(points, columns=["x", "policy", "fixed_decisions", "argmax", "best_constant"])
     return table.assign(costliest_class=policy.classes[costliest])
 
 
-def _decisions_by_odds(rest: Floats, policy: Policy, k: int, of_class: Floats) -> Callable[[float], NDArray[np.intp]]:
-    """A function from the odds of class ``k`` to the decisions (N,) of the policy.
+def _decisions_by_prior(scored: Scored, policy: Policy, current_prior: Floats) -> Decide:
+    """A function from odds and class frequencies to the decisions (N,) of any policy."""
 
-    Expected costs are straight lines in the odds, whose slopes depend on the cost of missing ``k`` alone. Of the
-    decisions with the same slope, one is the cheapest at all odds, so few decisions remain to be compared.
+    def decide(_: float, prior: Floats) -> NDArray[np.intp]:
+        return policy.decide(shift_prior(scored.probabilities, current_prior, np.maximum(prior, 1e-12)))
+
+    return decide
+
+
+def _decisions_by_odds(scored: Scored, ratio: Floats, ratio_of_k: float, k: int) -> Decide:
+    """The same as `_decisions_by_prior` for decisions of least expected cost, 10 times as fast with 300 classes.
+
+    Expected costs are straight lines in the odds of class ``k``, whose slopes depend on the cost of missing ``k``
+    alone. Of the decisions with the same slope, one is the cheapest at all odds, so few decisions remain.
 
     Parameters
     ----------
-    rest : (N, K) posteriors of the other classes, up to a factor for each image; column ``k`` is ignored.
-    of_class : (N,) posteriors of ``k`` at odds of 1, up to the same factors.
+    ratio : (K,) new frequency of each class, at odds of 1, divided by the current one; 0 for ``k``.
+    ratio_of_k : the same for ``k``.
     """
-    costs = _decision_costs(policy)
-    start = expected_costs(np.where(np.arange(rest.shape[1]) == k, 0.0, rest), costs)
+    costs, rows = scored.outcome_costs, np.arange(len(scored.targets))
+    start = expected_costs(scored.probabilities * ratio, costs)
     slopes = np.unique(costs[k])
-    least, decision = np.empty((len(rest), len(slopes))), np.empty((len(rest), len(slopes)), dtype=np.intp)
+    least, decision = np.empty((len(rows), len(slopes))), np.empty((len(rows), len(slopes)), dtype=np.intp)
     for column, slope in enumerate(slopes):
         members = np.flatnonzero(costs[k] == slope)
         best = start[:, members].argmin(axis=1)
-        decision[:, column], least[:, column] = members[best], start[np.arange(len(rest)), members[best]]
+        decision[:, column], least[:, column] = members[best], start[rows, members[best]]
+    of_class = ratio_of_k * scored.probabilities[:, k]
 
-    def decide(odds: float) -> NDArray[np.intp]:
+    def decide(odds: float, _: Floats) -> NDArray[np.intp]:
         expected = least + (odds * of_class)[:, None] * slopes
         is_least = expected == expected.min(axis=1, keepdims=True)
         return np.asarray(np.where(is_least, decision, len(costs[k])).min(axis=1))  # of ties the first
 
     return decide
-
-
-def _decision_costs(policy: Policy) -> Floats:
-    """The costs (K, D) whose least expected value is the policy's decision."""
-    if policy.recall_floor is not None:
-        floor = policy.recall_floor
-        return with_surcharge(policy.outcome_costs, policy.classes.index(floor["class"]), floor["surcharge"])
-    return -np.eye(len(policy.classes)) if policy.decision == "argmax" else policy.outcome_costs
 
 
 def referral_curve(scored: Scored, refer: float | None) -> pd.DataFrame:

@@ -88,15 +88,15 @@ def render_report(
         per_class=_rows(folder / "per_class.csv", longest=None),
         figures={section: _figures(folder, figures) for section, figures in _FIGURES.items()},
         training=_training_figures(workspace),
-        comparable={"data": record["data"]["digest"][:8], "costs": costs_digest(policy)[:8]},
+        comparable={"data": record["data"]["digest"][:8], "costs": costs_digest(policy)},
         provenance=provenance,
     )
 
 
 def costs_digest(policy: Policy) -> str:
-    """SHA-256 of what makes costs of two results comparable: classes, costs of all outcomes, class frequencies."""
-    parts = [policy.outcomes, policy.outcome_costs.tolist(), policy.deployment_prior]
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()
+    """Digest of what makes the costs of two results comparable: classes, costs of all decisions, class frequencies."""
+    parts = [policy.classes, policy.class_costs, policy.refer, policy.deployment_prior]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]
 
 
 def _metrics(folder: Path, policy: Policy) -> dict[str, tuple[float, float, float]]:
