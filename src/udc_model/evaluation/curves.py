@@ -170,9 +170,8 @@ def cost_curve(scored: Scored, policy: Policy) -> pd.DataFrame | None:
         prior[costliest] = odds / (1 + odds)
         weights = (prior / shares)[scored.targets]
         scale = prior @ mistake_costs
-        costs = [
-            np.average(costs_of_image[rows, d], weights=weights) for d in (decide(odds, prior), scored.decided, argmax)
-        ]
+        decisions = (decide(odds, prior), scored.decided, argmax)
+        costs = [np.average(costs_of_image[rows, each], weights=weights) for each in decisions]
         constant = constant_costs(scored.targets, scored.outcome_costs, weights).min()
         points.append((x, *(c / scale for c in costs), constant / scale))
     table = pd.DataFrame(points, columns=["x", "policy", "fixed_decisions", "argmax", "best_constant"])

@@ -33,7 +33,7 @@ def plot_gallery(path: Path, images: Sequence[NDArray[np.uint8]], captions: Sequ
             axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             axes.set_title(caption, fontsize=10, fontweight="normal", loc="center")
 
-    save(path, (2.0 * columns, (1.9 + 0.17 * lines) * rows + 0.5), draw)
+    save(path, (2.0 * columns, (1.9 + 0.17 * lines) * rows + 0.5), draw, has_images=True)
 
 
 def plot_sweep(path: Path, table: pd.DataFrame, swept: str, panels: Sequence[tuple[str, Sequence[str]]]) -> None:
