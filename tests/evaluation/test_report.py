@@ -163,7 +163,12 @@ def test_large_tables_are_lists_of_the_costliest_cells(tmp_path, rng):
     classes = [f"class {k}" for k in range(20)]
     page = render(evaluated(tmp_path, rng, classes), classes)
     assert 'class="matrix"' not in page
-    assert "The 24 costliest mistakes; evaluation/policy.json has all costs." in page
+    assert "380 of the 380 mistakes cost 1. evaluation/policy.json has all costs." in page
+    policy = Policy(classes, (1 - np.eye(20) + 4 * np.eye(20, k=3)).tolist())
+    (tmp_path / "evaluation" / "policy.json").write_text(policy.to_json())
+    page = text_of(render(Workspace(tmp_path), classes))
+    assert "363 of the 380 mistakes cost 1. The others: evaluation/policy.json has all costs." in page
+    assert "class 0 class 3 5" in page
 
 
 @pytest.mark.slow

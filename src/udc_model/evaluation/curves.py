@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from udc_model.decisions.decision import clopper_pearson_bound, constant_costs, expected_costs, shift_prior
+from udc_model.decisions.decision import clopper_pearson_bound, expected_costs, shift_prior
 from udc_model.decisions.policy import Policy
 from udc_model.evaluation.intervals import SCORE_BINS, by_group, resample
 from udc_model.evaluation.metrics import Scored, areas, class_areas, equal_mass_bins, score_terms
@@ -172,8 +172,7 @@ def cost_curve(scored: Scored, policy: Policy) -> pd.DataFrame | None:
         scale = prior @ mistake_costs
         decisions = (decide(odds, prior), scored.decided, argmax)
         costs = [np.average(costs_of_image[rows, each], weights=weights) for each in decisions]
-        constant = constant_costs(scored.targets, scored.outcome_costs, weights).min()
-        points.append((x, *(c / scale for c in costs), constant / scale))
+        points.append((x, *(cost / scale for cost in costs), (prior @ scored.outcome_costs).min() / scale))
     table = pd.DataFrame(points, columns=["x", "policy", "fixed_decisions", "argmax", "best_constant"])
     return table.assign(costliest_class=policy.classes[costliest])
 

@@ -62,6 +62,7 @@ def render_report(
     data_notes : sentences about what was left out, carved or merged when the data was prepared.
     """
     policy = Policy.load(evaluation / "policy.json")
+    usual_cost, costliest_cells = _costliest_cells(policy)
     test, validation = (_metrics(evaluation / name, policy) for name in ("test", "validation"))
     folder, level = evaluation / "test", f"{confidence:.0%}"
     baselines = pd.read_csv(folder / "baselines.csv").to_dict("records")
@@ -75,7 +76,8 @@ def render_report(
         policy=policy,
         calibration=_calibration(policy),
         matrix=policy.outcome_costs.tolist() if len(policy.classes) <= _LARGEST_MATRIX else None,
-        costliest_cells=_costliest_cells(policy),
+        usual_cost=usual_cost,
+        costliest_cells=costliest_cells,
         findings=findings,
         data_notes=data_notes,
         level=level,
@@ -171,12 +173,21 @@ def _calibration(policy: Policy) -> str:
     return policy.calibration.method + temperature
 
 
-def _costliest_cells(policy: Policy) -> list[tuple[str, str, float]]:
-    """True class, decision and cost of the costliest cells of the cost matrix."""
+def _costliest_cells(policy: Policy) -> tuple[str, list[tuple[str, str, float]]]:
+    """What most mistakes cost, and true class, decision and cost of the costliest mistakes that cost something else."""
     costs = np.array(policy.class_costs)
-    order = np.argsort(-costs, axis=None, kind="stable")[:_LONGEST_TABLE]
+    is_mistake = ~np.eye(len(costs), dtype=bool)
+    values, numbers = np.unique(costs[is_mistake], return_counts=True)
+    usual = values[numbers.argmax()]
+    unusual = np.flatnonzero(is_mistake & (costs != usual))
+    order = unusual[np.argsort(-costs.ravel()[unusual], kind="stable")][:_LONGEST_TABLE]
+    text = f"{numbers.max():,} of the {is_mistake.sum():,} mistakes cost {usual:g}."
+    if len(order) < len(unusual):
+        text += f" The {len(order)} costliest of the others:"
+    elif len(order):
+        text += " The others:"
     cells = zip(*np.unravel_index(order, costs.shape), strict=True)
-    return [(policy.classes[i], policy.classes[j], float(costs[i, j])) for i, j in cells]
+    return text, [(policy.classes[i], policy.classes[j], float(costs[i, j])) for i, j in cells]
 
 
 def write_report(evaluation: Path, **contents: Any) -> None:

@@ -60,9 +60,10 @@ def verdict(
     level : of the intervals, as "95%".
     """
     cost, low, high = metrics["mean_cost"]
+    ratio, ratio_low, ratio_high = metrics["normalised_cost"]
+    share = f", of which it is {ratio:.2%}" if ratio == ratio else ""
     sentence = (f"Cost {cost_text(cost)} {UNIT} ({level} interval {cost_text(low)} to {cost_text(high)}), against "
-                f"{cost_text(metrics['constant_mean_cost'][0])} for {constant}")  # fmt: skip
-    _, ratio_low, ratio_high = metrics["normalised_cost"]
+                f"{cost_text(metrics['constant_mean_cost'][0])} for {constant}{share}")  # fmt: skip
     is_useful, warning, first = None, "", f"Cheaper than {constant}: shown at the {level} level."
     if ratio_high < 1:
         is_useful = True
