@@ -10,8 +10,9 @@ from udc_model.config import CostParams, EvaluateParams, Params, with_json_mappi
 from udc_model.data.packed import PackedSplit
 from udc_model.decisions.policy import Policy
 from udc_model.errors import UdcError
-from udc_model.evaluation import plots
+from udc_model.evaluation.curve_plots import plot_class_curves
 from udc_model.evaluation.curves import class_curves, mean_curves
+from udc_model.evaluation.matrix_plots import plot_confusion_matrix
 from udc_model.evaluation.metrics import Scored, escape_class, miss_rate_metric, recall_metric, split_metrics
 from udc_model.evaluation.redecision import StoredEvaluation, Sweep, decision_report, write_sweep
 from udc_model.evaluation.tables import logits_of, read_predictions, write_predictions
@@ -121,7 +122,7 @@ def test_figures_show_every_class_name(tmp_path, rng, classes):
     from matplotlib.figure import Figure
 
     n = len(classes)
-    plots.plot_confusion_matrix(tmp_path / "matrix.png", np.eye(n), classes, classes, "Matrix", "counts")
+    plot_confusion_matrix(tmp_path / "matrix.png", np.eye(n), classes, classes, "Matrix", "counts")
     scored = Scored(
         np.repeat(np.arange(n), 4), np.repeat(np.arange(n), 4), rng.dirichlet(np.ones(n), 4 * n), 1 - np.eye(n)
     )
@@ -130,12 +131,12 @@ def test_figures_show_every_class_name(tmp_path, rng, classes):
     original = Figure.savefig
 
     def savefig(figure, *args, **kwargs):
-        legends.extend(text.get_text() for text in figure.axes[0].get_legend().get_texts())
+        legends.extend(text.get_text() for text in figure.legends[0].get_texts())
         return original(figure, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", savefig)
-        plots.plot_class_curves(tmp_path / "roc.png", class_curves(scored, classes)[0], roc, areas, "roc")
+        plot_class_curves(tmp_path / "roc.png", class_curves(scored, classes)[0], roc, areas, "roc")
     assert len(legends) == n + 1  # with the mean
 
 

@@ -54,15 +54,20 @@ def test_class_curves_equal_scikit_learn(scored, weighted, rng):
     scored = replace(scored, probabilities=probabilities, weights=weights)
     roc, pr = class_curves(scored, CLASSES)
     for k, name in enumerate(CLASSES):
-        fpr, tpr, _ = roc_curve(scored.targets == k, probabilities[:, k], sample_weight=weights)
+        fpr, tpr, _ = roc_curve(
+            scored.targets == k, probabilities[:, k], sample_weight=weights, drop_intermediate=False
+        )
         own = roc[roc["class"] == name]
         if not weighted:  # rounding decides which points of weighted curves are on a straight line
-            assert own["false_positive_rate"].tolist() == pytest.approx(fpr.tolist())
+            turns = np.abs(np.diff(fpr)[:-1] * np.diff(tpr)[1:] - np.diff(fpr)[1:] * np.diff(tpr)[:-1]) > 1e-12
+            assert own["false_positive_rate"].tolist() == pytest.approx(fpr[np.r_[True, turns, True]].tolist())
         assert np.interp(fpr, own["false_positive_rate"], own["true_positive_rate"])[-1] == pytest.approx(1)
         assert np.trapezoid(own["true_positive_rate"], own["false_positive_rate"]) == pytest.approx(
             np.trapezoid(tpr, fpr)
         )
-        precision, recall, _ = precision_recall_curve(scored.targets == k, probabilities[:, k], sample_weight=weights)
+        precision, recall, _ = precision_recall_curve(
+            scored.targets == k, probabilities[:, k], sample_weight=weights, drop_intermediate=True
+        )
         own = pr[pr["class"] == name]
         assert own["precision"].tolist() == pytest.approx(precision.tolist())
         assert own["recall"].tolist() == pytest.approx(recall.tolist())
@@ -99,6 +104,24 @@ def test_cost_curve_of_two_classes_equals_drummond_and_holte(rng):
     assert (table["policy"] <= table["best_constant"] + 0.02).all()
     assert table["policy"].mean() < table["fixed_decisions"].mean()
     assert set(table["costliest_class"]) == {"pos"}
+
+
+@pytest.mark.parametrize("refer", [None, 0.4])
+def test_cost_curve_decides_as_the_policy_does_at_each_frequency(refer, rng):
+    """With ties, referral, and costs of missing the costliest class that are equal for some decisions."""
+    p = rng.dirichlet(np.ones(5), 300).round(1) + 0.01
+    p /= p.sum(axis=1, keepdims=True)
+    targets = np.arange(300) % 5
+    costs = np.array([[0, 1, 1, 2, 2], [9, 0, 9, 5, 5], [1, 1, 0, 1, 1], [2, 1, 1, 0, 1], [1, 3, 1, 1, 0]], dtype=float)
+    policy = Policy(list("abcde"), costs.tolist(), refer=refer)
+    table = cost_curve(Scored(targets, policy.decide(p), p, policy.outcome_costs), policy)
+    mistake_costs = np.array([1.5, 7, 1, 1.25, 1.5])
+    for x, cost in zip(table["x"][::7], table["policy"][::7], strict=True):
+        odds = x / (1 - x) * (np.array([1, 0, 1, 1, 1]) / 4 @ mistake_costs) / 7
+        prior = np.array([1, 4 * odds, 1, 1, 1]) / 4 / (1 + odds)
+        decided = policy.decide(p * prior / (p * prior).sum(axis=1, keepdims=True))
+        paid = np.average(policy.outcome_costs[targets, decided], weights=prior[targets])
+        assert cost == pytest.approx(paid / (prior @ mistake_costs))
 
 
 def test_no_cost_curve_if_mistakes_of_one_class_only_cost(scored):

@@ -1,10 +1,14 @@
 """Figures drawn before: copied if nothing that determines them changed, drawn again otherwise."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from udc_model.evaluation.figures import FigureCache
+from udc_model.evaluation import figures as figures_module
+from udc_model.evaluation.figures import FigureCache, drawing_code
 
 
 @pytest.fixture
@@ -53,3 +57,23 @@ def test_only_the_last_hundred_figures_stay(tmp_path, plot):
     for number in range(105):
         figures.draw(tmp_path / "figure.png", plot, number)
     assert len(list((tmp_path / "cache").iterdir())) == 100
+
+
+def test_changed_drawing_code_draws_again(tmp_path, plot, monkeypatch):
+    figures, path = FigureCache(tmp_path / "cache"), tmp_path / "figure.png"
+    code = tmp_path / "plots.py"
+    code.write_text("a = 1")
+    monkeypatch.setattr(figures_module, "drawing_code", lambda: [code])
+    for text, count in (("a = 1", 1), ("a = 2", 2), ("a = 1", 2)):
+        code.write_text(text)
+        figures_module._code_digest.cache_clear()
+        figures.draw(path, plot, "input")
+        assert plot.count == count
+    figures_module._code_digest.cache_clear()
+
+
+def test_the_drawing_code_is_every_module_that_uses_matplotlib():
+    folder = Path(figures_module.__file__).parent
+    modules = [path for path in folder.glob("*.py") if re.search("^(import|from) matplotlib", path.read_text(), re.M)]
+    assert len(modules) > 3
+    assert set(modules) <= set(drawing_code())

@@ -16,7 +16,7 @@ from sklearn.metrics import (
 )
 
 from udc_model.decisions.decision import constant_costs, mean_cost, normalised_cost
-from udc_model.evaluation.metrics import Scored, class_areas
+from udc_model.evaluation.metrics import Scored, areas, class_areas, score_terms
 from udc_model.evaluation.metrics import split_metrics as split_metrics_of
 from udc_model.evaluation.tables import baselines_table, cost_by_pair, per_class_table
 
@@ -214,3 +214,20 @@ def test_cost_by_pair_and_baselines_by_hand():
     assert baselines["mean_cost"].to_dict() == {"min_expected_cost": 3.0, "argmax": 5.0, "always b": 0.5}
     assert baselines["normalised_cost"].tolist() == [6.0, 10.0, 1.0]
     assert baselines["accuracy"].tolist() == [0.25, 0.5, 0.5]
+
+
+def test_areas_need_few_bins_and_are_exact(rng):
+    """A bin for each score of an image of the class, and one between two of them, also with ties."""
+    targets = np.repeat(np.arange(3), [400, 40, 4])
+    p = (rng.dirichlet(np.ones(3), len(targets)) + 0.3 * np.eye(3)[targets]).round(3)
+    scored = Scored(targets, targets, p, 1 - np.eye(3))
+    auc, average_precision = class_areas(scored)
+    for k in range(3):
+        assert auc[k] == pytest.approx(roc_auc_score(targets == k, p[:, k]))
+        assert average_precision[k] == pytest.approx(average_precision_score(targets == k, p[:, k]))
+    sums = score_terms(scored).total().reshape(3, -1, 2)
+    assert (sums[2].sum(axis=1) > 0).sum() <= 2 * 4 + 1
+    coarse = areas(score_terms(scored, 50).total().reshape(3, -1, 2, 1))
+    assert coarse[0][:, 0] == pytest.approx(auc, abs=0.02)
+    assert coarse[0][2, 0] == pytest.approx(auc[2])  # 4 images of the class need fewer than 50 bins
+    assert score_terms(scored, 50).width <= 3 * 2 * 50

@@ -1,45 +1,73 @@
-"""The report: contents, no external resources, and escaped names."""
+"""The report: the verdict first, right numbers, commands without placeholders, escaped names, no external resources."""
 
+import base64
+import html
+import io
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
 from udc_model.config import EvaluateParams, Params
 from udc_model.data.packed import PackedSplit
 from udc_model.decisions.policy import Policy
-from udc_model.evaluation.report import render_report
+from udc_model.evaluation.figures import FigureCache, draw_figures
+from udc_model.evaluation.report import costs_digest, render_report
+from udc_model.evaluation.report_images import sheet_uri, thumbnail_uri
 from udc_model.evaluation.tables import write_split
+from udc_model.files import Workspace
 from udc_model.stages.train import training_params
 
 NAMES = ["<script>alert(1)</script>", "b & c", "plain"]
+PROVENANCE = {
+    "MLflow run": "0a1b2c",
+    "commit": "abc123",
+    "with uncommitted changes": "false",
+    "weights, SHA-256": "f" * 64,
+}
 
 
-def _evaluation(folder, rng, classes, **options):
-    folder.mkdir()
-    n = len(classes)
+def evaluated(root, rng, classes, per_class=4, margin=2.0, side=8, with_figures=False, **options):
+    """A workspace with an evaluation; `tables.write_split` and the figures are the real ones."""
+    workspace, n = Workspace(root), len(classes)
     policy = Policy(classes, (1 - np.eye(n)).tolist(), **options)
-    (folder / "policy.json").write_text(policy.to_json())
-    labels = np.repeat(np.arange(n), 4)
-    split = PackedSplit(np.zeros((4 * n, 8, 8, 3), np.uint8), labels, [f"<i>{i}.png" for i in range(4 * n)],
-                        [""] * 4 * n, [""] * 4 * n)  # fmt: skip
-    logits = (rng.normal(0, 1, (4 * n, n)) + 2 * np.eye(n)[labels]).astype(np.float32)
+    for folder in (workspace.evaluation, workspace.prepared, workspace.training):
+        folder.mkdir(parents=True)
+    (workspace.evaluation / "policy.json").write_text(policy.to_json())
+    labels = np.repeat(np.arange(n), per_class)
+    images = rng.integers(0, 255, (len(labels), side, side, 3), dtype=np.uint8)
+    np.save(workspace.prepared / "test.npy", images)
+    split = PackedSplit(images, labels, [f"<i>{i}.png" for i in range(len(labels))], [""] * len(labels),
+                        [""] * len(labels))  # fmt: skip
+    logits = (rng.normal(0, 1, (len(labels), n)) + margin * np.eye(n)[labels]).astype(np.float32)
     for name in ("test", "validation"):
-        write_split(folder / name, split, logits, policy, EvaluateParams(resamples=100), [], name == "test")
-    return folder
+        write_split(
+            workspace.evaluation / name, split, logits, policy, EvaluateParams(resamples=100), [], name == "test"
+        )
+    if with_figures:
+        draw_figures(workspace.evaluation / "test", workspace.prepared, FigureCache(root / "cache"))
+    return workspace
 
 
-def _render(folder, classes):
-    record = {"params": training_params(Params()), "data": {"name": "<b>data", "digest": "d"}, "best_epoch": 1,
+def render(workspace, classes, provenance=PROVENANCE):
+    record = {"params": training_params(Params()), "data": {"name": "<b>data", "digest": "d1e2f3a4b5"}, "best_epoch": 1,
               "final_metrics": {"epochs": 2}, "hardware": {"device": "cpu"}}  # fmt: skip
     counts = {name: dict.fromkeys(classes, 4) for name in ("train", "validation", "calibration", "test")}
-    return render_report(folder, record, counts, ["costs: odd <cost>"], 0.95, {"commit": "abc123"},
+    return render_report(workspace.evaluation, workspace, record, counts, ["costs: odd <cost>"], 0.95, provenance,
                          ["3 copies <left> out"])  # fmt: skip
+
+
+def text_of(page):
+    """What a reader sees, as one line."""
+    body = re.sub(r"<(style|head).*?</\1>", "", page, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
 
 
 @pytest.fixture
 def page(tmp_path, rng):
-    return _render(_evaluation(tmp_path / "evaluation", rng, NAMES, refer=0.5), NAMES)
+    return render(evaluated(tmp_path, rng, NAMES, refer=0.5), NAMES)
 
 
 def test_names_are_escaped(page):
@@ -48,20 +76,124 @@ def test_names_are_escaped(page):
     assert "<b>data" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "odd &lt;cost&gt;" in page
-    assert "Data: 3 copies &lt;left&gt; out" in page
+    assert "3 copies &lt;left&gt; out" in page
 
 
 def test_page_has_no_external_resources(page):
     assert not re.search(r"https?:|<link|@import|url\(|src=\"(?!data:)", page)
 
 
-def test_page_has_configuration_results_and_reproduction(page):
-    for text in ("cost of referral 0.5", "always refer", "mean cost", "95% interval", "git checkout abc123"):
-        assert text in page
+def test_every_image_has_an_alternative_text(tmp_path, rng):
+    page = render(evaluated(tmp_path, rng, NAMES, with_figures=True), NAMES)
+    images = re.findall(r"<img [^>]*>", page)
+    assert len(images) >= 9
+    assert all(re.search(r'alt="[^"]+"', image) for image in images)
 
 
-def test_page_lists_the_costliest_cells_if_there_are_many_classes(tmp_path, rng):
+def test_the_first_screen_has_the_verdict_with_the_right_numbers(tmp_path, rng):
+    workspace = evaluated(tmp_path, rng, ["a", "b", "c"], per_class=40, margin=2.5)
+    table = pd.read_csv(workspace.evaluation / "test" / "predictions.csv")
+    metrics = pd.read_csv(workspace.evaluation / "test" / "metrics.csv").set_index("metric")
+    right = int((table["true"] == table["predicted"]).sum())
+    page = text_of(render(workspace, ["a", "b", "c"]))
+    cost, constant = metrics.loc["mean_cost"], metrics.loc["constant_mean_cost", "value"]
+    verdict = page.index(f"{right} of 120 test images are decided right; {120 - right} mistakes.")
+    assert f"Cost {cost['value']:.3g} per image" in page
+    assert f"(95% interval {cost['low']:.3g} to {cost['high']:.3g}), against {constant:.3g} for always" in page
+    assert "the same data (d1e2f3a4)" in page
+    order = [page.index(text) for text in ("Costliest mistakes", "Cost by true class and decision", "Recall by class",
+             "Training", "Images by split", "Reproduce")]  # fmt: skip
+    assert [verdict, *order] == sorted([verdict, *order])
+
+
+def test_a_useless_result_is_called_one_first(tmp_path, rng):
+    page = text_of(render(evaluated(tmp_path, rng, ["a", "b"], per_class=20, margin=0.0), ["a", "b"]))
+    assert "do not rely on it." in page or "do not use this model." in page
+    assert page.index("the best decision without a model") < page.index("test images are decided right")
+
+
+def test_referral_is_mentioned_only_where_it_is_available(tmp_path, rng):
+    with_referral = text_of(render(evaluated(tmp_path / "on", rng, NAMES, refer=0.1), NAMES))
+    without = text_of(render(evaluated(tmp_path / "off", rng, NAMES), NAMES))
+    assert "are referred to a person" in with_referral
+    assert "referral rate" in with_referral
+    assert "cost of referral 0.1" in with_referral
+    assert "referral rate" not in without
+    assert "referred to a person" not in without
+
+
+def test_recall_by_class_has_its_interval(tmp_path, rng):
+    workspace = evaluated(tmp_path, rng, ["a", "b", "c"], per_class=10)
+    row = pd.read_csv(workspace.evaluation / "test" / "per_class.csv").iloc[1]
+    assert f"b {row.recall:.3f} {row.recall_low:.3f} to {row.recall_high:.3f} {row.precision:.3f} 10" in text_of(
+        render(workspace, ["a", "b", "c"])
+    )
+
+
+def test_the_costliest_mistakes_have_their_images(tmp_path, rng):
+    workspace = evaluated(tmp_path, rng, ["a", "b", "c"], per_class=30, margin=1.0)
+    mistakes = pd.read_csv(workspace.evaluation / "test" / "costliest_mistakes.csv")
+    page = render(workspace, ["a", "b", "c"])
+    cards = re.findall(r'<li><img src="data:image/png;base64,([^"]+)" alt="([^"]+)"', page)
+    assert len(cards) == min(12, len(mistakes)) == 12
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(cards[0][0]))))
+    assert np.array_equal(shown, np.load(workspace.prepared / "test.npy")[mistakes["row"][0]])
+    assert html.unescape(cards[0][1]) == mistakes["path"][0]
+
+
+@pytest.mark.parametrize(("provenance", "commands", "absent"), [
+    ({"MLflow run": "0a1b2c", "commit": "abc123", "with uncommitted changes": "false"},
+     ["udc reproduce 0a1b2c", "git checkout abc123"], ["git/evaluate.patch", "udc reproduce ."]),
+    ({"MLflow run": "0a1b2c", "commit": "abc123", "with uncommitted changes": "true", "DVC experiment": "wide"},
+     ["udc reproduce 0a1b2c", "git/evaluate.patch", "dvc exp apply wide", "its uncommitted changes"], ["git checkout"]),
+    ({"MLflow run": "0a1b2c"}, ["not started in a git repository"], ["git checkout", "udc reproduce"]),
+    ({"model folder in dvc.lock": "e1f2.dir"}, ["udc reproduce .", "git log --all --oneline -S e1f2.dir -- dvc.lock"],
+     ["git checkout"]),
+])  # fmt: skip
+def test_commands_that_reproduce_have_no_placeholder(tmp_path, rng, provenance, commands, absent):
+    workspace = evaluated(tmp_path, rng, ["a", "b"])
+    section = text_of(render(workspace, ["a", "b"], {"weights, SHA-256": "f" * 64} | provenance)).split(" Reproduce ")[
+        -1
+    ]
+    assert all(text in section for text in commands)
+    assert not any(text in section for text in [*absent, "COMMIT"])
+
+
+def test_large_tables_are_lists_of_the_costliest_cells(tmp_path, rng):
     classes = [f"class {k}" for k in range(20)]
-    page = _render(_evaluation(tmp_path / "evaluation", rng, classes), classes)
-    assert "true \\ decided" not in page
-    assert "<th>decided</th>" in page
+    page = render(evaluated(tmp_path, rng, classes), classes)
+    assert 'class="matrix"' not in page
+    assert "380 of the 380 mistakes cost 1. evaluation/policy.json has all costs." in page
+    policy = Policy(classes, (1 - np.eye(20) + 4 * np.eye(20, k=3)).tolist())
+    (tmp_path / "evaluation" / "policy.json").write_text(policy.to_json())
+    page = text_of(render(Workspace(tmp_path), classes))
+    assert "363 of the 380 mistakes cost 1. The others: evaluation/policy.json has all costs." in page
+    assert "class 0 class 3 5" in page
+
+
+@pytest.mark.slow
+def test_size_of_a_report_of_300_classes(tmp_path, rng):
+    classes = [f"a rather long class name of a species {k}" for k in range(300)]
+    workspace = evaluated(tmp_path, rng, classes, per_class=2, side=64, with_figures=True)
+    Image.fromarray(rng.integers(0, 255, (900, 1800, 3), dtype=np.uint8)).save(workspace.training / "augmented.png")
+    page = render(workspace, classes)
+    assert len(page.encode()) < 3_000_000
+    assert page.count("data:image/") == 12 + 9 - 1 + 1  # cards, figures without the gallery, augmented images
+
+
+def test_thumbnails_are_small_and_sheets_too(tmp_path, rng):
+    photograph = rng.integers(0, 255, (512, 512, 3), dtype=np.uint8)
+    assert thumbnail_uri(photograph).startswith("data:image/jpeg;base64,")
+    assert thumbnail_uri(rng.integers(0, 255, (16, 16, 1), dtype=np.uint8)).startswith("data:image/png;base64,")
+    Image.fromarray(np.tile(photograph, (2, 4, 1))).save(tmp_path / "sheet.png")
+    contents = base64.b64decode(sheet_uri(tmp_path / "sheet.png").split(",")[1])
+    with Image.open(io.BytesIO(contents)) as sheet:
+        assert sheet.size == (1100, 550)
+
+
+def test_the_digest_of_costs_tells_other_costs_apart():
+    a = Policy(["a", "b"], [[0, 1], [1, 0]])
+    assert costs_digest(a) == costs_digest(Policy(["a", "b"], [[0, 1], [1, 0]], decision="argmax"))
+    others = (Policy(["a", "b"], [[0, 2], [1, 0]]), Policy(["a", "b"], [[0, 1], [1, 0]], refer=0.5),
+              Policy(["a", "b"], [[0, 1], [1, 0]], deployment_prior=[0.1, 0.9]))  # fmt: skip
+    assert len({costs_digest(each) for each in (a, *others)}) == 4

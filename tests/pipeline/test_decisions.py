@@ -87,13 +87,15 @@ def test_metrics_intervals_figures_and_the_report_are_logged(shapes):
         assert low <= metrics["test"][name] <= high
     client = shapes.client()
     names = {item.path for item in client.list_artifacts(run.info.run_id, "evaluation/test")}
-    figures = ("confusion_matrix", "confusion_shares", "confusion_cost", "reliability", "cost_curve", "referral",
-                "roc", "precision_recall", "costliest_mistakes")  # fmt: skip
+    figures = ("confusion_matrix", "confusion_shares", "confusion_cost", "recall_by_class", "reliability", "cost_curve",
+                "referral", "roc", "precision_recall", "costliest_mistakes")  # fmt: skip
     assert {f"evaluation/test/{name}.png" for name in figures} <= names
     shown = {"confusion_matrix.png", "confusion_cost.png", "reliability.png", "cost_curve.png"}
     assert shown <= {item.path for item in client.list_artifacts(run.info.run_id)}
     report = (shapes.root / "evaluation/report.html").read_text(encoding="utf-8")
-    assert report.count("data:image/png;base64,") == len(figures)
+    mistakes = pd.read_csv(shapes.root / "evaluation/test/costliest_mistakes.csv")
+    of_training, cards = 2, min(12, len(mistakes))
+    assert report.count("data:image/") == len(figures) - 2 + of_training + cards  # no shares, no gallery
     assert not re.search(r"<script|https?://|<link|@import|url\(", report)
     assert run.info.run_id not in report  # the file has the same bytes in every clone
     logged = client.download_artifacts(run.info.run_id, "report.html", str(shapes.root.parent))

@@ -41,6 +41,8 @@ def is_never_least(costs: NDArray[np.float64], decision: int) -> bool:
     decision : column of the decision.
     """
     gains = costs[:, [decision]] - np.delete(costs, decision, axis=1)
+    if (gains < 0).all(axis=1).any():  # the cheapest decision for one true class
+        return False
     rows, columns = _equilibrating_scales(gains)
     scaled = rows[:, None] * gains * columns
     first, second = np.triu_indices(len(scaled))

@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from udc_model.decisions.decision import clopper_pearson_bound, constant_costs, expected_costs, shift_prior
+from udc_model.decisions.decision import clopper_pearson_bound, expected_costs, shift_prior
 from udc_model.decisions.policy import Policy
 from udc_model.evaluation.intervals import SCORE_BINS, by_group, resample
 from udc_model.evaluation.metrics import Scored, areas, class_areas, equal_mass_bins, score_terms
 
 Floats = NDArray[np.float64]
+Decide = Callable[[float, Floats], NDArray[np.intp]]  # from the odds of the costliest class and the class frequencies
 _GRID = np.linspace(0, 1, 201)
 
 
 def class_curves(scored: Scored, classes: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """ROC and precision-recall curve of each class against the rest, with a point per distinct probability.
+    """ROC and precision-recall curve of each class against the rest, over all distinct probabilities.
+
+    Points on a straight line between their neighbours are left out: there are at most about two per image of the class,
+    not one per image of the split.
 
     Returns
     -------
-    Two tables: ``class, false_positive_rate, true_positive_rate``, from (0, 0), without points on a straight line
-    between their neighbours; ``class, recall, precision``, to recall 0 with precision 1.
+    Two tables: ``class, false_positive_rate, true_positive_rate``, from (0, 0); ``class, recall, precision``, to recall
+    0 with precision 1.
     """
     sums = score_terms(scored).total().reshape(len(classes), -1, 2)
     roc, pr = [], []
     for name, bins in zip(classes, sums, strict=True):
         used = bins[bins.sum(axis=1) > 0]
         false, true = used[::-1].cumsum(axis=0).T
-        bends = np.ones(len(true), dtype=bool)
-        bends[1:-1] = (np.diff(false, 2) != 0) | (np.diff(true, 2) != 0)
-        fpr, tpr = (np.concatenate([[0.0], x[bends] / x[-1]]) for x in (false, true))
+        run, rise = np.diff(false, prepend=0), np.diff(true, prepend=0)
+        bends = np.concatenate([[True], run[:-1] * rise[1:] != run[1:] * rise[:-1], [True]])
+        fpr, tpr = (np.concatenate([[0.0], x])[bends] / x[-1] for x in (false, true))
         roc.append(pd.DataFrame({"class": name, "false_positive_rate": fpr, "true_positive_rate": tpr}))
-        recall, precision = (np.concatenate([x[::-1], [end]]) for x, end in ((true / true[-1], 0.0),
+        ends = np.ones(len(true), dtype=bool)  # first and last point of each recall
+        ends[1:-1] = (np.diff(true)[:-1] != 0) | (np.diff(true)[1:] != 0)
+        recall, precision = (np.concatenate([x[ends][::-1], [end]]) for x, end in ((true / true[-1], 0.0),
                              (true / (true + false), 1.0)))  # fmt: skip
         pr.append(pd.DataFrame({"class": name, "recall": recall, "precision": precision}))
     return pd.concat(roc, ignore_index=True), pd.concat(pr, ignore_index=True)
@@ -151,19 +159,60 @@ def cost_curve(scored: Scored, policy: Policy) -> pd.DataFrame | None:
     costs_of_image = scored.outcome_costs[scored.targets]
     rows = np.arange(len(costs_of_image))
     argmax = scored.probabilities.argmax(axis=1)
+    if policy.decision == "min_expected_cost":
+        decide = _decisions_by_odds(scored, others / current_prior, 1 / current_prior[costliest], costliest)
+    else:
+        decide = _decisions_by_prior(scored, policy, current_prior)
     points = []
     for x in np.linspace(0, 1, 101)[1:-1]:
         odds = x / (1 - x) * (others @ mistake_costs) / mistake_costs[costliest]
         prior = others / (1 + odds)
         prior[costliest] = odds / (1 + odds)
         weights = (prior / shares)[scored.targets]
-        anew = policy.decide(shift_prior(scored.probabilities, current_prior, np.maximum(prior, 1e-12)))
         scale = prior @ mistake_costs
-        costs = [np.average(costs_of_image[rows, d], weights=weights) for d in (anew, scored.decided, argmax)]
-        constant = constant_costs(scored.targets, scored.outcome_costs, weights).min()
-        points.append((x, *(c / scale for c in costs), constant / scale))
+        decisions = (decide(odds, prior), scored.decided, argmax)
+        costs = [np.average(costs_of_image[rows, each], weights=weights) for each in decisions]
+        points.append((x, *(cost / scale for cost in costs), (prior @ scored.outcome_costs).min() / scale))
     table = pd.DataFrame(points, columns=["x", "policy", "fixed_decisions", "argmax", "best_constant"])
     return table.assign(costliest_class=policy.classes[costliest])
+
+
+def _decisions_by_prior(scored: Scored, policy: Policy, current_prior: Floats) -> Decide:
+    """A function from odds and class frequencies to the decisions (N,) of any policy."""
+
+    def decide(_: float, prior: Floats) -> NDArray[np.intp]:
+        return policy.decide(shift_prior(scored.probabilities, current_prior, np.maximum(prior, 1e-12)))
+
+    return decide
+
+
+def _decisions_by_odds(scored: Scored, ratio: Floats, ratio_of_k: float, k: int) -> Decide:
+    """The same as `_decisions_by_prior` for decisions of least expected cost, 10 times as fast with 300 classes.
+
+    Expected costs are straight lines in the odds of class ``k``, whose slopes depend on the cost of missing ``k``
+    alone. Of the decisions with the same slope, one is the cheapest at all odds, so few decisions remain.
+
+    Parameters
+    ----------
+    ratio : (K,) new frequency of each class, at odds of 1, divided by the current one; 0 for ``k``.
+    ratio_of_k : the same for ``k``.
+    """
+    costs, rows = scored.outcome_costs, np.arange(len(scored.targets))
+    start = expected_costs(scored.probabilities * ratio, costs)
+    slopes = np.unique(costs[k])
+    least, decision = np.empty((len(rows), len(slopes))), np.empty((len(rows), len(slopes)), dtype=np.intp)
+    for column, slope in enumerate(slopes):
+        members = np.flatnonzero(costs[k] == slope)
+        best = start[:, members].argmin(axis=1)
+        decision[:, column], least[:, column] = members[best], start[rows, members[best]]
+    of_class = ratio_of_k * scored.probabilities[:, k]
+
+    def decide(odds: float, _: Floats) -> NDArray[np.intp]:
+        expected = least + (odds * of_class)[:, None] * slopes
+        is_least = expected == expected.min(axis=1, keepdims=True)
+        return np.asarray(np.where(is_least, decision, len(costs[k])).min(axis=1))  # of ties the first
+
+    return decide
 
 
 def referral_curve(scored: Scored, refer: float | None) -> pd.DataFrame:

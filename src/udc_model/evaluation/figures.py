@@ -101,11 +101,18 @@ class FigureCache:
             remove_oldest(self.folder, "*.png", _STORED)
 
 
+def drawing_code() -> list[Path]:
+    """The modules that decide how a figure looks."""
+    return sorted(Path(__file__).parent.glob("*plot*.py"))
+
+
 @cache
 def _code_digest() -> bytes:
-    """Digest of the plotting code and of the version of matplotlib."""
-    source = Path(__file__).with_name("plots.py").read_bytes()
-    return hashlib.sha256(source + version("matplotlib").encode()).digest()
+    """Digest of the drawing code and of the version of matplotlib."""
+    digest = hashlib.sha256(version("matplotlib").encode())
+    for path in drawing_code():
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.digest()
 
 
 def _digest(*inputs: Any) -> str:
@@ -133,34 +140,34 @@ def draw_figures(folder: Path, prepared: Path, figures: FigureCache) -> None:
     prepared : folder with the packed splits, which hold the images of the gallery.
     figures : figures drawn before.
     """
-    from udc_model.evaluation import plots  # matplotlib, which the process that waits does not need
+    from udc_model.evaluation import curve_plots  # matplotlib, which the process that waits does not need
 
     split = folder.name
-    _draw_confusion(folder, split, figures)
+    _draw_by_class(folder, split, figures)
     if split != "test":
         return
     policy = json.loads((folder.parent / "policy.json").read_text(encoding="utf-8"))
     areas = _table(folder, "areas")
     for kind in ("roc", "precision_recall"):
         curves, mean = _table(folder, f"{kind}_by_class"), _table(folder, kind)
-        figures.draw(folder / f"{kind}.png", plots.plot_class_curves, curves, mean, areas, kind)
+        figures.draw(folder / f"{kind}.png", curve_plots.plot_class_curves, curves, mean, areas, kind)
     method = policy["calibration"]["method"]
-    figures.draw(folder / "reliability.png", plots.plot_reliability, _table(folder, "reliability"), method)
+    figures.draw(folder / "reliability.png", curve_plots.plot_reliability, _table(folder, "reliability"), method)
     if (folder / "cost_curve.csv").is_file():
-        figures.draw(folder / "cost_curve.png", plots.plot_cost_curve, _table(folder, "cost_curve"))
-    predictions = _table(folder, "predictions")
-    rate = float(np.average(predictions["predicted"] == "refer", weights=predictions["weight"]))
-    figures.draw(folder / "referral.png", plots.plot_referral, _table(folder, "referral"), policy["refer"], rate)
+        figures.draw(folder / "cost_curve.png", curve_plots.plot_cost_curve, _table(folder, "cost_curve"))
+    rate = float(_table(folder, "metrics").set_index("metric")["value"]["referral_rate"])
+    figures.draw(folder / "referral.png", curve_plots.plot_referral, _table(folder, "referral"), policy["refer"], rate)
     _draw_gallery(folder, prepared, split, figures)
 
 
 def _table(folder: Path, name: str) -> pd.DataFrame:
-    text = dict.fromkeys(("class", "true", "decided", "predicted", "path", "group", "costliest_class"), str)
-    return pd.read_csv(folder / f"{name}.csv", dtype=text, keep_default_na=False, na_values={"expected_cost": ""})
+    text = dict.fromkeys(("class", "true", "decided", "path", "costliest_class"), str)
+    empty = dict.fromkeys(("value", "low", "high"), "")  # of metrics that are undefined
+    return pd.read_csv(folder / f"{name}.csv", dtype=text, keep_default_na=False, na_values=empty)
 
 
-def _draw_confusion(folder: Path, split: str, figures: FigureCache) -> None:
-    from udc_model.evaluation.plots import plot_confusion_matrix
+def _draw_by_class(folder: Path, split: str, figures: FigureCache) -> None:
+    from udc_model.evaluation.matrix_plots import plot_confusion_matrix, plot_recall
 
     confusion = json.loads((folder / "confusion_matrix.json").read_text(encoding="utf-8"))
     counts, costs = np.array(confusion["counts"]), np.array(confusion["costs"])
@@ -172,25 +179,30 @@ def _draw_confusion(folder: Path, split: str, figures: FigureCache) -> None:
         matrices.append(("confusion_cost", costs, f"Total cost {costs.sum():,.4g}, {of_split}", "costs"))
     for name, values, title, kind in matrices:
         figures.draw(folder / f"{name}.png", plot_confusion_matrix, values, *names, title, kind)
+    if split == "test":
+        title = f"Recall by class (images), {split}"
+        figures.draw(folder / "recall_by_class.png", plot_recall, _table(folder, "per_class"), title)
 
 
 def _draw_gallery(folder: Path, prepared: Path, split: str, figures: FigureCache) -> None:
-    from udc_model.evaluation.plots import class_label, plot_gallery
+    from udc_model.evaluation.plot_style import class_label
+    from udc_model.evaluation.plots import CAPTION, plot_gallery
 
     mistakes = _table(folder, "costliest_mistakes")
     stored = PackedDataset.open(prepared).split(split).images
     images = [np.asarray(stored[row]) for row in mistakes["row"][:GALLERY]]
+    title = f"Costliest mistakes (true → decided), {split}"
     captions = [
-        f"{class_label(true)}, decided {class_label(decided)}\np = {probability:.2f}, cost {cost:g}"
+        f"{class_label(true, CAPTION)}\n→ {class_label(decided, CAPTION - 2)}\np = {probability:.2f}, cost {cost:g}"
         for true, decided, probability, cost in zip(
             *(mistakes[name][:GALLERY] for name in ("true", "decided", "probability", "cost")), strict=True
         )
     ]
-    figures.draw(folder / "costliest_mistakes.png", plot_gallery, images, captions, f"Costliest mistakes, {split}")
+    figures.draw(folder / "costliest_mistakes.png", plot_gallery, images, captions, title)
 
 
 if __name__ == "__main__":
-    from udc_model.evaluation import plots as plots  # imports matplotlib while the tables are written
+    from udc_model.evaluation import curve_plots as curve_plots  # imports matplotlib while the tables are written
 
     def main() -> None:
         """Draw the figures of each folder on standard input."""

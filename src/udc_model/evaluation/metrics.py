@@ -90,7 +90,7 @@ def metric_terms(scored: Scored, ece_bins: int, score_bins: int | None = None) -
     Parameters
     ----------
     ece_bins : bins of equal mass of the calibration error.
-    score_bins : most bins of a class's probabilities; None for one bin per distinct probability.
+    score_bins : most bins of a class's probabilities; None for as many as make the areas exact.
     """
     n, k, d = len(scored.targets), scored.num_classes, scored.outcome_costs.shape[1]
     p, weights, rows = scored.probabilities, scored.image_weights, np.arange(n)
@@ -117,20 +117,24 @@ def score_terms(scored: Scored, score_bins: int | None = None) -> Terms:
     The sums have the shape (K, bins, 2), flattened: rising bins, first images of other classes, then of the class.
     """
     n, k = scored.probabilities.shape
-    bins = np.column_stack([_score_bins(scored.probabilities[:, j], score_bins) for j in range(k)])
-    width = int(bins.max()) + 1
     is_of_class = scored.targets[:, None] == np.arange(k)
+    bins = np.column_stack([_score_bins(scored.probabilities[:, j], is_of_class[:, j], score_bins) for j in range(k)])
+    width = int(bins.max()) + 1
     columns = np.arange(k) * 2 * width + bins * 2 + is_of_class
     return Terms(np.repeat(np.arange(n), k), columns.ravel(), np.repeat(scored.image_weights, k), 2 * k * width)
 
 
-def _score_bins(scores: Floats, most: int | None) -> NDArray[np.intp]:
-    """The bin of each score, rising: one per distinct score if there are at most ``most``, else bins of equal mass."""
-    distinct, index = np.unique(scores, return_inverse=True)
-    if most is None or len(distinct) <= most:
-        return np.asarray(index)
-    edges = np.quantile(scores, np.linspace(0, 1, most + 1)[1:-1])
-    return np.searchsorted(edges, scores, side="right")
+def _score_bins(scores: Floats, is_of_class: NDArray[np.bool_], most: int | None) -> NDArray[np.intp]:
+    """The bin of each score, rising.
+
+    The areas depend on how many images of other classes are between two images of the class, not on their order. So
+    there is a bin for each distinct score of an image of the class, and one for all scores between two of them. If that
+    is more than ``most``, the bins are those of quantiles of these scores.
+    """
+    edges = np.unique(scores[is_of_class])
+    if most is not None and 2 * len(edges) + 1 > most:
+        edges = np.unique(np.quantile(edges, np.linspace(0, 1, (most - 1) // 2), method="nearest"))
+    return np.asarray(np.searchsorted(edges, scores, side="left") + np.searchsorted(edges, scores, side="right"))
 
 
 def equal_mass_bins(confidence: Floats, bins: int) -> list[NDArray[np.intp]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -14,27 +14,35 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from udc_model.decisions.policy import Policy
+from udc_model.evaluation.report_images import png_uri, sheet_uri, thumbnail_uri
+from udc_model.evaluation.verdict import Verdict, cost_text, verdict
+from udc_model.files import Workspace
 
-_LARGEST_MATRIX = 12  # classes; larger cost matrices are shown as a list of their costliest cells
+_LARGEST_MATRIX = 10  # classes; larger cost matrices are shown as a list of their costliest cells
 _LONGEST_TABLE = 24  # rows
-_FIGURES = (
-    ("confusion_cost", "Cost by true class (rows) and decision (columns)."),
-    ("confusion_matrix", "Images by true class and decision; colours are shares of the true class."),
-    ("confusion_shares", "Share of each true class by decision."),
-    ("reliability", "Accuracy against confidence in bins of equal mass, before and after calibration."),
-    ("cost_curve", "Cost at other frequencies of the costliest class."),
-    ("referral", "Cost by referral rate if the images of largest expected cost are referred to a person."),
-    ("roc", "ROC curve of each class against the rest."),
-    ("precision_recall", "Precision-recall curve of each class against the rest."),
-    ("costliest_mistakes", "The costliest mistakes; of equal cost, the most probable decision first."),
-)  # fmt: skip
+_MISTAKES = 12  # images
+_PAIRS = 5  # rows of the table beside the confusion matrix
+_FIGURES = {  # of the test split, by section: name, caption
+    "cost": (("confusion_cost", "Total cost by true class and decision."),
+             ("confusion_matrix", "Images by true class and decision; colours are shares of the true class.")),
+    "classes": (("recall_by_class", "Recall of each class with its interval, lowest first; in brackets the number of "
+                 "test images."),),
+    "probabilities": (
+        ("reliability", "Accuracy minus confidence in bins of equally many images, before and after calibration."),
+        ("cost_curve", "Cost if the costliest class were rarer or more frequent than in the test split."),
+        ("referral", "Cost if the images of largest expected cost are referred to a person, by share referred."),
+        ("roc", "ROC curves, one class against the rest: the classes of least area."),
+        ("precision_recall", "Precision-recall curves, one class against the rest: the classes of least area."),
+    ),
+}  # fmt: skip
 
 
 def render_report(
     evaluation: Path,
+    workspace: Workspace,
     record: Mapping[str, Any],
     counts: Mapping[str, Mapping[str, int]],
-    findings: list[str],
+    findings: Sequence[str],
     confidence: float,
     provenance: Mapping[str, str],
     data_notes: Sequence[str] = (),
@@ -44,20 +52,23 @@ def render_report(
     Parameters
     ----------
     evaluation : complete folder with tables and figures.
+    workspace : has the images of the test split, the training curves and examples of augmented images.
     record : ``training/record.json``.
     counts : images by split and class.
     findings : warnings about the cost matrix.
     confidence : level of the intervals.
-    provenance : names and values that identify the run.
+    provenance : names and values that identify the run; ``MLflow run``, ``commit``, ``with uncommitted changes`` and
+        ``DVC experiment`` decide the commands that reproduce it.
     data_notes : sentences about what was left out, carved or merged when the data was prepared.
     """
     policy = Policy.load(evaluation / "policy.json")
-    tables = {
-        name: pd.read_csv(evaluation / name / "metrics.csv").set_index("metric") for name in ("test", "validation")
-    }
-    test = evaluation / "test"
+    usual_cost, costliest_cells = _costliest_cells(policy)
+    test, validation = (_metrics(evaluation / name, policy) for name in ("test", "validation"))
+    folder, level = evaluation / "test", f"{confidence:.0%}"
+    baselines = pd.read_csv(folder / "baselines.csv").to_dict("records")
     return _template().render(
         name=record["data"]["name"],
+        verdict=_verdict(folder, policy, test, str(baselines[-1]["decision"]), level),
         params=record["params"],
         record=record,
         counts=counts,
@@ -65,31 +76,81 @@ def render_report(
         policy=policy,
         calibration=_calibration(policy),
         matrix=policy.outcome_costs.tolist() if len(policy.classes) <= _LARGEST_MATRIX else None,
-        costliest_cells=_costliest_cells(policy),
+        usual_cost=usual_cost,
+        costliest_cells=costliest_cells,
         findings=findings,
         data_notes=data_notes,
-        percent=f"{confidence:.0%}",
-        test={name: tuple(row) for name, row in zip(tables["test"].index, tables["test"].to_numpy(), strict=True)},
-        validation={
-            name: tuple(row)
-            for name, row in zip(tables["validation"].index, tables["validation"].to_numpy(), strict=True)
-        },
-        baselines=pd.read_csv(test / "baselines.csv").to_dict("records"),
-        pairs=_rows(test / "cost_by_pair.csv"),
-        mistakes=_rows(test / "costliest_mistakes.csv"),
-        figures=[
-            (name, caption, base64.b64encode((test / f"{name}.png").read_bytes()).decode())
-            for name, caption in _FIGURES
-            if (test / f"{name}.png").is_file()
-        ],
+        level=level,
+        test=test,
+        validation=validation,
+        baselines=baselines,
+        pairs=_rows(folder / "cost_by_pair.csv"),
+        top_pairs=_PAIRS,
+        mistakes=_mistakes(folder, workspace),
+        per_class=_rows(folder / "per_class.csv", longest=None),
+        figures={section: _figures(folder, figures) for section, figures in _FIGURES.items()},
+        training=_training_figures(workspace),
+        comparable={"data": record["data"]["digest"][:8], "costs": costs_digest(policy)},
         provenance=provenance,
     )
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    text = dict.fromkeys(("true", "decided", "path"), str)
+def costs_digest(policy: Policy) -> str:
+    """Digest of what makes the costs of two results comparable: classes, costs of all decisions, class frequencies."""
+    parts = [policy.classes, policy.class_costs, policy.refer, policy.deployment_prior]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]
+
+
+def _metrics(folder: Path, policy: Policy) -> dict[str, tuple[float, float, float]]:
+    """Value and interval of each metric; without the referral rate where referral is not available."""
+    table = pd.read_csv(folder / "metrics.csv").set_index("metric")[["value", "low", "high"]]
+    if policy.refer is None:
+        table = table.drop(index="referral_rate")
+    values = table.to_numpy(dtype=float).tolist()
+    return {str(name): (value, low, high) for name, (value, low, high) in zip(table.index, values, strict=True)}
+
+
+def _verdict(
+    folder: Path, policy: Policy, test: Mapping[str, tuple[float, float, float]], constant: str, level: str
+) -> Verdict:
+    counts = np.array(json.loads((folder / "confusion_matrix.json").read_text(encoding="utf-8"))["counts"])
+    k = len(policy.classes)
+    right, referred = int(np.trace(counts[:, :k])), int(counts[:, k:].sum())
+    return verdict(test, int(counts.sum()), right, referred, constant, policy.decision == "argmax", level)
+
+
+def _mistakes(folder: Path, workspace: Workspace) -> list[dict[str, Any]]:
+    """The costliest mistakes, the first ones with their image."""
+    rows = _rows(folder / "costliest_mistakes.csv")
+    if rows:
+        stored = np.load(workspace.prepared / "test.npy", mmap_mode="r", allow_pickle=False)
+        for row in rows[:_MISTAKES]:
+            row["image"] = thumbnail_uri(np.array(stored[row["row"]]))
+    return rows
+
+
+def _figures(folder: Path, figures: Sequence[tuple[str, str]]) -> list[tuple[str, str, str]]:
+    """Name, caption and image of the figures that exist."""
+    paths = [(name, caption, folder / f"{name}.png") for name, caption in figures]
+    return [(name, caption, png_uri(path)) for name, caption, path in paths if path.is_file()]
+
+
+def _training_figures(workspace: Workspace) -> list[tuple[str, str, str]]:
+    curves, augmented = workspace.training / "curves.png", workspace.training / "augmented.png"
+    figures = []
+    if curves.is_file():
+        figures.append(("curves", "Loss and validation scores by epoch.", png_uri(curves)))
+    if augmented.is_file():
+        caption = ("Training images as the network gets them: the first of the first epoch, cropped, mirrored, "
+                   "recoloured, erased and mixed as train.* says.")  # fmt: skip
+        figures.append(("augmented", caption, sheet_uri(augmented)))
+    return figures
+
+
+def _rows(path: Path, longest: int | None = _LONGEST_TABLE) -> list[dict[str, Any]]:
+    text = dict.fromkeys(("class", "true", "decided", "path"), str)
     table = pd.read_csv(path, dtype=text, keep_default_na=False)
-    return [{str(key): value for key, value in row.items()} for row in table[:_LONGEST_TABLE].to_dict("records")]
+    return [{str(key): value for key, value in row.items()} for row in table[:longest].to_dict("records")]
 
 
 @cache
@@ -98,7 +159,7 @@ def _template() -> Template:
         loader=PackageLoader("udc_model.evaluation", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters["number"] = _number
+    environment.filters |= {"number": _number, "cost": cost_text}
     return environment.get_template("report.html.j2")
 
 
@@ -112,12 +173,21 @@ def _calibration(policy: Policy) -> str:
     return policy.calibration.method + temperature
 
 
-def _costliest_cells(policy: Policy) -> list[tuple[str, str, float]]:
-    """True class, decision and cost of the costliest cells of the cost matrix."""
+def _costliest_cells(policy: Policy) -> tuple[str, list[tuple[str, str, float]]]:
+    """What most mistakes cost, and true class, decision and cost of the costliest mistakes that cost something else."""
     costs = np.array(policy.class_costs)
-    order = np.argsort(-costs, axis=None, kind="stable")[:_LONGEST_TABLE]
+    is_mistake = ~np.eye(len(costs), dtype=bool)
+    values, numbers = np.unique(costs[is_mistake], return_counts=True)
+    usual = values[numbers.argmax()]
+    unusual = np.flatnonzero(is_mistake & (costs != usual))
+    order = unusual[np.argsort(-costs.ravel()[unusual], kind="stable")][:_LONGEST_TABLE]
+    text = f"{numbers.max():,} of the {is_mistake.sum():,} mistakes cost {usual:g}."
+    if len(order) < len(unusual):
+        text += f" The {len(order)} costliest of the others:"
+    elif len(order):
+        text += " The others:"
     cells = zip(*np.unravel_index(order, costs.shape), strict=True)
-    return [(policy.classes[i], policy.classes[j], float(costs[i, j])) for i, j in cells]
+    return text, [(policy.classes[i], policy.classes[j], float(costs[i, j])) for i, j in cells]
 
 
 def write_report(evaluation: Path, **contents: Any) -> None:
@@ -125,11 +195,12 @@ def write_report(evaluation: Path, **contents: Any) -> None:
     (evaluation / "report.html").write_text(render_report(evaluation, **contents), encoding="utf-8")
 
 
-def model_identity(record: Mapping[str, Any], sha256: str) -> dict[str, str]:
+def model_identity(record: Mapping[str, Any], sha256: str, dvc_hash: str) -> dict[str, str]:
     """Names and values that identify a result on any machine: seed, data, weights, hardware."""
     return {
         "seed": str(record["params"]["seed"]),
         "data, SHA-256": record["data"]["digest"],
         "weights, SHA-256": sha256,
+        "model folder in dvc.lock": dvc_hash,
         "trained on": json.dumps(record["hardware"], sort_keys=True).strip("{}").replace('"', ""),
     }

@@ -93,9 +93,9 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         log_scores(run, params, record, scores, metrics_json)
         log_model(run, workspace.model, folder / POLICY_FILE)
         figures.finish()
-        report = {"record": record, "counts": dataset.info["counts"], "findings": findings,
+        report = {"workspace": workspace, "record": record, "counts": dataset.info["counts"], "findings": findings,
                   "confidence": params.evaluate.confidence, "data_notes": dataset.notes}  # fmt: skip
-        origin = model_identity(record, weights)
+        origin = model_identity(record, weights, tags[f"{OUTS}model"])
         write_report(folder, **report, provenance=origin)
         log_evaluation(run, folder, origin, report)
     _report(*scores["test"], params.evaluate.confidence, run)

@@ -1,0 +1,90 @@
+"""What an evaluation says to the person who decides: how many decisions are right, what they cost, against what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Interval = tuple[float, float, float]  # value, low, high; NaN where undefined
+
+UNIT = "per image, in the unit of the cost matrix"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Sentences about decisions. A sentence that compares was tested: it rests on an interval that excludes equality.
+
+    Parameters
+    ----------
+    is_useful : True if the decisions are shown to cost less than the best constant decision, False if they are shown to
+        cost more, None if neither is shown.
+    warning : what makes the result worthless; empty if it is useful.
+    counts : how many images are decided right, wrong, and referred.
+    cost : mean cost with interval, against the best constant decision.
+    comparisons : against the best constant decision and against argmax.
+    """
+
+    is_useful: bool | None
+    warning: str
+    counts: str
+    cost: str
+    comparisons: tuple[str, ...]
+
+
+def cost_text(value: float) -> str:
+    """A cost with three significant digits, or as an integer from 1,000 on; a dash for NaN."""
+    if value != value:
+        return "–"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def counts_text(images: int, right: int, referred: int) -> str:
+    """How many images are decided right, wrong, and referred, as a sentence without its full stop."""
+    mistakes = images - right - referred
+    wrong = {0: "no mistake", 1: "one mistake"}.get(mistakes, f"{mistakes:,} mistakes")
+    text = f"{right:,} of {images:,} test images are decided right; {wrong}"
+    return f"{text}; {referred:,} ({referred / images:.1%}) are referred to a person" if referred else text
+
+
+def verdict(
+    metrics: Mapping[str, Interval], images: int, right: int, referred: int, constant: str, is_argmax: bool, level: str
+) -> Verdict:
+    """The verdict on the decisions of the test split.
+
+    Parameters
+    ----------
+    metrics : of the split, with ``mean_cost``, ``normalised_cost``, ``constant_mean_cost`` and ``cost_saved``.
+    images, right, referred : number of images, of those decided right and of those referred to a person.
+    constant : name of the best constant decision, as "always 4".
+    is_argmax : whether the policy decides by argmax.
+    level : of the intervals, as "95%".
+    """
+    cost, low, high = metrics["mean_cost"]
+    ratio, ratio_low, ratio_high = metrics["normalised_cost"]
+    share = f", of which it is {ratio:.2%}" if ratio == ratio else ""
+    sentence = (f"Cost {cost_text(cost)} {UNIT} ({level} interval {cost_text(low)} to {cost_text(high)}), against "
+                f"{cost_text(metrics['constant_mean_cost'][0])} for {constant}{share}")  # fmt: skip
+    is_useful, warning, first = None, "", f"Cheaper than {constant}: shown at the {level} level."
+    if ratio_high < 1:
+        is_useful = True
+    elif ratio_low > 1:
+        is_useful, warning = False, f"Worse than {constant}, the best decision without a model: do not use this model."
+    elif ratio_low == ratio_low:
+        warning = f"Not shown to be better than {constant}, the best decision without a model: do not rely on it."
+    else:
+        warning = f"{constant.capitalize()} costs nothing, so these costs need no model."
+    comparisons = [first] if is_useful else []
+    if not is_argmax:
+        comparisons.append(_against_argmax(*metrics["cost_saved"], level))
+    return Verdict(is_useful, warning, counts_text(images, right, referred), sentence, tuple(comparisons))
+
+
+def _against_argmax(saved: float, low: float, high: float, level: str) -> str:
+    what = "deciding for the most probable class (argmax)"
+    if low > 0:
+        return f"Cheaper by {cost_text(saved)} than {what}: shown at the {level} level."
+    if high < 0:
+        return f"Costlier by {cost_text(-saved)} than {what}: shown at the {level} level."
+    if saved == low == high == 0:
+        return f"Same decisions, or of the same cost, as {what}."
+    return f"No difference in cost to {what} is shown ({level} interval {cost_text(low)} to {cost_text(high)})."
