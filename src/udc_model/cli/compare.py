@@ -23,6 +23,8 @@ def _compare_arguments(parser: Parser) -> None:
     for name in ("a", "b"):
         parser.add_argument(name, metavar=name.upper(), help=RESULT)
     add_split(parser)
+    parser.add_argument("--costs", metavar="NAME",
+                        help="decide both again under the costs of this result, A or B or another")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON, with all images whose decisions differ")
 
 
@@ -31,7 +33,7 @@ def _compare(options: argparse.Namespace) -> None:
 
     from udc_model.experiments.results import compare
 
-    comparison = compare(options.a, options.b, options.split)
+    comparison = compare(options.a, options.b, options.split, options.costs)
     if options.json:
         sys.stdout.write(json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False) + "\n")
     else:

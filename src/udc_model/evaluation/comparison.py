@@ -155,15 +155,16 @@ def _aligned(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
             raise UdcError(f"the tables have different images: {len(differs)} have {what} "
                            f"({', '.join(a['path'].iloc[differs[:5]])}, …)")  # fmt: skip
     if not np.allclose(a["weight"], b["weight"]):
-        raise UdcError("the tables weight the images differently (costs.prior); run udc decide on one of them with the "
-                       "costs.prior of the other")  # fmt: skip
+        raise UdcError("the tables weight the images differently (costs.prior); name the results instead of their "
+                       "tables, and decide both under one: `udc compare A B --costs A`")  # fmt: skip
     costs = pd.concat([a, b]).groupby(["true", "predicted"])["cost_paid"].agg(["min", "max"])
     differing = costs[~np.isclose(costs["min"], costs["max"])]
     if len(differing):
         first = differing.reset_index().iloc[0]
         raise UdcError(
             f"the tables have different costs: {first['true']} decided as {first['predicted']} costs {first['min']:g} "
-            f"in one and {first['max']:g} in the other; run udc decide on one of them with the costs of the other"
+            f"in one and {first['max']:g} in the other; name the results instead of their tables, and decide both "
+            "under the costs of one: `udc compare A B --costs A`"
         )
     return b
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,8 +120,11 @@ def read_predictions(path: Path) -> pd.DataFrame:
 
 
 def logits_of(table: pd.DataFrame, classes: list[str]) -> NDArray[np.float32]:
-    """The raw logits (N, K) of a predictions table."""
-    return table[[f"{_LOGIT}{name}" for name in classes]].to_numpy(dtype=np.float32)
+    """The raw logits (N, K) of a predictions table; :class:`UdcError` if it does not have them."""
+    columns = [f"{_LOGIT}{name}" for name in classes]
+    if missing := [column for column in columns if column not in table]:
+        raise UdcError(f"the table of predictions has no column {', '.join(missing[:3])}; run `dvc repro` again")
+    return table[columns].to_numpy(dtype=np.float32)
 
 
 def metrics_table(metrics: Metrics, intervals: Intervals) -> pd.DataFrame:
@@ -129,6 +133,21 @@ def metrics_table(metrics: Metrics, intervals: Intervals) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["metric", "value", "low", "high"]).astype(
         dict.fromkeys(["value", "low", "high"], float)
     )
+
+
+def read_metrics(path: Path) -> dict[str, float | None]:
+    """The values in a ``metrics.csv``, to the bit; None for a metric without a value.
+
+    Raises
+    ------
+    UdcError
+        The file is missing or another table.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as handle:
+            return {row["metric"]: float(row["value"]) if row["value"] else None for row in csv.DictReader(handle)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UdcError(f"{path}: cannot be read as a table of metrics: {error!r}") from None
 
 
 def per_class_table(targets: Indices, decided: Indices, classes: list[str]) -> pd.DataFrame:
