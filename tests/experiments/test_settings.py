@@ -46,7 +46,7 @@ def test_class_names_arrive_as_dvc_writes_them(folder, written, name):
         ("costs.prior={3: 0.5, b: 0.5}", r"the key 3 is not read as a text; put it in quotes: '3'"),
         ("train.epochs=0", r"^params\.yaml is not valid:\n  train\.epochs: got 0; allowed: integer above 0$"),
         ("train.eposch=1", r"^train\.eposch: DVC cannot set it in params\.yaml, which may have no such parameter"),
-        ("train.epochs=1,2", r"^train\.epochs=1,2: has several values; `dvc exp run --queue -S …` runs"),
+        ("train.epochs=1,2", r"^train\.epochs=1,2: has several values; `udc run --queue -S train\.epochs=1,2` "),
         ("train.epochs", r"^train\.epochs: is not name=value in the form that DVC reads; "),
         ("evaluate.recall_of=[é]", r"recall_of=\[é\]: is not name=value in the form .* needs quotes"),
         ("evaluate.recall_of=[a", r"recall_of=\[a: is not name=value in the form "),

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from udc_model.cli.command import RESULT, RUN, Command, Parser, add_split
-from udc_model.files import Workspace
+from udc_model.files import Workspace, check_target, write_atomically
 
 logger = logging.getLogger("udc_model.cli")
 
@@ -17,6 +17,29 @@ def _summary(options: argparse.Namespace) -> None:
     from udc_model.experiments.summary import summary
 
     sys.stdout.write(summary(Workspace()))
+
+
+def _experiments_arguments(parser: Parser) -> None:
+    parser.add_argument("names", nargs="*", metavar="NAME",
+                        help="DVC experiments, git revisions or workspace; all are compared with the first (default: "
+                        "the last commit and the experiments that began from it)")  # fmt: skip
+    parser.add_argument("--all", action="store_true", help="experiments that began from any commit")
+    parser.add_argument("--csv", action="store_true", help="print CSV with all numbers of metrics.json")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write an HTML page instead")
+
+
+def _experiments(options: argparse.Namespace) -> None:
+    from udc_model.experiments.listing import list_experiments
+    from udc_model.experiments.overview import to_csv, to_html, to_text
+
+    if options.html is not None:
+        check_target(options.html, ".html")
+    listing = list_experiments(options.names, of_all_commits=options.all)
+    if options.html is not None:
+        write_atomically(options.html, to_html(listing))
+        sys.stdout.write(f"{options.html}\n")
+    else:
+        sys.stdout.write(to_csv(listing) if options.csv else to_text(listing))
 
 
 def _compare_arguments(parser: Parser) -> None:
@@ -92,6 +115,13 @@ def _show(options: argparse.Namespace) -> None:
 
 COMMANDS = (
     Command("Compare", "summary", "print what was trained here and how good it is", _summary),
+    Command(
+        "Compare",
+        "experiments",
+        "list experiments: what differs, what they cost, whether that is shown",
+        _experiments,
+        _experiments_arguments,
+    ),
     Command("Compare", "compare", "compare the costs of two results, with a test", _compare, _compare_arguments),
     Command(
         "Compare",

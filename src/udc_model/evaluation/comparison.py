@@ -139,6 +139,15 @@ def compare_predictions(
     )  # fmt: skip
 
 
+def cost_test(a: pd.DataFrame, b: pd.DataFrame, seed: int = 0) -> tuple[float, float]:
+    """Mean cost of B minus that of A, and the p-value of `paired_test`; the tables are as for `compare_predictions`."""
+    b = _aligned(a, b)
+    weights = a["weight"].to_numpy()
+    differences = weights * (b["cost_paid"].to_numpy() - a["cost_paid"].to_numpy())
+    by_unit = by_group(sparse.csr_matrix(differences[:, None]), group_indices(list(a["group"])))
+    return float(differences.sum() / weights.sum()), paired_test(by_unit.toarray().ravel(), seed)
+
+
 def _aligned(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     """B in the order of A; :class:`UdcError` unless both have the same images, true classes, costs and weights."""
     if a["path"].duplicated().any() or b["path"].duplicated().any():

@@ -97,7 +97,7 @@ def write_split(
     return metrics, intervals
 
 
-def read_predictions(path: Path) -> pd.DataFrame:
+def read_predictions(path: Path, *, with_logits: bool = True) -> pd.DataFrame:
     """Read a table that `predictions_table` made; version 0.1.0 called the column ``cost_paid`` ``cost``.
 
     Raises
@@ -107,7 +107,8 @@ def read_predictions(path: Path) -> pd.DataFrame:
     """
     text = dict.fromkeys(("path", "sha256", "group", "true", "predicted"), str)
     try:
-        table = pd.read_csv(path, dtype=text, keep_default_na=False)
+        columns = None if with_logits else lambda name: not name.startswith(_LOGIT)
+        table = pd.read_csv(path, dtype=text, keep_default_na=False, usecols=columns)
     except FileNotFoundError:
         raise UdcError(f"{path}: no such file; run evaluate first (dvc repro)") from None
     except (OSError, ValueError) as error:

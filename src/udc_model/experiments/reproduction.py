@@ -26,7 +26,7 @@ from udc_model.files import Workspace, sha256_of
 from udc_model.tracking.delivery import EVALUATED, MODEL_SHA256, TRAINED_BY
 from udc_model.tracking.journal import wait_for_senders
 from udc_model.tracking.lookup import artifact
-from udc_model.tracking.provenance import COMMIT, DATA, DIRTY, dvc_hash, provenance
+from udc_model.tracking.provenance import COMMIT, DATA, DIRTY, EXPERIMENT_NAME, dvc_hash, provenance
 from udc_model.tracking.store import repository_root
 
 if TYPE_CHECKING:
@@ -122,8 +122,10 @@ def _cloned(run: Run) -> Iterator[tuple[Run, Path]]:
         try:
             _git(folder, "checkout", "--quiet", "--detach", commit)
         except UdcError:
-            raise UdcError(f"commit {commit} of run {run.info.run_id} is not in {root}; fetch it first (git fetch, or "
-                           "dvc exp pull for an experiment)") from None  # fmt: skip
+            experiment = run.data.tags.get(EXPERIMENT_NAME)
+            command = f"dvc exp pull origin {experiment}" if experiment else f"git fetch origin {commit}"
+            raise UdcError(f"commit {commit} of run {run.info.run_id} is not in {root}; fetch it from where it was "
+                           f"made: `{command}`") from None  # fmt: skip
         if run.data.tags.get(f"{DIRTY}.{stage}") == "true":
             patch = artifact(run.info.run_id, f"git/{stage}.patch", Path(scratch))
             _git(folder, "apply", "--binary", "--whitespace=nowarn", str(patch))

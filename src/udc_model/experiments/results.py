@@ -113,8 +113,10 @@ def sweep_of_runs(swept: str, metrics: Sequence[str], conditions: Sequence[str] 
                 row |= {f"{name}_{end}": run.metrics.get(f"interval/test/{name}_{end}") for end in ("low", "high")}
             rows.append(row)
     if len({row["value"] for row in rows}) < 2:
+        command = f"udc decide --sweep {swept},values=0:20:2" if swept.startswith("true=") else (
+            f"udc run --queue -S {swept}=A,B` and `dvc queue start")  # fmt: skip
         raise UdcError(f"{swept}: {len(rows)} recorded run(s) with an evaluation have a value for it; a sweep needs "
-                       "two values (dvc exp run --queue -S …)")  # fmt: skip
+                       f"two values: `{command}`")  # fmt: skip
     return pd.DataFrame(rows).sort_values("value", kind="stable"), _varying(used, swept)
 
 

@@ -129,7 +129,7 @@ def run_model(
 
     classifier = TrainedClassifier.load(workspace.model, evaluate.flip_averaging)
     if classifier.classes != classes:
-        raise UdcError(f"{workspace.model} was trained on other classes than {workspace.prepared}; run train again")
+        raise UdcError(f"{workspace.model} was trained on other classes than {workspace.prepared}; run `dvc repro`")
     return {name: classifier.logits_of_stored(split.images, evaluate.batch_size, f"scoring {name}")
             for name, split in splits.items()}  # fmt: skip
 
@@ -138,7 +138,7 @@ def read_record(workspace: Workspace, dataset: PackedDataset) -> dict[str, Any]:
     """Contents of ``training/record.json``; :class:`UdcError` if it is missing, damaged, or of other data."""
     record = read_json(workspace.training / "record.json", "run train first (dvc repro)")
     if record["data"]["digest"] != dataset.info["digest"]:
-        raise UdcError(f"{workspace.model} was trained on other data than {workspace.prepared}; run train again")
+        raise UdcError(f"{workspace.model} was trained on other data than {workspace.prepared}; run `dvc repro`")
     return record
 
 
