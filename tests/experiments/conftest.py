@@ -67,9 +67,10 @@ class ExperimentRepository:
         (folder / "policy.json").write_text(policy.to_json(), encoding="utf-8")
         digest = self._store(folder) if is_cached else "0" * 32 + ".dir"
         cost = mistake * wrong / IMAGES
-        metrics = {"mean_cost": cost, "mean_cost_low": 0.8 * cost, "mean_cost_high": 1.2 * cost, "normalised_cost": cost,
-                   "accuracy": 1 - wrong / IMAGES, "referral_rate": 0.0, "log_loss": 0.5}  # fmt: skip
-        metrics = {"test": metrics, "validation": {"mean_cost": cost + 0.01, "log_loss": 0.5}}
+        metrics = {"test": {"mean_cost": cost, "mean_cost_low": 0.8 * cost, "mean_cost_high": 1.2 * cost,
+                            "normalised_cost": cost, "accuracy": 1 - wrong / IMAGES, "referral_rate": 0.0,
+                            "log_loss": 0.5},
+                   "validation": {"mean_cost": cost + 0.01, "log_loss": 0.5}}  # fmt: skip
         outs = [{"path": "evaluation", "hash": "md5", "md5": digest}]
         stages = {"resolve": {"cmd": "a", "params": {"params.yaml": params}}, "evaluate": {"cmd": "b", "outs": outs}}
         for name, content in (("dvc.lock", {"schema": "2.0", "stages": stages}), ("params.yaml", params)):

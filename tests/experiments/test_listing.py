@@ -67,7 +67,7 @@ def test_named_experiments_are_compared_with_the_first(repository):
     listing = list_experiments(["b", "HEAD", "a"])
     assert listing.first.name == "b"
     assert {each.name: each.verdict for each in listing.experiments} == {"a": "shown", "HEAD": "shown", "b": ""}
-    with pytest.raises(UdcError, match="^nothing: is no DVC experiment and no git revision"):
+    with pytest.raises(UdcError, match=r"^nothing: is no DVC experiment and no git revision"):
         list_experiments(["nothing"])
 
 
@@ -85,7 +85,7 @@ def test_old_results_with_34_numbers_are_listed(repository):
     repository.git("commit", "-qam", "old")
     repository.experiment("new", 1, seed=1)
     line = next(line for line in to_text(list_experiments()).splitlines() if line.startswith("HEAD "))
-    assert "0.2500  -                 -                0.8000    the first" in line
+    assert line.split()[3:] == ["0.2500", "-", "-", "0.8000", "the", "first"]
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ import subprocess
 
 import pytest
 
-from udc_model.cli import main
 from udc_model.errors import UdcError
 from udc_model.experiments.settings import check_settings
 from udc_model.experiments.tuning import SearchRange, TuningPlan, tune
@@ -67,18 +66,6 @@ def test_settings_that_only_dvc_can_read(folder):
     (folder / "params.yaml").write_text("train: [")
     with pytest.raises(UdcError, match=r"^params\.yaml: not valid YAML"):
         check_settings(["train.epochs=1"])
-
-
-def test_run_checks_before_dvc_starts(folder, caplog, monkeypatch):
-    monkeypatch.setenv("PATH", f"{folder}")
-    (folder / "dvc").write_text("#!/bin/sh\n/bin/touch started\n")
-    (folder / "dvc").chmod(0o755)
-    assert main(["run", "--recall_of", "[1.0]"]) == 1
-    assert "write the name of the class in quotes: '1.0'" in caplog.text
-    assert main(["run", "--train.epochs=0"]) == 1
-    assert not (folder / "started").exists()
-    assert main(["run", "--recall_of", "[3]", "--train.epochs", "4"]) == 0
-    assert (folder / "started").exists()
 
 
 @pytest.mark.parametrize("setting", ["train.epochs=int(0,3)", "train.learning_rate=uniform(-1,1)",

@@ -73,9 +73,7 @@ def _decided_under(costs: Policy, name: str, split: str) -> pd.DataFrame:
     """The predictions of a result, decided again by its own calibration and decision under other costs."""
     stored = load_decisions(name, split)
     if stored.policy is None:
-        raise UdcError(
-            f"{name}: a table alone cannot be decided again; name the result that has it, as a folder or run"
-        )
+        raise UdcError(f"{name}: a table alone cannot be decided again; name the result that it is from")
     has_floor = stored.policy.recall_floor is not None
     calibration = load_evaluation(name, split).calibration if has_floor else None
     return decided_by(under_costs_of(costs, stored.policy, calibration), stored.predictions)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from udc_model.config import Params
+from udc_model.config import Params, validate_params
 from udc_model.decisions.checks import check_data
 from udc_model.errors import UdcError
 from udc_model.experiments.settings import combinations, read_with_settings
@@ -57,7 +57,8 @@ def start_experiment(settings: Sequence[str], arguments: Sequence[str], *, is_qu
     outer = os.environ.get("MLFLOW_RUN_ID")  # under `mlflow run`, which ends the run when this process ends
     if outer is None:
         _become(command)
-    _run_within(outer, command)
+    else:
+        _run_within(outer, command)
 
 
 def _become(command: list[str]) -> NoReturn:
@@ -84,16 +85,25 @@ def _check_against_data(params: Params) -> None:
     """Check class names, floors and counts against the prepared data, if it is that of the parameters."""
     dataset = Workspace().prepared / "dataset.json"
     locked = locked_stages(Path("dvc.lock")).get("prepare", {}).get("params", {}).get(PARAMS.name, {})
-    if not dataset.is_file() or params.data.model_dump() != locked.get("data"):
+    try:
+        is_prepared = dataset.is_file() and validate_params({"data": locked["data"]}, "dvc.lock").data == params.data
+    except (KeyError, UdcError):
+        is_prepared = False  # never, or by another version
+    if not is_prepared:
         return  # stage prepare runs first
     info = read_json(dataset, "run `dvc repro --force prepare`")
     try:
         check_data(params, info["classes"], info["counts"]["calibration"])
     except UdcError:
-        status = subprocess.run([sys.executable, "-m", "dvc", "status", "--json", "prepare"], capture_output=True,
-                                text=True, check=False)  # fmt: skip
-        if status.returncode == 0 and not json.loads(status.stdout or "{}"):
-            raise  # the images are those of the prepared data
+        if _is_up_to_date("prepare"):
+            raise
+
+
+def _is_up_to_date(stage: str) -> bool:
+    """Whether nothing that a stage depends on has changed, as the images of ``prepare``."""
+    command = [sys.executable, "-m", "dvc", "status", "--json", stage]
+    status = subprocess.run(command, capture_output=True, text=True, check=False)
+    return status.returncode == 0 and not json.loads(status.stdout or "{}")
 
 
 def _report_changes(experiments: Sequence[Mapping[str, Any]]) -> None:
