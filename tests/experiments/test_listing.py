@@ -142,6 +142,13 @@ def test_holm_is_that_of_the_textbook():
     assert (np.array(holm(p)) >= false_discovery_control(p) - 1e-12).all()  # Holm is the stricter of the two
 
 
+@pytest.mark.parametrize(("file", "text"), [("dvc.lock", "<<<<<<< a"), ("metrics.json", "{"), ("metrics.json", "[1]")])
+def test_damaged_files_of_a_result_are_named(repository, file, text):
+    (repository.root / file).write_text(text)
+    with pytest.raises(UdcError, match=r"^workspace: its dvc.lock or metrics.json is damaged; `git checkout dvc.lock "):
+        list_experiments()
+
+
 def test_nothing_to_list_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UdcError, match="no git commit"):

@@ -32,7 +32,7 @@ def _commit():
 
 
 def test_the_command_has_the_same_arguments(started, monkeypatch):
-    assert main(["run", "-S", "train.epochs=5", "--name", "five", "--temp", "--stage", "train"]) == 0
+    assert main(["run", "-S", "epochs=5", "--name", "five", "--temp", "--stage", "train"]) == 0
     monkeypatch.setenv("MLFLOW_RUN_ID", "1")
     assert main(["run", "--recall_of", "[3]", "--train.epochs=4", "--force"]) == 0
     run = ["/bin/dvc", "exp", "run"]
@@ -50,6 +50,8 @@ def test_the_command_has_the_same_arguments(started, monkeypatch):
         (["--queue", "-S", "train.epochs=3,0"], "train.epochs: got 0"),
         (["-S", "train.epochs=3,4"], "`udc run --queue -S train.epochs=3,4` queues an experiment for each"),
         (["-S", "train.eposch=3"], "train.eposch: DVC cannot set it in params.yaml"),
+        (["-S", "train.eposch=3"], "; did you mean train.epochs?"),
+        (["-S", "eposch=3"], "eposch: no such parameter; did you mean epochs?"),
         (["-S", "train.mixup=0.2"], "`udc params --write` writes all parameters into it"),
         (["--train.epochs"], "--train.epochs: parameters are given as -S name=value"),
     ],

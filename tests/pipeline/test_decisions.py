@@ -153,15 +153,20 @@ def test_compare_experiments_runs_and_folders(shapes, second):
     first = shapes.runs()[0].info.run_id
     by_experiment = json.loads(shapes.udc("compare", "--json", first, ".").stdout)
     assert "B" in by_experiment["answer"]
+    decided = shapes.udc("decide", first, "-S", "evaluate.decision=min_expected_cost").stdout
+    assert decided.startswith("0 of ")
     client = shapes.client()
     for run in shapes.runs():
         client.delete_run(run.info.run_id)  # the names now find DVC's experiments only
+    assert decided == shapes.udc("decide", "first", "-S", "evaluate.decision=min_expected_cost").stdout
     assert by_experiment == json.loads(shapes.udc("compare", "--json", "first", "second").stdout)
     client.restore_run(first)
     shapes.udc("decide", "-S", COSTS, "--out", "costly")
     refused = shapes.udc("compare", ".", "costly", check=False)
     assert refused.returncode == 1
     assert "bar decided as dot costs 1 and 20" in refused.stderr
+    assert "`udc compare . costly --costs .`" in refused.stderr
+    assert "B - A" in shapes.udc("compare", ".", "costly", "--costs", ".").stdout
     missing = shapes.udc("compare", ".", "no-such-thing", check=False)
     for text in ("no-such-thing", "MLflow run", "DVC experiment"):
         assert text in missing.stderr

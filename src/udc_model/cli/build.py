@@ -85,7 +85,10 @@ def _run(options: argparse.Namespace) -> None:
     from udc_model.config import full_name
     from udc_model.experiments.start import start_experiment
 
-    settings = [*options.settings]
+    settings = []
+    for setting in options.settings:
+        name, equals, value = setting.partition("=")
+        settings.append(f"{full_name(name)}={value}" if equals and name.isidentifier() else setting)
     pairs = iter(options.overrides)
     for flag in pairs:
         name, equals, value = flag.removeprefix("--").partition("=")

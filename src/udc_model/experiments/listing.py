@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from udc_model.decisions.policy import POLICY_FILE, Policy
 from udc_model.errors import UdcError
@@ -151,15 +152,16 @@ def _workspace() -> Experiment:
 
 
 def _experiment(name: str, commit: str, lock: str, metrics: str, params: str) -> Experiment:
-    stages = stages_of(lock) if lock else {}
-    locked = stages.get("resolve", {}).get("params", {}).get("params.yaml")  # all, as of the result
-    values = flat(locked) if locked else flat_values(params)
     try:
+        stages = stages_of(lock)
+        locked = stages.get("resolve", {}).get("params", {}).get("params.yaml")  # all, as of the result
+        values = flat(locked) if locked else flat_values(params)
         numbers = {f"{split}/{key}": value for split, of_split in json.loads(metrics or "{}").items()
                    for key, value in of_split.items() if isinstance(value, int | float)}  # fmt: skip
-    except (ValueError, AttributeError):
-        raise UdcError(f"{name}: its metrics.json is damaged; run `udc run --force`") from None
-    return Experiment(name, commit, values, numbers, outs_of(stages))
+        return Experiment(name, commit, values, numbers, outs_of(stages))
+    except (ValueError, AttributeError, KeyError, TypeError, yaml.YAMLError):
+        advice = "`git checkout dvc.lock metrics.json` restores those of the last commit"
+        raise UdcError(f"{name}: its dvc.lock or metrics.json is damaged; {advice}") from None
 
 
 def _compare_with(first: Experiment, others: Sequence[Experiment]) -> None:

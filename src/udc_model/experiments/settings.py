@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from udc_model.config import Params, load_params, parameter_names
+from udc_model.config import Params, full_name, load_params
 from udc_model.errors import UdcError
 from udc_model.experiments.values import flat_values
 
@@ -91,10 +91,18 @@ def _apply(setting: str, copy: Path, params_file: Path) -> None:
         load_params(params_file)  # its message, if the file is the reason
         name = override.get_key_element()
         reason = str(error.__cause__ or error).splitlines()[0]
-        advice = "; `udc params --write` writes all parameters into it" if name in parameter_names() else ""
-        raise UdcError(
-            f"{name}: DVC cannot set it in {params_file}, which may have no such parameter ({reason}){advice}"
-        ) from None
+        raise UdcError(f"{name}: DVC cannot set it in {params_file}, which may have no such parameter ({reason})"
+                       f"{_advice(name)}") from None  # fmt: skip
+
+
+def _advice(name: str) -> str:
+    """What to do about a parameter that DVC cannot set: it has another name, or the file lacks it."""
+    try:
+        full_name(name)
+    except UdcError as error:
+        _, separator, similar = str(error).partition("; ")
+        return separator + similar
+    return "; `udc params --write` writes all parameters into it"
 
 
 def _parse(setting: str) -> Override:

@@ -75,9 +75,15 @@ class DvcCache:
     file system of a commit, which indexes all of its outputs first."""
 
     def __init__(self) -> None:
+        from dvc.exceptions import NotDvcRepoError
         from dvc.repo import Repo
 
-        self._cache = Repo().cache.local
+        try:
+            self._cache = Repo().cache.local
+        except NotDvcRepoError:
+            raise UdcError(
+                f"{Path.cwd()}: is not in a DVC repository; run the command in the project's folder"
+            ) from None
 
     def file(self, outs: Mapping[str, str], folder: str, name: str) -> Path | None:
         """The cached file of an output folder; None if it is not in the cache. ``outs``: hashes by path."""
