@@ -1,6 +1,7 @@
 """The README: each of its commands is run, here or by the test named for it; its length, links and make targets."""
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def test_commands_run_in_order(project, shapes_folder, tmp_path):
     shapes_folder.rename(tmp_path / "spiders")
     config = project.root / "config/resnet_example.json"
     config.write_text(config.read_text().replace('"num_train_epochs": 15', '"num_train_epochs": 1'))
-    script = "set -e\n" + "\n".join(f"echo '$ {command}'\n{command}" for command in commands)
+    script = "set -e\n" + "\n".join(f"echo {shlex.quote(f'$ {command}')}\n{command}" for command in commands)
     output = project.run("bash", "-c", script, HOME=str(tmp_path), PIP_NO_INDEX="1").stdout
     assert "best epoch 1 of 1" in output
     assert "data/raw/spiders/bar/" in output
