@@ -51,7 +51,9 @@ def test_other_costs_name_the_command_which_then_works(results, caplog, capsys):
     assert commands == ["udc compare equal miss --costs equal", "udc compare equal miss --costs miss"]
     for command in commands:
         assert main(shlex.split(command)[1:]) == 0
-    assert "per image" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "per image" in printed
+    assert printed.endswith("\nBoth were decided under the costs of miss.\n")
 
 
 def test_costs_of_one_result_decide_both(results):

@@ -60,7 +60,8 @@ def _compare(options: argparse.Namespace) -> None:
     if options.json:
         sys.stdout.write(json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False) + "\n")
     else:
-        sys.stdout.write(comparison.to_text())
+        decided = f"\nBoth were decided under the costs of {options.costs}.\n" if options.costs else ""
+        sys.stdout.write(comparison.to_text() + decided)
 
 
 def _sweep_report_arguments(parser: Parser) -> None:
