@@ -14,8 +14,9 @@ from udc_model.evaluation.curve_plots import plot_class_curves
 from udc_model.evaluation.curves import class_curves, mean_curves
 from udc_model.evaluation.matrix_plots import plot_confusion_matrix
 from udc_model.evaluation.metrics import Scored, escape_class, miss_rate_metric, recall_metric, split_metrics
-from udc_model.evaluation.redecision import StoredEvaluation, Sweep, decision_report, write_sweep
+from udc_model.evaluation.redecision import Sweep, decision_report, write_sweep
 from udc_model.evaluation.tables import logits_of, read_predictions, write_predictions
+from udc_model.experiments.stored import load_evaluation
 
 ORDINARY = ["venomous", "3", "Class A", "e_f", "g-h", "1.0", "é", "蜘蛛", "macro", "mean", "NA", "nan"]
 UNUSUAL = [
@@ -63,7 +64,7 @@ def _stored(tmp_path, classes, rng):
     for name in ("calibration", "test"):
         write_predictions(tmp_path / name, split, logits, policy)
     (tmp_path / "policy.json").write_text(policy.to_json(), encoding="utf-8")
-    return StoredEvaluation.load(tmp_path, "test"), logits
+    return load_evaluation(str(tmp_path), "test"), logits
 
 
 def test_tables_are_read_back_with_every_class_name(tmp_path, rng):

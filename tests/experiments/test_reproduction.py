@@ -108,8 +108,8 @@ def test_the_pipeline_runs_with_the_recorded_number_of_threads(clone, monkeypatc
 
 
 def test_metric_differences_lists_changed_and_missing_metrics():
-    recorded = {"test": {"accuracy": 0.5, "mean_cost": 1.0}, "validation": {"accuracy": 0.5}}
-    metrics = {"test": {"accuracy": 0.75, "mean_cost": 1.0}, "validation": {}}
+    recorded = {"test/accuracy": 0.5, "test/mean_cost": 1.0, "validation/accuracy": 0.5}
+    metrics = {"test/accuracy": 0.75, "test/mean_cost": 1.0}
     assert list(_metric_differences(recorded, metrics)) == [
         "test/accuracy: 0.75, was 0.5 (+0.25)",
         "validation/accuracy: None, was 0.5",

@@ -4,7 +4,6 @@ import subprocess
 
 import pytest
 
-from udc_model.cli import main
 from udc_model.errors import UdcError
 from udc_model.experiments.settings import check_settings
 from udc_model.experiments.tuning import SearchRange, TuningPlan, tune
@@ -46,7 +45,7 @@ def test_class_names_arrive_as_dvc_writes_them(folder, written, name):
         ("costs.prior={3: 0.5, b: 0.5}", r"the key 3 is not read as a text; put it in quotes: '3'"),
         ("train.epochs=0", r"^params\.yaml is not valid:\n  train\.epochs: got 0; allowed: integer above 0$"),
         ("train.eposch=1", r"^train\.eposch: DVC cannot set it in params\.yaml, which may have no such parameter"),
-        ("train.epochs=1,2", r"^train\.epochs=1,2: has several values; `dvc exp run --queue -S …` runs"),
+        ("train.epochs=1,2", r"^train\.epochs=1,2: has several values; `udc run --queue -S train\.epochs=1,2` "),
         ("train.epochs", r"^train\.epochs: is not name=value in the form that DVC reads; "),
         ("evaluate.recall_of=[é]", r"recall_of=\[é\]: is not name=value in the form .* needs quotes"),
         ("evaluate.recall_of=[a", r"recall_of=\[a: is not name=value in the form "),
@@ -67,18 +66,6 @@ def test_settings_that_only_dvc_can_read(folder):
     (folder / "params.yaml").write_text("train: [")
     with pytest.raises(UdcError, match=r"^params\.yaml: not valid YAML"):
         check_settings(["train.epochs=1"])
-
-
-def test_run_checks_before_dvc_starts(folder, caplog, monkeypatch):
-    monkeypatch.setenv("PATH", f"{folder}")
-    (folder / "dvc").write_text("#!/bin/sh\n/bin/touch started\n")
-    (folder / "dvc").chmod(0o755)
-    assert main(["run", "--recall_of", "[1.0]"]) == 1
-    assert "write the name of the class in quotes: '1.0'" in caplog.text
-    assert main(["run", "--train.epochs=0"]) == 1
-    assert not (folder / "started").exists()
-    assert main(["run", "--recall_of", "[3]", "--train.epochs", "4"]) == 0
-    assert (folder / "started").exists()
 
 
 @pytest.mark.parametrize("setting", ["train.epochs=int(0,3)", "train.learning_rate=uniform(-1,1)",

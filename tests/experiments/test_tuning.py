@@ -3,7 +3,7 @@
 import pytest
 
 from udc_model.errors import UdcError
-from udc_model.experiments.tuning import SearchRange, TuningPlan, _locked
+from udc_model.experiments.tuning import SearchRange, TuningPlan, _locked, _metric
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,16 @@ def test_malformed_search_ranges_are_errors(setting, message):
 )
 def test_direction_follows_from_the_metric(metric, direction):
     assert TuningPlan("s", [], 1, metric).direction == direction
+
+
+def test_any_metric_of_the_table_can_be_searched():
+    metrics = {"mean_cost": 0.5, "recall/bar": 0.25, "roc_auc": None}
+    assert _metric(metrics, "validation/recall/bar") == 0.25
+    for name in ("validation/roc_auc", "validation/f2"):
+        with pytest.raises(
+            UdcError, match=f"^{name}: the trials have no such metric; it can be validation/mean_cost, "
+        ):
+            _metric(metrics, name)
 
 
 def test_a_study_is_run_by_one_process(tmp_path):

@@ -76,7 +76,7 @@ def test_command_writes_a_tracked_folder_and_prints_what_to_set(project, eurosat
     output = capsys.readouterr().out
     assert output.startswith("data/raw/EuroSAT: 20 images of 2 classes (all 20); revision torchvision 0.")
     assert "  git add data/raw/EuroSAT.dvc data/raw/.gitignore\n" in output
-    assert "  dvc exp run -S data.source=auto -S data.path=data/raw/EuroSAT -S costs.preset=uniform\n" in output
+    assert "  udc run -S data.source=auto -S data.path=data/raw/EuroSAT -S costs.preset=uniform\n" in output
     assert "To track the changes" not in output  # DVC's own advice
     assert subprocess.run(["git", "check-ignore", "-q", str(folder)], cwd=project, check=False).returncode == 0
 

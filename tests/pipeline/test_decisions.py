@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from udc_model.evaluation.tables import read_metrics
 from udc_model.tracking.links import EXPERIMENT_COMMIT, LINKED
 
 pytestmark = pytest.mark.pipeline
@@ -80,11 +81,12 @@ def test_evaluate_predict_and_the_served_model_decide_equally(shapes):
 
 def test_metrics_intervals_figures_and_the_report_are_logged(shapes):
     run = shapes.runs()[0]
-    metrics = json.loads((shapes.root / "metrics.json").read_text())
+    metrics = read_metrics(shapes.root / "evaluation/test/metrics.csv")
     for name in ("mean_cost", "cost_saved", "recall/bar", "referral_rate", "roc_auc"):
-        assert run.data.metrics[f"test/{name}"] == pytest.approx(metrics["test"][name])
+        assert run.data.metrics[f"test/{name}"] == pytest.approx(metrics[name])
         low, high = (run.data.metrics[f"interval/test/{name}_{end}"] for end in ("low", "high"))
-        assert low <= metrics["test"][name] <= high
+        assert low <= metrics[name] <= high
+    assert metrics["mean_cost"] == json.loads((shapes.root / "metrics.json").read_text())["test"]["mean_cost"]
     client = shapes.client()
     names = {item.path for item in client.list_artifacts(run.info.run_id, "evaluation/test")}
     figures = ("confusion_matrix", "confusion_shares", "confusion_cost", "recall_by_class", "reliability", "cost_curve",
@@ -153,15 +155,20 @@ def test_compare_experiments_runs_and_folders(shapes, second):
     first = shapes.runs()[0].info.run_id
     by_experiment = json.loads(shapes.udc("compare", "--json", first, ".").stdout)
     assert "B" in by_experiment["answer"]
+    decided = shapes.udc("decide", first, "-S", "evaluate.decision=min_expected_cost").stdout
+    assert decided.startswith("0 of ")
     client = shapes.client()
     for run in shapes.runs():
         client.delete_run(run.info.run_id)  # the names now find DVC's experiments only
+    assert decided == shapes.udc("decide", "first", "-S", "evaluate.decision=min_expected_cost").stdout
     assert by_experiment == json.loads(shapes.udc("compare", "--json", "first", "second").stdout)
     client.restore_run(first)
     shapes.udc("decide", "-S", COSTS, "--out", "costly")
     refused = shapes.udc("compare", ".", "costly", check=False)
     assert refused.returncode == 1
     assert "bar decided as dot costs 1 and 20" in refused.stderr
+    assert "`udc compare . costly --costs .`" in refused.stderr
+    assert "B - A" in shapes.udc("compare", ".", "costly", "--costs", ".").stdout
     missing = shapes.udc("compare", ".", "no-such-thing", check=False)
     for text in ("no-such-thing", "MLflow run", "DVC experiment"):
         assert text in missing.stderr

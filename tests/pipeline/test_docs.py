@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from udc_model.evaluation.tables import read_metrics
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 TUTORIAL = "tutorials/images-to-decision.md"
@@ -21,12 +23,12 @@ RUN_BY = {
     "dvc queue start": "test_queued_experiments_on_two_workers_and_sweep_report",
     "udc tune": "test_a_killed_study_is_resumed",
     "mlflow run .": "test_mlflow_run_gives_one_run",
-    "dvc exp run --name venom": "test_costs_rerun_train_only_if_the_loss_uses_them",
+    "udc run --name venom": "test_costs_rerun_train_only_if_the_loss_uses_them",
     "udc decide": "test_decide_and_compare_as_in_the_readme",
     "udc compare": "test_decide_and_compare_as_in_the_readme",
     "udc find-lr": "test_profile_and_range_test_record_nothing",
     "udc train --profile": "test_profile_and_range_test_record_nothing",
-    "dvc exp run --name focal": "test_every_loss_of_the_pages_can_be_chosen",
+    "udc run --name focal": "test_every_loss_of_the_pages_can_be_chosen",
     "udc fetch torchvision": "test_fetched_set_is_tracked_trained_on_and_recorded",
     "udc fetch huggingface": "test_download_is_pinned_to_the_commit_and_works_offline_later",
     "udc fetch s3": "test_import_from_s3_is_tracked_and_can_be_updated",
@@ -75,7 +77,7 @@ def test_tutorial_from_a_folder_of_images_to_a_decision(new_project):
     commands = [line for block in _blocks(_text(TUTORIAL)) for line in block.splitlines()]
     script = "set -e\n" + "\n".join(f"echo '$ {command}'\n{command}" for command in commands)
     output = project.run("bash", "-c", script, PIP_NO_INDEX="1").stdout
-    steps = output.split("$ dvc exp run ")[1:]
+    steps = output.split("$ udc run ")[1:]
     assert ["Running stage 'train'" in step for step in steps] == [True, False, False]
     least, argmax = (float(re.search(rf"^{name} +(\S+)", steps[1], re.MULTILINE)[1])
                      for name in ("min_expected_cost", "argmax"))  # fmt: skip
@@ -89,7 +91,7 @@ def test_tutorial_from_a_folder_of_images_to_a_decision(new_project):
         for path in (path for path in (project.root / folder).rglob("*") if path.is_file()):
             assert f"`{path.name}`" in files, f"{path.relative_to(project.root)} is missing in reference/files.md"
     metrics = _text("reference/metrics.md")
-    for name in json.loads((project.root / "metrics.json").read_text())["test"]:
+    for name in read_metrics(project.root / "evaluation/test/metrics.csv"):
         assert f"`{name}`" in metrics, f"{name} is missing in reference/metrics.md"
 
 

@@ -4,10 +4,14 @@ import csv
 import hashlib
 import io
 import json
+import re
+import shutil
 
 import pytest
 
 pytestmark = pytest.mark.pipeline
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def _stages_run(done):
@@ -31,8 +35,9 @@ def project(small_project):
 def test_convnext_by_one_parameter_is_shown_and_equal_in_another_clone(project, small_project):
     copy = small_project(train={"epochs": 2})
     for clone, stages in ((project, ["train", "evaluate"]), (copy, ["prepare", "train", "evaluate"])):
-        done = clone.run("dvc", "exp", "run", "--name", "convnext", "-S", "model.model_type=convnext")
+        done = clone.run("udc", "run", "--name", "convnext", "-S", "model.model_type=convnext")
         assert _stages_run(done) == stages
+        assert "  model.model_type: resnet -> convnext\n" in done.stderr
     assert _results(copy) == _results(project)
     run = project.runs()[-1]
     assert run.info.run_name == run.data.tags["dvc.exp_name"] == "convnext"
@@ -49,12 +54,49 @@ def test_convnext_by_one_parameter_is_shown_and_equal_in_another_clone(project, 
     metrics = json.loads(project.run("dvc", "metrics", "diff", "--json").stdout)["metrics.json"]
     assert metrics["test.log_loss"]["diff"] == pytest.approx(run.data.metrics["test/log_loss"] - committed)
     assert metrics["test.log_loss"]["diff"] != 0
-    project.run("dvc", "plots", "diff", "HEAD", "convnext", "-o", "plots")
-    html = (project.root / "plots/index.html").read_text(encoding="utf-8")
-    for title in ("Loss by epoch", "Confusion matrix, test", "ROC, test", "Precision-recall, test"):
-        assert title in html
-    assert "convnext" in html
+    listed = project.udc("experiments", "HEAD", "convnext").stdout
+    row = next(line for line in listed.splitlines() if line.startswith("convnext  "))
+    assert re.match(rf"convnext +convnext +{run.data.metrics['test/mean_cost']:.4f} ", row)
+    assert ", p = " in row  # the tables are in DVC's cache
     project.reset()
+
+
+TITLES = (
+    "Loss by epoch", "Confusion matrix, test", "Reliability, test, after calibration", "Cost curve, test",
+    "Cost by referral rate, test", "ROC, test, mean over classes", "Precision-recall, test, mean over classes",
+)  # fmt: skip
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium on this machine (apt install chromium)")
+def test_plots_of_two_experiments_are_drawn_without_a_network(project):
+    from playwright.sync_api import sync_playwright
+
+    project.run("dvc", "exp", "run", "-q", "--temp", "--name", "argmax", "-S", "evaluate.decision=argmax")
+    project.run("dvc", "plots", "diff", "HEAD", "argmax")
+    assert "dvc_plots" not in project.run("git", "status", "--porcelain").stdout
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        context = browser.new_context(offline=True)
+        page = context.new_page()
+        page.goto((project.root / "dvc_plots/index.html").as_uri())
+        drawn = page.locator("main > div canvas, main > div svg.marks")
+        drawn.nth(len(TITLES) - 1).wait_for()
+        assert drawn.count() == len(TITLES)
+        browser.close()
+    html = (project.root / "dvc_plots/index.html").read_text(encoding="utf-8")
+    assert not re.search(r'(src|href)="http', html)
+    assert all(title in html for title in TITLES)
+    revisions = {text for text in ("HEAD", "argmax") if f'"rev": "{text}"' in html}
+    assert revisions == {"HEAD", "argmax"}
+
+
+def test_a_class_that_the_data_lacks_is_refused_before_dvc_changes_anything(project):
+    before = (project.root / "params.yaml").read_bytes()
+    done = project.run("udc", "run", "-S", "evaluate.recall_of=[nix]", check=False)
+    assert done.returncode == 1
+    assert "evaluate.recall_of: the data has no class 'nix'" in done.stderr
+    assert (project.root / "params.yaml").read_bytes() == before
+    assert (project.root / "resolved/evaluate.yaml").is_file()
 
 
 def test_costs_rerun_train_only_if_the_loss_uses_them(project):

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from udc_model.evaluation.tables import read_metrics
+
 pytestmark = pytest.mark.pipeline
 
 CLASSES = {"bar": "3", "dot": "7", "stripe": "a/b,="}
@@ -44,7 +46,7 @@ def project(new_project):
 
 
 def test_metrics_and_costs_of_unusual_class_names(project):
-    metrics = json.loads((project.root / "metrics.json").read_text())["test"]
+    metrics = read_metrics(project.root / "evaluation/test/metrics.csv")
     names = {"recall/3", "recall/7", "recall/a:2Fb:2C:3D", "miss_rate/a:2Fb:2C:3D"}
     assert names <= metrics.keys()
     (run,) = project.runs()

@@ -1,6 +1,7 @@
 """The README: each of its commands is run, here or by the test named for it; its length, links and make targets."""
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -20,9 +21,9 @@ RUN_BY = {
     "udc decide -S costs.refer=0.2 --out cautious": "test_decide_and_compare_as_in_the_readme",
     "udc decide --sweep true=9,predicted=3,values=0:20:2": "test_decide_and_compare_as_in_the_readme",
     "udc compare . cautious": "test_decide_and_compare_as_in_the_readme",
-    "dvc exp run --name convnext": "test_convnext_by_one_parameter_is_shown_and_equal_in_another_clone",
+    "udc run --name convnext": "test_convnext_by_one_parameter_is_shown_and_equal_in_another_clone",
     "dvc plots diff": "test_convnext_by_one_parameter_is_shown_and_equal_in_another_clone",
-    "dvc exp run --queue": "test_queued_experiments_on_two_workers_and_sweep_report",
+    "udc run --queue": "test_queued_experiments_on_two_workers_and_sweep_report",
     "OMP_NUM_THREADS=1 dvc queue start -j 2": "test_queued_experiments_on_two_workers_and_sweep_report",
     "udc sweep-report train.learning_rate": "test_queued_experiments_on_two_workers_and_sweep_report",
     "udc tune ": "test_a_killed_study_is_resumed",
@@ -67,7 +68,7 @@ def test_commands_run_in_order(project, shapes_folder, tmp_path):
     shapes_folder.rename(tmp_path / "spiders")
     config = project.root / "config/resnet_example.json"
     config.write_text(config.read_text().replace('"num_train_epochs": 15', '"num_train_epochs": 1'))
-    script = "set -e\n" + "\n".join(f"echo '$ {command}'\n{command}" for command in commands)
+    script = "set -e\n" + "\n".join(f"echo {shlex.quote(f'$ {command}')}\n{command}" for command in commands)
     output = project.run("bash", "-c", script, HOME=str(tmp_path), PIP_NO_INDEX="1").stdout
     assert "best epoch 1 of 1" in output
     assert "data/raw/spiders/bar/" in output

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,47 +70,36 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _run_arguments(parser: Parser) -> None:
+    parser.add_argument("-S", "--set-param", dest="settings", action="append", default=[], metavar="NAME=VALUE",
+                        help="a parameter, as train.epochs=5; with --queue also several values: 5,10")  # fmt: skip
+    parser.add_argument("-n", "--name", help="name of the experiment (default: chosen by DVC)")
+    parser.add_argument("--temp", action="store_true", help="run in a copy; the results do not replace those here")
+    parser.add_argument("--queue", action="store_true", help="only queue it, for `dvc queue start`")
+    parser.add_argument("-f", "--force", action="store_true", help="run all stages, also if nothing has changed")
     parser.add_argument("--stage", choices=("prepare", "train", "evaluate"), help="last stage to run (default: all)")
-    parser.epilog = "Any parameter can be set, as --model_type convnext --train.epochs 3."
+    parser.epilog = "Any parameter can also be set as --model_type convnext --train.epochs 3, as MLproject does."
 
 
 def _run(options: argparse.Namespace) -> None:
-    """``dvc exp run`` with the given parameters; what the entry points of MLproject call."""
+    """Run an experiment of DVC; what the entry points of MLproject call."""
     from udc_model.config import full_name
-    from udc_model.experiments.settings import check_settings
+    from udc_model.experiments.start import start_experiment
 
-    settings: list[str] = []
+    settings = []
+    for setting in options.settings:
+        name, equals, value = setting.partition("=")
+        settings.append(f"{full_name(name)}={value}" if equals and name.isidentifier() else setting)
     pairs = iter(options.overrides)
     for flag in pairs:
         name, equals, value = flag.removeprefix("--").partition("=")
         value = value if equals else next(pairs, None)
         if not flag.startswith("--") or value is None:
-            raise UdcError(f"{flag}: parameters are given as --name value")
+            raise UdcError(f"{flag}: parameters are given as -S name=value")
         settings.append(f"{full_name(name)}={value}")
-    dvc = shutil.which("dvc")
-    if dvc is None:
-        raise UdcError("the dvc command is not on the PATH; activate the environment (. .venv/bin/activate)")
-    check_settings(settings)  # DVC writes them into params.yaml even if a stage refuses them
-    command = [
-        dvc,
-        "exp",
-        "run",
-        *(part for setting in settings for part in ("-S", setting)),
-        *([options.stage] if options.stage else []),
-    ]
-    done = subprocess.run(command, check=False)
-    outer = os.environ.get("MLFLOW_RUN_ID")  # under `mlflow run`, which ends the run when this process ends
-    if outer:
-        from udc_model.tracking.journal import wait_for_senders
-        from udc_model.tracking.store import repository_root
-
-        wait_for_senders(repository_root())
-    if done.returncode:
-        raise UdcError(f"dvc exp run failed with status {done.returncode}")
-    if outer:
-        from udc_model.tracking.lookup import tag_restored
-
-        tag_restored(outer)
+    arguments = ["--name", options.name] if options.name else []
+    arguments += [f"--{name}" for name in ("temp", "queue", "force") if getattr(options, name)]
+    arguments += [options.stage] if options.stage else []
+    start_experiment(settings, arguments, is_queued=options.queue)
 
 
 def _tune_arguments(parser: Parser) -> None:

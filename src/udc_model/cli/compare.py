@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from udc_model.cli.command import RESULT, RUN, Command, Parser, add_split
-from udc_model.files import Workspace
+from udc_model.files import Workspace, check_target, write_atomically
 
 logger = logging.getLogger("udc_model.cli")
 
@@ -19,10 +19,35 @@ def _summary(options: argparse.Namespace) -> None:
     sys.stdout.write(summary(Workspace()))
 
 
+def _experiments_arguments(parser: Parser) -> None:
+    parser.add_argument("names", nargs="*", metavar="NAME",
+                        help="DVC experiments, git revisions or workspace; all are compared with the first (default: "
+                        "the last commit and the experiments that began from it)")  # fmt: skip
+    parser.add_argument("--all", action="store_true", help="experiments that began from any commit")
+    parser.add_argument("--csv", action="store_true", help="print CSV with all numbers of metrics.json")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write an HTML page instead")
+
+
+def _experiments(options: argparse.Namespace) -> None:
+    from udc_model.experiments.listing import list_experiments
+    from udc_model.experiments.overview import to_csv, to_html, to_text
+
+    if options.html is not None:
+        check_target(options.html, ".html")
+    listing = list_experiments(options.names, of_all_commits=options.all)
+    if options.html is not None:
+        write_atomically(options.html, to_html(listing))
+        sys.stdout.write(f"{options.html}\n")
+    else:
+        sys.stdout.write(to_csv(listing) if options.csv else to_text(listing))
+
+
 def _compare_arguments(parser: Parser) -> None:
     for name in ("a", "b"):
         parser.add_argument(name, metavar=name.upper(), help=RESULT)
     add_split(parser)
+    parser.add_argument("--costs", metavar="NAME",
+                        help="decide both again under the costs of this result, A or B or another")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON, with all images whose decisions differ")
 
 
@@ -31,11 +56,12 @@ def _compare(options: argparse.Namespace) -> None:
 
     from udc_model.experiments.results import compare
 
-    comparison = compare(options.a, options.b, options.split)
+    comparison = compare(options.a, options.b, options.split, options.costs)
     if options.json:
         sys.stdout.write(json.dumps(comparison.to_dict(), indent=2, ensure_ascii=False) + "\n")
     else:
-        sys.stdout.write(comparison.to_text())
+        decided = f"\nBoth were decided under the costs of {options.costs}.\n" if options.costs else ""
+        sys.stdout.write(comparison.to_text() + decided)
 
 
 def _sweep_report_arguments(parser: Parser) -> None:
@@ -90,6 +116,13 @@ def _show(options: argparse.Namespace) -> None:
 
 COMMANDS = (
     Command("Compare", "summary", "print what was trained here and how good it is", _summary),
+    Command(
+        "Compare",
+        "experiments",
+        "list experiments: what differs, what they cost, whether that is shown",
+        _experiments,
+        _experiments_arguments,
+    ),
     Command("Compare", "compare", "compare the costs of two results, with a test", _compare, _compare_arguments),
     Command(
         "Compare",

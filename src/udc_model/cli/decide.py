@@ -7,7 +7,7 @@ import io
 import sys
 from pathlib import Path
 
-from udc_model.cli.command import Command, Parser, add_params_file, add_root, add_split
+from udc_model.cli.command import RESULT, Command, Parser, add_params_file, add_root, add_split
 from udc_model.errors import UdcError
 from udc_model.files import Workspace, check_target, read_consistently
 
@@ -52,8 +52,8 @@ def _predict(options: argparse.Namespace) -> None:
 def _decide_arguments(parser: Parser) -> None:
     parser.add_argument("-S", "--set", dest="settings", action="append", default=[], metavar="NAME=VALUE",
                         help="a parameter of costs or evaluate that replaces the one in params.yaml")  # fmt: skip
+    parser.add_argument("name", nargs="?", default=".", metavar="RESULT", help=f"{RESULT} (default: this folder)")
     add_params_file(parser)
-    add_root(parser, "evaluation/")
     add_split(parser)
     parser.add_argument("--sweep", metavar="true=A,predicted=B,values=FIRST:LAST:STEP",
                         help="vary the cost of one cell, and write a table and a plot")  # fmt: skip
@@ -63,11 +63,12 @@ def _decide_arguments(parser: Parser) -> None:
 def _decide(options: argparse.Namespace) -> None:
     from udc_model.config import load_params
     from udc_model.decisions.checks import check_policy
-    from udc_model.evaluation.redecision import StoredEvaluation, Sweep, decision_report, write_decisions, write_sweep
+    from udc_model.evaluation.redecision import Sweep, decision_report, write_decisions, write_sweep
+    from udc_model.experiments.stored import load_evaluation
 
     params = load_params(options.params, options.settings)
     sweep = Sweep.parse(options.sweep) if options.sweep else None
-    stored = StoredEvaluation.load(Workspace(options.root).evaluation, options.split)
+    stored = load_evaluation(options.name, options.split)
     check_policy(params.evaluate, params.costs, stored.policy.classes, stored.calibration_counts)
     if sweep is not None:
         table, files = write_sweep(sweep, stored, params.evaluate, params.costs, options.out or Path("sweeps"))

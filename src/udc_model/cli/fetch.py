@@ -27,7 +27,7 @@ def _fetch(options: argparse.Namespace) -> None:
     sys.stdout.write(
         f"{path}: {fetched.contents}\n\nIt is tracked by DVC. To use it:\n"
         f"  git add {path}.dvc {fetched.path.parent.as_posix()}/.gitignore\n"
-        f"  dvc exp run -S data.source=auto -S data.path={path} -S costs.preset=uniform\n"
+        f"  udc run -S data.source=auto -S data.path={path} -S costs.preset=uniform\n"
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from udc_model.config import CostParams, EvaluateParams
+from udc_model.config import CostParams, EvaluateParams, RecallFloor
 from udc_model.decisions.calibration import Calibration, fit_calibration
 from udc_model.decisions.decision import decide, expected_costs, recall_surcharge, shift_prior, with_surcharge
 from udc_model.decisions.matrix import REFER, class_prior, cost_matrix, refer_problems, with_referral
@@ -194,14 +194,24 @@ def fit_policy(
     )
     if evaluate.decision != "recall_floor":
         return policy
-    return _with_recall_floor(policy, evaluate, logits, targets)
+    assert evaluate.recall_floor is not None  # config/evaluate.py checks it
+    return with_recall_floor(policy, evaluate.recall_floor, logits, targets)
 
 
-def _with_recall_floor(
-    policy: Policy, evaluate: EvaluateParams, logits: NDArray[np.floating], targets: NDArray[np.integer]
+def with_recall_floor(
+    policy: Policy, requested: RecallFloor, logits: NDArray[np.floating], targets: NDArray[np.integer]
 ) -> Policy:
-    requested = evaluate.recall_floor
-    assert requested is not None  # config/evaluate.py checks it
+    """A policy with a recall floor, whose surcharge is fitted on the calibration split.
+
+    Parameters
+    ----------
+    logits, targets : (N, K), (N,) of the calibration split.
+
+    Raises
+    ------
+    UdcError
+        There is no such class, or the split is too small to prove the floor.
+    """
     if requested.name not in policy.classes:
         raise UdcError(f"evaluate.recall_floor.class: the data has no class {requested.name!r}; "
                        f"its classes are {', '.join(policy.classes)}")  # fmt: skip

@@ -139,6 +139,15 @@ def compare_predictions(
     )  # fmt: skip
 
 
+def cost_test(a: pd.DataFrame, b: pd.DataFrame, seed: int = 0) -> tuple[float, float]:
+    """Mean cost of B minus that of A, and the p-value of `paired_test`; the tables are as for `compare_predictions`."""
+    b = _aligned(a, b)
+    weights = a["weight"].to_numpy()
+    differences = weights * (b["cost_paid"].to_numpy() - a["cost_paid"].to_numpy())
+    by_unit = by_group(sparse.csr_matrix(differences[:, None]), group_indices(list(a["group"])))
+    return float(differences.sum() / weights.sum()), paired_test(by_unit.toarray().ravel(), seed)
+
+
 def _aligned(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     """B in the order of A; :class:`UdcError` unless both have the same images, true classes, costs and weights."""
     if a["path"].duplicated().any() or b["path"].duplicated().any():
@@ -155,15 +164,16 @@ def _aligned(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
             raise UdcError(f"the tables have different images: {len(differs)} have {what} "
                            f"({', '.join(a['path'].iloc[differs[:5]])}, …)")  # fmt: skip
     if not np.allclose(a["weight"], b["weight"]):
-        raise UdcError("the tables weight the images differently (costs.prior); run udc decide on one of them with the "
-                       "costs.prior of the other")  # fmt: skip
+        raise UdcError("the tables weight the images differently (costs.prior); name the results instead of their "
+                       "tables, and decide both under one: `udc compare A B --costs A`")  # fmt: skip
     costs = pd.concat([a, b]).groupby(["true", "predicted"])["cost_paid"].agg(["min", "max"])
     differing = costs[~np.isclose(costs["min"], costs["max"])]
     if len(differing):
         first = differing.reset_index().iloc[0]
         raise UdcError(
             f"the tables have different costs: {first['true']} decided as {first['predicted']} costs {first['min']:g} "
-            f"in one and {first['max']:g} in the other; run udc decide on one of them with the costs of the other"
+            f"in one and {first['max']:g} in the other; name the results instead of their tables, and decide both "
+            "under the costs of one: `udc compare A B --costs A`"
         )
     return b
 

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from udc_model.config import CostEntry, CostParams, EvaluateParams
+from udc_model.config import CostEntry, CostParams, EvaluateParams, RecallFloor
 from udc_model.data.packed import group_indices
 from udc_model.decisions.calibration import Calibration
 from udc_model.decisions.matrix import list_classes, no_class
-from udc_model.decisions.policy import POLICY_FILE, Policy, fit_policy
+from udc_model.decisions.policy import POLICY_FILE, Policy, fit_policy, with_recall_floor
 from udc_model.errors import UdcError
 from udc_model.evaluation.intervals import metric_intervals
 from udc_model.evaluation.metrics import Scored, miss_rate_metric, recall_metric, split_metrics
@@ -25,10 +25,9 @@ from udc_model.evaluation.tables import (
     confusion,
     decision_columns,
     logits_of,
-    read_predictions,
     write_csv,
 )
-from udc_model.files import make_folder, read_consistently
+from udc_model.files import make_folder
 
 _SWEEP_METRICS = (
     "mean_cost", "normalised_cost", "constant_mean_cost", "argmax_mean_cost", "accuracy", "referral_rate",
@@ -38,22 +37,20 @@ _LONGEST_STEM = 200  # bytes of a file name without its suffix
 
 
 @dataclass(frozen=True)
+class StoredDecisions:
+    """A predictions table and its policy; None for a table alone, which has no policy."""
+
+    predictions: pd.DataFrame
+    policy: Policy | None
+
+
+@dataclass(frozen=True)
 class StoredEvaluation:
-    """The policy and the predictions tables of the calibration split and another split, from an evaluation folder."""
+    """The policy of a result, and its predictions tables of the calibration split and another split."""
 
     policy: Policy
     calibration: pd.DataFrame
     predictions: pd.DataFrame
-
-    @classmethod
-    def load(cls, folder: Path, split: str) -> StoredEvaluation:
-        """Read a folder; :class:`UdcError` if a file is missing or damaged."""
-        return read_consistently([folder], lambda: cls._read(folder, split))
-
-    @classmethod
-    def _read(cls, folder: Path, split: str) -> StoredEvaluation:
-        policy = Policy.load(folder / POLICY_FILE)
-        return cls(policy, *(read_predictions(folder / name / "predictions.csv") for name in ("calibration", split)))
 
     @property
     def calibration_counts(self) -> dict[str, int]:
@@ -91,12 +88,33 @@ class StoredEvaluation:
             targets, decisions.decided, decisions.probabilities, policy.outcome_costs, weights, groups
         )
 
-    def table(self, policy: Policy) -> pd.DataFrame:
-        """The predictions table with the decisions of another policy."""
-        decisions = policy.apply(logits_of(self.predictions, policy.classes))
-        return self.predictions.assign(
-            **decision_columns(_targets(self.predictions, policy.classes), decisions, policy)
-        )
+
+def decided_by(policy: Policy, predictions: pd.DataFrame) -> pd.DataFrame:
+    """A predictions table with the decisions of another policy; :class:`UdcError` if it lacks the logits."""
+    decisions = policy.apply(logits_of(predictions, policy.classes))
+    return predictions.assign(**decision_columns(_targets(predictions, policy.classes), decisions, policy))
+
+
+def under_costs_of(costs: Policy, policy: Policy, calibration: pd.DataFrame | None) -> Policy:
+    """A policy with its own calibration and decision, and the costs, referral and class frequencies of another.
+
+    Parameters
+    ----------
+    calibration : predictions of the calibration split, on which a recall floor is fitted again; None without a floor.
+
+    Raises
+    ------
+    UdcError
+        The policies have other classes.
+    """
+    if costs.classes != policy.classes:
+        raise UdcError(f"the results have other classes: {', '.join(costs.classes)}; {', '.join(policy.classes)}")
+    new = replace(policy, class_costs=costs.class_costs, refer=costs.refer, deployment_prior=costs.deployment_prior)
+    if policy.recall_floor is None or calibration is None:
+        return new
+    floor = RecallFloor.model_validate({name: policy.recall_floor[name] for name in ("class", "floor", "confidence")})
+    logits, targets = logits_of(calibration, policy.classes), _targets(calibration, policy.classes)
+    return with_recall_floor(new, floor, logits, targets)
 
 
 def _targets(table: pd.DataFrame, classes: list[str]) -> NDArray[np.intp]:
@@ -186,7 +204,7 @@ def write_decisions(folder: Path, stored: StoredEvaluation, policy: Policy) -> N
     """Write ``policy.json`` and ``predictions.csv``, which ``udc compare`` reads."""
     make_folder(folder)
     (folder / POLICY_FILE).write_text(policy.to_json(), encoding="utf-8")
-    write_csv(stored.table(policy), folder / "predictions.csv")
+    write_csv(decided_by(policy, stored.predictions), folder / "predictions.csv")
 
 
 def write_sweep(

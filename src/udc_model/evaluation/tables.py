@@ -129,7 +129,7 @@ def write_split(
     return metrics, intervals
 
 
-def read_predictions(path: Path) -> pd.DataFrame:
+def read_predictions(path: Path, *, with_logits: bool = True) -> pd.DataFrame:
     """Read a table that `predictions_table` made; version 0.1.0 called the column ``cost_paid`` ``cost``.
 
     Raises
@@ -139,7 +139,8 @@ def read_predictions(path: Path) -> pd.DataFrame:
     """
     text = dict.fromkeys(("path", "sha256", "group", "true", "predicted"), str)
     try:
-        table = pd.read_csv(path, dtype=text, keep_default_na=False)
+        columns = None if with_logits else lambda name: not name.startswith(_LOGIT)
+        table = pd.read_csv(path, dtype=text, keep_default_na=False, usecols=columns)
     except FileNotFoundError:
         raise UdcError(f"{path}: no such file; run evaluate first (dvc repro)") from None
     except (OSError, ValueError) as error:
@@ -152,8 +153,11 @@ def read_predictions(path: Path) -> pd.DataFrame:
 
 
 def logits_of(table: pd.DataFrame, classes: list[str]) -> NDArray[np.float32]:
-    """The raw logits (N, K) of a predictions table."""
-    return table[[f"{_LOGIT}{name}" for name in classes]].to_numpy(dtype=np.float32)
+    """The raw logits (N, K) of a predictions table; :class:`UdcError` if it does not have them."""
+    columns = [f"{_LOGIT}{name}" for name in classes]
+    if missing := [column for column in columns if column not in table]:
+        raise UdcError(f"the table of predictions has no column {', '.join(missing[:3])}; run `dvc repro` again")
+    return table[columns].to_numpy(dtype=np.float32)
 
 
 def metrics_table(metrics: Metrics, intervals: Intervals) -> pd.DataFrame:
@@ -162,6 +166,21 @@ def metrics_table(metrics: Metrics, intervals: Intervals) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["metric", "value", "low", "high"]).astype(
         dict.fromkeys(["value", "low", "high"], float)
     )
+
+
+def read_metrics(path: Path) -> dict[str, float | None]:
+    """The values in a ``metrics.csv``, to the bit; None for a metric without a value.
+
+    Raises
+    ------
+    UdcError
+        The file is missing or another table.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as handle:
+            return {row["metric"]: float(row["value"]) if row["value"] else None for row in csv.DictReader(handle)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UdcError(f"{path}: cannot be read as a table of metrics: {error!r}") from None
 
 
 def per_class_table(targets: Indices, decided: Indices, classes: list[str]) -> pd.DataFrame:

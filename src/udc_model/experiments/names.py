@@ -61,7 +61,8 @@ def resolve_name(name: str, *, is_evaluated: bool = True) -> NamedResult:
         raise UdcError(f"{name}: the folder has no results; run the pipeline there first (dvc repro)")
     evaluation = " with an evaluation" if is_evaluated else ""
     raise UdcError(f"{name}: is no file or folder, no MLflow run{evaluation}, and no DVC experiment, git revision or "
-                   f"registered model (store {without_credentials(tracking_uri())})")  # fmt: skip
+                   f"registered model (store {without_credentials(tracking_uri())}); `udc experiments --all` lists "
+                   "experiments")  # fmt: skip
 
 
 def _has_results(folder: Path) -> bool:

@@ -13,17 +13,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
 from udc_model.errors import UdcError
+from udc_model.evaluation.metrics import Metrics
+from udc_model.evaluation.tables import read_metrics
 from udc_model.experiments.names import resolve_run
+from udc_model.experiments.stored import Fetch
 from udc_model.files import Workspace, sha256_of
 from udc_model.tracking.delivery import EVALUATED, MODEL_SHA256, TRAINED_BY
 from udc_model.tracking.journal import wait_for_senders
 from udc_model.tracking.lookup import artifact
-from udc_model.tracking.provenance import COMMIT, DATA, DIRTY, dvc_hash, provenance
+from udc_model.tracking.provenance import COMMIT, DATA, DIRTY, EXPERIMENT_NAME, dvc_hash, provenance
 from udc_model.tracking.store import repository_root
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SPLITS = ("test", "validation")  # those with metrics
 _THREADS = "threads"
 _HARDWARE = ("device", "precision", "kernels", "udc.host")
 
@@ -118,8 +122,10 @@ def _cloned(run: Run) -> Iterator[tuple[Run, Path]]:
         try:
             _git(folder, "checkout", "--quiet", "--detach", commit)
         except UdcError:
-            raise UdcError(f"commit {commit} of run {run.info.run_id} is not in {root}; fetch it first (git fetch, or "
-                           "dvc exp pull for an experiment)") from None  # fmt: skip
+            experiment = run.data.tags.get(EXPERIMENT_NAME)
+            command = f"dvc exp pull origin {experiment}" if experiment else f"git fetch origin {commit}"
+            raise UdcError(f"commit {commit} of run {run.info.run_id} is not in {root}; fetch it from where it was "
+                           f"made: `{command}`") from None  # fmt: skip
         if run.data.tags.get(f"{DIRTY}.{stage}") == "true":
             patch = artifact(run.info.run_id, f"git/{stage}.patch", Path(scratch))
             _git(folder, "apply", "--binary", "--whitespace=nowarn", str(patch))
@@ -205,34 +211,37 @@ def _has_files(folder: Path) -> bool:
     return any(path.is_file() and path.name not in (".gitignore", ".gitkeep") for path in folder.rglob("*"))
 
 
-def _recorded_metrics(run: Run) -> dict[str, Any] | None:
-    """``metrics.json`` of the run; None if it has no evaluation."""
+def _recorded_metrics(run: Run) -> Metrics | None:
+    """All metrics of the run, as ``test/accuracy``; None if it has no evaluation."""
     if run.data.tags.get(EVALUATED) != "true":
         return None
     with tempfile.TemporaryDirectory() as scratch:
-        path = artifact(run.info.run_id, "metrics.json", Path(scratch))
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return _all_metrics(lambda file: artifact(run.info.run_id, f"evaluation/{file}", Path(scratch)))
 
 
-def _compare(run: Run, recorded: Mapping[str, Any] | None, workspace: Workspace) -> Reproduction:
+def _all_metrics(fetch: Fetch) -> Metrics:
+    """The metrics of all splits, from the tables of an evaluation folder."""
+    return {f"{split}/{name}": value
+            for split in SPLITS for name, value in read_metrics(fetch(f"{split}/metrics.csv")).items()}  # fmt: skip
+
+
+def _compare(run: Run, recorded: Metrics | None, workspace: Workspace) -> Reproduction:
     result = Reproduction(run.info.run_id, changed=_changes(run, workspace))
     sha256 = sha256_of(workspace.model / "model.safetensors")
     if sha256 != run.data.tags.get(MODEL_SHA256):
         result.differences.append(f"weights: sha256 {sha256}, was {run.data.tags.get(MODEL_SHA256)}")
     if recorded is not None:
-        metrics = json.loads(workspace.metrics.read_text(encoding="utf-8"))
+        metrics = _all_metrics(lambda file: workspace.evaluation / file)
         result.differences += _metric_differences(recorded, metrics)
     return result
 
 
-def _metric_differences(recorded: Mapping[str, Any], metrics: Mapping[str, Any]) -> Iterator[str]:
-    for split in sorted(recorded.keys() | metrics.keys()):
-        old_values, new_values = recorded.get(split, {}), metrics.get(split, {})
-        for name in sorted(old_values.keys() | new_values.keys()):
-            old, new = old_values.get(name), new_values.get(name)
-            if old != new:
-                are_numbers = isinstance(old, int | float) and isinstance(new, int | float)
-                yield f"{split}/{name}: {new}, was {old}" + (f" ({new - old:+.3g})" if are_numbers else "")
+def _metric_differences(recorded: Metrics, metrics: Metrics) -> Iterator[str]:
+    for name in sorted(recorded.keys() | metrics.keys()):
+        old, new = recorded.get(name), metrics.get(name)
+        if old != new:
+            change = "" if old is None or new is None else f" ({new - old:+.3g})"
+            yield f"{name}: {new}, was {old}{change}"
 
 
 def _changes(run: Run, workspace: Workspace | None) -> list[str]:

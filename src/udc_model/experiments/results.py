@@ -3,117 +3,80 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from udc_model.decisions.policy import POLICY_FILE, POLICY_FILE_0_1, Policy
+from udc_model.decisions.policy import Policy
 from udc_model.errors import UdcError
 from udc_model.evaluation.comparison import Comparison, compare_predictions
-from udc_model.evaluation.tables import read_predictions
-from udc_model.experiments.names import resolve_name
-from udc_model.files import read_consistently
+from udc_model.evaluation.redecision import decided_by, under_costs_of
+from udc_model.experiments.stored import fetch_policy, load_decisions, load_evaluation
 from udc_model.tracking.lookup import RecordedRun, artifact, evaluated_runs
 
 
-@dataclass(frozen=True)
-class StoredDecisions:
-    """A predictions table and its policy; None for a CSV file, which has no policy."""
-
-    predictions: pd.DataFrame
-    policy: Policy | None
-
-
-def load_decisions(name: str, split: str) -> StoredDecisions:
-    """The decisions of a result.
+def compare(a: str, b: str, split: str, costs: str | None = None) -> Comparison:
+    """Compare two results by name, see :func:`~udc_model.experiments.stored.load_decisions`.
 
     Parameters
     ----------
-    name : see :func:`~udc_model.experiments.names.resolve_name`. A folder has ``evaluation/``, or is that folder, or
-        was written by ``udc decide --out``; the outputs of a git revision are in DVC's cache.
-    split : ``test`` or ``validation``; ignored for a file.
+    costs : name of the result whose costs, referral and class frequencies decide both again; None compares the stored
+        decisions.
 
     Raises
     ------
     UdcError
-        Nothing or more than one run has this name, or the table is damaged.
+        One of them is not found, or their images differ, or without ``costs`` the costs of their decisions.
     """
-    result = resolve_name(name)
-    if result.path is not None:
-        return _from_path(result.path, split)
-    with tempfile.TemporaryDirectory() as scratch:
-
-        def fetch(path: str) -> Path:
-            if result.run is not None:
-                return artifact(result.run.info.run_id, path, Path(scratch))
-            return _from_dvc(name, str(result.commit), path, Path(scratch))
-
-        policy = _fetch_policy(fetch)
-        return StoredDecisions(read_predictions(fetch(f"evaluation/{split}/predictions.csv")), policy)
-
-
-def _from_path(path: Path, split: str) -> StoredDecisions:
-    if not path.is_dir():
-        return StoredDecisions(read_predictions(path), None)
-    return read_consistently([path / "evaluation", path], lambda: _from_folder(path, split))
-
-
-def _from_folder(path: Path, split: str) -> StoredDecisions:
-    table = f"{split}/predictions.csv"
-    for folder, inner in ((path / "evaluation", table), (path, table), (path, "predictions.csv")):
-        if (folder / inner).is_file():
-            return StoredDecisions(read_predictions(folder / inner), Policy.load(folder))
-    raise UdcError(f"{path}: has no evaluation/{split}/predictions.csv; run evaluate first (dvc repro)")
-
-
-def _from_dvc(name: str, commit: str, path: str, scratch: Path) -> Path:
-    from dvc.api import DVCFileSystem
-    from dvc.exceptions import DvcException
-    from scmrepo.exceptions import SCMError
-
-    target = scratch / Path(path).name
-    try:
-        DVCFileSystem(".", rev=commit).get_file(path, str(target))
-    except (DvcException, SCMError, OSError) as error:
-        raise UdcError(f"{name}: is no file or folder, no MLflow run with an evaluation, and no DVC experiment or "
-                       f"git revision with {path} in the cache ({error})") from None  # fmt: skip
-    return target
-
-
-def _fetch_policy(fetch: Callable[[str], Path]) -> Policy:
-    """The policy of a result; ``fetch`` downloads a file of it. Results of version 0.1.0 have another file."""
-    try:
-        path = fetch(f"evaluation/{POLICY_FILE}")
-    except UdcError as error:
-        try:
-            path = fetch(f"evaluation/{POLICY_FILE_0_1}")
-        except UdcError:
-            raise error from None
-    return Policy.load(path)
-
-
-def compare(a: str, b: str, split: str) -> Comparison:
-    """Compare two results by name, see :func:`load_decisions`.
-
-    Raises
-    ------
-    UdcError
-        One of them is not found, or their images or costs differ.
-    """
+    if costs is not None:
+        policy = _policy(costs, split)
+        return compare_predictions(_decided_under(policy, a, split), _decided_under(policy, b, split))
     first, second = load_decisions(a, split), load_decisions(b, split)
-    if first.policy is not None and second.policy is not None and first.policy.classes == second.policy.classes:
-        classes = first.policy.classes
-        for i, j in np.argwhere(~np.isclose(first.policy.class_costs, second.policy.class_costs)):
-            raise UdcError(
-                f"{a} and {b} were decided under other costs: {classes[i]} decided as {classes[j]} costs "
-                f"{first.policy.class_costs[i][j]:g} and {second.policy.class_costs[i][j]:g}; decide one of them again "
-                "with the costs of the other (udc decide --out)"
-            )
+    if difference := cost_difference(first.policy, second.policy):
+        command = shlex.join(["udc", "compare", a, b, *(["--split", split] if split != "test" else []), "--costs"])
+        raise UdcError(f"{a} and {b} were decided under other costs: {difference}; to decide both under the costs of "
+                       f"one, run `{command} {shlex.quote(a)}` or `{command} {shlex.quote(b)}`")  # fmt: skip
     return compare_predictions(first.predictions, second.predictions)
+
+
+def cost_difference(a: Policy | None, b: Policy | None) -> str | None:
+    """The first difference between the costs of two policies on the same classes; None if there is none or no policy.
+
+    A referral that only one of them has is no difference: both state what the same decisions cost.
+    """
+    if a is None or b is None or a.classes != b.classes:
+        return None
+    for i, j in np.argwhere(~np.isclose(a.class_costs, b.class_costs)):
+        return (f"{a.classes[i]} decided as {a.classes[j]} costs {a.class_costs[i][j]:g} and "
+                f"{b.class_costs[i][j]:g}")  # fmt: skip
+    if a.refer is not None and b.refer is not None and not np.isclose(a.refer, b.refer):
+        return f"referring an image costs {a.refer:g} and {b.refer:g}"
+    if (a.deployment_prior is None) != (b.deployment_prior is None) or not np.allclose(
+        a.deployment_prior or 0.0, b.deployment_prior or 0.0
+    ):
+        return "their images have other weights (costs.prior)"
+    return None
+
+
+def _policy(name: str, split: str) -> Policy:
+    policy = load_decisions(name, split).policy
+    if policy is None:
+        raise UdcError(f"--costs {name}: a table has no costs; name a result with policy.json, as a folder or a run")
+    return policy
+
+
+def _decided_under(costs: Policy, name: str, split: str) -> pd.DataFrame:
+    """The predictions of a result, decided again by its own calibration and decision under other costs."""
+    stored = load_decisions(name, split)
+    if stored.policy is None:
+        raise UdcError(f"{name}: a table alone cannot be decided again; name the result that it is from")
+    has_floor = stored.policy.recall_floor is not None
+    calibration = load_evaluation(name, split).calibration if has_floor else None
+    return decided_by(under_costs_of(costs, stored.policy, calibration), stored.predictions)
 
 
 def sweep_of_runs(swept: str, metrics: Sequence[str], conditions: Sequence[str] = ()) -> tuple[pd.DataFrame, list[str]]:
@@ -148,8 +111,10 @@ def sweep_of_runs(swept: str, metrics: Sequence[str], conditions: Sequence[str] 
                 row |= {f"{name}_{end}": run.metrics.get(f"interval/test/{name}_{end}") for end in ("low", "high")}
             rows.append(row)
     if len({row["value"] for row in rows}) < 2:
+        command = f"udc decide --sweep {swept},values=0:20:2" if swept.startswith("true=") else (
+            f"udc run --queue -S {swept}=A,B` and `dvc queue start")  # fmt: skip
         raise UdcError(f"{swept}: {len(rows)} recorded run(s) with an evaluation have a value for it; a sweep needs "
-                       "two values (dvc exp run --queue -S …)")  # fmt: skip
+                       f"two values: `{command}`")  # fmt: skip
     return pd.DataFrame(rows).sort_values("value", kind="stable"), _varying(used, swept)
 
 
@@ -164,7 +129,7 @@ def _swept_value(run: RecordedRun, swept: str) -> float | None:
         raise UdcError(f"{swept}: must be like true=A,predicted=B")
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            policy = _fetch_policy(lambda path: artifact(run.run_id, path, Path(scratch)))
+            policy = fetch_policy(lambda file: artifact(run.run_id, f"evaluation/{file}", Path(scratch)))
         except UdcError:
             return None
     if fields["true"] not in policy.classes or fields["predicted"] not in policy.classes:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,10 +23,12 @@ from filelock import FileLock, Timeout
 
 from udc_model.config import Params, full_name, load_params
 from udc_model.errors import UdcError
+from udc_model.evaluation.tables import read_metrics
 from udc_model.experiments.settings import check_settings
+from udc_model.experiments.stored import from_dvc
 from udc_model.tracking.journal import pending_journals, read_entries, wait_for_senders
 from udc_model.tracking.links import dvc_experiments
-from udc_model.tracking.provenance import EXPERIMENT_NAME, absent_from_copies, git
+from udc_model.tracking.provenance import EXPERIMENT_NAME, absent_from_copies
 from udc_model.tracking.run import StageRun, stage_run
 from udc_model.tracking.store import repository_root
 
@@ -107,7 +109,7 @@ class SearchRange:
 
 @dataclass(frozen=True)
 class TuningPlan:
-    """The arguments of ``udc tune``; ``metric`` is a name in ``metrics.json`` such as ``validation/mean_cost``."""
+    """The arguments of ``udc tune``; ``metric`` is a name in ``evaluation/validation/metrics.csv`` after its split."""
 
     study: str
     ranges: Sequence[SearchRange]
@@ -247,13 +249,12 @@ def _should_prune(trial: Trial, monitor: str, plan: TuningPlan, metrics: dict[in
     return plan.prune and bool(metrics) and trial.should_prune()
 
 
-def _metric(metrics: dict[str, Any], name: str) -> float:
-    split, _, key = name.partition("/")
-    value = metrics.get(split, {}).get(key)
+def _metric(metrics: Mapping[str, float | None], name: str) -> float:
+    value = metrics.get(name.removeprefix("validation/"))
     if value is None:
-        names = ", ".join(f"validation/{key}" for key in metrics.get("validation", {}))
-        raise UdcError(f"{name}: metrics.json has no such metric; it has {names}")
-    return float(value)
+        raise UdcError(f"{name}: the trials have no such metric; it can be "
+                       f"{', '.join(f'validation/{each}' for each in metrics)}")  # fmt: skip
+    return value
 
 
 class TrialProcess:
@@ -267,8 +268,8 @@ class TrialProcess:
         self.name, self.settings, self.root, self.study_run = name, settings, root, study_run
         self.lock, self.prune_file, self.log = (folder / f"{name}.{kind}" for kind in ("lock", "prune", "log"))
 
-    def run(self, should_prune: Callable[[dict[int, dict[str, float]]], bool]) -> dict[str, Any] | None:
-        """Run the experiment unless it exists; returns its ``metrics.json``, or None if it was pruned."""
+    def run(self, should_prune: Callable[[dict[int, dict[str, float]]], bool]) -> Mapping[str, float | None] | None:
+        """Run the experiment unless it exists; returns its validation metrics, or None if it was pruned."""
         with self.lock.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # wait for a process that a killed `udc tune` started
         if self.prune_file.exists() and self.name not in dvc_experiments():
@@ -278,7 +279,8 @@ class TrialProcess:
             if not self._execute(should_prune):
                 return None
         commit = dvc_experiments()[self.name]
-        return dict(json.loads(git("show", f"{commit}:metrics.json")))
+        with tempfile.TemporaryDirectory() as scratch:
+            return read_metrics(from_dvc(self.name, commit, "evaluation/validation/metrics.csv", Path(scratch)))
 
     def _delete_interrupted(self) -> None:
         """Delete (in MLflow's reversible way) the run of an interrupted attempt, because the trial starts again."""

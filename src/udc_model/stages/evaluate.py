@@ -33,12 +33,17 @@ from udc_model.tracking.store import repository_root
 
 logger = logging.getLogger("udc_model.stages.evaluate")  # __name__ is __main__ if DVC runs the stage
 
-SCORED = ("test", "validation")
+# What metrics.json has of each split: DVC shows each number as a column. All metrics are in the splits' metrics.csv.
+HEADLINES = {
+    "test": ("mean_cost", "normalised_cost", "accuracy", "referral_rate", "log_loss"),
+    "validation": ("mean_cost", "log_loss"),
+}
+SCORED = tuple(HEADLINES)
 CACHE = ".udc"  # in the repository: logits and figures of earlier evaluations
 
 
 def evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
-    """Evaluate the model folder; writes ``evaluation/`` and ``metrics.json``, and returns the latter's contents.
+    """Evaluate the model folder; writes ``evaluation/`` and ``metrics.json``, and returns all metrics of each split.
 
     Parameters
     ----------
@@ -88,8 +93,7 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
             scores[name] = write_split(folder / name, splits[name], logits[name], policy, params.evaluate, recall_of,
                                        has_curves=name == "test")  # fmt: skip
             figures.draw(folder / name)
-        metrics = {name: values for name, (values, _) in scores.items()}
-        metrics_json = json.dumps(metrics, indent=2, ensure_ascii=False) + "\n"
+        metrics_json = json.dumps(headlines(scores), indent=2) + "\n"
         log_scores(run, params, record, scores, metrics_json)
         log_model(run, workspace.model, folder / POLICY_FILE)
         figures.finish()
@@ -100,6 +104,17 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         log_evaluation(run, folder, origin, report)
     _report(*scores["test"], params.evaluate.confidence, run)
     write_atomically(workspace.metrics, metrics_json)
+    return {name: values for name, (values, _) in scores.items()}
+
+
+def headlines(scores: Scores) -> dict[str, Metrics]:
+    """The contents of ``metrics.json``: the metrics in ``HEADLINES``, and the interval of the cost on test."""
+    metrics: dict[str, Metrics] = {}
+    for split, (values, intervals) in scores.items():
+        low, high = intervals["mean_cost"]
+        interval = {"mean_cost_low": low, "mean_cost_high": high} if split == "test" else {}
+        first, *others = HEADLINES[split]
+        metrics[split] = {first: values[first]} | interval | {name: values[name] for name in others}
     return metrics
 
 
@@ -117,7 +132,7 @@ def run_model(
 
     classifier = TrainedClassifier.load(workspace.model, evaluate.flip_averaging)
     if classifier.classes != classes:
-        raise UdcError(f"{workspace.model} was trained on other classes than {workspace.prepared}; run train again")
+        raise UdcError(f"{workspace.model} was trained on other classes than {workspace.prepared}; run `dvc repro`")
     return {name: classifier.logits_of_stored(split.images, evaluate.batch_size, f"scoring {name}")
             for name, split in splits.items()}  # fmt: skip
 
@@ -126,7 +141,7 @@ def read_record(workspace: Workspace, dataset: PackedDataset) -> dict[str, Any]:
     """Contents of ``training/record.json``; :class:`UdcError` if it is missing, damaged, or of other data."""
     record = read_json(workspace.training / "record.json", "run train first (dvc repro)")
     if record["data"]["digest"] != dataset.info["digest"]:
-        raise UdcError(f"{workspace.model} was trained on other data than {workspace.prepared}; run train again")
+        raise UdcError(f"{workspace.model} was trained on other data than {workspace.prepared}; run `dvc repro`")
     return record
 
 
