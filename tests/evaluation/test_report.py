@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from udc_model.config import EvaluateParams, Params
-from udc_model.data.packed import PackedSplit
+from udc_model.data.packed import PackedSplit, write_packed
+from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.policy import Policy
 from udc_model.evaluation.figures import FigureCache, draw_figures
 from udc_model.evaluation.report import costs_digest, render_report
@@ -38,9 +39,9 @@ def evaluated(root, rng, classes, per_class=4, margin=2.0, side=8, with_figures=
     (workspace.evaluation / "policy.json").write_text(policy.to_json())
     labels = np.repeat(np.arange(n), per_class)
     images = rng.integers(0, 255, (len(labels), side, side, 3), dtype=np.uint8)
-    np.save(workspace.prepared / "test.npy", images)
-    split = PackedSplit(images, labels, [f"<i>{i}.png" for i in range(len(labels))], [""] * len(labels),
-                        [""] * len(labels))  # fmt: skip
+    names = [f"<i>{i}.png" for i in range(len(labels))]
+    _write_prepared(workspace.prepared, images, [classes[label] for label in labels], names, classes)
+    split = PackedSplit(images, labels, names, [""] * len(labels), [""] * len(labels))
     logits = (rng.normal(0, 1, (len(labels), n)) + margin * np.eye(n)[labels]).astype(np.float32)
     for name in ("test", "validation"):
         write_split(
@@ -49,6 +50,18 @@ def evaluated(root, rng, classes, per_class=4, margin=2.0, side=8, with_figures=
     if with_figures:
         draw_figures(workspace.evaluation / "test", workspace.prepared, FigureCache(root / "cache"))
     return workspace
+
+
+def _write_prepared(folder, images, labels, names, classes):
+    """Prepared data whose test split has these images; the training split has them too."""
+    (folder / "scratch").write_bytes(images.tobytes())
+    constants = {"group": "", "width": 8, "height": 8, "sha256": "0" * 64}
+    rows = [
+        {"split": split, "path": path, "label": label, "scratch_row": row, **constants}
+        for split in ("train", "test")
+        for row, (path, label) in enumerate(zip(names, labels, strict=True))
+    ]
+    write_packed(folder, folder / "scratch", rows, Preprocessing(len(images[0])), {"classes": classes})
 
 
 def render(workspace, classes, provenance=PROVENANCE):

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from udc_model.data.packed import PackedDataset
 from udc_model.decisions.policy import Policy
 from udc_model.evaluation.report_images import png_uri, sheet_uri, thumbnail_uri
 from udc_model.evaluation.verdict import Verdict, cost_text, verdict
@@ -123,7 +124,7 @@ def _mistakes(folder: Path, workspace: Workspace) -> list[dict[str, Any]]:
     """The costliest mistakes, the first ones with their image."""
     rows = _rows(folder / "costliest_mistakes.csv")
     if rows:
-        stored = np.load(workspace.prepared / "test.npy", mmap_mode="r", allow_pickle=False)
+        stored = PackedDataset.open(workspace.prepared).split("test").images
         for row in rows[:_MISTAKES]:
             row["image"] = thumbnail_uri(np.array(stored[row["row"]]))
     return rows
