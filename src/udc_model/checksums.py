@@ -54,6 +54,11 @@ def check_contents(path: Path, contents: bytes, checksums: Mapping[str, str], ad
     UdcError
         They differ; the message ends with ``advice``.
     """
-    expected = checksums.get(path.name)
-    if expected is not None and hashlib.sha256(contents).hexdigest() != expected:
+    if path.name in checksums:
+        check_digest(path, hashlib.sha256(contents).hexdigest(), checksums, advice)
+
+
+def check_digest(path: Path, digest: str, checksums: Mapping[str, str], advice: str) -> None:
+    """Check the SHA-256 of a file's contents, as `check_contents`."""
+    if checksums.get(path.name, digest) != digest:
         raise UdcError(f"{path}: differs from its checksum in {CHECKSUMS}: the file was damaged or changed; {advice}")

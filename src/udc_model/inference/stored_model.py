@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,7 +76,7 @@ def check_policy_fits(policy: Policy, model: ModelFolder, origin: str) -> None:
         raise UdcError(f"{origin} is for the classes {_names(policy.classes)}, "
                        f"but the model has the classes {_names(model.classes)}")  # fmt: skip
     expected = policy.model_sha256
-    if expected is not None and (digest := hashlib.sha256(model.weights).hexdigest()) != expected:
+    if expected is not None and (digest := model.weights_sha256) != expected:
         raise UdcError(f"{origin}: was fitted for another model ({expected[:12]}) than the one in {model.folder} "
                        f"({digest[:12]}); run evaluate (dvc repro)")  # fmt: skip
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from udc_model.checksums import check_contents, read_checksums
+from udc_model.checksums import check_contents, check_digest, read_checksums
 from udc_model.files import parse_json, read_bytes
 from udc_model.model_files.settings import Architecture, Settings, check_settings
 from udc_model.model_files.shapes import expected_shapes
@@ -45,8 +47,15 @@ class ModelFolder:
         checksums = read_checksums(folder, ADVICE)
         settings, architecture = read_settings(folder, checksums)
         weights = read_weights(folder / WEIGHTS, expected_shapes(architecture), ADVICE)
-        check_contents(folder / WEIGHTS, weights, checksums, ADVICE)
-        return cls(folder, settings, architecture, weights)
+        model = cls(folder, settings, architecture, weights)
+        if WEIGHTS in checksums:
+            check_digest(folder / WEIGHTS, model.weights_sha256, checksums, ADVICE)
+        return model
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """SHA-256 of ``model.safetensors``, computed once."""
+        return hashlib.sha256(self.weights).hexdigest()
 
     @property
     def classes(self) -> list[str]:
