@@ -135,7 +135,7 @@ def read_predictions(path: Path, *, with_logits: bool = True) -> pd.DataFrame:
     Raises
     ------
     UdcError
-        The file is missing, unreadable or another table.
+        The file is missing, unreadable, damaged or another table.
     """
     text = dict.fromkeys(("path", "sha256", "group", "true", "predicted"), str)
     try:
@@ -149,7 +149,17 @@ def read_predictions(path: Path, *, with_logits: bool = True) -> pd.DataFrame:
         table = table.rename(columns={"cost": "cost_paid"})
     if missing := [column for column in (*text, "cost_paid", "weight") if column not in table]:
         raise UdcError(f"{path}: has no column {', '.join(missing)}; is it a predictions.csv that evaluate wrote?")
+    _check_numbers(path, table.drop(columns=list(text)))
     return table
+
+
+def _check_numbers(path: Path, table: pd.DataFrame) -> None:
+    """Check that all cells are finite numbers; :class:`UdcError` with the first row that has another value."""
+    for column in table:
+        numbers = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=float)
+        if len(rows := np.flatnonzero(~np.isfinite(numbers))):
+            raise UdcError(f"{path}: row {rows[0] + 1}: {column} is {table[column].iloc[rows[0]]!r}, not a number; "
+                           "restore the file (dvc checkout evaluation), or run evaluate again")  # fmt: skip
 
 
 def logits_of(table: pd.DataFrame, classes: list[str]) -> NDArray[np.float32]:
