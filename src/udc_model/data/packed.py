@@ -154,14 +154,17 @@ def _read_manifest(folder: Path, classes: list[str]) -> pd.DataFrame:
 
 
 def _load_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
-    """A memory-mapped array; :class:`UdcError` unless it has this type and shape."""
+    """A memory-mapped array; :class:`UdcError` unless the file has this type, shape and size."""
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: np.memmap[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        size = path.stat().st_size
     except (OSError, ValueError, EOFError) as error:
         raise UdcError(f"{path}: cannot be read ({error}); {ADVICE}") from None
     if array.dtype != dtype or array.shape != shape:
         raise UdcError(f"{path}: contains {array.dtype} {array.shape}, but dataset.json and manifest.csv describe "
                        f"{np.dtype(dtype)} {shape}; {ADVICE}")  # fmt: skip
+    if size != array.offset + array.nbytes:
+        raise UdcError(f"{path}: has {size - array.offset:,} bytes of pixels instead of {array.nbytes:,}; {ADVICE}")
     return array
 
 
