@@ -6,7 +6,6 @@ Every key is mapped to the typed parameters; the same stages run as with DVC.
 from __future__ import annotations
 
 import csv
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from udc_model.config import COST_SENSITIVE_LOSSES, Params, validate_params
 from udc_model.config.presets import find_preset
 from udc_model.errors import UdcError
+from udc_model.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -69,14 +69,7 @@ def load_json_config(path: str | Path) -> JsonConfig:
         The file is missing or not a JSON object, a key is unknown, or a value is not allowed.
     """
     path = Path(path)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UdcError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise UdcError(f"{path}: cannot be read as JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise UdcError(f"{path}: must hold one JSON object")
+    config = read_json(path, "name a configuration as config/convnext_example.json")
     unknown = sorted(set(config) - _KEYS)
     if unknown:
         raise UdcError(f"{path}: unknown key(s) {', '.join(unknown)}; known are {', '.join(sorted(_KEYS))}")

@@ -13,6 +13,10 @@ from udc_model.config.messages import explain
 from udc_model.config.params import Params, full_name
 from udc_model.config.yaml12 import read_yaml
 from udc_model.errors import UdcError
+from udc_model.files import read_bytes
+
+_ADVICE = "run from the project's root, or copy params.yaml there"
+_MAX_BYTES = 2**24  # of a parameter file; a cost matrix of 1,000 classes has 8 million
 
 
 def load_params(path: str | Path = "params.yaml", overrides: Sequence[str] = ()) -> Params:
@@ -29,10 +33,8 @@ def load_params(path: str | Path = "params.yaml", overrides: Sequence[str] = ())
     """
     path = Path(path)
     try:
-        raw = read_yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UdcError(f"{path}: no such file; run from the project's root, or copy params.yaml there") from None
-    except (OSError, UnicodeDecodeError) as error:
+        raw = read_yaml(read_bytes(path, _ADVICE, _MAX_BYTES).decode("utf-8"))
+    except UnicodeDecodeError as error:
         raise UdcError(f"{path}: cannot be read: {error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UdcError(f"{path}: not valid YAML: {error}") from None
