@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 if __name__ == "__main__":
     with sync_playwright() as tools:
         browser = tools.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1200, "height": 640})
+        page = browser.new_page(viewport={"width": 1200, "height": 770})
         page.goto(f"file://{ROOT / 'evaluation/report.html'}")
         page.screenshot(path=ROOT / "docs/images/report.png")
         browser.close()

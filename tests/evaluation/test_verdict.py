@@ -36,7 +36,7 @@ def test_a_useful_result():
     assert result.is_useful
     assert result.warning == ""
     assert result.cost == ("Cost 0.00741 per image, in the unit of the cost matrix (95% interval 0 to 0.0444), against "
-                           "2.49 for always 4, of which it is 0.30%")  # fmt: skip
+                           "2.49 for always 4 (0.30% of that)")  # fmt: skip
     assert result.comparisons == (
         "Cheaper than always 4: shown at the 95% level.",
         "Cheaper by 0.1 than deciding for the most probable class (argmax): shown at the 95% level.",

@@ -61,7 +61,7 @@ def verdict(
     """
     cost, low, high = metrics["mean_cost"]
     ratio, ratio_low, ratio_high = metrics["normalised_cost"]
-    share = f", of which it is {ratio:.2%}" if ratio == ratio else ""
+    share = f" ({ratio:.2%} of that)" if ratio == ratio else ""
     sentence = (f"Cost {cost_text(cost)} {UNIT} ({level} interval {cost_text(low)} to {cost_text(high)}), against "
                 f"{cost_text(metrics['constant_mean_cost'][0])} for {constant}{share}")  # fmt: skip
     is_useful, warning, first = None, "", f"Cheaper than {constant}: shown at the {level} level."
