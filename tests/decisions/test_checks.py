@@ -3,12 +3,54 @@
 import pytest
 
 from udc_model.config import CostParams, EvaluateParams, Params
-from udc_model.decisions.checks import check_classes, check_data, check_policy
+from udc_model.decisions.checks import check_classes, check_data, check_policy, group_counts
 from udc_model.errors import UdcError
 
 
 def _params(**sections):
     return Params.model_validate({"costs": {"preset": "uniform"}, **sections})
+
+
+def test_guarantees_that_do_not_fit():
+    def messages(evaluate, costs=None, counts=None, groups=None):
+        params = _params(evaluate=evaluate, costs={"preset": "uniform"} | (costs or {}))
+        with pytest.raises(UdcError) as error:
+            check_data(params, ["a", "b", "c"], counts or {"a": 500, "b": 500, "c": 500}, groups)
+        return str(error.value)
+
+    floor = {"decision": "recall_floor"}
+    assert messages(floor | {"recall_floor": [{"class": "a"}, {"class": ["b", "B"]}]}).startswith(
+        "evaluate.recall_floor.1.class: the data has no class 'B'; did you mean 'b'?"
+    )
+    assert "evaluate.recall_floor.class: names a class twice" in messages(
+        floor | {"recall_floor": {"class": ["a", "a"]}}
+    )
+    assert "names all classes" in messages(floor | {"recall_floor": {"class": ["a", "b", "c"]}})
+    prior = {"prior": {"a": 0.2, "b": 0.3, "c": 0.5}}
+    assert "cannot be proved for those in costs.prior" in messages(
+        floor | {"recall_floor": {"class": ["a", "b"]}}, prior
+    )
+    ceiling = {"decision": "cost_ceiling", "cost_ceiling": {"ceiling": 0.1}}
+    assert messages(ceiling).startswith("evaluate.decision: cost_ceiling needs costs.refer")
+    assert "for other class frequencies than those" in messages(ceiling, prior | {"refer": 0.2})
+    assert "needs at least 35 images in the calibration split, which has 15: 20 more" in messages(
+        ceiling, {"refer": 0.2}, {"a": 5, "b": 5, "c": 5}
+    )
+
+
+def test_groups_are_the_unit_of_what_can_be_proved():
+    """20 images of each of 50 groups prove less than 59 images without groups."""
+    params = _params(evaluate={"decision": "recall_floor", "recall_floor": {"class": ["a", "b"]}})
+    counts = {"a": 500, "b": 500, "c": 500}
+    groups = [{"a": 10, "b": 10, "c": 10}] * 50
+    check_data(params, ["a", "b", "c"], counts)
+    message = r"of a or b .* at least 71 groups with its images in the calibration split, which has 50: 21 more"
+    with pytest.raises(UdcError, match=message):
+        check_data(params, ["a", "b", "c"], counts, groups)
+    with pytest.raises(UdcError, match=message):
+        check_policy(params.evaluate, params.costs, ["a", "b", "c"], counts, groups)
+    assert group_counts(["a", "b", "a"], ["x", "", "x"]) == [{"a": 2}, {"b": 1}]
+    assert group_counts(["a", "b"], ["", ""]) is None
 
 
 def test_one_error_lists_all_findings():

@@ -1,8 +1,8 @@
-"""Decisions against the brute-force Bayes decision and Chow's rule, and the guarantee of recall floors."""
+"""Decisions against the brute-force Bayes decision and Chow's rule."""
 
 import numpy as np
 import pytest
-from scipy.stats import binom, binomtest
+from scipy.stats import binomtest
 
 from udc_model.decisions.decision import (
     clopper_pearson_bound,
@@ -10,13 +10,9 @@ from udc_model.decisions.decision import (
     decide,
     mean_cost,
     normalised_cost,
-    positives_needed,
-    recall_surcharge,
     shift_prior,
-    with_surcharge,
 )
 from udc_model.decisions.matrix import with_referral
-from udc_model.errors import UdcError
 
 
 def test_min_expected_cost_equals_the_brute_force_bayes_decision(rng):
@@ -82,62 +78,7 @@ def test_weights_change_the_class_frequencies():
     assert normalised_cost(targets, decided, costs, weights) == pytest.approx((0.5 / 3 + 5) / 0.5)
 
 
-@pytest.mark.parametrize(("floor", "confidence", "n"), [(0.95, 0.9, 45), (0.95, 0.95, 59), (0.9, 0.95, 29)])
-def test_positives_needed_equals_published_numbers(floor, confidence, n):
-    assert positives_needed(floor, confidence) == n
-    assert clopper_pearson_bound(n, n, confidence) >= floor > clopper_pearson_bound(n - 1, n - 1, confidence)
-
-
 @pytest.mark.parametrize("hits", range(13))
 def test_clopper_pearson_bound_equals_scipy(hits):
     expected = binomtest(hits, 12, alternative="greater").proportion_ci(0.9, method="exact").low
     assert clopper_pearson_bound(hits, 12, 0.9) == pytest.approx(expected, abs=1e-12)
-
-
-def test_recall_surcharge_raises_with_the_number_of_missing_samples(rng):
-    p, targets = rng.dirichlet(np.ones(2), 40), np.repeat([0, 1], 20)
-    with pytest.raises(UdcError, match=r"at least 59 .* which has 20: 39 more are needed"):
-        recall_surcharge(p, targets, 1 - np.eye(2), 1, 0.95, 0.95, "venomous")
-
-
-def _population(rng, n):
-    """Posteriors of three classes and targets drawn from them."""
-    p = rng.dirichlet([0.6, 0.6, 0.6], n)
-    return p, (p.cumsum(axis=1) > rng.random((n, 1))).argmax(axis=1)
-
-
-def test_recall_floor_is_missed_at_most_at_its_level(rng):
-    floor, confidence, draws = 0.9, 0.9, 500
-    costs = np.array([[0.0, 1.0, 4.0], [2.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
-    p_all, y_all = _population(rng, 60_000)
-    p_of_class = p_all[y_all == 1]
-    missed = 0
-    for _ in range(draws):
-        p, y = _population(rng, 300)
-        surcharge = recall_surcharge(p, y, costs, 1, floor, confidence, "b")
-        recall = (decide(p_of_class, with_surcharge(costs, 1, surcharge), "min_expected_cost") == 1).mean()
-        missed += recall < floor
-    assert missed <= binom.ppf(0.999, draws, 1 - confidence)
-    assert missed >= binom.ppf(0.001, draws, (1 - confidence) / 4)  # and the surcharge is no larger than needed
-
-
-def test_surcharge_of_a_floor_already_reached_is_zero(rng):
-    p, y = _population(rng, 2000)
-    costs = 1 - np.eye(3)
-    surcharge = recall_surcharge(p, y, costs, 1, 0.3, 0.95, "b")
-    assert surcharge < 1e-6
-    assert (decide(p, with_surcharge(costs, 1, surcharge), "min_expected_cost") == p.argmax(axis=1)).all()
-
-
-def test_recall_floor_decisions_cost_least_for_their_recall(rng):
-    p, y = _population(rng, 4000)
-    costs = np.array([[0.0, 1.0, 4.0], [2.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
-    surcharge = recall_surcharge(p, y, costs, 1, 0.8, 0.95, "b")
-    decided = decide(p, with_surcharge(costs, 1, surcharge), "min_expected_cost")
-    needed = int((decided[y == 1] == 1).sum())
-    # the alternative: a threshold on the probability of the class, least expected cost among the others
-    order = np.sort(p[y == 1, 1])[::-1]
-    rest = np.array([0, 2])[decide(p, costs[:, [0, 2]], "min_expected_cost")]
-    by_threshold = np.where(p[:, 1] >= order[needed - 1], 1, rest)
-    expected = (p @ costs)[np.arange(len(p))[:, None], np.column_stack([decided, by_threshold])].mean(axis=0)
-    assert expected[0] <= expected[1] + 1e-9

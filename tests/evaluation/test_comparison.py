@@ -1,16 +1,20 @@
 """Comparisons of predictions: conclusion, refused tables, and the level of the paired test."""
 
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, norm
 
 from udc_model.errors import UdcError
-from udc_model.evaluation.comparison import compare_predictions, paired_test
+from udc_model.evaluation.comparison import compare_predictions, corrected, images_needed
+from udc_model.evaluation.paired_test import paired_test
 from udc_model.evaluation.tables import read_predictions
 
+MATRIX = np.array([[0.0, 1.0], [10.0, 0.0]])
 COSTS = {("a", "a"): 0.0, ("a", "b"): 1.0, ("b", "a"): 10.0, ("b", "b"): 0.0}
 
 
@@ -32,14 +36,14 @@ def pair():
 
 
 def test_differences_tests_and_conclusion(pair):
-    comparison = compare_predictions(*pair)
+    comparison = compare_predictions(*pair, MATRIX)
     cost, accuracy = comparison.differences
     assert cost.a == 120 / 60
     assert cost.b == 2 / 60
     assert cost.difference == pytest.approx(-118 / 60)
     assert cost.low < cost.difference < cost.high < 0
     assert comparison.sentence.startswith("B is cheaper by 1.9667 per image, 95% interval ")
-    assert compare_predictions(pair[1], pair[0]).sentence.startswith("A is cheaper by 1.9667 per image")
+    assert compare_predictions(pair[1], pair[0], MATRIX).sentence.startswith("A is cheaper by 1.9667 per image")
     assert (comparison.only_a_right, comparison.only_b_right) == (2, 12)
     assert comparison.mcnemar_p == pytest.approx(2 * binom.cdf(2, 14, 0.5))  # McNemar's exact test
     assert accuracy.difference == pytest.approx(10 / 60)
@@ -52,11 +56,11 @@ def test_differences_tests_and_conclusion(pair):
 
 def test_order_of_the_rows_has_no_effect(pair):
     a, b = pair
-    assert compare_predictions(a, b.sample(frac=1, random_state=0)) == compare_predictions(a, b)
+    assert compare_predictions(a, b.sample(frac=1, random_state=0), MATRIX) == compare_predictions(a, b, MATRIX)
 
 
 def test_equal_decisions_have_equal_costs(pair):
-    comparison = compare_predictions(pair[0], pair[0])
+    comparison = compare_predictions(pair[0], pair[0], MATRIX)
     assert comparison.sentence == "A and B cost the same on every image"
     assert comparison.mcnemar_p == comparison.differences[0].p_value == 1
 
@@ -64,13 +68,69 @@ def test_equal_decisions_have_equal_costs(pair):
 def test_a_difference_within_its_interval_is_not_claimed(pair):
     a = pair[0]
     b = _table(list(a["true"]), ["b", *a["predicted"][1:]])
-    assert compare_predictions(a, b).sentence.startswith("No difference in cost is shown: B costs 0.0167 more")
+    assert compare_predictions(a, b, MATRIX).sentence.startswith("No difference in cost is shown: B costs 0.0167 more")
+
+
+def test_three_pairs_that_differ_show_nothing():
+    """The paired test gives p = 2 / 2 ** 3 at best."""
+    a = _table(["a"] * 60, ["b"] * 3 + ["a"] * 57)
+    b = _table(["a"] * 60, ["a"] * 60)
+    comparison = compare_predictions(a, b, MATRIX)
+    assert comparison.cheaper is None
+    assert comparison.differences[0].p_value >= 0.25
+    assert comparison.sentence.startswith("No difference in cost is shown: B costs 0.0500 less per image")
+    assert re.search(r"\(p = 1\); about [\d,]+ more images would show one of this size$", comparison.sentence)
+    warning = re.fullmatch(
+        r"A has no mistakes of cost 10 or more in 60 images; in truth up to (.*)% of the images may be decided so "
+        r"\(95% bound\), at (.*) per image", comparison.warnings[0],
+    )  # fmt: skip
+    assert float(warning[1]) == pytest.approx(100 * (1 - 0.05 ** (1 / 60)), rel=0.04)  # Clopper-Pearson of no event
+    assert float(warning[2]) == pytest.approx(float(warning[1]) / 10, rel=0.01)
+
+
+def test_a_loss_too_rare_to_be_seen_is_allowed_for():
+    """B saves 1 on a fifth of 60 images; a mistake of 10 that none of them shows may cost more than that."""
+    a = _table(["a"] * 60, ["b"] * 12 + ["a"] * 48)
+    b = _table(["a"] * 60, ["a"] * 60)
+    assert paired_test(b["cost_paid"].to_numpy() - a["cost_paid"].to_numpy()) == pytest.approx(2 / 2**12)
+    comparison = compare_predictions(a, b, MATRIX)
+    assert comparison.cheaper is None
+    assert comparison.differences[0].high > 0
+    assert compare_predictions(a, b, MATRIX / 10).cheaper == "B"  # if no mistake can cost that much
+
+
+def test_without_the_costs_of_other_mistakes_nothing_is_said_about_chance(pair):
+    comparison = compare_predictions(*pair)
+    assert comparison.cheaper is None
+    assert (comparison.differences[0].low, comparison.differences[0].p_value) == (None, None)
+    assert comparison.sentence.startswith("B costs 1.9667 less per image; whether this is chance is not tested")
+    assert "mean_cost         2.0000   0.0333  -1.9667   -" in comparison.to_text()
+
+
+def test_images_needed_solves_its_equation():
+    rng = np.random.default_rng(3)
+    sums = rng.choice([-1.0, 0.0, 1.0], 500, p=[0.2, 0.7, 0.1])
+    n = images_needed(sums.mean(), sums, np.ones(500), 20.0, 0.95)
+    half_width = (norm.ppf(0.975) + norm.ppf(0.8)) * sums.std() / np.sqrt(n) + np.log(40) * 20 / n
+    assert half_width == pytest.approx(abs(sums.mean()))
+
+
+def test_comparisons_made_together_are_corrected(pair):
+    a, b = pair
+    alone = compare_predictions(a, b, MATRIX)
+    many = corrected([alone] * 3)
+    p_value = alone.differences[0].p_value
+    assert [each.differences[0].p_value for each in many] == pytest.approx([3 * p_value] * 3)
+    assert many[0].sentence.endswith(f"(p = {3 * p_value:.2g}, corrected for 3 comparisons)")
+    barely = replace(alone, differences=[replace(alone.differences[0], p_value=0.04), *alone.differences[1:]])
+    assert barely.cheaper == "B"
+    assert [each.cheaper for each in corrected([barely, barely])] == [None, None]
 
 
 def test_groups_widen_the_interval(pair):
     a, b = pair
     groups = [f"smear {i // 12}" for i in range(60)]
-    costs = [compare_predictions(table, b).differences[0] for table in (a, a.assign(group=groups))]
+    costs = [compare_predictions(table, b, MATRIX).differences[0] for table in (a, a.assign(group=groups))]
     widths = [cost.high - cost.low for cost in costs]
     assert widths[1] > 1.5 * widths[0]
 
@@ -92,33 +152,6 @@ def test_groups_widen_the_interval(pair):
 def test_compare_raises_for_tables_that_do_not_match(pair, change, message):
     with pytest.raises(UdcError, match=message):
         compare_predictions(pair[0], change(pair[1]))
-
-
-@pytest.mark.slow
-def test_paired_test_has_its_stated_level(rng):
-    draws, level = 400, 0.05
-    rejected = 0
-    for i in range(draws):
-        differences = rng.choice([-10.0, -1.0, 0.0, 1.0, 10.0], 60, p=[0.05, 0.1, 0.7, 0.1, 0.05])
-        rejected += paired_test(differences, seed=i) <= level
-    assert binom.ppf(0.001, draws, level) <= rejected <= binom.ppf(0.999, draws, level)
-    assert paired_test(np.full(30, 0.2)) < 0.001
-
-
-def test_paired_test_of_few_pairs_is_exact():
-    """Each of the 2 ** n sign patterns of n differences is equally likely."""
-    assert paired_test(np.full(5, 0.1)) == 2 / 2**5
-    assert paired_test(np.array([3.0, 0.0, 1.0])) == 2 / 2**2
-    assert paired_test(np.array([3.0, -1.0, 1.0])) == 6 / 2**3  # all but the sums 1 and -1
-    assert paired_test(np.array([3.0])) == 1
-    assert paired_test(np.zeros(4)) == 1
-
-
-@pytest.mark.slow
-def test_paired_test_of_many_pairs(rng):
-    differences = rng.choice([-1.0, 1.0], 10_001)
-    assert paired_test(differences) > 0.001
-    assert paired_test(np.abs(differences)) <= 0.002
 
 
 def test_tables_of_version_0_1_are_read(pair, tmp_path):

@@ -5,13 +5,11 @@ import io
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-from scipy.stats import false_discovery_control
 
 from udc_model.cli import main
 from udc_model.errors import UdcError
-from udc_model.experiments.listing import holm, list_experiments
+from udc_model.experiments.listing import list_experiments
 from udc_model.experiments.overview import WIDTH, to_text
 
 SHOW = ("--only-changed", "--drop", r".*/|Created|model$|training|(test|validation).(?!mean_cost$)")
@@ -33,7 +31,7 @@ def test_costs_are_sorted_and_compared_with_the_last_commit(repository):
     assert rows["better"].difference == pytest.approx(-7 / 40)
     assert [rows[name].verdict for name in ("better", "similar", "worse")] == ["shown", "not shown", "costlier, shown"]
     # 7 images differ, all in favour of better: 2 of 2**7 sign changes are as extreme; the second smallest of three
-    assert rows["better"].p_value == pytest.approx(2 * 2 / 2**7)
+    assert 2 * 2 / 2**7 <= rows["better"].p_value < 0.05  # the larger one of sign flips and interval, by Holm
     text = to_text(listing)
     assert text.startswith("better has the lowest mean cost on test: 0.0250 an image, HEAD ")
     assert "That it costs less than HEAD " in text
@@ -133,13 +131,6 @@ def test_many_parameters_become_one_column_of_changes(repository, tmp_path, caps
     assert "train.augment=strong" in page
     assert page.count("<svg") == 13
     assert not any(word in page for word in ("http", "<script", "<link", "url("))
-
-
-def test_holm_is_that_of_the_textbook():
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([]) == []
-    p = np.random.default_rng(0).uniform(size=20)
-    assert (np.array(holm(p)) >= false_discovery_control(p) - 1e-12).all()  # Holm is the stricter of the two
 
 
 @pytest.mark.parametrize(("file", "text"), [("dvc.lock", "<<<<<<< a"), ("metrics.json", "{"), ("metrics.json", "[1]")])

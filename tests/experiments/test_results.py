@@ -14,8 +14,9 @@ from udc_model.data.packed import PackedSplit
 from udc_model.decisions.policy import Policy
 from udc_model.errors import UdcError
 from udc_model.evaluation.tables import read_metrics, read_predictions, write_predictions
-from udc_model.experiments.results import compare, cost_difference
+from udc_model.experiments.results import _varying, compare, cost_difference
 from udc_model.experiments.stored import load_decisions, load_evaluation
+from udc_model.tracking.lookup import RecordedRun
 
 CLASSES = ["a", "b"]
 PRIOR = [0.5, 0.5]
@@ -142,3 +143,47 @@ def test_metrics_are_read_to_the_bit(tmp_path):
         if text:
             with pytest.raises(UdcError, match="cannot be read as a table of metrics"):
                 read_metrics(path)
+
+
+def test_runs_on_other_images_are_named_in_a_sweep():
+    runs = [RecordedRun(str(i), str(i), {"train.epochs": str(i), "seed": "1"}, {}, (digest,))
+            for i, digest in enumerate(("one", "one", "other"))]  # fmt: skip
+    assert _varying(runs, "train.epochs") == ["data"]
+    assert _varying(runs[:2], "train.epochs") == []
+    assert _varying(runs, "seed") == ["data", "train.epochs"]
+
+
+def test_results_with_other_classes_are_not_compared(tmp_path):
+    a = _sixty_images(tmp_path / "a", ["a"] * 60)
+    b = _sixty_images(tmp_path / "b", ["a"] * 60)
+    (b / "policy.json").write_text(Policy(["a", "b", "c"], (1 - np.eye(3)).tolist()).to_json())
+    with pytest.raises(UdcError, match=r"^the results have other classes and cannot be compared: a, b; a, b, c$"):
+        compare(str(a), str(b), "test")
+
+
+def _sixty_images(folder, decided, with_policy=True):
+    """An evaluation folder with 60 images of class a."""
+    (folder / "test").mkdir(parents=True)
+    if with_policy:
+        (folder / "policy.json").write_text(Policy(["a", "b"], [[0.0, 1.0], [10.0, 0.0]]).to_json())
+    names = [f"{i}.png" for i in range(60)]
+    pd.DataFrame({"path": names, "sha256": names, "group": "", "true": "a", "predicted": decided,
+                  "cost_paid": [float(name == "b") for name in decided], "weight": 1.0}).to_csv(
+        folder / "test/predictions.csv", index=False)  # fmt: skip
+    return folder
+
+
+def test_the_policy_beside_a_table_bounds_the_difference(tmp_path):
+    a = _sixty_images(tmp_path / "a", ["b"] * 40 + ["a"] * 20)
+    b = _sixty_images(tmp_path / "b", ["a"] * 60)
+    bare = _sixty_images(tmp_path / "bare", ["a"] * 60, with_policy=False)
+    by_folder = compare(str(a), str(b), "test")
+    by_table = compare(str(a / "test/predictions.csv"), str(b / "test/predictions.csv"), "test")
+    assert json.dumps(by_folder.to_dict()) == json.dumps(by_table.to_dict())
+    low = by_folder.differences[0].low
+    assert -(40 + 10 * 6) / (60 + 6) < low < -(40 + 10) / (60 + 1)  # one unseen image with a difference of 10
+    one_policy = compare(str(a), str(bare / "test/predictions.csv"), "test")
+    assert one_policy.differences == by_folder.differences
+    none = compare(str(bare / "test/predictions.csv"), str(bare / "test/predictions.csv"), "test")
+    assert none.differences[0].low is None
+    assert np.isfinite(none.differences[1].low)

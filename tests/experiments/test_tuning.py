@@ -3,7 +3,7 @@
 import pytest
 
 from udc_model.errors import UdcError
-from udc_model.experiments.tuning import SearchRange, TuningPlan, _locked, _metric
+from udc_model.experiments.tuning import SearchRange, TuningPlan, _locked, _metric, _selection
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,10 @@ def test_a_study_is_run_by_one_process(tmp_path):
         pass
     with _locked(tmp_path / "lock", "s"):
         pass
+
+
+def test_the_best_trial_is_not_called_proved():
+    rows = [{"validation/mean_cost": value} for value in (0.1, 0.2, 0.3, None)]
+    text = _selection(rows, "validation/mean_cost")
+    assert text.startswith("The first row is the best of 3 by validation/mean_cost: its value is too good by selection")
+    assert _selection(rows[-2:], "validation/mean_cost") == ""

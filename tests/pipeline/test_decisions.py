@@ -118,7 +118,7 @@ def test_decide_needs_no_model(shapes):
     failed = shapes.udc("decide", "-S", "evaluate.decision=recall_floor",
                         "-S", "evaluate.recall_floor={class: bar}", check=False)  # fmt: skip
     assert failed.returncode == 1
-    assert "needs at least 59 of its images in the calibration split" in failed.stderr
+    assert "needs at least 71 groups with its images in the calibration split, which has 2: 69 more" in failed.stderr
 
 
 def test_sweep_of_one_cost(shapes):

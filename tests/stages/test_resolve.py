@@ -6,10 +6,17 @@ import pytest
 import yaml
 
 from udc_model.config import Params, validate_params
+from udc_model.data.packed import MANIFEST_COLUMNS
 from udc_model.errors import UdcError
 from udc_model.files import Workspace
 from udc_model.stages.code import LOGITS, STAGES
-from udc_model.stages.resolve import load_evaluation_params, load_training_params, resolve, write_resolved
+from udc_model.stages.resolve import (
+    load_evaluation_params,
+    load_training_params,
+    read_calibration_groups,
+    resolve,
+    write_resolved,
+)
 
 ROOT = Path(__file__).parents[2]
 INFO = {"classes": ["a", "b"], "counts": {"train": {"a": 30, "b": 30}, "calibration": {"a": 20, "b": 20}}}
@@ -97,6 +104,21 @@ def test_stages_read_back_what_was_resolved(tmp_path):
 def test_parameters_that_do_not_fit_the_data_are_refused_before_training(sections, message):
     with pytest.raises(UdcError, match=message):
         resolve(validate_params(sections, "test"), INFO)
+
+
+def test_floors_of_groups_are_checked_with_the_groups_of_the_manifest(tmp_path):
+    workspace = Workspace(tmp_path)
+    workspace.prepared.mkdir(parents=True)
+    info = INFO | {"counts": INFO["counts"] | {"calibration": {"a": 60, "b": 60}}}
+    rows = [f"calibration,{i},{i}.png,{'ab'[i % 2]},g{i // 6},8,8,0" for i in range(120)]
+    other = "train,0,x.png,a,g0,8,8,0"
+    (workspace.prepared / "manifest.csv").write_text("\n".join([",".join(MANIFEST_COLUMNS), *rows, other]) + "\n")
+    groups = read_calibration_groups(workspace)
+    assert groups == [{"a": 3, "b": 3}] * 20
+    params = validate_params({"evaluate": {"decision": "recall_floor", "recall_floor": {"class": "a"}}}, "test")
+    resolve(params, info)  # 60 images would do
+    with pytest.raises(UdcError, match=r"at least 71 groups with its images in the calibration split, which has 20"):
+        resolve(params, info, groups)
 
 
 @pytest.mark.parametrize(("counts", "calibration", "message"), [

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def _resolved(params: Path) -> ResolvedParams:
     """The parameters of a file, checked against the prepared data and reduced to what each stage depends on."""
     from udc_model.config import load_params
-    from udc_model.stages.resolve import read_dataset_info, resolve
+    from udc_model.stages.resolve import resolve_workspace
 
-    return resolve(load_params(params), read_dataset_info(Workspace()))
+    return resolve_workspace(load_params(params), Workspace())
 
 
 def _inspect_arguments(parser: Parser) -> None:

@@ -87,6 +87,8 @@ def _sweep_report(options: argparse.Namespace) -> None:
         logger.warning(
             "these runs differ in other parameters too: %s; choose with --where NAME=VALUE", ", ".join(varying)
         )
+    logger.info("no difference between these runs is tested, and the best of %d on one test split is too good by "
+                "chance; udc compare tests two of them", len(table))  # fmt: skip
     sys.stdout.write(table[["run", "value", *options.metrics]].to_string(index=False) + "\n")
     sys.stdout.write("\n".join(map(str, files)) + "\n")
 

@@ -69,7 +69,8 @@ def _decide(options: argparse.Namespace) -> None:
     params = load_params(options.params, options.settings)
     sweep = Sweep.parse(options.sweep) if options.sweep else None
     stored = load_evaluation(options.name, options.split)
-    check_policy(params.evaluate, params.costs, stored.policy.classes, stored.calibration_counts)
+    check_policy(params.evaluate, params.costs, stored.policy.classes, stored.calibration_counts,
+                 stored.calibration_groups)  # fmt: skip
     if sweep is not None:
         table, files = write_sweep(sweep, stored, params.evaluate, params.costs, options.out or Path("sweeps"))
         sys.stdout.write(table + "\n" + "\n".join(map(str, files)) + "\n")

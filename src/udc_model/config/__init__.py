@@ -2,7 +2,7 @@
 
 from udc_model.config.costs import LARGEST_COST, CostEntry, CostParams
 from udc_model.config.data import CsvFile, DataParams, SplitShares
-from udc_model.config.evaluate import EvaluateParams, RecallFloor
+from udc_model.config.evaluate import CostCeiling, EvaluateParams, RecallFloor
 from udc_model.config.loading import load_params, override_params, validate_params
 from udc_model.config.loss import COST_SENSITIVE_LOSSES, LossParams
 from udc_model.config.model import ConvNextParams, ModelParams, ResNetParams
@@ -15,6 +15,7 @@ __all__ = [
     "LARGEST_COST",
     "SPLITS",
     "ConvNextParams",
+    "CostCeiling",
     "CostEntry",
     "CostParams",
     "CsvFile",

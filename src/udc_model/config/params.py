@@ -39,8 +39,9 @@ class Params(Section):
                 f"evaluate.calibration: {self.evaluate.calibration} needs images to calibrate on, "
                 "but data.splits.calibration is 0; raise it or set evaluate.calibration: none"
             )
-        if self.evaluate.decision == "recall_floor":
-            raise ValueError("evaluate.decision: recall_floor needs images to prove the recall on, "
+        if self.evaluate.decision in ("recall_floor", "cost_ceiling"):
+            what = "recall" if self.evaluate.decision == "recall_floor" else "mean cost"
+            raise ValueError(f"evaluate.decision: {self.evaluate.decision} needs images to prove the {what} on, "
                              "but data.splits.calibration is 0; raise it")  # fmt: skip
         return self
 

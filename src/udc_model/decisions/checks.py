@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
 
 from udc_model.config import CostParams, EvaluateParams, Params
 from udc_model.decisions.calibration import check_cross_validation
-from udc_model.decisions.decision import check_provable
+from udc_model.decisions.guarantees import Floor, check_ceiling, check_floor
 from udc_model.decisions.matrix import (
     REFER,
     cost_matrix,
     cost_problems,
+    guarantee_problems,
     list_classes,
     no_class,
     prior_problems,
     refer_problems,
+    with_referral,
 )
 from udc_model.errors import UdcError
 
@@ -34,31 +40,46 @@ def check_classes(params: Params, classes: Sequence[str]) -> None:
     _check(params, classes, None)
 
 
-def check_data(params: Params, classes: Sequence[str], calibration_counts: Mapping[str, int]) -> None:
+def check_data(
+    params: Params,
+    classes: Sequence[str],
+    calibration_counts: Mapping[str, int],
+    calibration_groups: Sequence[Mapping[str, int]] | None = None,
+) -> None:
     """Check parameters against the classes, as `check_classes`, and against the size of the calibration split.
 
     Parameters
     ----------
     calibration_counts : images of each class in the calibration split.
+    calibration_groups : images of each class in each group of the calibration split; None if it has no groups.
 
     Raises
     ------
     UdcError
         As `check_classes`; or the calibration split is too small for the policy. The message lists all findings.
     """
-    _check(params, classes, calibration_counts)
+    _check(params, classes, calibration_counts, calibration_groups)
 
 
-def _check(params: Params, classes: Sequence[str], calibration_counts: Mapping[str, int] | None) -> None:
+def _check(
+    params: Params,
+    classes: Sequence[str],
+    counts: Mapping[str, int] | None,
+    groups: Sequence[Mapping[str, int]] | None = None,
+) -> None:
     problems = [*name_problems(classes), *_label_problems(params, classes)]
-    _raise([*problems, *policy_problems(params.evaluate, params.costs, classes, calibration_counts)], classes)
+    _raise([*problems, *policy_problems(params.evaluate, params.costs, classes, counts, groups)], classes)
 
 
 def check_policy(
-    evaluate: EvaluateParams, costs: CostParams, classes: Sequence[str], calibration_counts: Mapping[str, int]
+    evaluate: EvaluateParams,
+    costs: CostParams,
+    classes: Sequence[str],
+    calibration_counts: Mapping[str, int],
+    calibration_groups: Sequence[Mapping[str, int]] | None = None,
 ) -> None:
     """Check the sections ``evaluate`` and ``costs`` only, as `check_data`."""
-    problems = policy_problems(evaluate, costs, classes, calibration_counts)
+    problems = policy_problems(evaluate, costs, classes, calibration_counts, calibration_groups)
     _raise([*refer_problems(costs, classes), *problems], classes)
 
 
@@ -109,24 +130,26 @@ def policy_problems(
     costs: CostParams,
     classes: Sequence[str],
     calibration_counts: Mapping[str, int] | None = None,
+    calibration_groups: Sequence[Mapping[str, int]] | None = None,
 ) -> list[str]:
     """What in the sections ``evaluate`` and ``costs`` does not fit the data, one sentence each.
 
     Parameters
     ----------
     calibration_counts : images of each class in the calibration split; None leaves out what depends on them.
+    calibration_groups : the same of each group of the calibration split; None if it has no groups.
     """
     problems = cost_problems(costs, classes) or _errors_of([lambda: cost_matrix(costs, list(classes))])
     problems += prior_problems(costs, classes)
-    named = [("evaluate.recall_of", name) for name in evaluate.recall_of]
-    if evaluate.recall_floor is not None:
-        named.append(("evaluate.recall_floor.class", evaluate.recall_floor.name))
-    problems += [f"{parameter}: {no_class(name, classes)}" for parameter, name in named if name not in classes]
+    problems += [f"evaluate.recall_of: {no_class(name, classes)}" for name in evaluate.recall_of if name not in classes]
     twice = [name for name, count in Counter(evaluate.recall_of).items() if count > 1]
     problems += [f"evaluate.recall_of: names the class {name!r} twice" for name in twice]
+    unfit = guarantee_problems(evaluate, costs, classes)
     if calibration_counts is not None:
         problems += _count_problems(evaluate, classes, calibration_counts)
-    return problems
+        if not unfit:
+            problems += _unproved(evaluate, costs, classes, calibration_counts, calibration_groups)
+    return [*problems, *unfit]
 
 
 def _count_problems(
@@ -140,10 +163,47 @@ def _count_problems(
                 "raise data.splits.calibration or set evaluate.calibration: none"]  # fmt: skip
     if evaluate.calibration in ("auto", "dirichlet"):
         checks.append(lambda: check_cross_validation(min(counts)))
-    floor = evaluate.recall_floor
-    if evaluate.decision == "recall_floor" and floor is not None and floor.name in classes:
-        count = calibration_counts.get(floor.name, 0)
-        checks.append(lambda: check_provable(count, floor.floor, floor.confidence, floor.name))
+    return _errors_of(checks)
+
+
+def group_counts(labels: Sequence[str], groups: Sequence[str]) -> list[dict[str, int]] | None:
+    """Images of each class in each group; None if no image has a group. An image without a group is one of its own."""
+    if not any(groups):
+        return None
+    counts: dict[object, Counter[str]] = defaultdict(Counter)
+    for i, (label, group) in enumerate(zip(labels, groups, strict=True)):
+        counts[group or i][label] += 1
+    return [dict(each) for each in counts.values()]
+
+
+def _unproved(
+    evaluate: EvaluateParams,
+    costs: CostParams,
+    classes: Sequence[str],
+    calibration_counts: Mapping[str, int],
+    calibration_groups: Sequence[Mapping[str, int]] | None,
+) -> list[str]:
+    """Guarantees that the calibration split could not prove even if all its images were decided right."""
+
+    def sizes(names: Sequence[str]) -> NDArray[np.float64]:
+        if calibration_groups is None:
+            return np.ones(sum(calibration_counts.get(name, 0) for name in names))
+        counts = np.array([sum(group.get(name, 0) for name in names) for group in calibration_groups], dtype=float)
+        return counts[counts > 0]
+
+    has_groups = calibration_groups is not None
+    checks: list[Callable[[], object]] = []
+    if evaluate.decision == "recall_floor":
+        for each in evaluate.recall_floors:
+            floor = Floor((), each.floor, each.confidence, " or ".join(each.classes))
+            checks.append(partial(check_floor, sizes(each.classes), floor, has_groups))
+    limit = evaluate.cost_ceiling
+    if evaluate.decision == "cost_ceiling" and limit is not None and not cost_problems(costs, classes):
+        outcomes = with_referral(cost_matrix(costs, list(classes)), costs.refer)
+        lowest, highest = float(outcomes.min()), float(outcomes.max())
+        checks.append(
+            lambda: check_ceiling(sizes(classes), limit.ceiling, limit.confidence, lowest, highest, has_groups)
+        )
     return _errors_of(checks)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from udc_model.config import LARGEST_COST, CostParams
+from udc_model.config import LARGEST_COST, CostParams, EvaluateParams
 from udc_model.errors import UdcError
 
 REFER = "refer"  # the decision to refer an image to a person
@@ -92,6 +92,27 @@ def cost_problems(params: CostParams, classes: Sequence[str]) -> list[str]:
 def prior_problems(params: CostParams, classes: Sequence[str]) -> list[str]:
     """Why ``costs.prior`` does not fit the classes, one sentence each."""
     return [] if params.prior is None else _key_problems("costs.prior", params.prior, classes)
+
+
+def guarantee_problems(evaluate: EvaluateParams, costs: CostParams, classes: Sequence[str]) -> list[str]:
+    """Why the floors or the ceiling of ``evaluate`` do not fit the classes and costs, one sentence each."""
+    problems = []
+    for i, floor in enumerate(evaluate.recall_floors):
+        parameter = "evaluate.recall_floor" + (f".{i}" if isinstance(evaluate.recall_floor, list) else "")
+        problems += [f"{parameter}.class: {no_class(name, classes)}" for name in floor.classes if name not in classes]
+        if len(set(floor.classes)) < len(floor.classes):
+            problems.append(f"{parameter}.class: names a class twice")
+        if set(floor.classes) >= set(classes):
+            problems.append(f"{parameter}.class: names all classes, so every decision has a recall of 1")
+        if evaluate.decision == "recall_floor" and len(floor.classes) > 1 and costs.prior is not None:
+            problems.append(f"{parameter}.class: the recall of several classes depends on their frequencies, so it "
+                            "cannot be proved for those in costs.prior; state a floor for each class")  # fmt: skip
+    if evaluate.decision == "cost_ceiling" and costs.refer is None:
+        problems.append("evaluate.decision: cost_ceiling needs costs.refer, the cost of referring an image to a person")
+    if evaluate.decision == "cost_ceiling" and costs.prior is not None:
+        problems.append("evaluate.decision: cost_ceiling cannot be proved for other class frequencies than those of "
+                        "the calibration split; remove costs.prior, or use recall floors")  # fmt: skip
+    return problems
 
 
 def refer_problems(params: CostParams, classes: Sequence[str]) -> list[str]:

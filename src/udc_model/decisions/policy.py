@@ -12,10 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from udc_model.config import CostParams, EvaluateParams, RecallFloor
+from udc_model.config import CostParams, EvaluateParams
 from udc_model.decisions.calibration import Calibration, fit_calibration
-from udc_model.decisions.decision import decide, expected_costs, recall_surcharge, shift_prior, with_surcharge
-from udc_model.decisions.matrix import REFER, class_prior, cost_matrix, refer_problems, with_referral
+from udc_model.decisions.decision import decide, expected_costs, shift_prior
+from udc_model.decisions.guarantees import Floor, Sample, recall_surcharge, referral_threshold, with_surcharges
+from udc_model.decisions.matrix import (
+    REFER,
+    class_prior,
+    cost_matrix,
+    guarantee_problems,
+    list_classes,
+    refer_problems,
+    with_referral,
+)
 from udc_model.decisions.stored_policy import PARAMETERS, PolicyRecord, check_parameters
 from udc_model.errors import UdcError
 from udc_model.files import MAX_JSON, read_json
@@ -54,11 +63,14 @@ class Policy:
     ----------
     classes : in the order of the logits.
     class_costs : (K, K), true class by decision.
-    decision : ``min_expected_cost``, ``argmax`` or ``recall_floor``.
+    decision : ``min_expected_cost``, ``argmax``, ``recall_floor`` or ``cost_ceiling``.
     calibration : from logits to probabilities.
     refer : cost of referring an image to a person; None if referral is not available.
     training_prior, deployment_prior : (K,) class frequencies; None if those of deployment are as in training.
-    recall_floor : ``class``, ``floor``, ``confidence`` and the fitted ``surcharge`` on missing the class.
+    recall_floor : ``class`` (a name or a list), ``floor``, ``confidence`` and the fitted ``surcharge`` on missing the
+        class; a list of these for several floors, with one surcharge.
+    cost_ceiling : ``ceiling``, ``confidence`` and the fitted ``threshold``, the expected cost above which an image is
+        referred.
     flip_averaging : whether the logits are means over an image and its mirror image.
     model_sha256 : digest of the weights whose logits the policy was fitted on; None if it is not recorded.
     """
@@ -70,9 +82,10 @@ class Policy:
     refer: float | None = None
     training_prior: list[float] | None = None
     deployment_prior: list[float] | None = None
-    recall_floor: dict[str, Any] | None = None
+    recall_floor: dict[str, Any] | list[dict[str, Any]] | None = None
     flip_averaging: bool = False
     model_sha256: str | None = None
+    cost_ceiling: dict[str, float] | None = None
 
     @classmethod
     def load(cls, path: Path, max_bytes: int = MAX_JSON) -> Policy:
@@ -127,11 +140,38 @@ class Policy:
 
     def decide(self, probabilities: Floats) -> NDArray[np.intp]:
         """The decision for each row of (N, K) probabilities."""
-        if self.recall_floor is None:
-            return decide(probabilities, self.outcome_costs, self.decision)
-        k = self.classes.index(self.recall_floor["class"])
-        costs = with_surcharge(self.outcome_costs, k, self.recall_floor["surcharge"])
-        return decide(probabilities, costs, "min_expected_cost")
+        rule = "argmax" if self.decision == "argmax" else "min_expected_cost"
+        return decide(probabilities, self.decision_costs, rule)
+
+    @property
+    def decision_costs(self) -> Floats:
+        """The costs (K, D) whose least expected value is the decision: ``outcome_costs``, and what a guarantee adds."""
+        if self.decision == "argmax":
+            return -np.eye(len(self.classes))
+        if self.cost_ceiling is not None:
+            return with_referral(np.array(self.class_costs), self.cost_ceiling["threshold"])
+        if self.recall_floor is not None:
+            return with_surcharges(self.outcome_costs, self._floors, self._stated_floors[0]["surcharge"])
+        return self.outcome_costs
+
+    @property
+    def _stated_floors(self) -> list[dict[str, Any]]:
+        stated = self.recall_floor or []
+        return [stated] if isinstance(stated, dict) else stated
+
+    @property
+    def _floors(self) -> list[Floor]:
+        return [_floor(each["class"], each["floor"], each["confidence"], self.classes) for each in self._stated_floors]
+
+    @property
+    def guarantee(self) -> str | None:
+        """What is proved of the decisions, as a phrase; None if nothing is."""
+        if self.cost_ceiling is not None:
+            ceiling, confidence = self.cost_ceiling["ceiling"], self.cost_ceiling["confidence"]
+            return f"mean cost at most {ceiling:g} at confidence {confidence:g}"
+        phrases = [f"recall of {each.name} at least {each.floor:g} at confidence {each.confidence:g}"
+                   for each in self._floors]  # fmt: skip
+        return " and ".join(phrases) or None
 
     def apply(self, logits: NDArray[np.floating]) -> Decisions:
         """Decide (N, K) logits."""
@@ -145,6 +185,24 @@ def policy_path(path: Path) -> Path:
     if not path.is_dir():
         return path
     return path / (POLICY_FILE_0_1 if (path / POLICY_FILE_0_1).is_file() else POLICY_FILE)
+
+
+def all_outcome_costs(policies: Sequence[Policy]) -> Floats | None:
+    """Costs of the outcomes of all policies, (K, D), rows true; None without a policy.
+
+    Raises
+    ------
+    UdcError
+        The policies have other classes.
+    """
+    if not policies:
+        return None
+    for policy in policies[1:]:
+        if policy.classes != policies[0].classes:
+            first = list_classes(policies[0].classes)
+            raise UdcError(f"the results have other classes and cannot be compared: {first}; "
+                           f"{list_classes(policy.classes)}")  # fmt: skip
+    return np.hstack([policy.outcome_costs for policy in policies])
 
 
 def fit_policy(
@@ -192,32 +250,63 @@ def fit_policy(
         None if deployment is None else deployment.tolist(),
         flip_averaging=evaluate.flip_averaging,
     )
-    if evaluate.decision != "recall_floor":
-        return policy
-    assert evaluate.recall_floor is not None  # config/evaluate.py checks it
-    return with_recall_floor(policy, evaluate.recall_floor, logits, targets)
+    return _with_guarantee(policy, evaluate, costs, logits, targets, groups)
 
 
-def with_recall_floor(
-    policy: Policy, requested: RecallFloor, logits: NDArray[np.floating], targets: NDArray[np.integer]
+def _with_guarantee(
+    policy: Policy,
+    evaluate: EvaluateParams,
+    costs: CostParams,
+    logits: NDArray[np.floating],
+    targets: NDArray[np.integer],
+    groups: NDArray[np.integer] | None,
 ) -> Policy:
-    """A policy with a recall floor, whose surcharge is fitted on the calibration split.
+    """The policy with the fitted surcharge or threshold, if the decision has a guarantee."""
+    if problems := guarantee_problems(evaluate, costs, policy.classes):
+        raise UdcError("\n".join([*problems, f"the classes of the data are: {list_classes(policy.classes)}"]))
+    if evaluate.decision == "recall_floor":
+        stated = [{"class": each.name, "floor": each.floor, "confidence": each.confidence}
+                  for each in evaluate.recall_floors]  # fmt: skip
+        policy = replace(policy, recall_floor=stated if isinstance(evaluate.recall_floor, list) else stated[0])
+    if evaluate.decision == "cost_ceiling":
+        assert evaluate.cost_ceiling is not None  # config/evaluate.py checks it
+        policy = replace(policy, cost_ceiling=evaluate.cost_ceiling.model_dump())
+    return fit_guarantee(policy, logits, targets, groups)
+
+
+def fit_guarantee(
+    policy: Policy,
+    logits: NDArray[np.floating],
+    targets: NDArray[np.integer],
+    groups: NDArray[np.integer] | None,
+) -> Policy:
+    """The policy with the surcharge or threshold that proves its floors or its ceiling, if it states any.
 
     Parameters
     ----------
-    logits, targets : (N, K), (N,) of the calibration split.
+    logits, targets, groups : (N, K), (N,), (N,) of the calibration split.
 
     Raises
     ------
     UdcError
-        There is no such class, or the split is too small to prove the floor.
+        The guarantee cannot be proved.
     """
-    if requested.name not in policy.classes:
-        raise UdcError(f"evaluate.recall_floor.class: the data has no class {requested.name!r}; "
-                       f"its classes are {', '.join(policy.classes)}")  # fmt: skip
-    surcharge = recall_surcharge(
-        policy.probabilities(logits), targets, policy.outcome_costs, policy.classes.index(requested.name),
-        requested.floor, requested.confidence, requested.name,
-    )  # fmt: skip
-    floor = {"class": requested.name, "floor": requested.floor, "confidence": requested.confidence}
-    return replace(policy, recall_floor=floor | {"surcharge": surcharge})
+    sample = Sample(policy.probabilities(logits), targets, groups)
+    if policy.recall_floor is not None:
+        surcharge = recall_surcharge(sample, policy.outcome_costs, policy._floors)
+        floors = [floor | {"surcharge": surcharge} for floor in policy._stated_floors]
+        return replace(policy, recall_floor=floors if isinstance(policy.recall_floor, list) else floors[0])
+    if policy.cost_ceiling is not None:
+        if policy.refer is None:
+            raise UdcError("evaluate.cost_ceiling: needs costs.refer, the cost of referring an image to a person")
+        limit = policy.cost_ceiling
+        threshold = referral_threshold(sample, np.array(policy.class_costs), policy.refer, limit["ceiling"],
+                                       limit["confidence"])  # fmt: skip
+        return replace(policy, cost_ceiling=limit | {"threshold": threshold})
+    return policy
+
+
+def _floor(names: str | list[str], floor: float, confidence: float, classes: list[str]) -> Floor:
+    """A floor of classes by name."""
+    several = [names] if isinstance(names, str) else names
+    return Floor(tuple(classes.index(name) for name in several), floor, confidence, " or ".join(several))

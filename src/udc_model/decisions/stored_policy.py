@@ -60,10 +60,23 @@ class _CalibrationRecord(Record):
 class RecallFloorRecord(Record):
     """The fitted recall floor."""
 
-    name: _Name = Field(alias="class")
+    name: _Name | Annotated[list[_Name], Field(min_length=1, max_length=_MAX_CLASSES)] = Field(alias="class")
     floor: _Share
     confidence: _Share
     surcharge: _Cost
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes."""
+        return [self.name] if isinstance(self.name, str) else self.name
+
+
+class CostCeilingRecord(Record):
+    """The fitted ceiling of the mean cost."""
+
+    ceiling: _Cost
+    confidence: _Share
+    threshold: _Cost
 
 
 class PolicyRecord(Record):
@@ -71,13 +84,14 @@ class PolicyRecord(Record):
 
     classes: Annotated[list[_Name], Field(min_length=1, max_length=_MAX_CLASSES)]
     class_costs: list[list[_Cost]]
-    decision: Literal["min_expected_cost", "argmax", "recall_floor"] = "min_expected_cost"
+    decision: Literal["min_expected_cost", "argmax", "recall_floor", "cost_ceiling"] = "min_expected_cost"
     calibration: _CalibrationRecord
     refer: _Cost | None = None
     training_prior: list[_Share] | None = None
     deployment_prior: list[_Share] | None = None
-    recall_floor: RecallFloorRecord | None = None
+    recall_floor: RecallFloorRecord | Annotated[list[RecallFloorRecord], Field(min_length=1)] | None = None
     flip_averaging: bool = False
+    cost_ceiling: CostCeilingRecord | None = None
     model_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
 
     @model_validator(mode="after")
@@ -92,10 +106,15 @@ class PolicyRecord(Record):
             _check_lengths(name, getattr(self, name), k)
             if getattr(self, name) is not None and not sum(getattr(self, name)) > 0:
                 raise ValueError(f"{name}: must have a share above 0")
-        if self.recall_floor is not None and self.recall_floor.name not in self.classes:
-            raise ValueError(f"recall_floor.class: {self.recall_floor.name[:80]!r} is none of the classes")
-        if (self.decision == "recall_floor") != (self.recall_floor is not None):
-            raise ValueError("recall_floor: is set exactly if decision is recall_floor")
+        floors = self.recall_floor if isinstance(self.recall_floor, list) else [self.recall_floor]
+        for name in (name for floor in floors if floor is not None for name in floor.classes):
+            if name not in self.classes:
+                raise ValueError(f"recall_floor.class: {name[:80]!r} is none of the classes")
+        for guarantee in ("recall_floor", "cost_ceiling"):
+            if (self.decision == guarantee) != (getattr(self, guarantee) is not None):
+                raise ValueError(f"{guarantee}: is set exactly if decision is {guarantee}")
+        if self.cost_ceiling is not None and self.refer is None:
+            raise ValueError("refer: must be a number if decision is cost_ceiling")
         return self
 
 

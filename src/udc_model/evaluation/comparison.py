@@ -2,42 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.stats import binomtest, permutation_test
+from scipy.special import ndtri
+from scipy.stats import binomtest
 
 from udc_model.data.packed import group_indices
+from udc_model.decisions.matrix import REFER
 from udc_model.errors import UdcError
-from udc_model.evaluation.intervals import bca_intervals, by_group
+from udc_model.evaluation.evidence import few_mistakes
+from udc_model.evaluation.intervals import interval_of, mean_draws, sum_by_group
+from udc_model.evaluation.paired_test import holm, paired_test
 
 Floats = NDArray[np.float64]
-_FLIPS = 9999  # random sign changes of the paired test; all sign changes if there are no more
-_FLIPS_OF_MANY, _MANY = 999, 10_000  # sign changes for more pairs than this; the level is exact for any number
-_BATCH = 10**7  # signs in memory at a time
 _SHOWN = 10  # images of each kind in the text
+_POWER = 0.8  # with which `more_images` would show a difference
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One metric of A and B, ``b - a`` with its interval, and the p-value of the paired test (None if not tested)."""
+    """One metric of A and B, ``b - a`` with its interval (None where none is valid), and the p-value of the tests."""
 
     metric: str
     a: float
     b: float
     difference: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     p_value: float | None = None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Result of `compare_predictions`; ``changed`` lists the images that only A or only B decides right."""
+    """Result of `compare_predictions`.
+
+    Parameters
+    ----------
+    more_images : about how many more images would show a difference in cost of the observed size; None if there is no
+        difference, or its interval is unknown.
+    warnings : why the numbers say little, one sentence each.
+    changed : the images that only A or only B decides right.
+    comparisons : number of comparisons that the p-values are corrected for, see `corrected`.
+    """
 
     images: int
     confidence: float
@@ -45,37 +56,58 @@ class Comparison:
     only_a_right: int
     only_b_right: int
     mcnemar_p: float
+    more_images: int | None
+    warnings: list[str]
     changed: list[dict[str, Any]]
+    comparisons: int = 1
+
+    @property
+    def cheaper(self) -> str | None:
+        """``A`` or ``B`` if it is shown to cost less at the level 1 - confidence, else None."""
+        cost = self.differences[0]
+        if cost.p_value is None or cost.p_value > 1 - self.confidence + 1e-12 or cost.difference == 0:
+            return None
+        return "A" if cost.difference > 0 else "B"
 
     @property
     def sentence(self) -> str:
         """The conclusion about cost in one sentence."""
         cost = self.differences[0]
-        level = f"{self.confidence:.0%} interval"
-        if cost.high < 0:
-            return f"B is cheaper by {-cost.difference:.4f} per image, {level} {-cost.high:.4f} to {-cost.low:.4f}"
-        if cost.low > 0:
-            return f"A is cheaper by {cost.difference:.4f} per image, {level} {cost.low:.4f} to {cost.high:.4f}"
         if not self.changed and cost.difference == 0:
             return "A and B cost the same on every image"
         less = "less" if cost.difference < 0 else "more"
-        return (f"No difference in cost is shown: B costs {abs(cost.difference):.4f} {less} per image, {level} of "
-                f"B - A {cost.low:.4f} to {cost.high:.4f}")  # fmt: skip
+        observed = f"B costs {abs(cost.difference):.4f} {less} per image"
+        if cost.p_value is None or cost.low is None or cost.high is None:
+            return (f"{observed}; whether this is chance is not tested, because no policy.json beside the tables "
+                    "states what other mistakes would cost; compare evaluation folders or runs")  # fmt: skip
+        p = f"p = {cost.p_value:.2g}" + (f", corrected for {self.comparisons} comparisons" * (self.comparisons > 1))
+        level = f"{self.confidence:.0%} interval"
+        if self.cheaper == "B":
+            return (f"B is cheaper by {-cost.difference:.4f} per image, {level} {-cost.high:.4f} to {-cost.low:.4f} "
+                    f"({p})")  # fmt: skip
+        if self.cheaper == "A":
+            return f"A is cheaper by {cost.difference:.4f} per image, {level} {cost.low:.4f} to {cost.high:.4f} ({p})"
+        more = (
+            "" if self.more_images is None else f"; about {self.more_images:,} more images would show one of this size"
+        )
+        return (f"No difference in cost is shown: {observed}, {level} of B - A {cost.low:.4f} to {cost.high:.4f} "
+                f"({p}){more}")  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields and the sentence, for JSON."""
-        return {"answer": self.sentence} | asdict(self)
+        """All fields, the sentence and which of both is cheaper, for JSON."""
+        return {"answer": self.sentence, "cheaper": self.cheaper} | asdict(self)
 
     def to_text(self) -> str:
         """The sentence, a table, McNemar's test and the first images that only one side decides right."""
         lines = [
             self.sentence + ".",
+            *(f"Note: {warning}" for warning in self.warnings),
             "",
             f"{'metric':<15}{'A':>9}{'B':>9}{'B - A':>9}   {self.confidence:.0%} interval",
         ]
         for row in self.differences:
-            p = "" if row.p_value is None else f"   p = {row.p_value:.4f} (paired sign flips)"
-            interval = f"{row.low:.4f} to {row.high:.4f}"
+            p = "" if row.p_value is None else f"   p = {row.p_value:.4f} (paired)"
+            interval = "-" if row.low is None or row.high is None else f"{row.low:.4f} to {row.high:.4f}"
             lines.append(f"{row.metric:<15}{row.a:>9.4f}{row.b:>9.4f}{row.difference:>9.4f}   {interval:<18}{p}")
         lines += ["", f"McNemar's test of accuracy: of {self.images} images, {self.only_a_right} are right in A only, "
                       f"{self.only_b_right} in B only; p = {self.mcnemar_p:.4f}"]  # fmt: skip
@@ -89,14 +121,35 @@ class Comparison:
         return "\n".join(lines) + "\n"
 
 
+def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Comparisons made together, with p-values of the costs adjusted by Holm (1979) for their number."""
+    tested = [i for i, each in enumerate(comparisons) if each.differences[0].p_value is not None]
+    result = list(comparisons)
+    adjusted = holm([p for i in tested if (p := comparisons[i].differences[0].p_value) is not None])
+    for i, p_value in zip(tested, adjusted, strict=True):
+        cost, *others = comparisons[i].differences
+        differences = [replace(cost, p_value=p_value), *others]
+        result[i] = replace(comparisons[i], differences=differences, comparisons=len(tested))
+    return result
+
+
 def compare_predictions(
-    a: pd.DataFrame, b: pd.DataFrame, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+    a: pd.DataFrame, b: pd.DataFrame, outcome_costs: Floats | None = None, confidence: float = 0.95, seed: int = 0
 ) -> Comparison:
-    """Compare two predictions tables of the same images, paired by image; resampling and tests use groups as units.
+    """Compare two predictions tables of the same images, paired by image; intervals and tests use groups as units.
 
-    Accuracy is the share of all images that are decided right; a referred image is not.
+    Accuracy is the share of all images that are decided right; a referred image is not. McNemar's (1947) exact test
+    compares the error rates.
 
-    The p-value of the cost is that of `paired_test`. McNemar's (1947) exact test compares the error rates.
+    The p-value of the cost is the larger one of two. `paired_test` assumes nothing about the costs, but that chance
+    exchanges A and B; it would call B cheaper that saves a little often and loses much so rarely that no image shows
+    it. The second one inverts the interval of the mean difference, which allows for an unseen group with the largest
+    difference that the costs permit.
+
+    Parameters
+    ----------
+    outcome_costs : (K, D), the cost of all decisions by true class, which bounds the difference of an image; None if
+        unknown: then the cost has no interval and no p-value.
 
     Raises
     ------
@@ -104,27 +157,92 @@ def compare_predictions(
         The tables differ in images, true classes, costs or weights.
     """
     b = _aligned(a, b)
-    weights = a["weight"].to_numpy()
-    groups = group_indices(list(a["group"]))
+    weights, groups = a["weight"].to_numpy(dtype=float), group_indices(list(a["group"]))
     right_a, right_b = ((t["true"] == t["predicted"]).to_numpy() for t in (a, b))
-    pairs = {
-        "mean_cost": (a["cost_paid"].to_numpy(), b["cost_paid"].to_numpy()),
-        "accuracy": (right_a.astype(float), right_b.astype(float)),
-    }
-    columns = [weights * (values_b - values_a) for values_a, values_b in pairs.values()]
-    features = by_group(sparse.csr_matrix(np.column_stack([*columns, weights])), groups)
-
-    def statistic(sums: Floats) -> dict[str, Floats]:
-        return {name: sums[i] / sums[-1] for i, name in enumerate(pairs)}
-
-    intervals = bca_intervals(features, statistic, resamples, confidence, seed)
-    p_value = paired_test(features[:, 0].toarray().ravel(), seed)
-    differences = []
-    for name, values in pairs.items():
-        mean_a, mean_b = (float(np.average(value, weights=weights)) for value in values)
-        p = p_value if name == "mean_cost" else None
-        differences.append(Difference(name, mean_a, mean_b, mean_b - mean_a, *intervals[name], p))
+    paid_a, paid_b = (t["cost_paid"].to_numpy(dtype=float) for t in (a, b))
+    largest = None if outcome_costs is None else float(np.ptp(outcome_costs, axis=1).max())
+    cost, more_images = _cost_difference(paid_a, paid_b, weights, groups, largest, confidence, seed)
+    accuracy = _difference("accuracy", right_a.astype(float), right_b.astype(float), weights)
+    sums, sizes = sum_by_group(weights * (right_b.astype(float) - right_a), groups), sum_by_group(weights, groups)
+    low, high = interval_of(mean_draws(sums, sizes, -1.0, 1.0, seed), confidence)
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    warnings = []
+    if outcome_costs is not None and (paid_a != paid_b).any():
+        class_costs = outcome_costs[:, : len(outcome_costs)]
+        for side, table, right, paid in (("A", a, right_a, paid_a), ("B", b, right_b, paid_b)):
+            is_mistake = ~right & (table["predicted"] != REFER).to_numpy()
+            found = few_mistakes(paid, is_mistake, class_costs, weights, groups, confidence)
+            warnings += [f"{side} has {warning}" for warning in found]
+    return Comparison(
+        len(a), confidence, [cost, replace(accuracy, low=low, high=high)], only_a, only_b,
+        float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0,
+        more_images, warnings, _changed(a, b, right_a, right_b),
+    )  # fmt: skip
+
+
+def _difference(metric: str, a: Floats, b: Floats, weights: Floats) -> Difference:
+    mean_a, mean_b = float(np.average(a, weights=weights)), float(np.average(b, weights=weights))
+    return Difference(metric, mean_a, mean_b, mean_b - mean_a, None, None)
+
+
+def _cost_difference(
+    a: Floats, b: Floats, weights: Floats, groups: NDArray[np.integer] | None, largest: float | None, confidence: float,
+    seed: int,
+) -> tuple[Difference, int | None]:  # fmt: skip
+    """The difference in mean cost with interval and p-value, and about how many more images would show it."""
+    cost = _difference("mean_cost", a, b, weights)
+    if largest is None:
+        return cost, None
+    largest = max(largest, float(np.abs(b - a).max(initial=0.0)))
+    sums, sizes = sum_by_group(weights * (b - a), groups), sum_by_group(weights, groups)
+    draws = mean_draws(sums, sizes, -largest, largest, seed)
+    low, high = interval_of(draws, confidence)
+    if not (a != b).any():
+        return replace(cost, low=low, high=high, p_value=1.0), None
+    excess = [int((draws[0] <= 0).sum()), int((draws[1] >= 0).sum())]
+    by_interval = min(1.0, 2 * (min(excess) + 1) / (len(draws[0]) + 1))
+    p_value = max(paired_test(sums, seed), by_interval)
+    more = None
+    if p_value > 1 - confidence and cost.difference:
+        needed = images_needed(cost.difference, sums, sizes, largest, confidence)
+        more = _two_digits(max(needed - len(a), 1))
+    return replace(cost, low=low, high=high, p_value=p_value), more
+
+
+def cost_test(
+    a: pd.DataFrame, b: pd.DataFrame, outcome_costs: Floats | None, confidence: float = 0.95, seed: int = 0
+) -> Difference:
+    """The difference in mean cost of `compare_predictions`, without the rest."""
+    b = _aligned(a, b)
+    paid_a, paid_b, weights = (x.to_numpy(dtype=float) for x in (a["cost_paid"], b["cost_paid"], a["weight"]))
+    largest = None if outcome_costs is None else float(np.ptp(outcome_costs, axis=1).max())
+    groups = group_indices(list(a["group"]))
+    return _cost_difference(paid_a, paid_b, weights, groups, largest, confidence, seed)[0]
+
+
+def images_needed(difference: float, sums: Floats, sizes: Floats, largest: float, confidence: float) -> float:
+    """About how many images show a mean difference of this size, with a power of 80 %, at the level 1 - confidence.
+
+    The half width of the interval at N images is ``z s / sqrt(N) + e m / N``: s is the standard deviation per image of
+    what the data shows, and the second term allows for an unseen group of the largest size and difference, m together,
+    with ``e = log(2 / (1 - confidence))``.
+    """
+    spread = float(np.sqrt(((sums - difference * sizes) ** 2).sum() / sizes.sum()))
+    z = ndtri((1 + confidence) / 2) + ndtri(_POWER)
+    unseen = np.log(2 / (1 - confidence)) * largest * sizes.max()
+    root = (z * spread + np.sqrt((z * spread) ** 2 + 4 * unseen * abs(difference))) / (2 * abs(difference))
+    return float(root**2)
+
+
+def _two_digits(value: float) -> int:
+    """Rounded to two significant digits."""
+    return int(float(f"{value:.1e}"))
+
+
+def _changed(
+    a: pd.DataFrame, b: pd.DataFrame, right_a: NDArray[np.bool_], right_b: NDArray[np.bool_]
+) -> list[dict[str, Any]]:
+    """The images that only A or only B decides right, the largest difference in cost first."""
     changed = pd.DataFrame({
         "path": a["path"], "true": a["true"], "a": a["predicted"], "b": b["predicted"], "cost_a": a["cost_paid"],
         "cost_b": b["cost_paid"], "right": np.where(right_a, "A", "B"),
@@ -132,20 +250,7 @@ def compare_predictions(
     by_size = changed.assign(size=(changed["cost_a"] - changed["cost_b"]).abs()).sort_values(
         ["size", "path"], ascending=[False, True]
     )
-    return Comparison(
-        len(a), confidence, differences, only_a, only_b,
-        float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0,
-        [{str(k): v for k, v in row.items()} for row in by_size.drop(columns="size").to_dict("records")],
-    )  # fmt: skip
-
-
-def cost_test(a: pd.DataFrame, b: pd.DataFrame, seed: int = 0) -> tuple[float, float]:
-    """Mean cost of B minus that of A, and the p-value of `paired_test`; the tables are as for `compare_predictions`."""
-    b = _aligned(a, b)
-    weights = a["weight"].to_numpy()
-    differences = weights * (b["cost_paid"].to_numpy() - a["cost_paid"].to_numpy())
-    by_unit = by_group(sparse.csr_matrix(differences[:, None]), group_indices(list(a["group"])))
-    return float(differences.sum() / weights.sum()), paired_test(by_unit.toarray().ravel(), seed)
+    return [{str(k): v for k, v in row.items()} for row in by_size.drop(columns="size").to_dict("records")]
 
 
 def _aligned(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
@@ -176,19 +281,3 @@ def _aligned(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
             "under the costs of one: `udc compare A B --costs A`"
         )
     return b
-
-
-def paired_test(differences: Floats, seed: int = 0) -> float:
-    """Two-sided p-value of the hypothesis that (G,) paired differences are symmetric about 0, by sign flips.
-
-    Fisher 1935. The level is exact if A and B are exchangeable.
-    """
-    differences = differences[differences != 0]
-    n = len(differences)
-    if n < 2:
-        return 1.0
-    result = permutation_test(
-        (differences,), np.sum, permutation_type="samples", vectorized=True, rng=seed, batch=max(1, _BATCH // n),
-        n_resamples=_FLIPS if n <= _MANY else _FLIPS_OF_MANY,
-    )  # fmt: skip
-    return float(result.pvalue)

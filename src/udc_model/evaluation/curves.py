@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from udc_model.decisions.decision import clopper_pearson_bound, expected_costs, shift_prior
+from udc_model.decisions.decision import expected_costs, shift_prior
 from udc_model.decisions.policy import Policy
-from udc_model.evaluation.intervals import SCORE_BINS, by_group, resample
+from udc_model.evaluation.intervals import SCORE_BINS, by_group, resample, share_interval
+from udc_model.evaluation.metric_bounds import LargestGroup
 from udc_model.evaluation.metrics import Scored, areas, class_areas, equal_mass_bins, score_terms
 
 Floats = NDArray[np.float64]
@@ -55,27 +56,34 @@ def mean_curves(
     -------
     Three tables: ``false_positive_rate, true_positive_rate, low, high``; ``recall, precision, low, high`` (precision is
     the highest at this recall or more); ``class, roc_auc, roc_auc_low, roc_auc_high, average_precision, …``. The
-    intervals are percentile intervals.
+    intervals of the areas allow for an unseen group, as those of `metric_intervals`; the bands do not.
     """
     terms, k = score_terms(scored, SCORE_BINS), len(classes)
+    positives = np.array([scored.image_weights[scored.targets == y].sum() for y in range(k)])
+    influence = LargestGroup.of(scored).of_class / positives
 
-    def statistic(sums: Floats) -> dict[str, Floats]:
+    def statistic(sums: Floats, unseen: Floats) -> dict[str, Floats]:
         scores = sums.reshape(k, -1, 2, sums.shape[1])
         tpr, precision = _interpolated(scores)
-        auc, average_precision = areas(scores)
-        return {"tpr": tpr, "precision": precision, "roc_auc": auc.T, "average_precision": average_precision.T}
+        seen = 1 / (1 + unseen[:, None] * influence)  # of the images, if an unseen group is added
+        values = {"tpr": tpr, "precision": precision}
+        for name, area in zip(("roc_auc", "average_precision"), areas(scores), strict=True):
+            values |= {name: area.T, f"{name}_low": area.T * seen, f"{name}_high": area.T * seen + 1 - seen}
+        return values
 
     features = by_group(terms.table(len(scored.targets)), scored.groups)
     resampled = resample(features, statistic, resamples, seed)
-    binned = statistic(np.asarray(features.sum(axis=0)).reshape(-1, 1))
+    binned = statistic(np.asarray(features.sum(axis=0)).reshape(-1, 1), np.zeros(1))
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    band = {name: np.nanquantile(values, tails, axis=0) for name, values in resampled.items()}
+    band = {name: np.nanquantile(resampled[name], tails, axis=0) for name in ("tpr", "precision")}
     roc = {"false_positive_rate": _GRID, "true_positive_rate": binned["tpr"][0]}
     pr = {"recall": _GRID, "precision": binned["precision"][0]}
     table: dict[str, object] = {"class": classes}
     for name, exact in zip(("roc_auc", "average_precision"), class_areas(scored), strict=True):
         shift = exact - binned[name][0]
-        table |= {name: exact, f"{name}_low": band[name][0] + shift, f"{name}_high": band[name][1] + shift}
+        low, high = (np.nanquantile(resampled[f"{name}_{end}"], tail, axis=0) + shift
+                     for end, tail in zip(("low", "high"), tails, strict=True))  # fmt: skip
+        table |= {name: exact, f"{name}_low": np.maximum(low, 0.0), f"{name}_high": np.minimum(high, 1.0)}
     return (
         pd.DataFrame(roc | {"low": band["tpr"][0], "high": band["tpr"][1]}),
         pd.DataFrame(pr | {"low": band["precision"][0], "high": band["precision"][1]}),
@@ -112,17 +120,17 @@ def reliability(scored: Scored, before: Floats, bins: int, confidence: float) ->
 
     Returns
     -------
-    Columns ``calibration`` (before, after), ``confidence``, ``accuracy``, ``low``, ``high`` (Clopper-Pearson interval)
-    and ``images``.
+    Columns ``calibration`` (before, after), ``confidence``, ``accuracy``, ``low``, ``high`` (interval by groups) and
+    ``images``.
     """
     rows = []
     for name, p in (("before", before), ("after", scored.probabilities)):
         is_right = p.argmax(axis=1) == scored.targets
         top = p.max(axis=1)
         for part in equal_mass_bins(top, bins):
-            n, hits = len(part), int(is_right[part].sum())
-            low, above = clopper_pearson_bound(np.array([hits, n - hits]), n, (1 + confidence) / 2)
-            rows.append((name, top[part].mean(), hits / n, low, 1 - above, n))
+            groups = None if scored.groups is None else scored.groups[part]
+            low, high = share_interval(is_right[part], groups, confidence)
+            rows.append((name, top[part].mean(), is_right[part].mean(), low, high, len(part)))
     return pd.DataFrame(rows, columns=["calibration", "confidence", "accuracy", "low", "high", "images"])
 
 

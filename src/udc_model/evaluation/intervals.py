@@ -1,8 +1,14 @@
-"""Bootstrap intervals of metrics, by resampling images or groups of images.
+"""Intervals of metrics: weights of the groups drawn at random, and one unseen group of the worst or the best kind.
+
+Each resample weights the groups by independent exponential draws, which is a Dirichlet distribution of their shares.
+One further draw is the weight of an unseen group, as large as the largest one. For the lower end of an interval the
+unseen group has the lowest value that the metric allows, for the upper end the highest. For a mean of bounded values
+this is the bound of Gaffke (2005; Learned-Miller and Thomas 2020, arXiv:1905.06208), which is that of Clopper and
+Pearson (1934) if there are two values. The bootstrap lacks the unseen group, and its intervals are too short if what
+is costly has hardly been seen. `docs/explanation/what-the-numbers-mean.md` states what is proved and what was tested.
 
 The metrics are functions of sums over images (evaluation/metrics.py). The sums of a resample are the product of the
-table of what each image adds with the counts of how often each image is drawn, so 2,000 resamples of 100,000 images
-take seconds.
+table of what each image adds with the weights, so 2,000 resamples of 100,000 images take seconds.
 """
 
 from __future__ import annotations
@@ -14,41 +20,42 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.special import ndtr, ndtri
 
+from udc_model.decisions.decision import clopper_pearson_bound
+from udc_model.evaluation.metric_bounds import LargestGroup, gap_noise, metric_bounds, proportions
 from udc_model.evaluation.metrics import Metrics, Scored, metric_terms, metrics_of_sums
 
 Floats = NDArray[np.float64]
-Statistic = Callable[[Floats], dict[str, Floats]]  # from sums (M, B) to metrics (B,) by name
+Statistic = Callable[[Floats, Floats], dict[str, Floats]]  # of sums (M, B) and the unseen group's weight (B,): B first
 Intervals = dict[str, tuple[float, float]]
 
 SCORE_BINS = 500  # per class at most; areas are exact up to this number of distinct probabilities
 _CHUNK = 64  # resamples at a time
-_EXACT_IN_FLOAT32 = 10**6  # groups; up to this number float32 holds counts exactly, and other sums to five digits
-_JACKKNIFE = 200  # blocks at most
+_EXACT_IN_FLOAT32 = 10**6  # groups; up to this number sums in float32 are exact to five digits
+_DRAWS, _FEWEST_DRAWS = 10_000, 1_000  # of `mean_draws`
+_MOST_WEIGHTS = 5 * 10**7  # drawn for them, unless that leaves too few draws
+_WEIGHTS_AT_A_TIME = 10**6
 
 
-def resample_counts(n: int, resamples: int, seed: np.random.SeedSequence, dtype: type) -> NDArray[np.floating]:
-    """How often each of ``n`` groups is drawn, (n, resamples): n draws with replacement per resample."""
+def resample_weights(n: int, resamples: int, seed: np.random.SeedSequence, dtype: type) -> NDArray[np.floating]:
+    """Exponential weights of ``n`` groups and of the unseen one, (n + 1, resamples)."""
     rng = np.random.default_rng(seed)
-    counts: NDArray[np.floating] = np.empty((resamples, n), dtype=dtype)
-    for row in counts:
-        row[:] = np.bincount(rng.integers(0, n, n), minlength=n)
-    return np.ascontiguousarray(counts.T)
+    return np.ascontiguousarray(rng.standard_exponential((resamples, n + 1), dtype=dtype).T)
 
 
 def resample(features: sparse.csr_matrix, statistic: Statistic, resamples: int, seed: int) -> dict[str, Floats]:
-    """The metrics (B,) of ``resamples`` resamples of features (G, M); they don't depend on the number of threads."""
+    """The statistic (B, …) of ``resamples`` resamples of features (G, M); the number of threads has no effect."""
     n = features.shape[0]
     dtype = np.float32 if n <= _EXACT_IN_FLOAT32 else np.float64
     columns = sparse.csr_matrix(features.T).astype(dtype)
 
-    def metrics(size: int, chunk_seed: np.random.SeedSequence) -> dict[str, Floats]:
-        return statistic(np.asarray(columns @ resample_counts(n, size, chunk_seed, dtype), dtype=np.float64))
+    def statistics(size: int, chunk_seed: np.random.SeedSequence) -> dict[str, Floats]:
+        weights = resample_weights(n, size, chunk_seed, dtype)
+        return statistic(np.asarray(columns @ weights[:n], dtype=np.float64), weights[n].astype(np.float64))
 
     sizes = [min(_CHUNK, resamples - start) for start in range(0, resamples, _CHUNK)]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # the products release Python's lock
-        chunks = list(pool.map(metrics, sizes, np.random.SeedSequence(seed).spawn(len(sizes))))
+        chunks = list(pool.map(statistics, sizes, np.random.SeedSequence(seed).spawn(len(sizes))))
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
@@ -61,46 +68,57 @@ def by_group(features: sparse.csr_matrix, groups: NDArray[np.integer] | None) ->
     return sparse.csr_matrix((np.ones(n), (index, np.arange(n))), shape=(index.max() + 1, n)) @ features
 
 
-def bca_intervals(
-    features: sparse.csr_matrix, statistic: Statistic, resamples: int, confidence: float, seed: int
-) -> Intervals:
-    """Bias-corrected and accelerated bootstrap intervals (Efron 1987) of metrics that are functions of sums.
+def sum_by_group(values: Floats, groups: NDArray[np.integer] | None) -> Floats:
+    """Sums (G,) of the values (N,) of each group; the values themselves if each image is its own group."""
+    if groups is None:
+        return values
+    return np.asarray(np.bincount(np.unique(groups, return_inverse=True)[1], values), dtype=np.float64)
 
-    `scipy.stats.bootstrap` does not resample sparse tables or groups of several metrics at once.
+
+def mean_draws(sums: Floats, sizes: Floats, lowest: float, highest: float, seed: int = 0) -> tuple[Floats, Floats]:
+    """Draws (B,) of the lower and of the upper end of a mean of bounded values, from independent groups.
+
+    Their quantiles are the ends of intervals; the share of upper draws above 0 is the p-value of a mean of 0 or more.
 
     Parameters
     ----------
-    features : (G, M), what each of G independent groups adds to the M sums.
-    statistic : metrics by name, each (B,), of sums (M, B); NaN where a resample leaves one undefined.
-    confidence : level of the two-sided interval.
-
-    Returns
-    -------
-    Low and high of each metric that is defined on the data.
+    sums, sizes : (G,) sum of the values of each group, and its number (or weight) of values.
+    lowest, highest : bounds of a value.
     """
-    resampled = resample(features, statistic, resamples, seed)
-    total = np.asarray(features.sum(axis=0)).reshape(-1, 1)
-    estimate = statistic(total)
-    blocks = np.arange(features.shape[0]) * min(_JACKKNIFE, features.shape[0]) // features.shape[0]
-    left_out = statistic(total - by_group(features, blocks).T.toarray())
-    intervals = {}
-    for name, point in estimate.items():
-        values = resampled[name]
-        if np.isfinite(point[0]) and np.isfinite(values).any():
-            intervals[name] = _bca(float(point[0]), values[np.isfinite(values)], left_out[name], confidence)
-    return intervals
+    groups, counts = np.unique(np.column_stack([sums, sizes]), axis=0, return_counts=True)
+    draws = int(np.clip(_MOST_WEIGHTS // len(groups), _FEWEST_DRAWS, _DRAWS))
+    rng = np.random.default_rng(seed)
+    totals = np.empty((draws, 2))
+    chunk = max(1, _WEIGHTS_AT_A_TIME // len(groups))
+    for start in range(0, draws, chunk):  # groups of the same sum and size have one weight, the sum of theirs
+        shape = (min(chunk, draws - start), len(groups))
+        weights = rng.standard_exponential(shape) if counts.max() == 1 else rng.standard_gamma(counts, shape)
+        totals[start : start + chunk] = weights @ groups
+    total, size = totals.T
+    unseen = rng.standard_exponential(draws) * groups[:, 1].max()
+    return (total + unseen * lowest) / (size + unseen), (total + unseen * highest) / (size + unseen)
 
 
-def _bca(point: float, values: Floats, left_out: Floats, confidence: float) -> tuple[float, float]:
-    below = ((values < point).mean() + (values <= point).mean()) / 2
-    bias = ndtri(np.clip(below, 0.5 / len(values), 1 - 0.5 / len(values)))
-    deviation = np.nanmean(left_out) - left_out[np.isfinite(left_out)]
-    spread = (deviation**2).sum() ** 1.5
-    acceleration = (deviation**3).sum() / (6 * spread) if spread > 0 else 0.0
-    tails = bias + ndtri([(1 - confidence) / 2, (1 + confidence) / 2])
-    shares = ndtr(bias + tails / np.maximum(1 - acceleration * tails, 1e-9))
-    low, high = np.quantile(values, shares)
-    return float(low), float(high)
+def interval_of(draws: tuple[Floats, Floats], confidence: float) -> tuple[float, float]:
+    """The two-sided interval from the draws of its lower and of its upper end."""
+    low, high = draws
+    return float(np.quantile(low, (1 - confidence) / 2)), float(np.quantile(high, (1 + confidence) / 2))
+
+
+def proportion_interval(hits: int, size: int, confidence: float) -> tuple[float, float]:
+    """The interval of Clopper and Pearson (1934) of a proportion, of which ``hits`` of ``size`` were observed."""
+    low, high = (float(clopper_pearson_bound(count, size, (1 + confidence) / 2)) for count in (hits, size - hits))
+    return low, 1 - high
+
+
+def share_interval(
+    is_hit: NDArray[np.bool_], groups: NDArray[np.integer] | None, confidence: float
+) -> tuple[float, float]:
+    """The interval of the share of hits (N,); the unit is the group if there are groups."""
+    if groups is None:
+        return proportion_interval(int(is_hit.sum()), len(is_hit), confidence)
+    sums, sizes = sum_by_group(is_hit.astype(float), groups), sum_by_group(np.ones(len(is_hit)), groups)
+    return interval_of(mean_draws(sums, sizes, 0.0, 1.0), confidence)
 
 
 def metric_intervals(
@@ -112,7 +130,7 @@ def metric_intervals(
     confidence: float,
     seed: int = 0,
 ) -> Intervals:
-    """The interval of each metric in ``point``, the values of `split_metrics`, by resampling images or their groups.
+    """The interval of each metric in ``point``, the values of `split_metrics`; groups of images are independent.
 
     If a class has more than ``SCORE_BINS`` distinct probabilities, resamples use bins of them. The intervals of
     ``roc_auc`` and ``average_precision`` are then shifted by the difference of the exact and the binned estimate.
@@ -121,16 +139,35 @@ def metric_intervals(
     features = sparse.csr_matrix(sparse.hstack([part.table(len(scored.targets)) for part in terms.values()]))
     features = by_group(features, scored.groups)
     ends = np.cumsum([part.width for part in terms.values()])[:-1]
+    total = np.asarray(features.sum(axis=0)).reshape(-1, 1)
 
-    def metrics(sums: Floats) -> dict[str, Floats]:
+    def metrics(sums: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
         by_name = dict(zip(terms, np.split(sums, ends), strict=True))
-        return metrics_of_sums(by_name, scored.outcome_costs, recall_of)
+        return by_name, metrics_of_sums(by_name, scored.outcome_costs, recall_of)
 
-    binned = metrics(np.asarray(features.sum(axis=0)).reshape(-1, 1))
+    observed, binned = metrics(total)
+    largest, weight = LargestGroup.of(scored), float(scored.image_weights.sum())
+
+    def statistic(sums: Floats, unseen: Floats) -> dict[str, Floats]:
+        by_name, values = metrics(sums)
+        bounds = metric_bounds(by_name, values, unseen, observed, scored, largest, recall_of)
+        noise = gap_noise(by_name, observed, by_name["argmax"].sum(axis=0), weight, unseen * largest.images)
+        return {name: np.column_stack(ends) for name, ends in bounds.items()} | {"gap_noise": noise}
+
+    draws = resample(features, statistic, resamples, seed)
+    noise = float(np.quantile(draws.pop("gap_noise"), confidence))
     intervals = {}
-    for name, (low, high) in bca_intervals(features, metrics, resamples, confidence, seed).items():
-        value = point[name]
-        if value is not None:
-            shift = value - float(binned[name][0])
-            intervals[name] = (low + shift, high + shift)
+    for name, value in point.items():
+        if value is None:
+            continue
+        if name == "expected_calibration_error":
+            intervals[name] = max(0.0, value - noise), min(1.0, value + noise)
+            continue
+        low, high = interval_of((draws[name][:, 0], draws[name][:, 1]), confidence)
+        shift = value - float(binned[name][0]) if name in ("roc_auc", "average_precision") else 0.0
+        intervals[name] = (low + shift, high + shift) if shift == 0 else (max(0.0, low + shift), min(1.0, high + shift))
+    if scored.groups is None and scored.weights is None:
+        for name, (hits, size) in proportions(observed, scored, recall_of).items():
+            if name in intervals:
+                intervals[name] = proportion_interval(hits, size, confidence)
     return intervals

@@ -12,12 +12,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from udc_model.config import CostEntry, CostParams, EvaluateParams, RecallFloor
+from udc_model.config import CostEntry, CostParams, EvaluateParams
 from udc_model.data.packed import group_indices
 from udc_model.decisions.calibration import Calibration
+from udc_model.decisions.checks import group_counts
 from udc_model.decisions.matrix import list_classes, no_class
-from udc_model.decisions.policy import POLICY_FILE, Policy, fit_policy, with_recall_floor
+from udc_model.decisions.policy import POLICY_FILE, Policy, fit_guarantee, fit_policy
 from udc_model.errors import UdcError
+from udc_model.evaluation.evidence import few_mistakes_of
 from udc_model.evaluation.intervals import metric_intervals
 from udc_model.evaluation.metrics import Scored, miss_rate_metric, recall_metric, split_metrics
 from udc_model.evaluation.tables import (
@@ -56,6 +58,11 @@ class StoredEvaluation:
     def calibration_counts(self) -> dict[str, int]:
         """Images of each class in the calibration split."""
         return {str(name): int(count) for name, count in self.calibration["true"].value_counts().items()}
+
+    @property
+    def calibration_groups(self) -> list[dict[str, int]] | None:
+        """Images of each class in each group of the calibration split; None if no image has a group."""
+        return group_counts(list(self.calibration["true"]), list(self.calibration["group"]))
 
     def decide(
         self, evaluate: EvaluateParams, costs: CostParams, calibration: Calibration | None = None
@@ -100,7 +107,7 @@ def under_costs_of(costs: Policy, policy: Policy, calibration: pd.DataFrame | No
 
     Parameters
     ----------
-    calibration : predictions of the calibration split, on which a recall floor is fitted again; None without a floor.
+    calibration : predictions of the calibration split, on which a guarantee is fitted again; None without one.
 
     Raises
     ------
@@ -110,11 +117,10 @@ def under_costs_of(costs: Policy, policy: Policy, calibration: pd.DataFrame | No
     if costs.classes != policy.classes:
         raise UdcError(f"the results have other classes: {', '.join(costs.classes)}; {', '.join(policy.classes)}")
     new = replace(policy, class_costs=costs.class_costs, refer=costs.refer, deployment_prior=costs.deployment_prior)
-    if policy.recall_floor is None or calibration is None:
+    if calibration is None:
         return new
-    floor = RecallFloor.model_validate({name: policy.recall_floor[name] for name in ("class", "floor", "confidence")})
     logits, targets = logits_of(calibration, policy.classes), _targets(calibration, policy.classes)
-    return with_recall_floor(new, floor, logits, targets)
+    return fit_guarantee(new, logits, targets, group_indices(list(calibration["group"])))
 
 
 def _targets(table: pd.DataFrame, classes: list[str]) -> NDArray[np.intp]:
@@ -183,10 +189,16 @@ class Sweep:
 
 def decision_report(stored: StoredEvaluation, policy: Policy, scored: Scored, evaluate: EvaluateParams) -> str:
     """Text: number of decisions that differ from the stored ones, costs beside the baselines, recall of each class."""
-    metrics = split_metrics(scored, evaluate.ece_bins, list(enumerate(policy.classes)))
-    intervals = metric_intervals(scored, metrics, evaluate.ece_bins, (), evaluate.resamples, evaluate.confidence)
+    named = list(enumerate(policy.classes))
+    metrics = split_metrics(scored, evaluate.ece_bins, named)
+    intervals = metric_intervals(scored, metrics, evaluate.ece_bins, named, evaluate.resamples, evaluate.confidence)
     changed = int((np.array(policy.outcomes, dtype=object)[scored.decided] != stored.predictions["predicted"]).sum())
     low, high = intervals["mean_cost"]
+
+    def with_interval(name: str) -> str:
+        low, high = intervals[name]
+        return f"{metrics[name]:.4f} ({low:.4f} to {high:.4f})"
+
     lines = [
         f"{changed} of {len(scored.targets)} decisions change, mean cost {metrics['mean_cost']:.4f}, "
         f"{evaluate.confidence:.0%} interval {low:.4f} to {high:.4f}",
@@ -194,8 +206,9 @@ def decision_report(stored: StoredEvaluation, policy: Policy, scored: Scored, ev
         baselines_table(scored, policy.outcomes, policy.decision).round(4).to_string(index=False, na_rep="-"),
         "",
         f"referral rate {metrics['referral_rate']:.4f}",
-        *(f"{name}: recall {metrics[recall_metric(name)]:.4f}, miss rate {metrics[miss_rate_metric(name)]:.4f}"
+        *(f"{name}: recall {with_interval(recall_metric(name))}, miss rate {with_interval(miss_rate_metric(name))}"
           for name in policy.classes),
+        *(f"note: {warning}" for warning in few_mistakes_of(scored, evaluate.confidence)),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

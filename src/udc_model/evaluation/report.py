@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from udc_model.data.packed import PackedDataset
 from udc_model.decisions.policy import Policy
 from udc_model.evaluation.report_images import png_uri, sheet_uri, thumbnail_uri
+from udc_model.evaluation.tables import read_warnings
 from udc_model.evaluation.verdict import Verdict, cost_text, verdict
 from udc_model.files import Workspace
 
@@ -79,7 +80,7 @@ def render_report(
         matrix=policy.outcome_costs.tolist() if len(policy.classes) <= _LARGEST_MATRIX else None,
         usual_cost=usual_cost,
         costliest_cells=costliest_cells,
-        findings=findings,
+        findings=[*(f"Test split: {warning}." for warning in read_warnings(folder)), *findings],
         data_notes=data_notes,
         level=level,
         test=test,

@@ -25,11 +25,13 @@ from udc_model.evaluation.curves import (
     referral_curve,
     reliability,
 )
+from udc_model.evaluation.evidence import few_mistakes_of
 from udc_model.evaluation.intervals import Intervals, metric_intervals
 from udc_model.evaluation.metrics import Indices, Metrics, Scored, Terms, agreement_metrics, cost_metrics, split_metrics
 
 _LOGIT = "logit_"
 _ROWS = 4096  # of predictions.csv that are formatted at a time
+WARNINGS = "warnings.json"  # sentences on why the metrics of a split say little
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
@@ -126,7 +128,15 @@ def write_split(
     if has_curves:
         write_curves(folder, scored, policy, logits, evaluate)
     write_csv(costliest_mistakes(split.paths, scored, policy), folder / "costliest_mistakes.csv")
+    warnings = few_mistakes_of(scored, evaluate.confidence)
+    (folder / WARNINGS).write_text(json.dumps(warnings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return metrics, intervals
+
+
+def read_warnings(folder: Path) -> list[str]:
+    """The sentences on why the metrics of a split say little; none if an earlier version wrote the folder."""
+    path = folder / WARNINGS
+    return [str(text) for text in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
 
 
 def read_predictions(path: Path, *, with_logits: bool = True) -> pd.DataFrame:

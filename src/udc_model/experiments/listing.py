@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 
-from udc_model.decisions.policy import POLICY_FILE, Policy
+from udc_model.decisions.policy import POLICY_FILE, Policy, all_outcome_costs
 from udc_model.errors import UdcError
 from udc_model.evaluation.comparison import cost_test
+from udc_model.evaluation.paired_test import holm
 from udc_model.evaluation.tables import read_predictions
 from udc_model.experiments.results import cost_difference
 from udc_model.experiments.stored import DvcCache
@@ -181,21 +181,14 @@ def _compare_with(first: Experiment, others: Sequence[Experiment]) -> None:
             each.untested = NOT_CACHED
         else:
             try:
-                each.difference, each.p_value = cost_test(predictions, table)
+                costs = all_outcome_costs([known for known in (policy, its_policy) if known is not None])
+                test = cost_test(predictions, table, costs)
+                each.difference, each.p_value = test.difference, test.p_value
             except UdcError:
                 each.untested = OTHER_IMAGES
     tested = [each for each in others if each.p_value is not None]
     for each, p in zip(tested, holm([each.p_value for each in tested if each.p_value is not None]), strict=True):
         each.p_value = p
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values: those below a level are significant together at that level (Holm 1979)."""
-    order = np.argsort(p_values, kind="stable")
-    factors = np.arange(len(p_values), 0, -1)
-    adjusted = np.empty(len(p_values))
-    adjusted[order] = np.minimum(np.maximum.accumulate(np.asarray(p_values)[order] * factors), 1.0)
-    return [float(p) for p in adjusted]
 
 
 def _costs_of(experiment: Experiment) -> dict[str, Any]:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-LEVEL = 0.05  # significance level of the paired test
 COMPARISON, FORCED = "udc.comparison", "udc.forced"
 
 
@@ -34,8 +33,8 @@ class Promotion:
 def promote(run_name: str, name: str, *, force: bool = False) -> Promotion:
     """Register a run's model as the challenger, and as the champion if it is shown to be better than the present one.
 
-    It is better if its mean cost on the test split is lower and the paired test of `compare_predictions`, on the same
-    images with the same costs, has p < 0.05. The first version becomes the champion without a comparison.
+    It is better if `compare_predictions`, on the same images with the same costs, shows at the level of 0.05 that its
+    mean cost on the test split is lower. The first version becomes the champion without a comparison.
 
     Parameters
     ----------
@@ -100,13 +99,18 @@ def _compare_with(champion: ModelVersion | None, run: Run, force: bool) -> tuple
             raise
         return record | {"error": str(error)}, f"it cannot be compared with the champion: {error}", False
     cost = comparison.differences[0]
+    assert cost.low is not None  # a run has a policy, which bounds the difference
+    assert cost.high is not None
     assert cost.p_value is not None
     record |= {"images": comparison.images, "champion_mean_cost": cost.a, "mean_cost": cost.b,
                "difference": cost.difference, "low": cost.low, "high": cost.high, "p_value": cost.p_value}  # fmt: skip
-    is_better = cost.difference < 0 and cost.p_value < LEVEL
+    is_better = comparison.cheaper == "B"
     interval = f"{comparison.confidence:.0%} interval {cost.low:+.4f} to {cost.high:+.4f}"
     reason = (f"test mean cost {cost.b:.4f}, champion {cost.a:.4f}, difference {cost.difference:+.4f} "
               f"({interval}, paired test p = {cost.p_value:.4f})")  # fmt: skip
+    if comparison.more_images is not None:
+        reason += f"; about {comparison.more_images:,} more images would show a difference of this size"
+    reason += "".join(f"; {warning}" for warning in comparison.warnings)
     return record, reason, is_better
 
 

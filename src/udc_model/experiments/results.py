@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from udc_model.decisions.policy import Policy
+from udc_model.decisions.policy import Policy, all_outcome_costs
 from udc_model.errors import UdcError
 from udc_model.evaluation.comparison import Comparison, compare_predictions
 from udc_model.evaluation.redecision import decided_by, under_costs_of
-from udc_model.experiments.stored import fetch_policy, load_decisions, load_evaluation
+from udc_model.experiments.stored import fetch_policy, load_decisions, load_evaluation, policy_beside
 from udc_model.tracking.lookup import RecordedRun, artifact, evaluated_runs
 
 
@@ -34,13 +34,16 @@ def compare(a: str, b: str, split: str, costs: str | None = None) -> Comparison:
     """
     if costs is not None:
         policy = _policy(costs, split)
-        return compare_predictions(_decided_under(policy, a, split), _decided_under(policy, b, split))
+        first_table, second_table = (_decided_under(policy, name, split) for name in (a, b))
+        return compare_predictions(first_table, second_table, policy.outcome_costs)
     first, second = load_decisions(a, split), load_decisions(b, split)
     if difference := cost_difference(first.policy, second.policy):
         command = shlex.join(["udc", "compare", a, b, *(["--split", split] if split != "test" else []), "--costs"])
         raise UdcError(f"{a} and {b} were decided under other costs: {difference}; to decide both under the costs of "
                        f"one, run `{command} {shlex.quote(a)}` or `{command} {shlex.quote(b)}`")  # fmt: skip
-    return compare_predictions(first.predictions, second.predictions)
+    policies = (first.policy or policy_beside(a), second.policy or policy_beside(b))
+    outcome_costs = all_outcome_costs([each for each in policies if each is not None])
+    return compare_predictions(first.predictions, second.predictions, outcome_costs)
 
 
 def cost_difference(a: Policy | None, b: Policy | None) -> str | None:
@@ -74,8 +77,8 @@ def _decided_under(costs: Policy, name: str, split: str) -> pd.DataFrame:
     stored = load_decisions(name, split)
     if stored.policy is None:
         raise UdcError(f"{name}: a table alone cannot be decided again; name the result that it is from")
-    has_floor = stored.policy.recall_floor is not None
-    calibration = load_evaluation(name, split).calibration if has_floor else None
+    has_guarantee = stored.policy.guarantee is not None
+    calibration = load_evaluation(name, split).calibration if has_guarantee else None
     return decided_by(under_costs_of(costs, stored.policy, calibration), stored.predictions)
 
 
@@ -91,7 +94,7 @@ def sweep_of_runs(swept: str, metrics: Sequence[str], conditions: Sequence[str] 
     Returns
     -------
     A table with one run a row, sorted by value: ``run``, ``value``, each metric with ``_low`` and ``_high``; and the
-    names of the other parameters that differ between the runs.
+    names of the other parameters that differ between the runs, and ``data`` if their images do.
 
     Raises
     ------
@@ -138,7 +141,8 @@ def _swept_value(run: RecordedRun, swept: str) -> float | None:
 
 
 def _varying(runs: Sequence[RecordedRun], swept: str) -> list[str]:
-    """The parameters, except the swept one, that differ between runs."""
+    """The parameters, except the swept one, that differ between runs, and ``data`` if the images do."""
     names = {name for run in runs for name in run.params}
     swept_parameter = "costs.entries" if swept.startswith("true=") else swept
-    return sorted(name for name in names - {swept_parameter} if len({run.params.get(name) for run in runs}) > 1)
+    varying = sorted(name for name in names - {swept_parameter} if len({run.params.get(name) for run in runs}) > 1)
+    return [*(["data"] if len({run.data for run in runs}) > 1 else []), *varying]

@@ -139,6 +139,16 @@ def load_decisions(name: str, split: str) -> StoredDecisions:
                                                      fetch_policy(fetch)))  # fmt: skip
 
 
+def policy_beside(table: str) -> Policy | None:
+    """The policy of the evaluation, or of ``udc decide --out``, that a table is in; None if there is none."""
+    path = Path(table)
+    folders = (path.parent, path.parent.parent) if path.is_file() else ()
+    for folder in folders:
+        if any((folder / name).is_file() for name in (POLICY_FILE, POLICY_FILE_0_1)):
+            return Policy.load(folder)
+    return None
+
+
 def load_evaluation(name: str, split: str) -> StoredEvaluation:
     """The policy of a result, and its predictions of the calibration split and of ``split``.
 

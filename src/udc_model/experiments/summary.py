@@ -7,6 +7,7 @@ import math
 import pandas as pd
 
 from udc_model.errors import UdcError, without_credentials
+from udc_model.evaluation.tables import read_warnings
 from udc_model.files import Workspace, read_json
 from udc_model.tracking.store import tracking_uri
 
@@ -42,6 +43,7 @@ def summary(workspace: Workspace) -> str:
         f"{'decision, on test':<28}{'mean cost':>10}{'normalised':>12}{'accuracy':>10}",
         *(f"{decision:<28}{_number(cost, 10)}{_number(normalised, 12)}{_number(accuracy, 10)}"
           for decision, cost, normalised, accuracy in baselines),
+        *(f"note        {warning}" for warning in read_warnings(workspace.evaluation / "test")),
         "",
         f"{'metric':<28}{'test':>10}{'interval':>22}{'validation':>12}",
         *(f"{name.replace('_', ' '):<28}{_number(value, 10)}{_interval(low, high):>22}{_number(on_validation, 12)}"

@@ -348,7 +348,16 @@ def _table(study: Study) -> str:
         {"trial": t.number, "state": t.state.name.lower(), study.user_attrs[_METRIC]: t.value, **t.params}
         for t in sorted(study.trials, key=lambda t: (t.value is None, sign * (t.value or 0.0), t.number))
     ]
-    return pd.DataFrame(rows).to_string(index=False, na_rep="-") + "\n"
+    return pd.DataFrame(rows).to_string(index=False, na_rep="-") + "\n" + _selection(rows, study.user_attrs[_METRIC])
+
+
+def _selection(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """That the best of several trials is not proved to be better, as a line; nothing for fewer than two trials."""
+    count = sum(row[metric] is not None for row in rows)
+    if count < 2:
+        return ""
+    return (f"The first row is the best of {count} by {metric}: its value is too good by selection, and no difference "
+            "is proved. `udc compare` tests two of them on the test split.\n")  # fmt: skip
 
 
 def _log_study(study: Study, run: StageRun, plan: TuningPlan, table: str) -> None:

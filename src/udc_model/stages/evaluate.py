@@ -19,7 +19,7 @@ from udc_model.evaluation.figures import FigureProcess
 from udc_model.evaluation.intervals import Intervals
 from udc_model.evaluation.metrics import Metrics
 from udc_model.evaluation.report import model_identity, write_report
-from udc_model.evaluation.tables import write_predictions, write_split
+from udc_model.evaluation.tables import read_warnings, write_predictions, write_split
 from udc_model.files import Workspace, atomic_folder, only_writer, read_json, sha256_of, write_atomically
 from udc_model.inference.stored_logits import Logits, stored_logits
 from udc_model.program import exit_status
@@ -103,6 +103,8 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         write_report(folder, **report, provenance=origin)
         log_evaluation(run, folder, origin, report)
     _report(*scores["test"], params.evaluate.confidence, run)
+    for warning in read_warnings(workspace.evaluation / "test"):
+        logger.warning("test: %s", warning)
     write_atomically(workspace.metrics, metrics_json)
     return {name: values for name, (values, _) in scores.items()}
 

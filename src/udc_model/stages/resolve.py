@@ -7,9 +7,10 @@ parameter without effect on a stage is not in its file, so a changed cost trains
 
 from __future__ import annotations
 
+import csv
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from udc_model.config import CostParams, EvaluateParams, LossParams, Params, loa
 from udc_model.config.limits import check_sizes
 from udc_model.config.yaml12 import as_yaml
 from udc_model.data.dataset_file import read_dataset
-from udc_model.decisions.checks import check_data
+from udc_model.decisions.checks import check_data, group_counts
+from udc_model.errors import UdcError
 from udc_model.files import Workspace, atomic_folder, only_writer
 from udc_model.program import exit_status
 from udc_model.tracking.provenance import absent_from_copies
@@ -37,19 +39,24 @@ class ResolvedParams:
     evaluate: Params
 
 
-def resolve(params: Params, dataset_info: Mapping[str, Any]) -> ResolvedParams:
+def resolve(
+    params: Params,
+    dataset_info: Mapping[str, Any],
+    calibration_groups: Sequence[Mapping[str, int]] | None = None,
+) -> ResolvedParams:
     """Check the parameters against the prepared data, and reduce them to what each later stage depends on.
 
     Parameters
     ----------
     dataset_info : contents of ``data/prepared/dataset.json``.
+    calibration_groups : images of each class in each group of the calibration split; None if it has no groups.
 
     Raises
     ------
     UdcError
         A parameter does not fit the classes or the number of images.
     """
-    check_data(params, dataset_info["classes"], dataset_info["counts"]["calibration"])
+    check_data(params, dataset_info["classes"], dataset_info["counts"]["calibration"], calibration_groups)
     check_sizes(params.train, dataset_info["counts"]["train"])
     model_type = params.model.model_type
     unused = "convnext" if model_type == "resnet" else "resnet"
@@ -68,6 +75,24 @@ def resolve(params: Params, dataset_info: Mapping[str, Any]) -> ResolvedParams:
 def read_dataset_info(workspace: Workspace) -> dict[str, Any]:
     """Contents of ``data/prepared/dataset.json``; :class:`UdcError` if it is missing or damaged."""
     return read_dataset(workspace.prepared)
+
+
+def read_calibration_groups(workspace: Workspace) -> list[dict[str, int]] | None:
+    """Images of each class in each group of the calibration split, from ``manifest.csv``; None if it has no groups."""
+    path = workspace.prepared / "manifest.csv"
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["split"] == "calibration"]
+        return group_counts([row["label"] for row in rows], [row["group"] for row in rows])
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise UdcError(f"{path}: cannot be read ({error!r}); run prepare again (dvc repro -f prepare)") from None
+
+
+def resolve_workspace(params: Params, workspace: Workspace) -> ResolvedParams:
+    """`resolve` with the prepared data of a workspace."""
+    info = read_dataset_info(workspace)
+    needs_groups = params.evaluate.decision in ("recall_floor", "cost_ceiling")
+    return resolve(params, info, read_calibration_groups(workspace) if needs_groups else None)
 
 
 def write_resolved(resolved: ResolvedParams, workspace: Workspace) -> None:
@@ -99,7 +124,7 @@ def load_evaluation_params(workspace: Workspace) -> Params:
 def main() -> None:
     """Run the stage in the current folder."""
     workspace, params = Workspace(), load_params()
-    write_resolved(resolve(params, read_dataset_info(workspace)), workspace)
+    write_resolved(resolve_workspace(params, workspace), workspace)
     if params.data.source != "digits" and (absent := absent_from_copies(Path(params.data.path))):
         logger.warning("data.path: queued experiments will lack the images: %s", absent)
 

@@ -30,7 +30,7 @@ from udc_model.files import Workspace, atomic_folder, only_writer, sha256_of
 from udc_model.model_files.folder import CONFIG, PREPROCESSOR, WEIGHTS
 from udc_model.program import exit_status
 from udc_model.stages.code import STAGES, code_files
-from udc_model.stages.resolve import WITHOUT_EFFECT, load_training_params, read_dataset_info, resolve
+from udc_model.stages.resolve import WITHOUT_EFFECT, load_training_params, read_dataset_info, resolve_workspace
 from udc_model.tracking.delivery import MODEL_SHA256
 from udc_model.tracking.provenance import OUTS, dvc_hash
 from udc_model.tracking.run import StageRun, stage_run
@@ -221,7 +221,7 @@ def main() -> None:
     if options.params:
         params = load_params(options.params)
     elif is_launched():  # by a person, outside DVC: resolved/train.yaml may be older than params.yaml
-        params = resolve(load_params(), read_dataset_info(workspace)).train
+        params = resolve_workspace(load_params(), workspace).train
     else:
         params = load_training_params(workspace)
     train(params, workspace)

@@ -26,12 +26,13 @@ RESTORED = "udc.restored_from"
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """One MLflow run: identity, logged parameters (as text) and last metrics."""
+    """One MLflow run: identity, logged parameters (as text), last metrics, and digests of its data."""
 
     run_id: str
     name: str
     params: Mapping[str, str]
     metrics: Mapping[str, float]
+    data: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -71,7 +72,11 @@ def evaluated_runs() -> list[RecordedRun]:
             output_format="list",
             max_results=50_000,
         )
-    return [RecordedRun(run.info.run_id, run.info.run_name, run.data.params, run.data.metrics) for run in runs]
+    return [
+        RecordedRun(run.info.run_id, run.info.run_name, run.data.params, run.data.metrics,
+                    tuple(sorted({each.dataset.digest for each in (run.inputs.dataset_inputs if run.inputs else ())})))
+        for run in runs
+    ]  # fmt: skip
 
 
 def artifact(run_id: str, name: str, target: Path) -> Path:
