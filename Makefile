@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # MLflow starts seven processes for jobs of language models beside each server. This project has no such jobs.
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
-.PHONY: help setup demo ui test check coverage lint docs package bench clean
+.PHONY: help setup demo ui test check coverage faults lint docs package bench clean
 
 help: ## print this list
 	@echo "Targets:"
@@ -39,6 +39,9 @@ check: lint ## lint, types and the fast tests: two minutes, before each commit
 
 coverage: setup ## coverage of the tests that run in one process; it must not fall
 	@python -m pytest -q -n 2 -m "not pipeline" --cov --cov-report=term:skip-covered
+
+faults: setup ## damage, kill and disturb every command, 2,000 times: an hour; a second call resumes it
+	@python tests/faults/run.py
 
 lint: setup ## check style, format and types
 	@ruff check .
