@@ -82,7 +82,8 @@ class Bench:
         library = self.folder / "libfault.so"
         subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, HERE / "fault.c", "-ldl"], check=True)
         env = os.environ | {"LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src"),
-                            "DVC_NO_ANALYTICS": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}  # fmt: skip
+                            "DVC_NO_ANALYTICS": "true", "MLFLOW_DISABLE_TELEMETRY": "true",
+                            "UDC_SENDER": "off"}  # fmt: skip
         for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "DVC_ROOT"):
             env.pop(name, None)
         self.server = subprocess.Popen([sys.executable, HERE / "server.py"], stdin=subprocess.PIPE,

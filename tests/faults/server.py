@@ -12,7 +12,6 @@ import ctypes
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -24,20 +23,8 @@ import torch
 from udc_model.cli import main
 from udc_model.program import exit_status
 from udc_model.stages import evaluate, prepare, resolve, train  # noqa: F401
-from udc_model.tracking import run
 
 _FAULTS = ctypes.CDLL(os.environ["LD_PRELOAD"])
-_STAND_IN = ["sh", "-c", """echo '{"ready": true}'; exec cat > /dev/null"""]  # a sender that delivers nothing
-
-
-class _Subprocess:
-    """The module `subprocess` for stages, whose senders would take more time than everything else."""
-
-    PIPE = subprocess.PIPE
-
-    @staticmethod
-    def Popen(command, **options):
-        return subprocess.Popen(_STAND_IN, **options)
 
 
 def _run(folder, command):
@@ -53,7 +40,6 @@ def _run(folder, command):
         place, number, log = fault
         _FAULTS.fault_configure(folder.encode(), place and place.encode(), number, log.encode())
         os.environ |= {"FAULT_ROOT": folder, "FAULT_PLACE": place or "", "FAULT_ERRNO": str(number), "FAULT_LOG": log}
-    run.subprocess = _Subprocess
     try:
         if command["arguments"] == ["resolve"]:
             return exit_status(resolve.main)

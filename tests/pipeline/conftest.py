@@ -20,19 +20,38 @@ import pytest
 import yaml
 
 from udc_model.cli import main
-from udc_model.tracking.journal import wait_for_senders
+from udc_model.tracking.journal import pending_journals, wait_for_senders
+from udc_model.tracking.sender import sync
 
 ROOT = Path(__file__).parents[2]
+_READERS = (
+    "show",
+    "promote",
+    "compare",
+    "reproduce",
+    "decide",
+    "experiments",
+    "sweep-report",
+    "tune",
+    "predict",
+)  # of runs
 
 
 @dataclass
 class Project:
-    """A project folder, and the commands of the environment."""
+    """A project folder, and the commands of the environment.
+
+    Stages start no sender unless ``has_senders`` is set: it takes as long as a small stage. What they recorded is
+    delivered in this process before something reads it.
+    """
 
     root: Path
+    has_senders: bool = False
 
     def run(self, *command, check=True, **env):
         """Run a command in the project; returns the completed process with its output as text."""
+        if command[0] == "udc" and command[1] in _READERS:
+            self.deliver()
         done = subprocess.run(command, cwd=self.root, env=self.env(**env), capture_output=True, text=True)
         if check and done.returncode:
             raise AssertionError(f"{command} failed\n{done.stdout}\n{done.stderr}")
@@ -44,6 +63,8 @@ class Project:
         The processes that the command starts (senders, figures, ``dvc``) are real. Each command also runs as a process
         of its own in one test at least.
         """
+        if arguments[0] in _READERS:  # of runs
+            self.deliver()
         with _environment(self.root, self.env(**env)), _output() as (stdout, stderr):
             try:
                 status = main(arguments)
@@ -78,7 +99,8 @@ class Project:
         foreign = ("PYTHONPATH", "VIRTUAL_ENV", "MLFLOW_TRACKING_URI", "MAKEFLAGS", "MAKEOVERRIDES")
         inherited = {key: value for key, value in os.environ.items() if key not in foreign}
         # OMP_WAIT_POLICY: several tests share the cores; waiting threads must not occupy them
-        settings = {"OMP_WAIT_POLICY": "PASSIVE", "MLFLOW_DISABLE_TELEMETRY": "true", "DVC_NO_ANALYTICS": "true"}
+        settings = {"OMP_WAIT_POLICY": "PASSIVE", "MLFLOW_DISABLE_TELEMETRY": "true", "DVC_NO_ANALYTICS": "true",
+                    "UDC_SENDER": "on" if self.has_senders else "off"}  # fmt: skip
         return inherited | {"PATH": path} | settings | changes
 
     @contextmanager
@@ -132,6 +154,14 @@ class Project:
     def wait_for_senders(self):
         """Wait until everything that ended stages have logged is in MLflow."""
         assert wait_for_senders(self.root, timeout=300)
+        self.deliver()
+
+    def deliver(self):
+        """Log in this process what stages without a sender have recorded."""
+        if not self.has_senders and pending_journals(self.root):
+            with _environment(self.root, self.env()), _output():
+                _, errors, _ = sync(self.root)
+            assert errors == {}
 
     def runs(self):
         """All recorded runs, the oldest first."""

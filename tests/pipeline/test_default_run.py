@@ -21,6 +21,7 @@ pytestmark = pytest.mark.pipeline
 def demo(new_project):
     """A project with the default parameters after `dvc repro`; tests do not change its outputs."""
     project = new_project()
+    project.has_senders = True
     project.repro = project.run("dvc", "repro")
     return project
 

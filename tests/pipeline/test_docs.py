@@ -72,6 +72,7 @@ def test_commands_of_other_pages_are_run_by_a_test():
 @pytest.mark.pipeline
 def test_tutorial_from_a_folder_of_images_to_a_decision(new_project):
     project = new_project()
+    project.has_senders = True
     (project.root / ".venv").symlink_to(sys.prefix)
     (project.root / ".venv/.ready").touch()
     commands = [line for block in _blocks(_text(TUTORIAL)) for line in block.splitlines()]
@@ -98,6 +99,7 @@ def test_tutorial_from_a_folder_of_images_to_a_decision(new_project):
 @pytest.mark.pipeline
 def test_experiments_are_run_shared_and_promoted_in_order(by_hand, tmp_path, free_port):
     project = by_hand
+    project.has_senders = True
     home = {"HOME": str(tmp_path)}
     subprocess.run(["git", "init", "-q", "--bare", str(tmp_path / "udc-model.git")], check=True)
     project.run("git", "remote", "add", "origin", str(tmp_path / "udc-model.git"))

@@ -45,6 +45,7 @@ def _runs(prefix, command):
 def project(new_project):
     """A project that is set up: .venv is the environment that runs this test."""
     project = new_project(train={"epochs": 1}, evaluate={"resamples": 100})
+    project.has_senders = True
     (project.root / ".venv").symlink_to(sys.prefix)
     (project.root / ".venv" / ".ready").touch()
     return project

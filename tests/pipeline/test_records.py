@@ -23,6 +23,7 @@ TRIALS = int(os.environ.get("UDC_STUDY_TRIALS", "3"))
 def project(new_project):
     """A project with a committed result of one epoch, and the experiment `slow`."""
     project = new_project(train={"epochs": 1}, evaluate={"resamples": 100})
+    project.has_senders = True
     project.commit_result()
     project.run("dvc", "exp", "run", "-q", "--name", "slow", "-S", "train.learning_rate=0.0001")
     project.reset()

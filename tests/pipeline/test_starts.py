@@ -33,6 +33,7 @@ def _content(run):
 
 def test_queued_experiments_on_two_workers_and_sweep_report(by_hand):
     project = by_hand
+    project.has_senders = True
     refused = project.udc("sweep-report", "train.learning_rate", check=False)
     assert "a sweep needs two values" in refused.stderr
     values = ",".join(map(str, RATES))
@@ -96,6 +97,7 @@ def _queue_status(project):
 
 def test_passwords_of_a_server_are_neither_printed_nor_stored(by_hand, free_port, tmp_path):
     project, store = by_hand, tmp_path / "store"
+    project.has_senders = True
     store.mkdir()
     command = ("mlflow", "server", "--port", str(free_port), "--workers", "1", "--backend-store-uri",
                f"sqlite:///{store / 'server.db'}", "--artifacts-destination", str(store / "files"))  # fmt: skip
@@ -158,6 +160,7 @@ def _gate(port, user, password):
 
 def test_stages_by_udc_with_a_failed_and_a_repeated_evaluation(by_hand):
     project = by_hand
+    project.has_senders = True
     project.run("udc", "prepare")
     project.udc("train")
     config = project.root / "model/config.json"

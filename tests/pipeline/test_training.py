@@ -18,6 +18,7 @@ pytestmark = pytest.mark.pipeline
 def test_killed_repro_resumes_in_its_run_to_the_bits_of_a_temporary_experiment(by_hand):
     """SIGKILL for dvc and the stage; then the same command, and an uninterrupted experiment in a temporary folder."""
     project = by_hand
+    project.has_senders = True
     epochs = 30
     project.set_params(train={"epochs": epochs})
     process = project.start("dvc", "repro", "train")
@@ -78,6 +79,7 @@ def _processes(project, variable):
 def test_two_killed_processes_resume(by_hand):
     """A killed process ends the other. The training run resumes in its MLflow run, to the bits of an unkilled one."""
     project = by_hand
+    project.has_senders = True
     project.set_params(train={"epochs": 30, "processes": 2, "ema_decay": 0.9, "mixup": 0.2})
     project.udc("prepare")
     process = project.start("udc", "train")
@@ -111,6 +113,7 @@ def test_two_killed_processes_resume(by_hand):
 
 def test_interrupted_training_run_resumes(by_hand):
     project = by_hand
+    project.has_senders = True
     project.set_params(train={"epochs": 30})
     project.udc("prepare")
     process = project.start("udc", "train")

@@ -28,6 +28,7 @@ def project(project_at, tmp_path_factory):
         assert "http://127.0.0.1:9" in text
         journal.write_text(text.replace("http://127.0.0.1:9", f"sqlite:///{root / 'mlflow.db'}"), encoding="utf-8")
     project = project_at(root)
+    project.has_senders = True
     project.run("git", "config", "user.name", "Test")
     project.run("git", "config", "user.email", "test@example.org")
     return project

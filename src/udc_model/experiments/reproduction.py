@@ -24,7 +24,7 @@ from udc_model.experiments.names import resolve_run
 from udc_model.experiments.stored import Fetch
 from udc_model.files import Workspace, sha256_of
 from udc_model.tracking.delivery import EVALUATED, MODEL_SHA256, TRAINED_BY
-from udc_model.tracking.journal import wait_for_senders
+from udc_model.tracking.journal import SENDER, wait_for_senders
 from udc_model.tracking.lookup import artifact
 from udc_model.tracking.provenance import COMMIT, DATA, DIRTY, EXPERIMENT_NAME, dvc_hash, provenance
 from udc_model.tracking.store import repository_root
@@ -88,7 +88,7 @@ def reproduce(name: str) -> Reproduction:
             last = "train" if recorded is None else "evaluate"
             _dvc(folder, "repro", "--force", "--no-commit", "--quiet", last, threads=run.data.tags.get(_THREADS))
         finally:
-            wait_for_senders(folder)  # they write into the clone
+            wait_for_senders(folder)  # of version 0.1.0, which does not know UDC_SENDER; they write into the clone
         return _compare(run, recorded, Workspace(folder))
 
 
@@ -284,7 +284,8 @@ def _dvc(folder: Path, *arguments: str, threads: str | None = None) -> str:
     foreign = ("DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "MLFLOW_RUN_ID", "DVC_STAGE")
     env = {key: value for key, value in os.environ.items() if key not in foreign}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', '')}"  # stages run `python`
-    env |= {"DVC_ROOT": str(folder), "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
+    # what the run logs is not read, and the clone is temporary
+    env |= {"DVC_ROOT": str(folder), "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}", SENDER: "off"}
     if threads is not None:
         env["OMP_NUM_THREADS"] = threads
     return _checked([sys.executable, "-m", "dvc", *arguments], folder, env)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import time
 import uuid
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 JOURNALS = Path(".udc") / "tracking"  # under the repository's root: ignored by git, outlives temporary copies
 SENDER_LOG = "sender.log"
+SENDER = "UDC_SENDER"  # environment variable
 _WARNINGS = "warnings.log"
 RUN_ID_PLACEHOLDER = "{{run_id}}"  # in texts logged with fill_run_id; replaced on delivery
 _WRITER_LOCK, _SENDER_LOCK = "writer.lock", "sender.lock"
@@ -185,8 +187,13 @@ def record_warning(root: Path, message: str) -> None:
         out.write(message + "\n")
 
 
+def sender_is_off() -> bool:
+    """Whether stages start no sender, but leave their journals to ``udc sync``."""
+    return os.environ.get(SENDER) == "off"
+
+
 def report_warnings(root: Path) -> None:
-    """Log what senders reported after their stages had ended, and one line if journals are not delivered."""
+    """Log what senders reported after their stages had ended, and one line if they have left journals."""
     recorded = root / JOURNALS / _WARNINGS
     taken = recorded.with_suffix(f".{uuid.uuid4().hex[:8]}")
     with suppress(FileNotFoundError):
@@ -196,7 +203,7 @@ def report_warnings(root: Path) -> None:
         taken.unlink()
     abandoned = [folder for folder in pending_journals(root)
                  if not is_written(folder) and not _is_locked(folder / _SENDER_LOCK)]  # fmt: skip
-    if abandoned:
+    if abandoned and not sender_is_off():
         reason = _last_line(abandoned[-1] / SENDER_LOG)
         logger.warning("%d journal(s) of earlier stages are not delivered to MLflow%s; `udc sync` delivers them",
                        len(abandoned), f" ({reason})" if reason else "")  # fmt: skip

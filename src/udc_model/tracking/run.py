@@ -5,25 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import os
-import select
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 import traceback
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import udc_model
 from udc_model.errors import without_credentials
-from udc_model.tracking.journal import SENDER_LOG, Journal, report_warnings, timestamp
+from udc_model.tracking.journal import Journal, report_warnings, sender_is_off, timestamp
 from udc_model.tracking.model import LOADER
 from udc_model.tracking.provenance import COMMIT, DIRTY, provenance, uncommitted
+from udc_model.tracking.sender_process import SenderProcess
 from udc_model.tracking.store import experiment_name, repository_root, tracking_uri
 
 logger = logging.getLogger(__name__)
@@ -69,26 +66,13 @@ class StageRun:
         }
         self._journal = Journal.create(root, stage, header, key)
         self._messages: dict[str, Any] = {}
-        self._incomplete = b""
-        package = Path(udc_model.__file__).parent.parent
-        # In its own session: it outlives the stage and its process group. It holds neither the stage's output, which
-        # DVC or a shell reads to its end, nor its folder.
-        with (self._journal.folder / SENDER_LOG).open("wb") as log:
-            self._sender = subprocess.Popen(
-                [sys.executable, "-P", "-m", "udc_model.tracking.sender", str(self._journal.folder)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=root, start_new_session=True,
-                env=os.environ | {"DVC_ROOT": str(root), "PYTHONPATH": str(package)},
-            )  # fmt: skip
-        assert self._sender.stdin is not None
-        os.set_blocking(self._sender.stdin.fileno(), False)
+        self._sender = None if sender_is_off() else SenderProcess(self._journal.folder, root)
 
     def _append(self, kind: str, **values: Any) -> None:
         self._journal.append(kind, **values)
-        assert self._sender.stdin is not None
-        # BlockingIOError: the sender is behind and needs no other signal. BrokenPipeError: it has failed.
-        with suppress(BlockingIOError, BrokenPipeError):
-            os.write(self._sender.stdin.fileno(), b"\n")
-        self._read_messages(0)
+        if self._sender is not None:
+            self._sender.notify()
+            self._read_messages(0)
 
     def log_params(self, values: Mapping[str, Any], *, new_only: bool = False) -> None:
         """Log nested parameters under dotted names; lists as JSON."""
@@ -190,15 +174,10 @@ class StageRun:
 
     def _read_messages(self, timeout: float | None) -> bool:
         """Read the sender's messages, waiting at most ``timeout`` seconds for one; returns whether it may send more."""
-        assert self._sender.stdout is not None
-        pipe = self._sender.stdout.fileno()
-        ready, _, _ = select.select([pipe], [], [], timeout)
-        if not ready:
-            return True
-        received = os.read(pipe, 65536)
-        *lines, self._incomplete = (self._incomplete + received).split(b"\n")
-        for line in lines:
-            message = json.loads(line)
+        if self._sender is None:
+            return False
+        messages, may_send_more = self._sender.read_messages(timeout)
+        for message in messages:
             self._messages |= message
             if message.get("warning"):
                 logger.warning("%s", message["warning"])
@@ -207,18 +186,17 @@ class StageRun:
                                trouble, self._journal.folder)  # fmt: skip
             elif trouble is not None:
                 logger.warning("the tracking server %s can be reached again", self._uri)
-        return received != b""
+        return may_send_more
 
     def end(self, status: str) -> None:
         """Log the end of the stage. The sender delivers the rest after the stage has ended."""
         self._append("end", status=status)
         self._journal.close()
         self._wait_for("ready", timeout=_READY_TIMEOUT)  # from then on it needs no file of the stage's folder
-        assert self._sender.stdin is not None
-        assert self._sender.stdout is not None
-        self._sender.stdin.close()
-        self._sender.stdout.close()
-        if self._messages.get("trouble") or self._sender.poll() not in (None, 0):
+        if self._sender is None:
+            return
+        self._sender.release()
+        if self._messages.get("trouble") or self._sender.has_failed():
             logger.warning("part of this run is not logged to MLflow yet; `udc sync` logs it (stored in %s)",
                            self._journal.folder)  # fmt: skip
 
@@ -226,7 +204,7 @@ class StageRun:
         """Name and id of the run, if they are known already."""
         if run_id := self._messages.get("run_id"):
             return f"{self._messages.get('name')} ({run_id})"
-        return "logged in the background (udc show)"
+        return "stored for MLflow (udc sync)" if self._sender is None else "logged in the background (udc show)"
 
 
 @contextmanager
