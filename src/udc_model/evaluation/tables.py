@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from udc_model.config import EvaluateParams
 from udc_model.data.packed import PackedSplit, group_indices
 from udc_model.decisions.calibration import Calibration
-from udc_model.decisions.decision import clopper_pearson_bound
 from udc_model.decisions.policy import Decisions, Policy
 from udc_model.errors import UdcError
 from udc_model.evaluation.curves import (
@@ -26,7 +25,7 @@ from udc_model.evaluation.curves import (
     reliability,
 )
 from udc_model.evaluation.evidence import few_mistakes_of
-from udc_model.evaluation.intervals import Intervals, metric_intervals
+from udc_model.evaluation.intervals import Intervals, metric_intervals, share_interval
 from udc_model.evaluation.metrics import Indices, Metrics, Scored, Terms, agreement_metrics, cost_metrics, split_metrics
 
 _LOGIT = "logit_"
@@ -218,21 +217,14 @@ def per_class_table(targets: Indices, decided: Indices, classes: list[str]) -> p
 
 
 def recall_intervals(scored: Scored, confidence: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Low and high end, (K,) each, of the two-sided interval of each class's recall (Clopper and Pearson 1934).
-
-    Images of one group count as one, which errs on the side of too long an interval.
-    """
-    k, targets = scored.num_classes, scored.targets
-    support = np.bincount(targets, minlength=k)
-    share = np.bincount(targets[targets == scored.decided], minlength=k) / np.maximum(support, 1)
-    units = support
-    if scored.groups is not None:
-        units = np.bincount(np.unique(np.column_stack([targets, scored.groups]), axis=0)[:, 0], minlength=k)
-    one_sided = (1 + confidence) / 2
-    hits, misses = (np.floor(np.round(part * units, 6)).astype(int) for part in (share, 1 - share))
-    low, high = (np.array([clopper_pearson_bound(int(count), int(n), one_sided) for count, n in
-                 zip(counts, units, strict=True)], dtype=float) for counts in (hits, misses))  # fmt: skip
-    return low, 1 - high
+    """Low and high end, (K,) each, of the interval of each class's recall; see `share_interval`."""
+    ends = []
+    for k in range(scored.num_classes):
+        is_class = scored.targets == k
+        groups = None if scored.groups is None else scored.groups[is_class]
+        ends.append(share_interval(scored.decided[is_class] == k, groups, confidence))
+    low, high = np.array(ends).T
+    return low, high
 
 
 def cost_by_pair(scored: Scored, classes: list[str], outcomes: list[str]) -> pd.DataFrame:
