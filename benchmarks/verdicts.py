@@ -31,12 +31,12 @@ from udc_model.evaluation.comparison import cost_test
 COLUMNS = ("question", "setting", "images", "group", "draws", "share", "allowed", "not_proved")
 CLASSES = ["benign", "melanoma", "carcinoma"]
 MATRIX = np.array([[0.0, 1.0, 1.0], [4.0, 0.0, 2.0], [3.0, 2.0, 0.0]])
-FLOORS: dict[str, dict[str, Any]] = {
+GUARANTEES: dict[str, dict[str, Any]] = {
     "one class": {"recall_floor": {"class": "melanoma", "floor": 0.88}},
     "a set": {"recall_floor": {"class": ["melanoma", "carcinoma"], "floor": 0.95}},
     "two floors": {"recall_floor": [{"class": ["melanoma", "carcinoma"], "floor": 0.94},
                                     {"class": "melanoma", "floor": 0.82}]},
-    "cost ceiling": {"cost_ceiling": {"ceiling": 0.34}},
+    "cost ceiling": {"cost_ceiling": {"ceiling": 0.35}},
 }  # fmt: skip
 
 
@@ -52,10 +52,8 @@ def main() -> None:
             for kind in ("equal, exchangeable", "equal, B loses rarely", "B makes 30% fewer mistakes"):
                 verdicts(table, options.draws, n, rate, kind)
     for size, n in ((1, 900), (6, 1800)):
-        for name in FLOORS:
-            guarantees(table, options.draws, n, size, name, "temperature")
-        for name in ("one class", "cost ceiling"):
-            guarantees(table, options.draws, n, size, name, "isotonic")
+        for name in GUARANTEES:
+            guarantees(table, options.draws, 2 * n if name == "cost ceiling" else n, size, name)
     print(pd.DataFrame(table.rows).to_string(index=False))  # noqa: T201
 
 
@@ -95,18 +93,17 @@ def population(rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[n
     return 2.0 * log_softmax(1.6 * (seen + 1.6 * np.eye(3)[y]) + np.log(shares), axis=1), y
 
 
-def guarantees(table: ResultsTable, draws: int, n: int, size: int, name: str, calibration: str) -> None:
+def guarantees(table: ResultsTable, draws: int, n: int, size: int, name: str) -> None:
     """Share of the fitted policies that violate what they guarantee."""
-    setting = f"{name}, calibration {calibration}"
-    if table.has(question="guarantee violated", setting=setting, images=n, group=size, draws=draws):
+    if table.has(question="guarantee violated", setting=name, images=n, group=size, draws=draws):
         return
     decision = "cost_ceiling" if name == "cost ceiling" else "recall_floor"
     costs = {"matrix": MATRIX.tolist(), "preset": "uniform"} | ({"refer": 0.5} if decision == "cost_ceiling" else {})
-    evaluate = FLOORS[name] | {"decision": decision, "calibration": calibration}
+    evaluate = GUARANTEES[name] | {"decision": decision}
     params = Params.model_validate({"costs": costs, "evaluate": evaluate})
     (logits, y), rng = population(np.random.default_rng(0)), np.random.default_rng(n)
     violated = not_proved = 0
-    for _ in tqdm(range(draws), desc=f"{setting}, groups of {size}", disable=None, leave=False):
+    for _ in tqdm(range(draws), desc=f"{name}, groups of {size}", disable=None, leave=False):
         drawn = (rng.integers(0, len(y) // size, n // size)[:, None] * size + np.arange(size)).ravel()
         groups = None if size == 1 else np.arange(n) // size
         try:
@@ -116,7 +113,7 @@ def guarantees(table: ResultsTable, draws: int, n: int, size: int, name: str, ca
             continue
         violated += is_violated(policy, logits, y)
     allowed = f"{binom.ppf(0.99, draws, 0.05) / draws:.3f}"
-    table.append("guarantee violated", setting, n, size, draws, violated / draws, allowed, not_proved)
+    table.append("guarantee violated", name, n, size, draws, violated / draws, allowed, not_proved)
 
 
 def is_violated(policy: Policy, logits: NDArray[np.float64], y: NDArray[np.intp]) -> bool:

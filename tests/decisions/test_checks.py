@@ -64,7 +64,7 @@ def test_one_error_lists_all_findings():
     with pytest.raises(UdcError) as error:
         check_data(params, ["bad", "mild"], {"bad": 20, "mild": 1})
     assert str(error.value).splitlines() == [
-        "9 parameters or class names do not fit the data:",
+        "10 parameters or class names do not fit the data:",
         "  model.num_labels: is 3, but the data has 2 classes",
         "  costs.entries.0.true: the data has no class 'Mild'; did you mean 'mild'?",
         "  costs.entries.0.predicted: the data has no class 'x'",
@@ -77,11 +77,13 @@ def test_one_error_lists_all_findings():
         "  evaluate.recall_floor: a recall of 0.9 of bad at confidence 0.95 needs at least 29 of its images in the "
         "calibration split, which has 20: 9 more are needed. Raise data.splits.calibration, or lower the floor or the "
         "confidence",
+        "  evaluate.calibration: auto fits the calibration split so closely that recall_floor cannot be proved on the "
+        "same images; set temperature or none",
         "the classes of the data are: bad, mild",
     ]
-    with pytest.raises(UdcError, match=r"^7 parameters or class names"):  # prepare does not know the splits yet
+    with pytest.raises(UdcError, match=r"^8 parameters or class names"):  # prepare does not know the splits yet
         check_classes(params, ["bad", "mild"])
-    with pytest.raises(UdcError, match=r"^8 parameters or class names"):  # udc decide has no model
+    with pytest.raises(UdcError, match=r"^9 parameters or class names"):  # udc decide has no model
         check_policy(params.evaluate, params.costs, ["bad", "mild"], {"bad": 20, "mild": 1})
 
 

@@ -1,6 +1,7 @@
 """Floors of recall and ceilings of cost: their tests against exact ones, their guarantee, and their cost."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from udc_model.decisions.guarantees import (
     with_surcharges,
 )
 from udc_model.decisions.matrix import with_referral
-from udc_model.decisions.policy import Policy, fit_policy
+from udc_model.decisions.policy import Policy, fit_guarantee, fit_policy
 from udc_model.errors import UdcError
 
 COSTS = np.array([[0.0, 1.0, 4.0], [2.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
@@ -239,3 +240,35 @@ def test_policy_files_of_one_floor_are_unchanged(tmp_path):
     p = np.array([[0.89, 0.11], [0.93, 0.07]])
     assert policy.decide(p).tolist() == [1, 0]  # costs of 1 and 10: the threshold is 1 / 11
     assert policy.guarantee == "recall of b at least 0.9 at confidence 0.95"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"decision": "recall_floor", "recall_floor": [{"class": ["a", "z"], "floor": 0.9, "confidence": 0.95,
+                                                        "surcharge": 1.0}]}, "'z' is none of the classes"),
+        ({"decision": "recall_floor", "recall_floor": []}, "recall_floor"),
+        ({"decision": "cost_ceiling"}, "cost_ceiling: is set exactly if decision is cost_ceiling"),
+        ({"decision": "cost_ceiling", "cost_ceiling": {"ceiling": 0.2, "confidence": 0.95, "threshold": 0.4}},
+         "refer: must be a number"),
+    ],
+)  # fmt: skip
+def test_damaged_guarantees_in_policy_files(tmp_path, fields, message):
+    values = {"classes": ["a", "b"], "class_costs": [[0, 1], [1, 0]], "calibration": {"method": "none"}} | fields
+    (tmp_path / "policy.json").write_text(json.dumps(values))
+    with pytest.raises(UdcError, match=message):
+        Policy.load(tmp_path / "policy.json")
+
+
+def test_a_guarantee_is_fitted_again_under_other_costs(rng):
+    """As `udc compare A B --costs A` does."""
+    sample = _sample(rng, 1200, 6)
+    logits = np.log(sample.probabilities)
+    floors = [{"class": "b", "floor": 0.8, "confidence": 0.9}]
+    policy = Policy(["a", "b", "c"], COSTS.tolist(), "recall_floor", recall_floor=floors)
+    first = fit_guarantee(policy, logits, sample.targets, sample.groups)
+    second = fit_guarantee(replace(policy, class_costs=(10 * COSTS).tolist()), logits, sample.targets, sample.groups)
+    assert second.recall_floor[0]["surcharge"] == pytest.approx(10 * first.recall_floor[0]["surcharge"])
+    ceiling = Policy(["a", "b", "c"], COSTS.tolist(), "cost_ceiling", cost_ceiling={"ceiling": 1.0, "confidence": 0.9})
+    with pytest.raises(UdcError, match=r"^evaluate\.cost_ceiling: needs costs\.refer"):
+        fit_guarantee(ceiling, logits, sample.targets, sample.groups)

@@ -17,7 +17,7 @@ from udc_model.decisions.policy import Policy
 from udc_model.evaluation.figures import FigureCache, draw_figures
 from udc_model.evaluation.report import costs_digest, render_report
 from udc_model.evaluation.report_images import sheet_uri, thumbnail_uri
-from udc_model.evaluation.tables import write_split
+from udc_model.evaluation.tables import read_warnings, write_split
 from udc_model.files import Workspace
 from udc_model.stages.train import training_params
 
@@ -210,3 +210,10 @@ def test_the_digest_of_costs_tells_other_costs_apart():
     others = (Policy(["a", "b"], [[0, 2], [1, 0]]), Policy(["a", "b"], [[0, 1], [1, 0]], refer=0.5),
               Policy(["a", "b"], [[0, 1], [1, 0]], deployment_prior=[0.1, 0.9]))  # fmt: skip
     assert len({costs_digest(each) for each in (a, *others)}) == 4
+
+
+def test_figures_that_rest_on_few_mistakes_are_marked(tmp_path, rng):
+    workspace = evaluated(tmp_path, rng, ["a", "b", "c"])
+    (warning,) = read_warnings(workspace.evaluation / "test")
+    assert re.fullmatch(r"(no|only \d) mistakes? in 12 images; in truth up to .*% of the images may be .*", warning)
+    assert f"Test split: {warning}." in text_of(render(workspace, ["a", "b", "c"]))

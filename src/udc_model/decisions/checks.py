@@ -20,6 +20,7 @@ from udc_model.decisions.matrix import (
     list_classes,
     no_class,
     prior_problems,
+    proof_problems,
     refer_problems,
     with_referral,
 )
@@ -149,7 +150,7 @@ def policy_problems(
         problems += _count_problems(evaluate, classes, calibration_counts)
         if not unfit:
             problems += _unproved(evaluate, costs, classes, calibration_counts, calibration_groups)
-    return [*problems, *unfit]
+    return [*problems, *unfit, *proof_problems(evaluate)]
 
 
 def _count_problems(

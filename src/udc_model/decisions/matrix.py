@@ -115,6 +115,14 @@ def guarantee_problems(evaluate: EvaluateParams, costs: CostParams, classes: Seq
     return problems
 
 
+def proof_problems(evaluate: EvaluateParams) -> list[str]:
+    """That the calibration is fitted too closely to the images that the guarantee is proved on."""
+    if evaluate.decision not in ("recall_floor", "cost_ceiling") or evaluate.calibration in ("none", "temperature"):
+        return []
+    return [f"evaluate.calibration: {evaluate.calibration} fits the calibration split so closely that "
+            f"{evaluate.decision} cannot be proved on the same images; set temperature or none"]  # fmt: skip
+
+
 def refer_problems(params: CostParams, classes: Sequence[str]) -> list[str]:
     """That a class has the name of the decision to refer an image, if referral is available."""
     if params.refer is None or REFER not in classes:

@@ -22,6 +22,7 @@ from udc_model.decisions.matrix import (
     cost_matrix,
     guarantee_problems,
     list_classes,
+    proof_problems,
     refer_problems,
     with_referral,
 )
@@ -262,7 +263,7 @@ def _with_guarantee(
     groups: NDArray[np.integer] | None,
 ) -> Policy:
     """The policy with the fitted surcharge or threshold, if the decision has a guarantee."""
-    if problems := guarantee_problems(evaluate, costs, policy.classes):
+    if problems := [*guarantee_problems(evaluate, costs, policy.classes), *proof_problems(evaluate)]:
         raise UdcError("\n".join([*problems, f"the classes of the data are: {list_classes(policy.classes)}"]))
     if evaluate.decision == "recall_floor":
         stated = [{"class": each.name, "floor": each.floor, "confidence": each.confidence}
