@@ -28,12 +28,12 @@ description of a run has its result and what was changed.
 _VIEW = "udc"
 _VIEW_TAG = f"mlflow.sharedViewState.{_VIEW}"
 _COST = "metrics.`test/mean_cost`"
-_COLUMNS = {  # widths in pixels, in this order
-    "attributes.`Run Name`": 190,
-    _COST: 100,
-    f"tags.`{COST_INTERVAL}`": 130,
+_COLUMNS = {  # widths in pixels, in this order; the digest must be in sight, or runs under other costs seem comparable
+    "attributes.`Run Name`": 170,
+    _COST: 95,
+    f"tags.`{COST_INTERVAL}`": 120,
+    "params.`costs.digest`": 90,
     f"tags.`{CHANGED}`": 260,
-    "params.`costs.digest`": 100,
     "metrics.`test/accuracy`": 100,
     "metrics.`test/normalised_cost`": 100,
 }
