@@ -6,8 +6,6 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := src
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
-# MLflow starts seven processes for jobs of language models beside each server. This project has no such jobs.
-export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
 .PHONY: help setup demo ui test check coverage faults lint docs package bench clean
 
@@ -29,7 +27,7 @@ demo: setup ## train on the embedded digits, from images to a recorded model
 	@udc summary
 
 ui: setup ## compare runs in the browser
-	@mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db --port $(PORT)
+	@udc ui --port $(PORT)
 
 test: setup ## run all tests
 	@python -m pytest -n 3 --dist loadfile --no-loadscope-reorder

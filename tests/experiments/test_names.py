@@ -9,9 +9,9 @@ import pytest
 
 from udc_model.errors import UdcError
 from udc_model.experiments.names import resolve_name, resolve_run
-from udc_model.tracking.delivery import EVALUATED
-from udc_model.tracking.provenance import EXPERIMENT_NAME, OUTS, dvc_hash
+from udc_model.tracking.provenance import dvc_hash
 from udc_model.tracking.store import open_store
+from udc_model.tracking.tags import EVALUATED, EXPERIMENT_NAME, OUTS
 
 
 @pytest.fixture

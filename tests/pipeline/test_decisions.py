@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from udc_model.evaluation.tables import read_metrics
-from udc_model.tracking.links import EXPERIMENT_COMMIT, LINKED
+from udc_model.tracking.tags import EXPERIMENT_COMMIT, LINKED, TRAINED_BY
 
 pytestmark = pytest.mark.pipeline
 
@@ -82,12 +82,16 @@ def test_evaluate_predict_and_the_served_model_decide_equally(shapes):
 def test_metrics_intervals_figures_and_the_report_are_logged(shapes):
     run = shapes.runs()[0]
     metrics = read_metrics(shapes.root / "evaluation/test/metrics.csv")
+    client = shapes.client()
+    logged = json.loads(Path(client.download_artifacts(run.info.run_id, "metrics_with_intervals.json")).read_text())
+    table = pd.DataFrame(logged["data"], columns=logged["columns"]).set_index(["split", "metric"])
     for name in ("mean_cost", "cost_saved", "recall/bar", "referral_rate", "roc_auc"):
         assert run.data.metrics[f"test/{name}"] == pytest.approx(metrics[name])
-        low, high = (run.data.metrics[f"interval/test/{name}_{end}"] for end in ("low", "high"))
-        assert low <= metrics[name] <= high
+        value, low, high = table.loc[("test", name)]
+        assert low <= value <= high
+        assert value == pytest.approx(metrics[name])
+    assert len(run.data.metrics) <= 40
     assert metrics["mean_cost"] == json.loads((shapes.root / "metrics.json").read_text())["test"]["mean_cost"]
-    client = shapes.client()
     names = {item.path for item in client.list_artifacts(run.info.run_id, "evaluation/test")}
     figures = ("confusion_matrix", "confusion_shares", "confusion_cost", "recall_by_class", "reliability", "cost_curve",
                 "referral", "roc", "precision_recall", "costliest_mistakes")  # fmt: skip
@@ -143,8 +147,8 @@ def test_an_evaluation_parameter_does_not_rerun_train_and_creates_a_run(shapes, 
     assert run.info.run_name == "second"
     assert run.data.params["evaluate.decision"] == "argmax"
     assert run.data.params["train.epochs"] == "2"
-    assert "train/train_loss" in run.data.metrics
-    assert run.data.tags["udc.trained_by"] in before
+    assert "training/train_loss" in run.data.metrics
+    assert run.data.tags[TRAINED_BY] in before
     for run_id, old in before.items():
         again = next(run for run in shapes.runs() if run.info.run_id == run_id)
         assert _without_links(again) == _without_links(old)

@@ -86,7 +86,7 @@ def test_one_run_has_parameters_metrics_data_and_artifacts(demo):
     assert run.data.params["costs.preset"] == "absolute_difference"
     assert "model.convnext.depths" not in run.data.params
     assert run.data.metrics["test/accuracy"] == _metrics(demo)["test"]["accuracy"]
-    epochs = client.get_metric_history(run.info.run_id, "epoch/validation_log_loss")
+    epochs = client.get_metric_history(run.info.run_id, "training/validation_log_loss")
     assert [point.step for point in epochs] == list(range(1, 16))
     commit = demo.run("git", "rev-parse", "HEAD").stdout.strip()
     assert run.data.tags["mlflow.source.git.commit"] == commit
@@ -205,6 +205,6 @@ def test_train_py_with_a_json_config(demo):
     assert metrics["test"]["accuracy"] >= 0.97
     assert json.loads((folder / "model/config.json").read_text())["model_type"] == "convnext"
     weights = (demo.root / "model/model.safetensors").read_bytes()
-    assert hashlib.sha256(weights).hexdigest() == demo.runs()[0].data.tags["udc.model_sha256"]  # untouched
+    assert hashlib.sha256(weights).hexdigest() == demo.runs()[0].data.tags["mlflow.udc.model_sha256"]  # untouched
     done = demo.udc("predict", "--json", "--root", "results/convnext_example", "data/samples/1.png")
     assert json.loads(done.stdout)[0]["class"] == "1"

@@ -40,7 +40,7 @@ def test_convnext_by_one_parameter_is_shown_and_equal_in_another_clone(project, 
         assert "  model.model_type: resnet -> convnext\n" in done.stderr
     assert _results(copy) == _results(project)
     run = project.runs()[-1]
-    assert run.info.run_name == run.data.tags["dvc.exp_name"] == "convnext"
+    assert run.info.run_name == run.data.tags["mlflow.udc.experiment"] == "convnext"
     assert run.data.params["model.model_type"] == "convnext"
     assert run.info.status == "FINISHED"
     shown = list(csv.DictReader(io.StringIO(project.run("dvc", "exp", "show", "--csv").stdout)))
@@ -119,17 +119,17 @@ def test_mlflow_run_gives_one_run(by_hand, outside):
     assert len(runs) == 1
     run = runs[0]
     assert run.info.status == "FINISHED"
-    assert run.info.run_name == run.data.tags["dvc.exp_name"]
+    assert run.info.run_name == run.data.tags["mlflow.udc.experiment"]
     assert run.data.params["model.model_type"] == "convnext"
     assert run.data.params["train.epochs"] == "1"
     assert "test/accuracy" in run.data.metrics
-    assert "epoch/train_loss" in run.data.metrics
+    assert "training/train_loss" in run.data.metrics
     # from another folder, by a file URI, up to one stage; the store is in the caller's folder
     outside.run("mlflow", "run", f"file://{project.root}", "-e", "train", "--env-manager", "local",
                 "-P", "train.epochs=2", "-P", "data.image_size=24")  # fmt: skip
     (trained,) = outside.runs()
     assert (trained.info.status, trained.data.params["train.epochs"]) == ("FINISHED", "2")
-    assert "epoch/train_loss" in trained.data.metrics
+    assert "training/train_loss" in trained.data.metrics
     assert "test/accuracy" not in trained.data.metrics
     assert len(project.runs()) == 1
     assert json.loads((project.root / "data/prepared/dataset.json").read_text())["preprocessing"]["size"] == 24

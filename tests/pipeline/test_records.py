@@ -11,6 +11,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from udc_model.tracking.pages import address
+
 pytestmark = pytest.mark.pipeline
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -64,10 +66,15 @@ def test_promote_makes_a_model_champion_only_if_costs_are_significantly_lower(pr
     refused = project.udc("promote", "slow", "--as", "digits", check=False)
     assert refused.returncode == 1
     assert "not champion" in refused.stdout
+    assert "error" not in refused.stdout + refused.stderr
     client = project.client()
     assert client.get_model_version_by_alias("digits", "champion").run_id == first
+    description = client.get_model_version("digits", "2").description
+    assert description.startswith("**Champion** when it was promoted: test mean cost ")
+    assert "**Test cost " in description
+    assert "`champion` is the version to deploy" in client.get_registered_model("digits").description
     assert str(client.get_model_version_by_alias("digits", "challenger").version) == "1"
-    assert json.loads(client.get_model_version("digits", "1").tags["udc.comparison"])["p_value"] < 0.05
+    assert json.loads(client.get_model_version("digits", "1").tags["mlflow.udc.comparison"])["p_value"] < 0.05
     model = mlflow.pyfunc.load_model("models:/digits@champion")
     assert model.metadata.run_id == first
 
@@ -91,19 +98,40 @@ def _screenshot(page, name):
 
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium on this machine (apt install chromium)")
-def test_mlflow_page_compares_two_runs(project, free_port, page):
-    """In a real browser: names, parameters, metrics and confusion matrices."""
+def test_mlflow_page_shows_result_changes_and_confusion_matrices(project, free_port, page):
+    """In a real browser with a new profile, from the address that `udc ui` prints."""
     runs = [run for run in project.runs() if run.data.params["train.learning_rate"] in ("0.003", "0.0001")]
-    experiment = runs[0].info.experiment_id
-    query = urllib.parse.urlencode({"runs": json.dumps([run.info.run_id for run in runs]),
-                                    "experiments": json.dumps([experiment])})  # fmt: skip
-    command = ("mlflow", "server", "--port", str(free_port), "--workers", "1", "--backend-store-uri",
-               f"sqlite:///{project.root / 'mlflow.db'}")  # fmt: skip
-    with project.server(*command, ready=f"http://127.0.0.1:{free_port}/health"):
-        page.goto(f"http://127.0.0.1:{free_port}/#/compare-runs?{query}")
+    slow = next(run for run in runs if run.info.run_name == "slow")
+    server = f"http://127.0.0.1:{free_port}"
+    with project.server("udc", "ui", "--port", str(free_port), ready=f"{server}/health"):
+        page.set_viewport_size({"width": 1400, "height": 900})
+        page.goto(address(server, slow.info.experiment_id))
+        for text in ("Model training", "test/mean_cost", slow.data.tags["cost interval"]):
+            page.get_by_text(text, exact=True).first.wait_for()
+        assert "train.learning_rate=0.0001" in slow.data.tags["changed"]
+        _screenshot(page, "runs")
+        page.get_by_text("slow", exact=True).first.click()
+        result = page.get_by_text(f"Test cost {slow.data.metrics['test/mean_cost']:.4f} an image")
+        result.wait_for()
+        paragraph = result.locator("xpath=..")
+        assert slow.data.tags["cost interval"] in paragraph.inner_text()
+        box = paragraph.bounding_box()
+        assert box["y"] + box["height"] < 900  # visible without scrolling
+        _screenshot(page, "run")
+        page.goto(address(server, slow.info.experiment_id) + "&compareRunsMode=CHART")
+        images = page.locator("img[src*=confusion_matrix]").filter(visible=True)
+        images.nth(1).wait_for()
+        boxes = [images.nth(k).bounding_box() for k in range(2)]
+        assert boxes[0]["y"] == boxes[1]["y"]  # side by side
+        assert boxes[0]["y"] + boxes[0]["height"] < 900  # visible without scrolling
+        matches = {re.search(r"run_uuid=(\w+)", images.nth(k).get_attribute("src")) for k in range(images.count())}
+        _screenshot(page, "charts")
+        query = {"runs": json.dumps([run.info.run_id for run in runs]),
+                 "experiments": json.dumps([slow.info.experiment_id])}  # fmt: skip
+        page.goto(f"{server}/#/compare-runs?{urllib.parse.urlencode(query)}")
         page.get_by_text("Comparing 2 Runs from 1 Experiment").wait_for()
-        for name in (*(run.info.run_name for run in runs), "train.learning_rate", "epoch/validation_log_loss"):
-            page.get_by_text(name, exact=True).first.wait_for()
+        for name in (*(run.info.run_name for run in runs), "train.learning_rate", "test/mean_cost"):
+            page.get_by_text(name, exact=True).filter(visible=True).first.wait_for()
         page.get_by_label("Close").first.click()  # the assistant covers the list of files
         page.reload()
         page.locator("[artifact-name='confusion_matrix.png']").click()
@@ -112,16 +140,6 @@ def test_mlflow_page_compares_two_runs(project, free_port, page):
         assert len({shown.nth(k).get_attribute("src") for k in range(shown.count())}) == 2
         shown.first.scroll_into_view_if_needed()
         _screenshot(page, "compare")
-        page.goto(f"http://127.0.0.1:{free_port}/#/experiments/{experiment}/runs?compareRunsMode=CHART")
-        search = page.get_by_placeholder("Search metric charts")
-        for name in ("test/mean_cost", "validation/accuracy"):
-            search.fill(name)
-            page.get_by_text(name, exact=True).first.wait_for()
-        search.fill("confusion_matrix")
-        images = page.locator("img[src*=confusion_matrix]")
-        images.nth(1).wait_for()
-        matches = {re.search(r"run_uuid=(\w+)", images.nth(k).get_attribute("src")) for k in range(images.count())}
-        _screenshot(page, "charts")
     assert {match[1] for match in matches if match} == {run.info.run_id for run in runs}
 
 
@@ -137,7 +155,7 @@ def test_a_killed_study_is_resumed(by_hand):
     table = project.run(*command).stdout.splitlines()
     assert len([line for line in table if "complete" in line or "pruned" in line]) == TRIALS
     runs = project.runs()
-    (parent,) = [run for run in runs if run.data.tags.get("udc.study") == "s"]
+    (parent,) = [run for run in runs if run.data.tags.get("study") == "s"]
     trials = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert sorted(run.info.run_name for run in trials) == [f"s-{k}" for k in range(TRIALS)]
     assert len({run.data.params["train.learning_rate"] for run in trials}) == TRIALS

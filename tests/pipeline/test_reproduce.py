@@ -1,6 +1,7 @@
 """`udc reproduce`: uncommitted changes, registered models, changed and missing data."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -28,7 +29,7 @@ def test_a_convnext_with_uncommitted_changes_is_reproduced_by_its_registered_mod
     assert loop.read_text() != code
     project.run("dvc", "repro", "-q")
     (run,) = project.runs()
-    assert run.data.tags["udc.git_dirty"] == "true"
+    assert run.data.tags["mlflow.udc.git_dirty"] == "true"
     project.udc("promote", run.info.run_id, "--as", "shapes")
     project.run("git", "checkout", "-q", ".")
     status = project.run("git", "status", "--porcelain", "--untracked-files=no").stdout
@@ -36,7 +37,7 @@ def test_a_convnext_with_uncommitted_changes_is_reproduced_by_its_registered_mod
     assert done.stdout.startswith(f"identical: run {run.info.run_id}")
     assert len(project.runs()) == 1  # nothing is recorded
     checked = project.udc("reproduce", "--check", run.info.run_id).stdout.splitlines()
-    recorded = json.loads(run.data.tags["dvc.data"])["data/raw/shapes"]
+    recorded = json.loads(run.data.tags["mlflow.udc.data"])["data/raw/shapes"]
     assert checked[1] == f"  data: data/raw/shapes, in {project.root}/data/raw/shapes, DVC hash {recorded} as recorded"
     assert project.run("git", "status", "--porcelain", "--untracked-files=no").stdout == status
 
@@ -45,7 +46,10 @@ def test_a_convnext_with_uncommitted_changes_is_reproduced_by_its_registered_mod
         *images, last = sorted(folder.iterdir())
         for image in images[::2]:
             image.write_bytes(last.read_bytes())
-    project.client().set_tag(run.info.run_id, "udc.version.numpy", "1.0")
+    client = project.client()
+    environment = json.loads(Path(client.download_artifacts(run.info.run_id, "environment/train.json")).read_text())
+    environment["versions"]["numpy"] = "1.0"
+    client.log_text(run.info.run_id, json.dumps(environment), "environment/train.json")
     changed = project.udc("reproduce", run.info.run_id, check=False)
     assert changed.returncode == 1
     differences, _, changes = changed.stdout.partition("changed since the run:")

@@ -179,5 +179,5 @@ def test_stages_by_udc_with_a_failed_and_a_repeated_evaluation(by_hand):
     project.run("udc", "evaluate")
     again = {run.info.run_id: run for run in project.runs()}
     (new,) = set(again) - set(before)
-    assert again[new].data.tags["udc.trained_by"] in before
+    assert again[new].data.tags["mlflow.udc.trained_by"] in before
     assert {key: _content(again[key]) for key in before} == before  # no run changes after its end

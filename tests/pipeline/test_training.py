@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from udc_model.tracking.lookup import environment
+
 pytestmark = pytest.mark.pipeline
 
 
@@ -30,7 +32,7 @@ def test_killed_repro_resumes_in_its_run_to_the_bits_of_a_temporary_experiment(b
     (run,) = project.runs()
     assert run.info.status == "FINISHED"
     assert "test/mean_cost" in run.data.metrics
-    for name in ("epoch/validation_log_loss", "epoch/images_per_second"):
+    for name in ("training/validation_log_loss", "training/images_per_second"):
         points = project.client().get_metric_history(run.info.run_id, name)
         assert [point.step for point in sorted(points, key=lambda point: point.step)] == list(range(1, epochs + 1))
     assert not list(project.root.glob(".udc/checkpoints/*/*"))
@@ -44,8 +46,8 @@ def test_killed_repro_resumes_in_its_run_to_the_bits_of_a_temporary_experiment(b
     first, second = project.runs()
     assert (second.info.status, second.info.run_name) == ("FINISHED", "temporary")
     assert not list((project.root / ".udc/tracking").glob("*/journal.jsonl"))
-    assert second.data.tags["udc.evaluated"] == "true"
-    assert second.data.tags["udc.model_sha256"] == first.data.tags["udc.model_sha256"]
+    assert second.data.tags["mlflow.udc.evaluated"] == "true"
+    assert second.data.tags["mlflow.udc.model_sha256"] == first.data.tags["mlflow.udc.model_sha256"]
     assert "test/mean_cost" in second.data.metrics
     names = {item.path for item in project.client().list_artifacts(second.info.run_id)}
     assert {"evaluation", "model", "training", "images", "params.yaml", "report.html"} <= names
@@ -102,13 +104,15 @@ def test_two_killed_processes_resume(by_hand):
     done = project.run("udc", "train")
     assert "resuming " in done.stderr
     (run,) = project.runs()
-    assert run.data.tags["udc.processes"] == "2"
+    assert environment(run)["processes"] == "2"
     assert list(pd.read_csv(project.root / "training/curves.csv")["epoch"]) == list(range(1, 31))
     # without a kill, started by torchrun
     project.run("torchrun", "--standalone", "--nproc-per-node", "2", "-m", "udc_model.stages.train",
                 OMP_NUM_THREADS="1")  # fmt: skip
-    assert [run.data.tags["udc.processes"] for run in project.runs()] == ["2", "2"]
-    assert {other.data.tags["udc.model_sha256"] for other in project.runs()} == {run.data.tags["udc.model_sha256"]}
+    assert [environment(run)["processes"] for run in project.runs()] == ["2", "2"]
+    assert {other.data.tags["mlflow.udc.model_sha256"] for other in project.runs()} == {
+        run.data.tags["mlflow.udc.model_sha256"]
+    }
 
 
 def test_interrupted_training_run_resumes(by_hand):
@@ -143,7 +147,7 @@ def test_pruned_training_run_is_killed_and_leaves_no_outputs(by_hand):
     assert not list(project.root.glob(".udc/checkpoints/*"))
     (run,) = project.runs()
     assert run.info.status == "KILLED"
-    assert run.data.tags["udc.pruned"] == message
+    assert run.data.tags["pruned"] == message
     assert not list(project.client().list_artifacts(run.info.run_id, "error"))
 
 

@@ -16,7 +16,7 @@ import pytest
 import udc_model
 from udc_model.errors import UdcError
 from udc_model.tracking import delivery
-from udc_model.tracking.delivery import MODEL_SHA256, TRAINED_BY, Delivery
+from udc_model.tracking.delivery import Delivery
 from udc_model.tracking.journal import (
     RUN_ID_PLACEHOLDER,
     Journal,
@@ -32,6 +32,7 @@ from udc_model.tracking.journal import (
 from udc_model.tracking.run import stage_run
 from udc_model.tracking.sender import EndedStage, Sender, State, deliver_pending
 from udc_model.tracking.store import tracking_uri
+from udc_model.tracking.tags import MODEL_SHA256, TRAINED_BY
 
 WRITER = """
 import sys
@@ -226,7 +227,7 @@ def test_a_run_gets_the_status_of_its_stage(root, end):
 @pytest.mark.slow
 def test_stages_with_the_same_key_fill_one_run(root):
     for value in (1.0, 2.0):
-        with stage_run("tune", {"udc.study": "s"}, "the key") as run:
+        with stage_run("tune", {"study": "s"}, "the key") as run:
             run.log_metrics({"x": value}, step=int(value))
         assert wait_for_senders(root)
     (recorded,) = runs_of(root)
@@ -378,7 +379,7 @@ from udc_model.tracking.run import stage_run
 bundle, package = Path("bundle"), Path(sys.argv[1]) / "udc_model"
 with stage_run("train", {"about": "test"}) as run:
     run.log_params({"a": 1})
-    run.log_dataset("d", "abc", {"s": "t"}, "training")
+    run.log_dataset("d", "abc", {"s": "t"}, "training", {"test": {"a": 1}})
     run.log_folder(bundle, "model")
     run.log_text("text", "notes/a.txt")
     run.log_classifier(bundle, package, ["mlflow"])

@@ -25,6 +25,25 @@ def _sync(options: argparse.Namespace) -> None:
         raise UdcError(f"{len(errors)} journal(s) could not be delivered; they stay on disk:\n  {reasons}")
 
 
+def _ui_arguments(parser: Parser) -> None:
+    parser.add_argument("--port", type=int, default=5000, metavar="N", help="of the server (default: %(default)s)")
+
+
+def _ui(options: argparse.Namespace) -> None:
+    from udc_model.experiments.pages import show_pages
+
+    show_pages(options.port)
+
+
+def _relocate(options: argparse.Namespace) -> None:
+    from udc_model.tracking.store import relocate_store, tracking_uri
+
+    relocation = relocate_store()
+    lines = [f"{without_credentials(tracking_uri())}: {relocation.num_corrected} place(s) of artifacts corrected"]
+    lines += [f"  not beside the database, so unchanged: {place}" for place in relocation.remaining]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
 def _reproduce_arguments(parser: Parser) -> None:
     parser.add_argument("name", metavar="RUN", help=RUN)
     parser.add_argument("--check", action="store_true", help="only check that everything it needs is still available")
@@ -55,11 +74,16 @@ def _promote(options: argparse.Namespace) -> None:
     role = "champion" if promotion.is_champion else "challenger, not champion"
     sys.stdout.write(f"{promotion.name} version {promotion.version} is {role}: {promotion.reason}\n")
     if not promotion.is_champion:
-        raise UdcError("not promoted to champion: lower costs are not shown (--force promotes it anyway)")
+        sys.stdout.write("lower costs are not shown; --force makes it the champion anyway\n")
+        sys.exit(1)  # no error: the version is registered, and a script can tell what it became
 
 
 COMMANDS = (
+    Command("Share", "ui", "show runs, curves and models in the browser, with MLflow", _ui, _ui_arguments),
     Command("Share", "sync", "deliver pending entries to MLflow; link DVC experiments to runs", _sync),
+    Command(
+        "Share", "relocate", "correct the places of artifacts in a SQLite store that was copied or moved", _relocate
+    ),
     Command("Share", "reproduce", "run a recorded run again and compare the results", _reproduce, _reproduce_arguments),
     Command(
         "Share", "promote", "register a run's model; champion if it is shown to cost less", _promote, _promote_arguments

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from udc_model.errors import UdcError
 from udc_model.experiments.names import resolve_run
 from udc_model.experiments.results import compare
-from udc_model.tracking.delivery import EVALUATED
+from udc_model.tracking.tags import EVALUATED, NOTE, PREFIX, read_tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-COMPARISON, FORCED = "udc.comparison", "udc.forced"
+# The description of a registered model.
+_MODEL = """\
+The alias `champion` is the version to deploy, `challenger` the one promoted last. A version becomes champion only if
+a paired test on the same test images shows that it costs less, or by force. The description of a version says which.
+"""
+COMPARISON, FORCED = f"{PREFIX}comparison", "forced"
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ def promote(run_name: str, name: str, *, force: bool = False) -> Promotion:
     ----------
     run_name : see :func:`~udc_model.experiments.names.resolve_run`.
     name : of the registered model, created if it does not exist.
-    force : make it the champion whatever the test shows; the version gets the tag ``udc.forced`` with the reason.
+    force : make it the champion whatever the test shows; the version gets the tag ``forced`` with the reason.
 
     Raises
     ------
@@ -52,7 +57,7 @@ def promote(run_name: str, name: str, *, force: bool = False) -> Promotion:
     from mlflow.exceptions import MlflowException
 
     run = resolve_run(run_name)
-    if run.data.tags.get(EVALUATED) != "true" or not run.outputs or not run.outputs.model_outputs:
+    if read_tag(run.data.tags, EVALUATED) != "true" or not run.outputs or not run.outputs.model_outputs:
         raise UdcError(
             f"run {run.info.run_id} has no evaluation and therefore no model to serve; run evaluate (dvc repro)"
         )
@@ -67,9 +72,19 @@ def promote(run_name: str, name: str, *, force: bool = False) -> Promotion:
             client.set_model_version_tag(name, version.version, FORCED, reason)
         if force or is_better:
             client.set_registered_model_alias(name, CHAMPION, version.version)
+        client.update_model_version(name, version.version, _description(run, reason, force, is_better))
     except MlflowException as error:
         raise UdcError(f"{name}: the model registry reports an error: {error}") from None
     return Promotion(name, version.version, force or is_better, reason)
+
+
+def _description(run: Run, reason: str, force: bool, is_better: bool) -> str:
+    """The description of a version: what became of it and why, the run's own description, and where the run is."""
+    role = "Champion" if is_better else "Champion by force" if force else "Challenger"
+    page = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    paragraphs = [f"**{role}** when it was promoted: {reason}.", run.data.tags.get(NOTE, ""),
+                  f"Run [{run.info.run_name}]({page})"]  # fmt: skip
+    return "\n\n".join(filter(None, paragraphs))
 
 
 def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
@@ -119,7 +134,7 @@ def _registered_version(client: MlflowClient, run: Run, name: str) -> ModelVersi
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=_MODEL)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,11 +23,12 @@ from udc_model.evaluation.tables import read_metrics
 from udc_model.experiments.names import resolve_run
 from udc_model.experiments.stored import Fetch
 from udc_model.files import Workspace, sha256_of
-from udc_model.tracking.delivery import EVALUATED, MODEL_SHA256, TRAINED_BY
+from udc_model.tracking import provenance
 from udc_model.tracking.journal import SENDER, wait_for_senders
-from udc_model.tracking.lookup import artifact
-from udc_model.tracking.provenance import COMMIT, DATA, DIRTY, EXPERIMENT_NAME, dvc_hash, provenance
+from udc_model.tracking.lookup import artifact, environment, flat_environment
+from udc_model.tracking.provenance import dvc_hash
 from udc_model.tracking.store import repository_root
+from udc_model.tracking.tags import COMMIT, DATA, DIRTY, EVALUATED, EXPERIMENT_NAME, MODEL_SHA256, TRAINED_BY, read_tag
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("test", "validation")  # those with metrics
 _THREADS = "threads"
-_HARDWARE = ("device", "precision", "kernels", "udc.host")
+_HARDWARE = ("device", "precision", "kernels")
 
 
 @dataclass
@@ -86,7 +87,7 @@ def reproduce(name: str) -> Reproduction:
         recorded = _recorded_metrics(run)
         try:
             last = "train" if recorded is None else "evaluate"
-            _dvc(folder, "repro", "--force", "--no-commit", "--quiet", last, threads=run.data.tags.get(_THREADS))
+            _dvc(folder, "repro", "--force", "--no-commit", "--quiet", last, threads=environment(run).get(_THREADS))
         finally:
             wait_for_senders(folder)  # of version 0.1.0, which does not know UDC_SENDER; they write into the clone
         return _compare(run, recorded, Workspace(folder))
@@ -122,11 +123,11 @@ def _cloned(run: Run) -> Iterator[tuple[Run, Path]]:
         try:
             _git(folder, "checkout", "--quiet", "--detach", commit)
         except UdcError:
-            experiment = run.data.tags.get(EXPERIMENT_NAME)
+            experiment = read_tag(run.data.tags, EXPERIMENT_NAME)
             command = f"dvc exp pull origin {experiment}" if experiment else f"git fetch origin {commit}"
             raise UdcError(f"commit {commit} of run {run.info.run_id} is not in {root}; fetch it from where it was "
                            f"made: `{command}`") from None  # fmt: skip
-        if run.data.tags.get(f"{DIRTY}.{stage}") == "true":
+        if read_tag(run.data.tags, f"{DIRTY}.{stage}") == "true":
             patch = artifact(run.info.run_id, f"git/{stage}.patch", Path(scratch))
             _git(folder, "apply", "--binary", "--whitespace=nowarn", str(patch))
         _fetch_data(root, folder)
@@ -187,7 +188,7 @@ def _check_data(run: Run, root: Path, folder: Path) -> str:
     if source == "digits":
         return "scikit-learn's digits"
     target = folder / raw
-    expected = json.loads(run.data.tags.get(DATA, "{}")).get(raw.as_posix())
+    expected = json.loads(read_tag(run.data.tags, DATA) or "{}").get(raw.as_posix())
     place = f"in {root / raw}" if raw.is_absolute() or target.is_symlink() else "from git or DVC"
     if expected is None:
         return f"{raw}, {place}; its hash was not recorded, so it is not compared"
@@ -213,7 +214,7 @@ def _has_files(folder: Path) -> bool:
 
 def _recorded_metrics(run: Run) -> Metrics | None:
     """All metrics of the run, as ``test/accuracy``; None if it has no evaluation."""
-    if run.data.tags.get(EVALUATED) != "true":
+    if read_tag(run.data.tags, EVALUATED) != "true":
         return None
     with tempfile.TemporaryDirectory() as scratch:
         return _all_metrics(lambda file: artifact(run.info.run_id, f"evaluation/{file}", Path(scratch)))
@@ -228,8 +229,8 @@ def _all_metrics(fetch: Fetch) -> Metrics:
 def _compare(run: Run, recorded: Metrics | None, workspace: Workspace) -> Reproduction:
     result = Reproduction(run.info.run_id, changed=_changes(run, workspace))
     sha256 = sha256_of(workspace.model / "model.safetensors")
-    if sha256 != run.data.tags.get(MODEL_SHA256):
-        result.differences.append(f"weights: sha256 {sha256}, was {run.data.tags.get(MODEL_SHA256)}")
+    if sha256 != (recorded_sha256 := read_tag(run.data.tags, MODEL_SHA256)):
+        result.differences.append(f"weights: sha256 {sha256}, was {recorded_sha256}")
     if recorded is not None:
         metrics = _all_metrics(lambda file: workspace.evaluation / file)
         result.differences += _metric_differences(recorded, metrics)
@@ -249,29 +250,28 @@ def _changes(run: Run, workspace: Workspace | None) -> list[str]:
     from udc_model.config import TrainParams
     from udc_model.training.hardware import pick_hardware
 
-    tags = run.data.tags
-    changed = []
+    recorded, changed = environment(run), []
     if workspace is not None:
         digest = json.loads((workspace.prepared / "dataset.json").read_text(encoding="utf-8"))["digest"]
         for entry in run.inputs.dataset_inputs[:1] if run.inputs else []:
             if entry.dataset.digest != digest[: len(entry.dataset.digest)]:
                 changed.append(f"data: digest {digest}, was {entry.dataset.digest}")
-    current_tags = provenance("reproduce")
-    versions = [name for name in tags if name.startswith("udc.version.")]
-    if TRAINED_BY in tags:  # device and precision are those of the training run
-        return changed + _tag_differences(tags, current_tags, versions)
+    current = provenance.environment()
+    if read_tag(run.data.tags, TRAINED_BY) is not None:  # device and precision are those of the training run
+        return changed + _differences(recorded, current["versions"], current["versions"])
     requested = {name: run.data.params[f"train.{name}"] for name in ("device", "precision")
                  if f"train.{name}" in run.data.params}  # fmt: skip
     hardware = pick_hardware(TrainParams.model_validate(requested)).describe()
-    if int(tags.get(_THREADS, 0)) > (cores := os.cpu_count() or 1):  # a library may use fewer threads than it is told
-        changed.append(f"threads: {tags[_THREADS]}, on {cores} cores")
-    return changed + _tag_differences(tags, current_tags | hardware, [*versions, *_HARDWARE])
+    # a library may use fewer threads than it is told
+    if int(recorded.get(_THREADS, 0)) > (cores := os.cpu_count() or 1):
+        changed.append(f"threads: {recorded[_THREADS]}, on {cores} cores")
+    now = flat_environment(current | {"hardware": hardware})
+    return changed + _differences(recorded, now, [*current["versions"], "host", *_HARDWARE])
 
 
-def _tag_differences(old_tags: Mapping[str, str], new_tags: Mapping[str, str], names: list[str]) -> list[str]:
-    return [f"{name.removeprefix('udc.version.').removeprefix('udc.')}: {new_tags.get(name, 'missing')}, "
-            f"was {old_tags[name]}" for name in sorted(names)
-            if name in old_tags and old_tags[name] != new_tags.get(name)]  # fmt: skip
+def _differences(recorded: Mapping[str, str], now: Mapping[str, str], names: Iterable[str]) -> list[str]:
+    return [f"{name}: {now.get(name, 'missing')}, was {recorded[name]}" for name in sorted(names)
+            if name in recorded and recorded[name] != now.get(name)]  # fmt: skip
 
 
 def _git(folder: Path, *arguments: str) -> None:

@@ -108,10 +108,11 @@ def sweep_of_runs(swept: str, metrics: Sequence[str], conditions: Sequence[str] 
         value = _swept_value(run, swept)
         if value is not None:
             used.append(run)
+            table = _test_metrics(run).reindex(list(metrics))
             row: dict[str, object] = {"run": run.name, "value": value}
             for name in metrics:
-                row[name] = run.metrics.get(f"test/{name}")
-                row |= {f"{name}_{end}": run.metrics.get(f"interval/test/{name}_{end}") for end in ("low", "high")}
+                low, high = table.loc[name, ["low", "high"]]
+                row |= {name: table.loc[name, "value"], f"{name}_low": low, f"{name}_high": high}
             rows.append(row)
     if len({row["value"] for row in rows}) < 2:
         command = f"udc decide --sweep {swept},values=0:20:2" if swept.startswith("true=") else (
@@ -140,9 +141,15 @@ def _swept_value(run: RecordedRun, swept: str) -> float | None:
     return policy.class_costs[policy.classes.index(fields["true"])][policy.classes.index(fields["predicted"])]
 
 
+def _test_metrics(run: RecordedRun) -> pd.DataFrame:
+    """All metrics on test by name: ``value``, ``low``, ``high``."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return pd.read_csv(artifact(run.run_id, "evaluation/test/metrics.csv", Path(scratch))).set_index("metric")
+
+
 def _varying(runs: Sequence[RecordedRun], swept: str) -> list[str]:
     """The parameters, except the swept one, that differ between runs, and ``data`` if the images do."""
-    names = {name for run in runs for name in run.params}
+    names = {name for run in runs for name in run.params if not name.endswith(".digest")}
     swept_parameter = "costs.entries" if swept.startswith("true=") else swept
     varying = sorted(name for name in names - {swept_parameter} if len({run.params.get(name) for run in runs}) > 1)
     return [*(["data"] if len({run.data for run in runs}) > 1 else []), *varying]

@@ -28,9 +28,10 @@ from udc_model.experiments.settings import check_settings
 from udc_model.experiments.stored import from_dvc
 from udc_model.tracking.journal import pending_journals, read_entries, wait_for_senders
 from udc_model.tracking.links import dvc_experiments
-from udc_model.tracking.provenance import EXPERIMENT_NAME, absent_from_copies
+from udc_model.tracking.provenance import absent_from_copies
 from udc_model.tracking.run import StageRun, stage_run
 from udc_model.tracking.store import repository_root
+from udc_model.tracking.tags import EXPERIMENT_NAME, read_tag, runs_with_tag
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -155,7 +156,7 @@ def tune(plan: TuningPlan) -> str:
         _check_same(study, plan)
         # seeded; a resumed study draws other values than its first process
         study.sampler = _sampler(plan, params.seed + len(study.trials))
-        with stage_run("tune", {"mlflow.runName": plan.study, "udc.study": plan.study}, study.user_attrs[_KEY]) as run:
+        with stage_run("tune", {"mlflow.runName": plan.study, "study": plan.study}, study.user_attrs[_KEY]) as run:
             searched = {r.name: f"{r.kind}({', '.join(r.arguments)})" for r in plan.ranges}
             run.log_params({"study": {"metric": plan.metric, "sampler": plan.sampler}, "search": searched})
             _run_trials(study, plan, params.train.monitor, run, root)
@@ -243,7 +244,7 @@ def _should_prune(trial: Trial, monitor: str, plan: TuningPlan, metrics: dict[in
     is_minimised = monitor in ("log_loss", "normalised_cost")
     reported = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
     for step, values in metrics.items():
-        value = values.get(f"epoch/validation_{monitor}")
+        value = values.get(f"training/validation_{monitor}")
         if step not in reported and value is not None:
             trial.report(value if is_minimised == (plan.direction == "minimize") else -value, step)
     return plan.prune and bool(metrics) and trial.should_prune()
@@ -296,7 +297,7 @@ class TrialProcess:
         except UdcError:
             return  # the tracking server cannot be reached
         client = mlflow.MlflowClient()
-        for run in client.search_runs(experiments, f"tags.`{EXPERIMENT_NAME}` = '{self.name}'"):
+        for run in runs_with_tag(client, experiments, EXPERIMENT_NAME, self.name):
             if run.info.status in ("RUNNING", "KILLED", "FAILED"):
                 client.delete_run(run.info.run_id)
 
@@ -335,7 +336,11 @@ class TrialProcess:
                 entries = [entry for entry, _ in read_entries(folder)]
             except FileNotFoundError:  # delivered meanwhile
                 continue
-            if entries and entries[0]["stage"] == "train" and entries[0]["tags"].get(EXPERIMENT_NAME) == self.name:
+            if (
+                entries
+                and entries[0]["stage"] == "train"
+                and read_tag(entries[0]["tags"], EXPERIMENT_NAME) == self.name
+            ):
                 return {e["step"]: e["metrics"] for e in entries if e.get("step") is not None and "metrics" in e}
         return {}
 
@@ -375,7 +380,7 @@ def _log_study(study: Study, run: StageRun, plan: TuningPlan, table: str) -> Non
     if not complete:
         return
     run.log_text(json.dumps(study.best_params, indent=2) + "\n", "study/best_params.json")
-    run.set_tags({"udc.best_experiment": f"{plan.study}-{study.best_trial.number}"})
+    run.set_tags({"best experiment": f"{plan.study}-{study.best_trial.number}"})
     plots: list[tuple[str, Callable[[Study], Any]]] = [("history", plot_optimization_history)]
     if len({t.value for t in complete}) > 1 and len(complete) > 2:
         plots.append(("importance", plot_param_importances))

@@ -24,12 +24,13 @@ from udc_model.files import Workspace, atomic_folder, only_writer, read_json, sh
 from udc_model.inference.stored_logits import Logits, stored_logits
 from udc_model.program import exit_status
 from udc_model.stages.code import LOGITS, code_files
-from udc_model.stages.evaluation_log import Scores, log_evaluation, log_model, log_scores, log_training
+from udc_model.stages.evaluation_log import Scores, log_evaluation, log_model, log_note, log_scores, log_training
 from udc_model.stages.resolve import load_evaluation_params
-from udc_model.tracking.delivery import MODEL_SHA256
-from udc_model.tracking.provenance import OUTS, dvc_hash
+from udc_model.stages.run_note import run_name
+from udc_model.tracking.provenance import dvc_hash
 from udc_model.tracking.run import StageRun, stage_run
 from udc_model.tracking.store import repository_root
+from udc_model.tracking.tags import MODEL_SHA256, OUTS
 
 logger = logging.getLogger("udc_model.stages.evaluate")  # __name__ is __main__ if DVC runs the stage
 
@@ -77,16 +78,14 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
     for finding in findings:
         logger.warning("%s", finding)
 
-    tags = {MODEL_SHA256: weights, f"{OUTS}model": dvc_hash(workspace.model),
-            "udc.seed": str(record["params"]["seed"])}  # fmt: skip
+    tags = {MODEL_SHA256: weights, f"{OUTS}model": dvc_hash(workspace.model)}
     recall_of = [(dataset.classes.index(name), name) for name in params.evaluate.recall_of]
     scores: Scores = {}
     with (
         FigureProcess(workspace.prepared, repository_root() / CACHE / "figures") as figures,
         atomic_folder(workspace.evaluation) as folder,
-        stage_run("evaluate", record["hardware"] | tags) as run,
+        stage_run("evaluate", tags, name=run_name(record["params"]), hardware=record["hardware"]) as run,
     ):
-        log_training(run, record)
         (folder / POLICY_FILE).write_text(policy.to_json(), encoding="utf-8")
         write_predictions(folder / "calibration", splits["calibration"], logits["calibration"], policy)
         for name in SCORED:
@@ -94,7 +93,10 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
                                        has_curves=name == "test")  # fmt: skip
             figures.draw(folder / name)
         metrics_json = json.dumps(headlines(scores), indent=2) + "\n"
-        log_scores(run, params, record, scores, metrics_json)
+        log_scores(run, params, policy, scores, metrics_json)
+        log_training(run, record, workspace.prepared / "dataset.json", dataset.info["counts"])
+        run.log_dataset(**record["data"], context="evaluation", counts=dataset.info["counts"])
+        log_note(run, folder, params, policy, record, scores["test"])
         log_model(run, workspace.model, folder / POLICY_FILE)
         figures.finish()
         report = {"workspace": workspace, "record": record, "counts": dataset.info["counts"], "findings": findings,

@@ -58,6 +58,11 @@ def resolve(
     """
     check_data(params, dataset_info["classes"], dataset_info["counts"]["calibration"], calibration_groups)
     check_sizes(params.train, dataset_info["counts"]["train"])
+    return reduce(params)
+
+
+def reduce(params: Params) -> ResolvedParams:
+    """Reduce parameters to what each later stage depends on."""
     model_type = params.model.model_type
     unused = "convnext" if model_type == "resnet" else "resnet"
     architectures = {model_type: params.model.architecture, unused: type(getattr(params.model, unused))()}
@@ -70,6 +75,24 @@ def resolve(
     }
     evaluate = Params(costs=params.costs, evaluate=params.evaluate.model_copy())
     return ResolvedParams(params.model_copy(update=sections), evaluate)
+
+
+def training_params(params: Params) -> dict[str, Any]:
+    """The parameters to record with a training run: the architecture in use, and costs and policy if it uses them."""
+    model = params.model.model_dump(exclude={"resnet", "convnext"})
+    model[params.model.model_type] = params.model.architecture.model_dump()
+    sections = {
+        "seed": params.seed,
+        "data": params.data.model_dump(),
+        "model": model,
+        "loss": params.loss.model_dump(),
+        "train": params.train.model_dump(),
+    }
+    if params.training_uses_costs:
+        sections["costs"] = params.costs.model_dump()
+    if params.training_uses_policy:
+        sections["evaluate"] = params.evaluate.model_dump()
+    return sections
 
 
 def read_dataset_info(workspace: Workspace) -> dict[str, Any]:

@@ -30,11 +30,24 @@ from udc_model.files import Workspace, atomic_folder, only_writer, sha256_of
 from udc_model.model_files.folder import CONFIG, PREPROCESSOR, WEIGHTS
 from udc_model.program import exit_status
 from udc_model.stages.code import STAGES, code_files
-from udc_model.stages.resolve import WITHOUT_EFFECT, load_training_params, read_dataset_info, resolve_workspace
-from udc_model.tracking.delivery import MODEL_SHA256
-from udc_model.tracking.provenance import OUTS, dvc_hash
-from udc_model.tracking.run import StageRun, stage_run
+from udc_model.stages.resolve import (
+    WITHOUT_EFFECT,
+    load_training_params,
+    read_dataset_info,
+    resolve_workspace,
+    training_params,
+)
+from udc_model.stages.run_note import (
+    baseline_revision,
+    changes_since_baseline,
+    run_name,
+    training_note,
+)
+from udc_model.stages.system_metrics import SystemMetrics
+from udc_model.tracking.provenance import dvc_hash
+from udc_model.tracking.run import StageRun, flatten, stage_run
 from udc_model.tracking.store import repository_root
+from udc_model.tracking.tags import COMMIT, MODEL_SHA256, NOTE, OUTS
 from udc_model.training.checkpoints import open_checkpoints
 from udc_model.training.contact_sheet import contact_sheet
 from udc_model.training.distribution import is_launched, launch, process_group
@@ -83,26 +96,34 @@ def train(params: Params, workspace: Workspace) -> None:
 def train_and_record(session: TrainingSession, dataset: PackedDataset, workspace: Workspace) -> None:
     """Train in the first process, which writes checkpoints, outputs and the MLflow run."""
     params, hardware = session.params, session.hardware.describe()
-    tags = hardware | {"udc.seed": str(params.seed), "udc.deterministic": str(params.train.deterministic),
-                       "udc.processes": str(session.ranks.world)}  # fmt: skip
+    recorded, data = training_params(params), dataset_input(params, dataset)
     inputs = checkpoint_inputs(session, dataset.info["digest"])
     check_disk(session, workspace.root)
     with (
         open_checkpoints(repository_root(), inputs, params.train.checkpoint_minutes) as checkpoints,
         atomic_folder(workspace.model) as model_folder,
         atomic_folder(workspace.training) as training_folder,
-        stage_run("train", tags, checkpoints.run_key if checkpoints else None) as run,
+        stage_run(
+            "train",
+            {},
+            checkpoints.run_key if checkpoints else None,
+            run_name(recorded),
+            hardware | {"processes": str(session.ranks.world)},
+        ) as run,
     ):
         if checkpoints and checkpoints.last:
             logger.info("resuming %s", checkpoints.position())
         session.checkpoints = checkpoints
-        run.log_params(with_json_mappings(training_params(params)))
-        run.log_text(as_yaml(training_params(params)), "params.yaml")
-        run.log_dataset(**dataset_input(params, dataset), context="training")
+        run.log_params(with_json_mappings(recorded))
+        run.log_text(as_yaml(recorded), "params.yaml")
+        run.log_dataset(**data, context="training", counts=dataset.info["counts"])
         run.log_file(workspace.prepared / "dataset.json", "data")
+        changes = changes_since_baseline(flatten(recorded), baseline_revision(run.tags.get(COMMIT)))
+        run.set_tags({NOTE: training_note(changes, data)} | changes.tags(), fill_run_id=True)
+        system = SystemMetrics(session.hardware.device)
 
         def on_epoch(record: EpochRecord) -> bool:
-            _log_epoch(run, record)
+            _log_epoch(run, record, system.read())
             return PRUNE_FILE in os.environ and Path(os.environ[PRUNE_FILE]).exists()
 
         result = train_model(session, on_epoch)
@@ -117,7 +138,7 @@ def train_and_record(session: TrainingSession, dataset: PackedDataset, workspace
         contact_sheet(training_folder / "augmented.png", session)
         if session.weights is not None:
             (training_folder / "weights.json").write_text(session.weights.to_json(), encoding="utf-8")
-        run.log_metrics({f"train/{name}": value for name, value in record["final_metrics"].items()})
+        run.log_metrics({f"training/{name}": record["final_metrics"][name] for name in ("best_epoch", "epochs")})
         run.log_folder(model_folder, "model")
         run.log_folder(training_folder, "training")
         run.set_tags(
@@ -142,10 +163,10 @@ def checkpoint_inputs(session: TrainingSession, data_digest: str) -> dict[str, A
     }
 
 
-def _log_epoch(run: StageRun, record: EpochRecord) -> None:
-    metrics = {f"epoch/{name}": value for name, value in record.metrics.items()}
-    metrics["epoch/images_per_second"] = record.images_per_second
-    run.log_metrics(metrics, record.epoch, measured=record.ended)
+def _log_epoch(run: StageRun, record: EpochRecord, system: dict[str, float]) -> None:
+    metrics = {f"training/{name}": value for name, value in record.metrics.items()}
+    metrics["training/images_per_second"] = record.images_per_second
+    run.log_metrics(metrics | system, record.epoch, measured=record.ended)
     logger.info("epoch %d: training loss %.4f, validation log loss %.4f, accuracy %.4f (%s images/s)", record.epoch,
                 record.metrics["train_loss"], record.metrics["validation_log_loss"],
                 record.metrics["validation_accuracy"], f"{record.images_per_second:,.0f}")  # fmt: skip
@@ -154,29 +175,11 @@ def _log_epoch(run: StageRun, record: EpochRecord) -> None:
 def _end_pruned(session: TrainingSession, run: StageRun, epochs: int) -> None:
     """Discard the checkpoints and end with an error: DVC must not store the outputs of a pruned training run."""
     message = f"pruned after epoch {epochs}: other trials of the study are better"
-    run.set_tags({"udc.pruned": message})
+    run.set_tags({"pruned": message})
     run.status_on_error = "KILLED"
     if session.checkpoints is not None:
         session.checkpoints.remove()
     raise UdcError(message)
-
-
-def training_params(params: Params) -> dict[str, Any]:
-    """The parameters to record with a training run: the architecture in use, and costs and policy if it uses them."""
-    model = params.model.model_dump(exclude={"resnet", "convnext"})
-    model[params.model.model_type] = params.model.architecture.model_dump()
-    sections = {
-        "seed": params.seed,
-        "data": params.data.model_dump(),
-        "model": model,
-        "loss": params.loss.model_dump(),
-        "train": params.train.model_dump(),
-    }
-    if params.training_uses_costs:
-        sections["costs"] = params.costs.model_dump()
-    if params.training_uses_policy:
-        sections["evaluate"] = params.evaluate.model_dump()
-    return sections
 
 
 def dataset_input(params: Params, dataset: PackedDataset) -> dict[str, Any]:

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from udc_model.errors import UdcError, without_credentials
-from udc_model.tracking.journal import RUN_ID_PLACEHOLDER, Entry, read_entries
+from udc_model.tracking.journal import EXPERIMENT_ID_PLACEHOLDER, RUN_ID_PLACEHOLDER, Entry, read_entries
 from udc_model.tracking.model import LOADER_0_1, log_classifier
-from udc_model.tracking.provenance import EXPERIMENT_NAME
-from udc_model.tracking.store import open_store, reason_of, tracking_uri
+from udc_model.tracking.store import default_uri, open_store, reason_of, tracking_uri
+from udc_model.tracking.tags import CLAIMED, EXPERIMENT_NAME, JOURNAL, MODEL_SHA256, TRAINED_BY, read_tag, runs_with_tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,11 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MODEL_SHA256 = "udc.model_sha256"
-EVALUATED = "udc.evaluated"
-TRAINED_BY = "udc.trained_by"
-JOURNAL = "udc.journal"
-CLAIMED = "udc.evaluation_journal"
 _MAX_METRICS, _MAX_OTHERS = 1000, 100  # limits of one request of MLflow
 
 
@@ -60,6 +55,17 @@ class Progress:
         scratch = folder / "sent.json.partial"
         scratch.write_text(json.dumps(asdict(self)), encoding="utf-8")
         scratch.replace(folder / "sent.json")
+
+
+def store_of(folder: Path, header: Entry) -> str:
+    """The address, without credentials, of the store that a journal is for.
+
+    If that is the project's own store, it is the one of the project in which the journal is now: a project that was
+    copied or moved must not write to the former folder.
+    """
+    uri, root = str(header["uri"]), folder.parents[2]
+    is_own = uri == default_uri(Path(header.get("root", root)))
+    return default_uri(root) if is_own else uri
 
 
 class Delivery:
@@ -123,9 +129,9 @@ class Delivery:
         if self._client is None:
             import mlflow
 
-            uri = tracking_uri()
-            if without_credentials(uri) != self.header["uri"]:  # this process runs with another MLFLOW_TRACKING_URI
-                uri = self.header["uri"]
+            uri, store = tracking_uri(), store_of(self.folder, self.header)
+            if without_credentials(uri) != store:  # this process runs with another MLFLOW_TRACKING_URI
+                uri = store
             self.experiment = open_store(uri, self.header["experiment"])
             self._client = mlflow.MlflowClient()
         return self._client
@@ -136,15 +142,17 @@ class Delivery:
         header, tags = self.header, dict(self.header["tags"])
         outer = header["outer"] and client.get_run(header["outer"])
         experiments = [self.experiment, *([outer.info.experiment_id] if outer else [])]
-        if runs := _search(client, experiments, JOURNAL, header["key"]):
+        experiment = read_tag(tags, EXPERIMENT_NAME)
+        if runs := runs_with_tag(client, experiments, JOURNAL, header["key"]):
             client.update_run(runs[0].info.run_id, status="RUNNING")
             return runs[0]
         if header["stage"] == "evaluate":
-            trainings = [run for run in _search(client, experiments, MODEL_SHA256, tags[MODEL_SHA256])
-                         if TRAINED_BY not in run.data.tags]  # fmt: skip
-            claimed = [run for run in trainings if run.data.tags.get(CLAIMED) == header["key"]]
-            unclaimed = [run for run in trainings if CLAIMED not in run.data.tags
-                         and run.data.tags.get(EXPERIMENT_NAME) == tags.get(EXPERIMENT_NAME)]  # fmt: skip
+            model = read_tag(tags, MODEL_SHA256) or ""
+            trainings = [run for run in runs_with_tag(client, experiments, MODEL_SHA256, model)
+                         if read_tag(run.data.tags, TRAINED_BY) is None]  # fmt: skip
+            claimed = [run for run in trainings if read_tag(run.data.tags, CLAIMED) == header["key"]]
+            unclaimed = [run for run in trainings if read_tag(run.data.tags, CLAIMED) is None
+                         and read_tag(run.data.tags, EXPERIMENT_NAME) == experiment]  # fmt: skip
             if joined := (claimed or unclaimed)[:1]:
                 client.set_tag(joined[0].info.run_id, CLAIMED, header["key"])
                 client.update_run(joined[0].info.run_id, status="RUNNING")
@@ -154,8 +162,8 @@ class Delivery:
                 tags[TRAINED_BY] = trainings[0].info.run_id
             tags[CLAIMED] = header["key"]
         tags[JOURNAL] = header["key"]
-        name = tags.get(EXPERIMENT_NAME)
-        if outer and JOURNAL not in outer.data.tags:
+        name = experiment or header.get("name")
+        if outer and read_tag(outer.data.tags, JOURNAL) is None:
             for key, value in (tags | ({"mlflow.runName": name} if name else {})).items():
                 client.set_tag(outer.info.run_id, key, value)
             return client.get_run(outer.info.run_id)
@@ -187,7 +195,8 @@ class Delivery:
         metrics = [Metric(key, value, entry["time"], entry.get("step") or 0)
                    for entry in batch for key, value in entry.get("metrics", {}).items()]  # fmt: skip
         params = [Param(key, value) for entry in batch for key, value in entry.get("params", {}).items()]
-        tags = [RunTag(key, value) for entry in batch for key, value in entry.get("tags", {}).items()]
+        tags = [RunTag(key, _filled(client, run_id, value) if entry.get("fill_run_id") else value)
+                for entry in batch for key, value in entry.get("tags", {}).items()]  # fmt: skip
         try:
             client.log_batch(run_id, metrics, params, tags)
         except MlflowException as error:
@@ -204,7 +213,8 @@ class Delivery:
         elif entry.get("fill_run_id"):
             with tempfile.TemporaryDirectory() as scratch:
                 filled = Path(scratch) / path.name
-                filled.write_bytes(path.read_bytes().replace(RUN_ID_PLACEHOLDER.encode(), run_id.encode()))
+                text = path.read_bytes().decode(errors="surrogateescape")
+                filled.write_bytes(_filled(client, run_id, text).encode(errors="surrogateescape"))
                 client.log_artifact(run_id, str(filled), target)
         else:
             client.log_artifact(run_id, str(path), target)
@@ -212,7 +222,7 @@ class Delivery:
     def _log_model(self, client: MlflowClient, run_id: str, entry: Entry) -> None:
         run = client.get_run(run_id)
         models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
-        created = [model for model in models if model.tags.get(JOURNAL) == self.header["key"]]
+        created = [model for model in models if read_tag(model.tags, JOURNAL) == self.header["key"]]
         if created and created[0].status == "READY":
             return
         model = created[0] if created else client.create_logged_model(
@@ -262,13 +272,17 @@ def _batches(folder: Path, position: int) -> Iterator[tuple[list[Entry], int]]:
         yield batch, end
 
 
-def _search(client: MlflowClient, experiments: list[str], tag: str, value: str) -> list[Run]:
-    return list(client.search_runs(experiments, f"tags.`{tag}` = '{value}'", order_by=["attributes.start_time DESC"]))
+def _filled(client: MlflowClient, run_id: str, text: str) -> str:
+    """A text with the ids of the run and of its experiment in place of the placeholders."""
+    experiment = client.get_run(run_id).info.experiment_id
+    return text.replace(RUN_ID_PLACEHOLDER, run_id).replace(EXPERIMENT_ID_PLACEHOLDER, experiment)
 
 
 def _log_dataset(client: MlflowClient, run_id: str, entry: Entry) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     # source_type and source as mlflow.data.code_dataset_source.CodeDatasetSource writes them
-    dataset = Dataset(entry["name"], entry["digest"][:32], "code", json.dumps({"tags": entry["source"]}))
+    profile = json.dumps(entry["profile"]) if "profile" in entry else None  # journals of versions up to 0.2.0 have none
+    dataset = Dataset(entry["name"], entry["digest"][:32], "code", json.dumps({"tags": entry["source"]}),
+                      profile=profile)  # fmt: skip
     client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", entry["context"])])])

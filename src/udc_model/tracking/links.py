@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from udc_model.tracking.journal import JOURNALS
-from udc_model.tracking.provenance import EXPERIMENT_NAME, OUTS, git, stages_of
+from udc_model.tracking.provenance import git, stages_of
+from udc_model.tracking.tags import EXPERIMENT_COMMIT, EXPERIMENT_NAME, LINKED, OUTS, read_tag, runs_with_tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-LINKED = "udc.linked_experiments"  # names of other experiments with the outputs of this run, separated by blanks
-EXPERIMENT_COMMIT = "dvc.exp_commit"
 _REFERENCE = re.compile(r"refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/(?P<name>[^/]+) (?P<commit>[0-9a-f]{40})")
 
 
@@ -44,10 +43,12 @@ def outs_of(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 def runs_with_outputs(client: MlflowClient, experiments: list[str], outs: Mapping[str, str]) -> list[Run]:
     """The runs whose outputs have these hashes, the earliest first."""
-    conditions = [f"tags.`{OUTS}{name}` = '{outs[name]}'" for name in ("model", "evaluation") if name in outs]
-    if not conditions:
+    names = [f"{OUTS}{name}" for name in ("evaluation", "model") if name in outs]
+    if not names:
         return []
-    return list(client.search_runs(experiments, " and ".join(conditions), order_by=["attributes.start_time ASC"]))
+    runs = runs_with_tag(client, experiments, names[0], outs[names[0].removeprefix(OUTS)])
+    return [run for run in reversed(runs)
+            if all(read_tag(run.data.tags, name) == outs[name.removeprefix(OUTS)] for name in names)]  # fmt: skip
 
 
 def link_experiments(client: MlflowClient, experiments: list[str], root: Path) -> dict[str, str]:
@@ -70,7 +71,7 @@ def link_experiments(client: MlflowClient, experiments: list[str], root: Path) -
             runs = runs_with_outputs(client, experiments, locked_outs(commit))
             if not runs:
                 continue  # recorded in another store
-            named = [run for run in runs if run.data.tags.get(EXPERIMENT_NAME) == name]
+            named = [run for run in runs if read_tag(run.data.tags, EXPERIMENT_NAME) == name]
             run = named[-1] if named else runs[0]
             _tag(client, run, name, commit, is_named=bool(named))
             new[f"{name} {commit}"] = run.info.run_id
@@ -86,6 +87,6 @@ def _tag(client: MlflowClient, run: Run, name: str, commit: str, *, is_named: bo
     if is_named:
         client.set_tag(run.info.run_id, EXPERIMENT_COMMIT, commit)
         return
-    linked = run.data.tags.get(LINKED, "").split()
+    linked = (read_tag(run.data.tags, LINKED) or "").split()
     if name not in linked:
         client.set_tag(run.info.run_id, LINKED, " ".join([*linked, name]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,18 +12,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udc_model.errors import UdcError, without_credentials
-from udc_model.tracking.delivery import EVALUATED, JOURNAL, MODEL_SHA256, TRAINED_BY
 from udc_model.tracking.journal import wait_for_senders
-from udc_model.tracking.links import EXPERIMENT_COMMIT, LINKED, dvc_experiments, locked_outs, outs_of, runs_with_outputs
-from udc_model.tracking.provenance import COMMIT, DIRTY, EXPERIMENT_NAME, OUTS, git, locked_stages
+from udc_model.tracking.links import dvc_experiments, locked_outs, outs_of, runs_with_outputs
+from udc_model.tracking.provenance import git, locked_stages
 from udc_model.tracking.store import open_store, reason_of, repository_root, tracking_uri
+from udc_model.tracking.tags import (
+    BASELINE,
+    COMMIT,
+    DIRTY,
+    EVALUATED,
+    EXPERIMENT_COMMIT,
+    EXPERIMENT_NAME,
+    JOURNAL,
+    LINKED,
+    MODEL_SHA256,
+    OUTS,
+    TRAINED_BY,
+    read_tag,
+    runs_with_tag,
+    tags_below,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
 _HEADLINES = ("test/mean_cost", "test/accuracy")
-RESTORED = "udc.restored_from"
+RESTORED = "restored from"
 
 
 @dataclass(frozen=True)
@@ -65,13 +82,7 @@ def evaluated_runs() -> list[RecordedRun]:
 
     experiments = open_complete_store()
     with _store_errors(without_credentials(tracking_uri())):
-        runs = mlflow.search_runs(
-            experiments,
-            filter_string=f"tags.`{EVALUATED}` = 'true'",
-            order_by=["attributes.start_time DESC"],
-            output_format="list",
-            max_results=50_000,
-        )
+        runs = runs_with_tag(mlflow.MlflowClient(), experiments, EVALUATED, "true")
     return [
         RecordedRun(run.info.run_id, run.info.run_name, run.data.params, run.data.metrics,
                     tuple(sorted({each.dataset.digest for each in (run.inputs.dataset_inputs if run.inputs else ())})))
@@ -89,6 +100,31 @@ def artifact(run_id: str, name: str, target: Path) -> Path:
         return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=str(target)))
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise UdcError(f"run {run_id} has no artifact {name}: {reason_of(error)}") from None
+
+
+def environment(run: Run) -> dict[str, str]:
+    """The versions, host and hardware that a run was made with, by name: ``torch``, ``host``, ``device``, ``threads``.
+
+    Raises
+    ------
+    UdcError
+        The run does not have them.
+    """
+    tags = run.data.tags
+    if "udc.host" in tags:  # versions up to 0.2.0 recorded them as tags
+        former = {tag.removeprefix("udc.version."): value for tag, value in tags.items()}
+        names = ("udc.host", "device", "precision", "kernels", "threads")
+        hardware = {name.removeprefix("udc."): tags[name] for name in names if name in tags}
+        return {name: value for name, value in former.items() if name not in tags} | hardware
+    stage = "train" if read_tag(tags, TRAINED_BY) is None else "evaluate"
+    with tempfile.TemporaryDirectory() as scratch:
+        path = artifact(run.info.run_id, f"environment/{stage}.json", Path(scratch))
+        return flat_environment(json.loads(path.read_text(encoding="utf-8")))
+
+
+def flat_environment(recorded: Mapping[str, Any]) -> dict[str, str]:
+    """Versions, host and hardware of a recorded environment in one mapping."""
+    return {**recorded["versions"], "host": recorded["host"], **recorded["hardware"]}
 
 
 def find_runs(name: str, *, is_evaluated: bool = False) -> list[Run]:
@@ -116,7 +152,7 @@ def find_runs(name: str, *, is_evaluated: bool = False) -> list[Run]:
             runs = [client.get_run(name)]
         else:
             runs = _named_runs(client, experiments, name, is_evaluated)
-    return [run for run in runs if not is_evaluated or run.data.tags.get(EVALUATED) == "true"]
+    return [run for run in runs if not is_evaluated or read_tag(run.data.tags, EVALUATED) == "true"]
 
 
 def runs_of_outputs(outs: Mapping[str, str]) -> list[Run]:
@@ -131,9 +167,10 @@ def runs_of_outputs(outs: Mapping[str, str]) -> list[Run]:
 def _named_runs(client: MlflowClient, experiments: list[str], name: str, is_evaluated: bool) -> list[Run]:
     commit = commit_of(name)
     if "'" not in name:  # the filter language cannot quote it
-        for condition in (f"tags.`{EXPERIMENT_NAME}` = '{name}'", f"attributes.run_name = '{name}'"):
-            condition += f" and tags.`{EVALUATED}` = 'true'" if is_evaluated else ""
-            if runs := list(client.search_runs(experiments, condition)):
+        for found in (runs_with_tag(client, experiments, EXPERIMENT_NAME, name),
+                      client.search_runs(experiments, f"attributes.run_name = '{name}'")):  # fmt: skip
+            runs = [run for run in found if not is_evaluated or read_tag(run.data.tags, EVALUATED) == "true"]
+            if runs:
                 if len(runs) == 1 or name not in dvc_experiments():
                     return runs
                 # an experiment that was evaluated repeatedly has several runs; its commit decides
@@ -162,7 +199,7 @@ def _run_of_model(client: MlflowClient, address: str) -> str:
 def description(run: Run) -> dict[str, Any]:
     """The identity of a run and the places of everything that it holds, for ``udc show``."""
     tags = run.data.tags
-    experiments = [*filter(None, [tags.get(EXPERIMENT_NAME)]), *tags.get(LINKED, "").split()]
+    names = [*filter(None, [read_tag(tags, EXPERIMENT_NAME)]), *(read_tag(tags, LINKED) or "").split()]
     dataset = run.inputs.dataset_inputs[0].dataset if run.inputs and run.inputs.dataset_inputs else None
     outputs = run.outputs.model_outputs if run.outputs else []
     return {
@@ -170,18 +207,18 @@ def description(run: Run) -> dict[str, Any]:
         "name": run.info.run_name,
         "status": run.info.status,
         "store": without_credentials(tracking_uri()),
-        "experiments": experiments,
+        "experiments": names,
         "commit": tags.get(COMMIT),
-        "uncommitted_changes": tags.get(DIRTY) == "true",
-        "experiment_commit": tags.get(EXPERIMENT_COMMIT),
-        "baseline": tags.get("dvc.baseline"),
-        "trained_by": tags.get(TRAINED_BY),
+        "uncommitted_changes": read_tag(tags, DIRTY) == "true",
+        "experiment_commit": read_tag(tags, EXPERIMENT_COMMIT),
+        "baseline": read_tag(tags, BASELINE),
+        "trained_by": read_tag(tags, TRAINED_BY),
         "data": {"name": dataset.name, "digest": dataset.digest} if dataset else None,
-        "model_sha256": tags.get(MODEL_SHA256),
-        "checkpoint": f"{run.info.artifact_uri}/model" if TRAINED_BY not in tags else None,
+        "model_sha256": read_tag(tags, MODEL_SHA256),
+        "checkpoint": f"{run.info.artifact_uri}/model" if read_tag(tags, TRAINED_BY) is None else None,
         "served_model": f"models:/{outputs[-1].model_id}" if outputs else None,
         "artifacts": run.info.artifact_uri,
-        "dvc_outs": {tag.removeprefix(OUTS): value for tag, value in tags.items() if tag.startswith(OUTS)},
+        "dvc_outs": tags_below(tags, OUTS),
         "metrics": {key: run.data.metrics[key] for key in _HEADLINES if key in run.data.metrics},
     }
 
@@ -192,7 +229,7 @@ def tag_restored(run_id: str) -> None:
 
     experiments = open_complete_store()
     client = mlflow.MlflowClient()
-    if JOURNAL in client.get_run(run_id).data.tags:
+    if read_tag(client.get_run(run_id).data.tags, JOURNAL) is not None:
         return  # a stage filled it
     outs = outs_of(locked_stages(repository_root() / "dvc.lock"))
     if runs := runs_with_outputs(client, experiments, outs):

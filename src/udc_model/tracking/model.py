@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlflow.models import Model
 
 LOADER = "udc_model.inference.serving"  # the module with _load_pyfunc, in the code that is logged with the model
+_CURVES = ("training/", "system/", "epoch/")  # metrics by epoch; up to version 0.2.0 the first was epoch/
 LOADER_0_1 = "udc_model.serving"  # its name in version 0.1.0, whose journals do not name it
 _EXAMPLE = {"columns": ["image"], "data": [[[[0, 64, 128], [192, 255, 32]]]]}  # a data frame in the orientation "split"
 
@@ -59,7 +60,7 @@ def _copy_metrics(client: MlflowClient, run: Run, model_id: str) -> None:
     """Link the final metrics of a run to its model, for the model's page."""
     from mlflow.entities import Metric
 
-    names = [name for name in run.data.metrics if not name.startswith("epoch/")]
+    names = [name for name in run.data.metrics if not name.startswith(_CURVES)]
     points = [point for name in names for point in client.get_metric_history(run.info.run_id, name)
               if point.step == 0 and point.model_id is None]  # fmt: skip
     for start in range(0, len(points), 1000):  # the limit of one request

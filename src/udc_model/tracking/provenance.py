@@ -1,4 +1,4 @@
-"""The origin of a run, as tags: commit and changes, DVC experiment and locks, packages, host, command."""
+"""The origin of a run: commit, changes and DVC experiment as tags; packages, host, command and locks as a table."""
 
 from __future__ import annotations
 
@@ -20,42 +20,54 @@ from typing import Any
 
 import yaml
 
-EXPERIMENT_NAME = "dvc.exp_name"
-COMMIT = "mlflow.source.git.commit"  # with the suffix .train or .evaluate, that of the stage
-DIRTY = "udc.git_dirty"  # the same suffixes
-OUTS = "udc.outs."
-DATA = "dvc.data"  # JSON: the paths of the raw data, and DVC's hash of each
+from udc_model.tracking.tags import BASELINE, COMMIT, DATA, DIRTY, EXPERIMENT_NAME
+
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pillow", "dvc", "mlflow")
 
 
 def provenance(stage: str) -> dict[str, str]:
     """The tags of a run that starts now in the current folder."""
-    tags = {f"udc.version.{name}": version(name) for name in PACKAGES}
-    tags |= {
-        "udc.version.python": platform.python_version(),
-        "udc.host": socket.gethostname(),
-        f"udc.command.{stage}": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "mlflow.source.name": f"udc {stage}",
-        "mlflow.source.type": "LOCAL",
-    }
+    tags = {"mlflow.source.name": f"udc {stage}", "mlflow.source.type": "LOCAL"}
     with suppress(KeyError, OSError):  # a container's user may have no name
         tags["mlflow.user"] = getpass.getuser()
     if name := os.environ.get("DVC_EXP_NAME"):
         tags[EXPERIMENT_NAME] = name
     if baseline := os.environ.get("DVC_EXP_BASELINE_REV"):
-        tags["dvc.baseline"] = baseline
+        tags[BASELINE] = baseline
     if study := os.environ.get("UDC_STUDY_RUN"):
         tags["mlflow.parentRunId"] = study
     if commit := git("rev-parse", "HEAD"):
         tags |= {COMMIT: commit, DIRTY: str(bool(_changed())).lower()}
-    return tags | _locks()
+    deps = locked_stages(Path("dvc.lock")).get("prepare", {}).get("deps", ())
+    if data := {dep["path"]: dep["md5"] for dep in deps if "md5" in dep and not dep["path"].startswith("src/")}:
+        tags[DATA] = json.dumps(data)
+    return tags
+
+
+def environment() -> dict[str, Any]:
+    """What a run that starts now in the current folder runs with, as JSON values.
+
+    ``versions`` of packages, ``host``, ``command``, and SHA-256 of what determines the data: each ``.dvc`` file and
+    ``dvc.lock`` (``files``), and the locked entry of each stage (``stages``).
+    """
+    # .dvc files of raw data are beside the data; no recursive search, which may meet millions of files
+    files = [path for path in (*Path().glob("*.dvc"), *Path("data").glob("*.dvc"), Path("dvc.lock")) if path.is_file()]
+    locked = locked_stages(Path("dvc.lock"))
+    return {
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "host": socket.gethostname(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "files": {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)},
+        "stages": {name: hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+                   for name, entry in locked.items()},
+    }  # fmt: skip
 
 
 def identity(tags: Mapping[str, str]) -> dict[str, str]:
-    """What the tags say about a run's origin, with readable names: commit, DVC experiment, versions."""
+    """What the tags say about a run's origin, with readable names: commit, DVC experiment; and the versions."""
     names = {COMMIT: "commit", DIRTY: "with uncommitted changes", EXPERIMENT_NAME: "DVC experiment",
-             "dvc.baseline": "baseline"}  # fmt: skip
-    versions = [f"{name} {tags[f'udc.version.{name}']}" for name in PACKAGES]
+             BASELINE: "baseline"}  # fmt: skip
+    versions = [f"{name} {version(name)}" for name in PACKAGES]
     return {title: tags[tag] for tag, title in names.items() if tag in tags} | {"versions": ", ".join(versions)}
 
 
@@ -91,22 +103,6 @@ def uncommitted() -> str:
 def _changed() -> str:
     changed = git("status", "--porcelain", "--untracked-files=no")
     return changed or git("status", "--porcelain", "--untracked-files=all", "--", "src")
-
-
-def _locks() -> dict[str, str]:
-    """SHA-256 of what determines the data: ``dvc.lock``, each ``.dvc`` file, and the locked entry of each stage."""
-    tags = {}
-    # .dvc files of raw data are beside the data; no recursive search, which may meet millions of files
-    for path in sorted([*Path().glob("*.dvc"), *Path("data").glob("*.dvc"), Path("dvc.lock")]):
-        if path.is_file():
-            tags[f"dvc.file.{path.as_posix()}"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    locked = locked_stages(Path("dvc.lock"))
-    deps = locked.get("prepare", {}).get("deps", ())
-    if data := {dep["path"]: dep["md5"] for dep in deps if "md5" in dep and not dep["path"].startswith("src/")}:
-        tags[DATA] = json.dumps(data)
-    for name, entry in locked.items():
-        tags[f"dvc.stage.{name}"] = hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
-    return tags
 
 
 def locked_stages(lock: Path) -> dict[str, dict[str, Any]]:

@@ -19,9 +19,10 @@ from typing import Any
 from udc_model.errors import without_credentials
 from udc_model.tracking.journal import Journal, report_warnings, sender_is_off, timestamp
 from udc_model.tracking.model import LOADER
-from udc_model.tracking.provenance import COMMIT, DIRTY, provenance, uncommitted
+from udc_model.tracking.provenance import environment, provenance, uncommitted
 from udc_model.tracking.sender_process import SenderProcess
 from udc_model.tracking.store import experiment_name, repository_root, tracking_uri
+from udc_model.tracking.tags import COMMIT, DIRTY
 
 logger = logging.getLogger(__name__)
 
@@ -53,16 +54,19 @@ class StageRun:
 
     status_on_error = "FAILED"
 
-    def __init__(self, stage: str, tags: Mapping[str, str], key: str | None = None) -> None:
+    def __init__(self, stage: str, tags: Mapping[str, str], key: str | None = None, name: str | None = None) -> None:
         self.tags = {**provenance(stage), **tags}
+        key = key or uuid.uuid4().hex
         root = repository_root()
         report_warnings(root)
         self._uri = without_credentials(tracking_uri())
         header = {
+            "root": str(root),
             "uri": self._uri,
             "experiment": experiment_name(),
             "outer": os.environ.get("MLFLOW_RUN_ID"),
             "tags": self.tags,
+            "name": name and f"{name} {key[:4]}",
         }
         self._journal = Journal.create(root, stage, header, key)
         self._messages: dict[str, Any] = {}
@@ -99,17 +103,23 @@ class StageRun:
         for start in range(0, len(items), 1000):
             self._append("batch", metrics=dict(items[start : start + 1000]), step=step, new_only=new_only, **when)
 
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags of the run."""
-        self._append("batch", tags=dict(tags))
+    def set_tags(self, tags: Mapping[str, str], *, fill_run_id: bool = False) -> None:
+        """Set tags of the run; ``fill_run_id`` as in :meth:`log_text`."""
+        self._append("batch", tags=dict(tags), **({"fill_run_id": True} if fill_run_id else {}))
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log a table as the artifact ``name``, a JSON file that MLflow's page shows beside those of other runs."""
+        cells = [[None if cell != cell else cell for cell in row] for row in rows]  # JSON has no NaN
+        self.log_text(json.dumps({"columns": list(columns), "data": cells}, ensure_ascii=False), name)
+        self.set_tags({"mlflow.loggedArtifacts": json.dumps([{"path": name, "type": "table"}])})
 
     def log_folder(self, folder: Path, name: str) -> None:
         """Log all files of a folder, in their present state, as artifacts under ``name``."""
         self._append("artifact", file=self._journal.copy(folder), target=name)
 
-    def log_file(self, path: Path, folder: str = "") -> None:
+    def log_file(self, path: Path, folder: str = "", *, new_only: bool = False) -> None:
         """Log a file, in its present state, as an artifact under its name."""
-        self._log_copy(path, folder)
+        self._log_copy(path, folder, **({"new_only": True} if new_only else {}))
 
     def _log_copy(self, path: Path, folder: str, **options: bool) -> None:
         self._append("artifact", file=self._journal.copy(path), target=folder, **options)
@@ -118,7 +128,8 @@ class StageRun:
         """Log a text as the artifact ``name``.
 
         With ``fill_run_id`` each :data:`~udc_model.tracking.journal.RUN_ID_PLACEHOLDER` in the text is replaced by the
-        id of the run, which is not known before the text is delivered.
+        id of the run, and each ``EXPERIMENT_ID_PLACEHOLDER`` by that of its experiment, which are not known before the
+        text is delivered.
         """
         target = Path(name)
         with tempfile.TemporaryDirectory() as scratch:
@@ -145,10 +156,14 @@ class StageRun:
         self.set_tags({"mlflow.loggedImages": "True"})
 
     def log_dataset(
-        self, name: str, digest: str, source: Mapping[str, str], context: str, *, new_only: bool = False
-    ) -> None:
-        """Log a data set, by name and digest, as an input of the run."""
-        self._append("dataset", name=name, digest=digest, source=dict(source), context=context, new_only=new_only)
+        self, name: str, digest: str, source: Mapping[str, str], context: str, counts: Mapping[str, Mapping[str, int]],
+        *, new_only: bool = False,
+    ) -> None:  # fmt: skip
+        """Log a data set, by name and digest, as an input of the run; ``counts`` are its images by split and class."""
+        images = {split: sum(classes.values()) for split, classes in counts.items()}
+        profile = {"num_rows": sum(images.values()), "images": images, "classes": len(next(iter(counts.values()), ()))}
+        self._append("dataset", name=name, digest=digest, source=dict(source), context=context, profile=profile,
+                     new_only=new_only)  # fmt: skip
 
     def log_classifier(self, bundle: Path, package: Path, requirements: Sequence[str]) -> None:
         """Log a folder that ``udc_model.inference.serving`` can load, with that code, as a model.
@@ -208,7 +223,10 @@ class StageRun:
 
 
 @contextmanager
-def stage_run(stage: str, tags: Mapping[str, str], key: str | None = None) -> Iterator[StageRun]:
+def stage_run(
+    stage: str, tags: Mapping[str, str], key: str | None = None, name: str | None = None,
+    hardware: Mapping[str, str] | None = None,
+) -> Iterator[StageRun]:  # fmt: skip
     """The run of a stage.
 
     ``train`` creates a run, or fills the run that ``mlflow run`` opened. ``evaluate`` joins the run that trained the
@@ -220,14 +238,18 @@ def stage_run(stage: str, tags: Mapping[str, str], key: str | None = None) -> It
 
     Parameters
     ----------
-    tags : of the run; an evaluation needs :data:`~udc_model.tracking.delivery.MODEL_SHA256`.
+    tags : of the run; an evaluation needs :data:`~udc_model.tracking.tags.MODEL_SHA256`.
     key : of a run that several processes fill, one after the other (a resumed training run).
+    name : of a new run outside of a DVC experiment, whose name it has otherwise; four characters of the key follow.
+    hardware : on which the model is trained, for the artifact ``environment/STAGE.json``.
     """
-    run = StageRun(stage, tags, key)
+    run = StageRun(stage, tags, key, name)
     status = "FAILED"
     try:
         # evaluate may join a run that another state of the code trained
         run.set_tags({f"{tag}.{stage}": run.tags[tag] for tag in (COMMIT, DIRTY) if tag in run.tags})
+        recorded = environment() | {"hardware": dict(hardware or {})}
+        run.log_text(json.dumps(recorded, indent=2, ensure_ascii=False) + "\n", f"environment/{stage}.json")
         if patch := uncommitted():
             run.log_text(patch, f"git/{stage}.patch")
         yield run

@@ -20,7 +20,7 @@ from typing import Any
 from filelock import Timeout
 
 from udc_model.errors import UdcError, without_credentials
-from udc_model.tracking.delivery import MODEL_SHA256, Delivery
+from udc_model.tracking.delivery import Delivery, store_of
 from udc_model.tracking.journal import (
     SENDER_LOG,
     append_killed_end,
@@ -33,6 +33,7 @@ from udc_model.tracking.journal import (
 )
 from udc_model.tracking.links import link_experiments
 from udc_model.tracking.store import open_store, reason_of, repository_root
+from udc_model.tracking.tags import MODEL_SHA256, read_tag
 
 _LAST_DELAYS = (1.0, 2.0, 4.0)  # seconds before each of the last attempts, after the stage has ended
 _MAX_DELAY = 30.0  # seconds between two attempts while the stage is running
@@ -206,14 +207,15 @@ def deliver_predecessors(folder: Path, header: dict[str, Any]) -> None:
 
 def _predecessors(folder: Path, header: dict[str, Any]) -> Iterator[Path]:
     """The earlier pending journals of ended stages about the same model and for the same store."""
-    model = header["tags"].get(MODEL_SHA256)
+    model = read_tag(header["tags"], MODEL_SHA256)
     for earlier in pending_journals(folder.parents[2]):
         if model is None or earlier.name >= folder.name:
             return
         with suppress(FileNotFoundError, ValueError):  # delivered meanwhile, or damaged
             entries = [entry for entry, _ in read_entries(earlier)]
-            is_same_model = any(entry.get("tags", {}).get(MODEL_SHA256) == model for entry in entries)
-            if is_same_model and entries[0]["uri"] == header["uri"] and not is_written(earlier):
+            is_same_model = any(read_tag(entry.get("tags", {}), MODEL_SHA256) == model for entry in entries)
+            is_same_store = store_of(earlier, entries[0]) == store_of(folder, header)
+            if is_same_model and is_same_store and not is_written(earlier):
                 yield earlier
 
 
@@ -258,7 +260,7 @@ def deliver_pending(root: Path) -> tuple[int, dict[Path, str]]:
         try:
             if is_written(folder):
                 continue
-            uri = next(read_entries(folder))[0]["uri"]
+            uri = store_of(folder, next(read_entries(folder))[0])
             if uri in unreachable:
                 errors[folder] = unreachable[uri]
                 continue
@@ -298,6 +300,14 @@ def sync(root: Path) -> tuple[int, dict[Path, str], dict[str, str]]:
         raise UdcError(reason_of(error)) from error
 
 
+class _RecordedWarnings(logging.Handler):
+    """Stores warnings about the store for the next command: sender.log is deleted with the journal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Store one warning."""
+        record_warning(repository_root(), record.getMessage())
+
+
 def main(arguments: list[str]) -> int:
     """Deliver the journal that is named on the command line while a stage writes it.
 
@@ -305,6 +315,7 @@ def main(arguments: list[str]) -> int:
     so all modules of this project that a sender needs are imported before it reports that it is ready.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)  # to sender.log
+    logging.getLogger("udc_model.tracking.store").addHandler(_RecordedWarnings(logging.WARNING))
     for number in (signal.SIGINT, signal.SIGTERM):  # Ctrl-C is for the stage, whose end closes the pipe
         signal.signal(number, signal.SIG_IGN)
     os.environ.pop("PYTHONPATH", None)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from udc_model.errors import UdcError, without_credentials
+from udc_model.tracking.pages import experiment_tags
+from udc_model.tracking.relocation import ARTIFACTS, Relocation, former_folders, relocate
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,7 +31,10 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
+logger = logging.getLogger(__name__)
+
 EXPERIMENT = "udc-model"
+_SQLITE = "sqlite:///"
 
 
 def repository_root() -> Path:
@@ -43,7 +48,12 @@ def repository_root() -> Path:
 
 def tracking_uri() -> str:
     """The address of the store with its credentials; print it through `without_credentials` only."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{repository_root() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or default_uri(repository_root())
+
+
+def default_uri(root: Path) -> str:
+    """The address of the store of a project."""
+    return f"{_SQLITE}{root / 'mlflow.db'}"
 
 
 def reason_of(error: Exception) -> str:
@@ -66,7 +76,8 @@ def open_store(uri: str | None = None, name: str | None = None) -> str:
 
     A SQLite store is initialised under a file lock, because processes that do so at the same time break it. Its
     experiment gets an absolute folder for artifacts; MLflow's default is relative to the current folder, which may be
-    temporary.
+    temporary. The places in the store of a project that was copied or moved are corrected; another SQLite store may be
+    where it is on purpose, so :func:`relocate_store` is for a person to call.
 
     Parameters
     ----------
@@ -75,7 +86,7 @@ def open_store(uri: str | None = None, name: str | None = None) -> str:
     Raises
     ------
     UdcError
-        The store cannot be reached or written.
+        The store cannot be reached or written, or is not the project's and seems to have been moved.
     """
     uri, name = uri or tracking_uri(), name or experiment_name()
     import mlflow
@@ -87,14 +98,15 @@ def open_store(uri: str | None = None, name: str | None = None) -> str:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     try:
         mlflow.set_tracking_uri(uri)
-        if not uri.startswith("sqlite:///"):
+        if not uri.startswith(_SQLITE):
             return _experiment(mlflow.MlflowClient(), name, None)
-        folder = Path(uri.removeprefix("sqlite:///")).resolve().parent
-        folder.mkdir(parents=True, exist_ok=True)
-        _check_database(Path(uri.removeprefix("sqlite:///")))
-        with FileLock(folder / "mlflow.db.lock"):
-            # the client's constructor creates the tables
-            return _experiment(mlflow.MlflowClient(), name, (folder / "mlartifacts" / name).as_uri())
+        database = _database(uri)
+        database.parent.mkdir(parents=True, exist_ok=True)
+        _check_database(database)
+        with _lock(database):
+            client = mlflow.MlflowClient()  # creates the tables
+            _check_place(database)
+            return _experiment(client, name, (database.parent / ARTIFACTS / name).as_uri())
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         raise UdcError(f"the MLflow store {without_credentials(uri)} cannot be used: {reason_of(error)}") from error
 
@@ -105,6 +117,51 @@ def _check_database(path: Path) -> None:
         connection.execute("PRAGMA schema_version").fetchone()
 
 
+def relocate_store() -> Relocation:
+    """Correct the places of artifacts in a SQLite store that was copied or moved, see `relocate`.
+
+    Raises
+    ------
+    UdcError
+        There is no such store, or it cannot be written.
+    """
+    uri = tracking_uri()
+    database = _database(uri)
+    if not uri.startswith(_SQLITE) or not database.is_file():
+        raise UdcError(
+            f"{without_credentials(uri)}: is no SQLite store that exists; only such a store can be relocated"
+        )
+    try:
+        with _lock(database):
+            return relocate(database)
+    except (OSError, sqlite3.Error) as error:
+        raise UdcError(f"{database}: the places of artifacts cannot be corrected: {error}") from error
+
+
+def _database(uri: str) -> Path:
+    return Path(uri.removeprefix(_SQLITE)).resolve()
+
+
+def _lock(database: Path) -> FileLock:
+    return FileLock(database.parent / "mlflow.db.lock")
+
+
+def _check_place(database: Path) -> None:
+    """Correct the places in the project's store if it was moved; :class:`UdcError` if another store was."""
+    former = former_folders(database)
+    if not former:
+        return
+    previous, artifacts = min(former) / ARTIFACTS, database.parent / ARTIFACTS
+    if database != _database(default_uri(repository_root())):
+        raise UdcError(f"{database}: its artifacts are in {previous}, not beside it, as if it had been moved; "
+                       "run `udc relocate` to use the folder beside it")  # fmt: skip
+    relocation = relocate(database)
+    logger.info("%s was moved: %d places of artifacts are in %s now", database, relocation.num_corrected, artifacts)
+    if relocation.remaining:
+        logger.warning("the artifacts of %d earlier runs and models are in %s only; copy them to %s, then run "
+                       "`udc relocate`", len(relocation.remaining), previous, artifacts)  # fmt: skip
+
+
 def _experiment(client: MlflowClient, name: str, artifact_location: str | None) -> str:
     """The id of the experiment, created if it does not exist; another process may create it at the same time."""
     from mlflow.exceptions import MlflowException
@@ -112,7 +169,7 @@ def _experiment(client: MlflowClient, name: str, artifact_location: str | None) 
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return str(client.create_experiment(name, artifact_location=artifact_location))
+            return str(client.create_experiment(name, artifact_location, tags=experiment_tags()))
         except MlflowException:
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
