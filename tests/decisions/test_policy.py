@@ -106,3 +106,11 @@ def test_load_raises_for_a_damaged_file(tmp_path):
         (tmp_path / "policy.json").write_text(text)
         with pytest.raises(UdcError, match=rf"policy\.json: {re.escape(message)}"):
             Policy.load(tmp_path / "policy.json")
+
+
+def test_the_digest_of_costs_tells_other_costs_apart():
+    a = Policy(["a", "b"], [[0, 1], [1, 0]])
+    assert a.costs_digest == Policy(["a", "b"], [[0, 1], [1, 0]], decision="argmax").costs_digest
+    others = (Policy(["a", "b"], [[0, 2], [1, 0]]), Policy(["a", "b"], [[0, 1], [1, 0]], refer=0.5),
+              Policy(["a", "b"], [[0, 1], [1, 0]], deployment_prior=[0.1, 0.9]))  # fmt: skip
+    assert len({each.costs_digest for each in (a, *others)}) == 4

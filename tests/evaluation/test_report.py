@@ -15,7 +15,7 @@ from udc_model.data.packed import PackedSplit, write_packed
 from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.policy import Policy
 from udc_model.evaluation.figures import FigureCache, draw_figures
-from udc_model.evaluation.report import costs_digest, render_report
+from udc_model.evaluation.report import render_report
 from udc_model.evaluation.report_images import sheet_uri, thumbnail_uri
 from udc_model.evaluation.tables import read_warnings, write_split
 from udc_model.files import Workspace
@@ -202,14 +202,6 @@ def test_thumbnails_are_small_and_sheets_too(tmp_path, rng):
     contents = base64.b64decode(sheet_uri(tmp_path / "sheet.png").split(",")[1])
     with Image.open(io.BytesIO(contents)) as sheet:
         assert sheet.size == (1100, 550)
-
-
-def test_the_digest_of_costs_tells_other_costs_apart():
-    a = Policy(["a", "b"], [[0, 1], [1, 0]])
-    assert costs_digest(a) == costs_digest(Policy(["a", "b"], [[0, 1], [1, 0]], decision="argmax"))
-    others = (Policy(["a", "b"], [[0, 2], [1, 0]]), Policy(["a", "b"], [[0, 1], [1, 0]], refer=0.5),
-              Policy(["a", "b"], [[0, 1], [1, 0]], deployment_prior=[0.1, 0.9]))  # fmt: skip
-    assert len({costs_digest(each) for each in (a, *others)}) == 4
 
 
 def test_figures_that_rest_on_few_mistakes_are_marked(tmp_path, rng):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -87,6 +88,11 @@ class Policy:
     flip_averaging: bool = False
     model_sha256: str | None = None
     cost_ceiling: dict[str, float] | None = None
+
+    @property
+    def costs_digest(self) -> str:
+        """Digest of what makes the mean costs of two results comparable: classes, costs, class frequencies."""
+        return short_digest([self.classes, self.class_costs, self.refer, self.deployment_prior])
 
     @classmethod
     def load(cls, path: Path, max_bytes: int = MAX_JSON) -> Policy:
@@ -311,3 +317,8 @@ def _floor(names: str | list[str], floor: float, confidence: float, classes: lis
     """A floor of classes by name."""
     several = [names] if isinstance(names, str) else names
     return Floor(tuple(classes.index(name) for name in several), floor, confidence, " or ".join(several))
+
+
+def short_digest(value: Any) -> str:
+    """The first eight characters of the SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -93,15 +92,9 @@ def render_report(
         per_class=_rows(folder / "per_class.csv", longest=None),
         figures={section: _figures(folder, figures) for section, figures in _FIGURES.items()},
         training=_training_figures(workspace),
-        comparable={"data": record["data"]["digest"][:8], "costs": costs_digest(policy)},
+        comparable={"data": record["data"]["digest"][:8], "costs": policy.costs_digest},
         provenance=provenance,
     )
-
-
-def costs_digest(policy: Policy) -> str:
-    """Digest of what makes the costs of two results comparable: classes, costs of all decisions, class frequencies."""
-    parts = [policy.classes, policy.class_costs, policy.refer, policy.deployment_prior]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]
 
 
 def _metrics(folder: Path, policy: Policy) -> dict[str, tuple[float, float, float]]:

@@ -87,7 +87,7 @@ def log_note(
     changes = changes_since_baseline(recorded, baseline_revision(run.tags.get(COMMIT)))
     metrics, intervals = test
     note = evaluation_note(folder, metrics, intervals, params.evaluate.confidence, changes, record["data"],
-                           digests(policy, params.evaluate)["costs"]["digest"])  # fmt: skip
+                           policy.costs_digest)  # fmt: skip
     run.set_tags({NOTE: note} | changes.tags() | {COST_INTERVAL: interval(intervals, "mean_cost")}, fill_run_id=True)
 
 

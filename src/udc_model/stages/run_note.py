@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from udc_model.config import CostParams, EvaluateParams, validate_params
 from udc_model.config.presets import PRESETS
 from udc_model.config.yaml12 import read_yaml
 from udc_model.decisions.matrix import REFER
-from udc_model.decisions.policy import Policy
+from udc_model.decisions.policy import Policy, short_digest
 from udc_model.errors import UdcError
 from udc_model.evaluation.intervals import Intervals
 from udc_model.evaluation.metrics import Metrics
@@ -132,13 +131,9 @@ def digests(policy: Policy, evaluate: EvaluateParams) -> dict[str, dict[str, str
 
     Mean costs can be compared between runs of equal ``costs.digest``.
     """
-    costs = [policy.classes, policy.class_costs, policy.refer, policy.deployment_prior]
-    decision = evaluate.model_dump(include={"calibration", "decision", "recall_floor", "flip_averaging"})
-    return {"costs": {"digest": _digest(costs)}, "policy": {"digest": _digest(decision)}}
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+    names = {"calibration", "decision", "recall_floor", "cost_ceiling", "flip_averaging"}
+    decision = short_digest(evaluate.model_dump(include=names))
+    return {"costs": {"digest": policy.costs_digest}, "policy": {"digest": decision}}
 
 
 def training_note(changes: Changes, data: Mapping[str, Any]) -> str:
