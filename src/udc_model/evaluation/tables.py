@@ -17,6 +17,7 @@ from udc_model.data.packed import PackedSplit, group_indices
 from udc_model.decisions.calibration import Calibration
 from udc_model.decisions.policy import Decisions, Policy
 from udc_model.errors import UdcError
+from udc_model.evaluation.confusion_sums import ConfusionSums, agreement_metrics, cost_metrics
 from udc_model.evaluation.curves import (
     class_curves,
     cost_curve,
@@ -26,7 +27,7 @@ from udc_model.evaluation.curves import (
 )
 from udc_model.evaluation.evidence import few_mistakes_of
 from udc_model.evaluation.intervals import Intervals, metric_intervals, share_interval
-from udc_model.evaluation.metrics import Indices, Metrics, Scored, Terms, agreement_metrics, cost_metrics, split_metrics
+from udc_model.evaluation.metrics import Indices, Metrics, Scored, Terms, split_metrics
 
 _LOGIT = "logit_"
 _ROWS = 4096  # of predictions.csv that are formatted at a time
@@ -260,8 +261,8 @@ def baselines_table(scored: Scored, outcomes: list[str], decision: str) -> pd.Da
     rows = []
     for name, decided in decisions.items():
         terms = Terms(np.arange(n), scored.targets * d + decided, scored.image_weights, k * d)
-        cells = terms.total().reshape(k, d, 1)
-        metrics = cost_metrics(cells, scored.outcome_costs) | agreement_metrics(cells[:, :k])
+        sums = ConfusionSums.of_cells(terms.total().reshape(k, d, 1), scored.outcome_costs)
+        metrics = cost_metrics(sums) | agreement_metrics(sums)
         columns = ("mean_cost", "normalised_cost", "accuracy")
         rows.append({"decision": name} | {column: float(metrics[column][0]) for column in columns})
     return pd.DataFrame(rows)
