@@ -12,7 +12,7 @@ from udc_model.decisions.decision import expected_costs, shift_prior
 from udc_model.decisions.policy import Policy
 from udc_model.evaluation.intervals import by_group, resample, share_interval
 from udc_model.evaluation.metric_bounds import LargestGroup
-from udc_model.evaluation.metrics import Scored, class_areas, equal_mass_bins
+from udc_model.evaluation.metrics import Scored, class_areas, cumulated, equal_mass_bins
 from udc_model.evaluation.score_sums import ScoreSums
 
 Floats = NDArray[np.float64]
@@ -92,7 +92,7 @@ def mean_curves(
 
 def _interpolated(scores: Floats) -> tuple[Floats, Floats]:
     """True positive rate and precision on the grid, (B, 201) each, sums over classes of (K, bins, 2, B)."""
-    falling = np.ascontiguousarray(scores[:, ::-1].cumsum(axis=1).transpose(2, 3, 0, 1))  # (2, B, K, bins)
+    falling = np.ascontiguousarray(cumulated(scores[:, ::-1]).transpose(2, 3, 0, 1))  # (2, B, K, bins)
     false_positives, true_positives = falling
     with np.errstate(invalid="ignore", divide="ignore"):
         recall = true_positives / true_positives[..., -1:]

@@ -77,14 +77,13 @@ def _means(scored: Scored) -> dict[str, tuple[float, float]]:
     costs, k = scored.outcome_costs, scored.num_classes
     low, high = costs.min(axis=1), costs.max(axis=1)
     of_classes = costs[:, :k]
-    least = float(np.clip(scored.probabilities, np.finfo(float).eps, None).min())
     return {
         "mean_cost": (float(low.min()), float(high.max())),
         "argmax_mean_cost": (float(of_classes.min()), float(of_classes.max())),
         "cost_saved": (float((of_classes.min(axis=1) - high).min()), float((of_classes.max(axis=1) - low).max())),
         "argmax_accuracy": (0.0, 1.0),
         "referral_rate": (0.0, float(costs.shape[1] > k)),
-        "log_loss": (0.0, -np.log(least)),
+        "log_loss": (0.0, -np.log(scored.least_probability)),
         "brier_score": (0.0, 2.0),
     }
 

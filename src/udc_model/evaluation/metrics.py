@@ -67,6 +67,11 @@ class Scored:
         return np.asarray(self.outcome_costs[self.targets, self.decided])
 
     @cached_property
+    def least_probability(self) -> float:
+        """The lowest probability of any class of any image, at least the accuracy of a float."""
+        return max(float(self.probabilities.min()), float(np.finfo(float).eps))
+
+    @cached_property
     def score_sums(self) -> Floats:
         """(K, bins, 2) sums of `score_terms`, exact."""
         return score_terms(self).total().reshape(self.num_classes, -1, 2)
@@ -123,11 +128,13 @@ def score_terms(scored: Scored, most: int | None = None) -> Terms:
     The sums have the shape (K, bins, 2), flattened: rising bins, first images of other classes, then of the class.
     """
     n, k = scored.probabilities.shape
-    is_of_class = scored.targets[:, None] == np.arange(k)
-    bins = np.column_stack([score_bins(scored.probabilities[:, j], is_of_class[:, j], most) for j in range(k)])
-    width = int(bins.max()) + 1
-    columns = np.arange(k) * 2 * width + bins * 2 + is_of_class
-    return Terms(np.repeat(np.arange(n), k), columns.ravel(), np.repeat(scored.image_weights, k), 2 * k * width)
+    columns = np.empty((k, n), dtype=np.intp)
+    for j in range(k):
+        is_of_class = scored.targets == j
+        columns[j] = 2 * score_bins(scored.probabilities[:, j], is_of_class, most) + is_of_class
+    width = int(columns.max()) // 2 + 1
+    columns += (np.arange(k) * 2 * width)[:, None]
+    return Terms(np.tile(np.arange(n), k), columns.ravel(), np.tile(scored.image_weights, k), 2 * k * width)
 
 
 def score_bins(scores: Floats, is_of_class: NDArray[np.bool_], most: int | None) -> NDArray[np.intp]:
@@ -269,7 +276,7 @@ def areas(scores: Floats) -> tuple[Floats, Floats]:
     """
     falling = scores[:, ::-1]
     negative, positive = falling[:, :, 0], falling[:, :, 1]
-    false_positives, true_positives = negative.cumsum(axis=1), positive.cumsum(axis=1)
+    false_positives, true_positives = np.moveaxis(cumulated(falling), 2, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         auc = (negative * (true_positives - positive / 2)).sum(axis=1) / (
             true_positives[:, -1] * false_positives[:, -1]
@@ -282,3 +289,13 @@ def class_areas(scored: Scored) -> tuple[Floats, Floats]:
     """ROC AUC and average precision of each class against the rest, (K,) each."""
     auc, average_precision = areas(scored.score_sums[..., None])
     return auc[:, 0], average_precision[:, 0]
+
+
+def cumulated(falling: Floats) -> Floats:
+    """Cumulative sums over the bins of (K, bins, 2, B)."""
+    if falling.shape[-1] == 1:
+        return np.asarray(falling.cumsum(axis=1))
+    sums = falling.copy()  # cumsum adds number after number; a bin's sums of all resamples at a time are faster
+    for i in range(1, sums.shape[1]):
+        sums[:, i] += sums[:, i - 1]
+    return sums

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,26 @@ def write_predictions(folder: Path, split: PackedSplit, logits: NDArray[np.float
     names = [f"{_LOGIT}{name}" for name in policy.classes]
     with (folder / "predictions.csv").open("w", encoding="utf-8", newline="") as handle:
         csv.writer(handle, lineterminator="\n").writerow([*table.columns, *names])
-        for start in range(0, len(table), _ROWS):
+        starts = range(0, len(table), _ROWS)
+        chunks = [logits[start : start + _ROWS] for start in starts]
+        for start, of_logits in zip(starts, _in_background(_logit_lines, chunks), strict=True):
             rows = _csv_lines(table[start : start + _ROWS])
-            handle.writelines(map("{},{}\n".format, rows, _logit_lines(logits[start : start + _ROWS])))
+            handle.writelines(map("{},{}\n".format, rows, of_logits))
     return decisions
+
+
+def _in_background(
+    function: Callable[[NDArray[Any]], list[str]], chunks: Sequence[NDArray[Any]]
+) -> Iterator[list[str]]:
+    """The function of each chunk, computed while the caller uses that of the chunk before."""
+    with ThreadPoolExecutor(1) as pool:
+        following: Future[list[str]] | None = None
+        for chunk in chunks:
+            current, following = following, pool.submit(function, chunk)
+            if current is not None:
+                yield current.result()
+        if following is not None:
+            yield following.result()
 
 
 def _csv_lines(table: pd.DataFrame) -> list[str]:
