@@ -25,7 +25,16 @@ from scipy.stats import binom
 from tqdm import tqdm
 
 from udc_model.evaluation.intervals import by_group, interval_of, mean_draws, metric_intervals
-from udc_model.evaluation.metrics import Metrics, Scored, metric_terms, metrics_of_sums, split_metrics
+from udc_model.evaluation.metrics import (
+    Metrics,
+    Scored,
+    SplitSums,
+    metric_terms,
+    metrics_of_sums,
+    score_terms,
+    split_metrics,
+)
+from udc_model.evaluation.score_sums import SCORE_BINS
 
 Floats = NDArray[np.float64]
 LEVEL = 0.95
@@ -167,13 +176,14 @@ def classifier(table: ResultsTable, draws: int, n: int, size: int, kind: str) ->
 
 def bca_of_metrics(scored: Scored, point: Metrics, seed: int, resamples: int = 400) -> dict[str, tuple[float, float]]:
     """BCa intervals of all metrics, from resamples of images or groups with replacement."""
-    terms = metric_terms(scored, 15, 500)
+    terms = metric_terms(scored, 15) | {"scores": score_terms(scored, SCORE_BINS)}
     features = sparse.csr_matrix(sparse.hstack([part.table(len(scored.targets)) for part in terms.values()]))
     features = by_group(features, scored.groups)
     ends = np.cumsum([part.width for part in terms.values()])[:-1]
 
     def metrics(sums: Floats) -> dict[str, Floats]:
-        return metrics_of_sums(dict(zip(terms, np.split(sums, ends), strict=True)), scored.outcome_costs, RECALL_OF)
+        by_name = dict(zip(terms, np.split(sums, ends), strict=True))
+        return metrics_of_sums(SplitSums.of(by_name, scored.outcome_costs), RECALL_OF)
 
     n = features.shape[0]
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples).T

@@ -6,7 +6,6 @@ from scipy import sparse
 from scipy.stats import binomtest
 
 from udc_model.evaluation.intervals import (
-    SCORE_BINS,
     by_group,
     interval_of,
     mean_draws,
@@ -14,7 +13,7 @@ from udc_model.evaluation.intervals import (
     proportion_interval,
     resample_weights,
 )
-from udc_model.evaluation.metrics import Scored, metric_terms, metrics_of_sums, split_metrics
+from udc_model.evaluation.metrics import Scored, SplitSums, metric_terms, metrics_of_sums, score_terms, split_metrics
 
 RECALLS = [(0, "a"), (2, "c")]
 
@@ -32,11 +31,11 @@ def _scored(rng, n=400, refer=None, weighted=False, groups=None):
 
 def test_metrics_of_a_resample_equal_those_of_its_images(rng):
     scored = _scored(rng, 60, refer=0.5)
-    terms = metric_terms(scored, 1, SCORE_BINS)
+    terms = metric_terms(scored, 1) | {"scores": score_terms(scored)}
     drawn = np.append(np.arange(3), rng.integers(0, 60, 57))
     counts = np.bincount(drawn, minlength=60)[:, None].astype(float)
     sums = {name: part.table(60).T @ counts for name, part in terms.items()}
-    metrics = metrics_of_sums(sums, scored.outcome_costs, RECALLS)
+    metrics = metrics_of_sums(SplitSums.of(sums, scored.outcome_costs), RECALLS)
     copy = Scored(scored.targets[drawn], scored.decided[drawn], scored.probabilities[drawn], scored.outcome_costs)
     for name, value in split_metrics(copy, 1, RECALLS).items():
         assert metrics[name][0] == pytest.approx(value, rel=1e-9), name

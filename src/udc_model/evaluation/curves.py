@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from udc_model.decisions.decision import expected_costs, shift_prior
 from udc_model.decisions.policy import Policy
-from udc_model.evaluation.intervals import SCORE_BINS, by_group, resample, share_interval
+from udc_model.evaluation.intervals import by_group, resample, share_interval
 from udc_model.evaluation.metric_bounds import LargestGroup
-from udc_model.evaluation.metrics import Scored, areas, class_areas, equal_mass_bins, score_terms
+from udc_model.evaluation.metrics import Scored, class_areas, cumulated, equal_mass_bins
+from udc_model.evaluation.score_sums import ScoreSums
 
 Floats = NDArray[np.float64]
 Decide = Callable[[float, Floats], NDArray[np.intp]]  # from the odds of the costliest class and the class frequencies
@@ -30,9 +31,8 @@ def class_curves(scored: Scored, classes: list[str]) -> tuple[pd.DataFrame, pd.D
     Two tables: ``class, false_positive_rate, true_positive_rate``, from (0, 0); ``class, recall, precision``, to recall
     0 with precision 1.
     """
-    sums = score_terms(scored).total().reshape(len(classes), -1, 2)
     roc, pr = [], []
-    for name, bins in zip(classes, sums, strict=True):
+    for name, bins in zip(classes, scored.score_sums, strict=True):
         used = bins[bins.sum(axis=1) > 0]
         false, true = used[::-1].cumsum(axis=0).T
         run, rise = np.diff(false, prepend=0), np.diff(true, prepend=0)
@@ -58,20 +58,19 @@ def mean_curves(
     the highest at this recall or more); ``class, roc_auc, roc_auc_low, roc_auc_high, average_precision, …``. The
     intervals of the areas allow for an unseen group, as those of `metric_intervals`; the bands do not.
     """
-    terms, k = score_terms(scored, SCORE_BINS), len(classes)
+    scores, k = ScoreSums.of(scored), len(classes)
     positives = np.array([scored.image_weights[scored.targets == y].sum() for y in range(k)])
     influence = LargestGroup.of(scored).of_class / positives
 
     def statistic(sums: Floats, unseen: Floats) -> dict[str, Floats]:
-        scores = sums.reshape(k, -1, 2, sums.shape[1])
-        tpr, precision = _interpolated(scores)
+        tpr, precision = np.sum([_interpolated(table) for table in scores.tables(sums)], axis=0) / k
         seen = 1 / (1 + unseen[:, None] * influence)  # of the images, if an unseen group is added
         values = {"tpr": tpr, "precision": precision}
-        for name, area in zip(("roc_auc", "average_precision"), areas(scores), strict=True):
+        for name, area in zip(("roc_auc", "average_precision"), scores.areas(sums), strict=True):
             values |= {name: area.T, f"{name}_low": area.T * seen, f"{name}_high": area.T * seen + 1 - seen}
         return values
 
-    features = by_group(terms.table(len(scored.targets)), scored.groups)
+    features = by_group(scores.terms.table(len(scored.targets)), scored.groups)
     resampled = resample(features, statistic, resamples, seed)
     binned = statistic(np.asarray(features.sum(axis=0)).reshape(-1, 1), np.zeros(1))
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
@@ -92,22 +91,23 @@ def mean_curves(
 
 
 def _interpolated(scores: Floats) -> tuple[Floats, Floats]:
-    """True positive rate and precision on the grid, (B, 201) each, means over classes of (K, bins, 2, B)."""
-    falling = scores[:, ::-1].cumsum(axis=1)
-    false_positives, true_positives = falling[:, :, 0], falling[:, :, 1]
-    k, _, b = true_positives.shape
-    tpr, precision = np.zeros((b, len(_GRID))), np.zeros((b, len(_GRID)))
+    """True positive rate and precision on the grid, (B, 201) each, sums over classes of (K, bins, 2, B)."""
+    falling = np.ascontiguousarray(cumulated(scores[:, ::-1]).transpose(2, 3, 0, 1))  # (2, B, K, bins)
+    false_positives, true_positives = falling
     with np.errstate(invalid="ignore", divide="ignore"):
-        recall = true_positives / true_positives[:, -1:]
-        fallout = false_positives / false_positives[:, -1:]
+        recall = true_positives / true_positives[..., -1:]
+        fallout = false_positives / false_positives[..., -1:]
         ratio = np.nan_to_num(true_positives / (true_positives + false_positives))
-    best = np.maximum.accumulate(ratio[:, ::-1], axis=1)[:, ::-1]  # the highest precision at this recall or more
+    best = np.maximum.accumulate(ratio[..., ::-1], axis=-1)[..., ::-1]  # the highest precision at this recall or more
+    zero = np.zeros((*recall.shape[:2], 1))
+    recall_from_0, fallout_from_0 = np.concatenate([zero, recall], axis=-1), np.concatenate([zero, fallout], axis=-1)
+    b, k, bins = recall.shape
+    tpr, precision = np.zeros((b, len(_GRID))), np.zeros((b, len(_GRID)))
     for i in range(b):
         for j in range(k):
-            x = np.concatenate([[0.0], fallout[j, :, i]])
-            tpr[i] += np.interp(_GRID, x, np.concatenate([[0.0], recall[j, :, i]])) / k
-            index = np.searchsorted(recall[j, :, i], _GRID, side="left").clip(max=best.shape[1] - 1)
-            precision[i] += best[j, index, i] / k
+            tpr[i] += np.interp(_GRID, fallout_from_0[i, j], recall_from_0[i, j])
+            index = recall[i, j].searchsorted(_GRID)
+            precision[i] += best[i, j][np.minimum(index, bins - 1)]
     return tpr, precision
 
 

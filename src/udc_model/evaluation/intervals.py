@@ -23,13 +23,13 @@ from scipy import sparse
 
 from udc_model.decisions.decision import clopper_pearson_bound
 from udc_model.evaluation.metric_bounds import LargestGroup, gap_noise, metric_bounds, proportions
-from udc_model.evaluation.metrics import Metrics, Scored, metric_terms, metrics_of_sums
+from udc_model.evaluation.metrics import Metrics, Scored, metrics_of_sums
+from udc_model.evaluation.resampled_sums import ResampledSums
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats, Floats], dict[str, Floats]]  # of sums (M, B) and the unseen group's weight (B,): B first
 Intervals = dict[str, tuple[float, float]]
 
-SCORE_BINS = 500  # per class at most; areas are exact up to this number of distinct probabilities
 _CHUNK = 64  # resamples at a time
 _EXACT_IN_FLOAT32 = 10**6  # groups; up to this number sums in float32 are exact to five digits
 _DRAWS, _FEWEST_DRAWS = 10_000, 1_000  # of `mean_draws`
@@ -47,7 +47,7 @@ def resample(features: sparse.csr_matrix, statistic: Statistic, resamples: int, 
     """The statistic (B, …) of ``resamples`` resamples of features (G, M); the number of threads has no effect."""
     n = features.shape[0]
     dtype = np.float32 if n <= _EXACT_IN_FLOAT32 else np.float64
-    columns = sparse.csr_matrix(features.T).astype(dtype)
+    columns = sparse.csc_matrix(features.T).astype(dtype)  # image after image: the sums stay in the processor's cache
 
     def statistics(size: int, chunk_seed: np.random.SeedSequence) -> dict[str, Floats]:
         weights = resample_weights(n, size, chunk_seed, dtype)
@@ -135,27 +135,21 @@ def metric_intervals(
     If a class has more than ``SCORE_BINS`` distinct probabilities, resamples use bins of them. The intervals of
     ``roc_auc`` and ``average_precision`` are then shifted by the difference of the exact and the binned estimate.
     """
-    terms = metric_terms(scored, ece_bins, SCORE_BINS)
-    features = sparse.csr_matrix(sparse.hstack([part.table(len(scored.targets)) for part in terms.values()]))
-    features = by_group(features, scored.groups)
-    ends = np.cumsum([part.width for part in terms.values()])[:-1]
-    total = np.asarray(features.sum(axis=0)).reshape(-1, 1)
+    sums = ResampledSums.of(scored, ece_bins)
+    features = by_group(sums.features, scored.groups)
+    observed = sums.split_sums(np.asarray(features.sum(axis=0)).reshape(-1, 1))
+    largest = LargestGroup.of(scored)
 
-    def metrics(sums: Floats) -> tuple[dict[str, Floats], dict[str, Floats]]:
-        by_name = dict(zip(terms, np.split(sums, ends), strict=True))
-        return by_name, metrics_of_sums(by_name, scored.outcome_costs, recall_of)
-
-    observed, binned = metrics(total)
-    largest, weight = LargestGroup.of(scored), float(scored.image_weights.sum())
-
-    def statistic(sums: Floats, unseen: Floats) -> dict[str, Floats]:
-        by_name, values = metrics(sums)
-        bounds = metric_bounds(by_name, values, unseen, observed, scored, largest, recall_of)
-        noise = gap_noise(by_name, observed, by_name["argmax"].sum(axis=0), weight, unseen * largest.images)
+    def statistic(values: Floats, unseen: Floats) -> dict[str, Floats]:
+        of_resamples = sums.split_sums(values)
+        metrics = metrics_of_sums(of_resamples, recall_of)
+        bounds = metric_bounds(of_resamples, metrics, unseen, observed, scored, largest, recall_of)
+        noise = gap_noise(of_resamples, observed, unseen * largest.images)
         return {name: np.column_stack(ends) for name, ends in bounds.items()} | {"gap_noise": noise}
 
     draws = resample(features, statistic, resamples, seed)
     noise = float(np.quantile(draws.pop("gap_noise"), confidence))
+    binned = metrics_of_sums(observed)
     intervals = {}
     for name, value in point.items():
         if value is None:
@@ -167,7 +161,7 @@ def metric_intervals(
         shift = value - float(binned[name][0]) if name in ("roc_auc", "average_precision") else 0.0
         intervals[name] = (low + shift, high + shift) if shift == 0 else (max(0.0, low + shift), min(1.0, high + shift))
     if scored.groups is None and scored.weights is None:
-        for name, (hits, size) in proportions(observed, scored, recall_of).items():
+        for name, (hits, size) in proportions(observed, len(scored.targets), recall_of).items():
             if name in intervals:
                 intervals[name] = proportion_interval(hits, size, confidence)
     return intervals

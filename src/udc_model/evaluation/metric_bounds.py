@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from udc_model.evaluation.metrics import Scored, miss_rate_metric, recall_metric
+from udc_model.evaluation.confusion_sums import ConfusionSums
+from udc_model.evaluation.metrics import Scored, SplitSums, miss_rate_metric, recall_metric
 
 Floats = NDArray[np.float64]
 Bounds = dict[str, tuple[Floats, Floats]]  # (B,) each
@@ -39,10 +40,10 @@ class LargestGroup:
 
 
 def metric_bounds(
-    sums: Mapping[str, Floats],
+    sums: SplitSums,
     values: Mapping[str, Floats],
     unseen: Floats,
-    observed: Mapping[str, Floats],
+    observed: SplitSums,
     scored: Scored,
     largest: LargestGroup,
     recall_of: Sequence[tuple[int, str]],
@@ -51,24 +52,21 @@ def metric_bounds(
 
     Parameters
     ----------
-    sums, values : sums of the resamples, by the names of `metric_terms`, and the metrics at them.
+    sums, values : sums of the resamples, and the metrics at them.
     unseen : (B,) weight of the unseen group.
     observed : sums over all images, as ``sums`` with B = 1.
     """
-    k, d = scored.outcome_costs.shape
-    cells = sums["decided"].reshape(k, d, -1)
-    weight = cells.sum(axis=(0, 1))
+    cells, weight = sums.decided, sums.decided.weight
     extra = unseen * largest.images
     means = _means(scored)
     bounds = {name: _mean(values[name], extra / weight, ends) for name, ends in means.items()}
     for y, name in recall_of:
-        share = _divide(unseen * largest.of_class[y], cells[y].sum(axis=0))
+        share = _divide(unseen * largest.of_class[y], cells.true[y])
         bounds |= {metric(name): _mean(values[metric(name)], share, (0.0, 1.0))
                    for metric in (recall_metric, miss_rate_metric)}  # fmt: skip
-    bounds |= _cost_ratio_bounds(cells, extra, observed["decided"].reshape(k, d), scored.outcome_costs)
-    bounds |= _agreement_bounds(cells[:, :k], values, unseen, largest)
-    positives = np.array([cells[y].sum(axis=0) for y in range(k)])
-    share = unseen * (largest.of_class[:, None] / positives).max(axis=0) / k
+    bounds |= _cost_ratio_bounds(cells, extra, observed.decided, scored.outcome_costs)
+    bounds |= _agreement_bounds(cells, values, unseen, largest)
+    share = unseen * (largest.of_class[:, None] / cells.true).max(axis=0) / scored.num_classes
     for name in ("roc_auc", "average_precision"):
         bounds[name] = _mean(values[name], share, (0.0, 1.0))
     return bounds
@@ -79,14 +77,13 @@ def _means(scored: Scored) -> dict[str, tuple[float, float]]:
     costs, k = scored.outcome_costs, scored.num_classes
     low, high = costs.min(axis=1), costs.max(axis=1)
     of_classes = costs[:, :k]
-    least = float(np.clip(scored.probabilities, np.finfo(float).eps, None).min())
     return {
         "mean_cost": (float(low.min()), float(high.max())),
         "argmax_mean_cost": (float(of_classes.min()), float(of_classes.max())),
         "cost_saved": (float((of_classes.min(axis=1) - high).min()), float((of_classes.max(axis=1) - low).max())),
         "argmax_accuracy": (0.0, 1.0),
         "referral_rate": (0.0, float(costs.shape[1] > k)),
-        "log_loss": (0.0, -np.log(least)),
+        "log_loss": (0.0, -np.log(scored.least_probability)),
         "brier_score": (0.0, 2.0),
     }
 
@@ -104,16 +101,14 @@ def _divide(numerator: Floats, denominator: Floats) -> Floats:
     return np.asarray(np.divide(numerator, denominator, out=ratio, where=denominator > 0))
 
 
-def _cost_ratio_bounds(cells: Floats, extra: Floats, observed: Floats, costs: Floats) -> Bounds:
+def _cost_ratio_bounds(cells: ConfusionSums, extra: Floats, observed: ConfusionSums, costs: Floats) -> Bounds:
     """Bounds of the mean cost of the best constant decision, and of the mean cost divided by it.
 
     The best constant decision is a minimum over decisions. Its lower end takes the minimum of their lower ends, its
     upper end that of the decision that was best on the data; for the ratio the other way round.
     """
-    rows = cells.sum(axis=1)
-    weight, paid = rows.sum(axis=0), np.einsum("kd,kdb->b", costs, cells)
-    constant = np.einsum("kd,kb->db", costs, rows)
-    best = int((costs.T @ observed.sum(axis=1)).argmin())
+    weight, paid, constant = cells.weight, cells.cost, cells.constant_cost
+    best = int(observed.constant_cost[:, 0].argmin())
     lowest = (constant + costs.min(axis=0)[:, None] * extra).min(axis=0) / (weight + extra)
     highest = (constant[best] + costs[:, best].max() * extra) / (weight + extra)
     ratio_high, ratio_low = np.zeros_like(paid), np.full_like(paid, np.inf)
@@ -126,9 +121,11 @@ def _cost_ratio_bounds(cells: Floats, extra: Floats, observed: Floats, costs: Fl
     return {"constant_mean_cost": (lowest, highest), "normalised_cost": (ratio_low, ratio_high)}
 
 
-def _agreement_bounds(cells: Floats, values: Mapping[str, Floats], unseen: Floats, largest: LargestGroup) -> Bounds:
-    """Bounds of the metrics of confusion matrices (K, K, B) of the images that are not referred."""
-    true, decided = cells.sum(axis=1), cells.sum(axis=0)
+def _agreement_bounds(
+    cells: ConfusionSums, values: Mapping[str, Floats], unseen: Floats, largest: LargestGroup
+) -> Bounds:
+    """Bounds of the metrics of the images that are not referred."""
+    true, decided = cells.true_decided, cells.decided
     total = true.sum(axis=0)
     share = _divide(unseen * largest.images, total)
     sizes = largest.of_class[:, None]
@@ -138,7 +135,7 @@ def _agreement_bounds(cells: Floats, values: Mapping[str, Floats], unseen: Float
     bounds = {
         "accuracy": _mean(values["accuracy"], share, (0.0, 1.0)),
         "balanced_accuracy": _mean(values["balanced_accuracy"], of_recall / classes, (0.0, 1.0)),
-        "macro_f1": _mean(values["macro_f1"], of_f1 / len(cells), (0.0, 1.0)),
+        "macro_f1": _mean(values["macro_f1"], of_f1 / len(true), (0.0, 1.0)),
     }
     with np.errstate(divide="ignore", invalid="ignore"):
         by_chance = (true * decided).sum(axis=0) / total**2
@@ -150,33 +147,29 @@ def _agreement_bounds(cells: Floats, values: Mapping[str, Floats], unseen: Float
     return bounds
 
 
-def gap_noise(
-    sums: Mapping[str, Floats], observed: Mapping[str, Floats], weight: Floats, total: float, unseen: Floats
-) -> Floats:
+def gap_noise(sums: SplitSums, observed: SplitSums, unseen: Floats) -> Floats:
     """By how much the gaps of all bins together differ in each resample from the observed ones, (B,).
 
     The calibration error is a sum of absolute values. It cannot differ from the true one by more than this sum of the
-    errors of the bins, whatever its bias. The unseen group adds a gap of 1.
+    errors of the bins, whatever its bias. The unseen group, of weight ``unseen`` (B,), adds a gap of 1.
     """
-    change = np.abs(sums["calibration_gap"] / weight - observed["calibration_gap"] / total).sum(axis=0)
+    weight, total = sums.argmax.weight, observed.argmax.weight
+    change = np.abs(sums.calibration_gap / weight - observed.calibration_gap / total).sum(axis=0)
     return np.asarray(change + unseen / (weight + unseen))
 
 
 def proportions(
-    observed: Mapping[str, Floats], scored: Scored, recall_of: Sequence[tuple[int, str]]
+    observed: SplitSums, num_images: int, recall_of: Sequence[tuple[int, str]]
 ) -> dict[str, tuple[int, int]]:
     """Hits and images of each metric that is a proportion of images of weight 1."""
-    k, d = scored.outcome_costs.shape
-    cells, n = observed["decided"].reshape(k, d), len(scored.targets)
-    decided = cells[:, :k]
+    cells = observed.decided
     counts = {
-        "accuracy": (np.trace(decided), decided.sum()),
-        "argmax_accuracy": (np.trace(observed["argmax"].reshape(k, k)), n),
+        "accuracy": (cells.right.sum(), cells.decided.sum()),
+        "argmax_accuracy": (observed.argmax.right.sum(), num_images),
     }
-    if d > k:
-        counts["referral_rate"] = n - decided.sum(), n
+    if len(cells.constant_cost) > len(cells.true):  # referral is available
+        counts["referral_rate"] = cells.referred.sum(), num_images
     for y, name in recall_of:
-        support = cells[y].sum()
-        counts[recall_metric(name)] = cells[y, y], support
-        counts[miss_rate_metric(name)] = decided[y].sum() - cells[y, y], support
+        counts[recall_metric(name)] = cells.right[y, 0], cells.true[y, 0]
+        counts[miss_rate_metric(name)] = cells.true_decided[y, 0] - cells.right[y, 0], cells.true[y, 0]
     return {name: (round(float(hits)), round(float(size))) for name, (hits, size) in counts.items()}

@@ -3,7 +3,7 @@
 The sums are the cells of the confusion matrices of the decisions and of argmax, the losses, the calibration gap of each
 bin, and, for each class, the weight of the images by bin of the class's probability. `split_metrics` evaluates the
 metrics at the sums over a split, `metric_intervals` at the sums over its resamples. A new metric needs its formula in
-`metrics_of_sums` and, if the sums do not determine it, a term in `metric_terms`.
+`metrics_of_sums` and, if `SplitSums` does not determine it, a term in `metric_terms`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+
+from udc_model.evaluation.confusion_sums import ConfusionSums, agreement_metrics, cost_metrics, divide
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.integer]
@@ -63,6 +66,16 @@ class Scored:
         """(N,) cost paid for each image."""
         return np.asarray(self.outcome_costs[self.targets, self.decided])
 
+    @cached_property
+    def least_probability(self) -> float:
+        """The lowest probability of any class of any image, at least the accuracy of a float."""
+        return max(float(self.probabilities.min()), float(np.finfo(float).eps))
+
+    @cached_property
+    def score_sums(self) -> Floats:
+        """(K, bins, 2) sums of `score_terms`, exact."""
+        return score_terms(self).total().reshape(self.num_classes, -1, 2)
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -84,13 +97,12 @@ class Terms:
         return sparse.csr_matrix((self.values, (self.rows, self.columns)), shape=(images, self.width))
 
 
-def metric_terms(scored: Scored, ece_bins: int, score_bins: int | None = None) -> dict[str, Terms]:
-    """What the images add to the sums that `metrics_of_sums` needs, by kind of sum.
+def metric_terms(scored: Scored, ece_bins: int) -> dict[str, Terms]:
+    """What the images add to the sums that `SplitSums` needs, except those of `score_terms`, by kind of sum.
 
     Parameters
     ----------
     ece_bins : bins of equal mass of the calibration error.
-    score_bins : most bins of a class's probabilities; None for as many as make the areas exact.
     """
     n, k, d = len(scored.targets), scored.num_classes, scored.outcome_costs.shape[1]
     p, weights, rows = scored.probabilities, scored.image_weights, np.arange(n)
@@ -107,24 +119,25 @@ def metric_terms(scored: Scored, ece_bins: int, score_bins: int | None = None) -
         "log_loss": Terms(rows, column, -weights * np.log(target_p), 1),
         "brier_score": Terms(rows, column, weights * ((p - np.eye(k)[scored.targets]) ** 2).sum(axis=1), 1),
         "calibration_gap": Terms(by_confidence, bin_of_row, gap[by_confidence], len(bins)),
-        "scores": score_terms(scored, score_bins),
     }
 
 
-def score_terms(scored: Scored, score_bins: int | None = None) -> Terms:
+def score_terms(scored: Scored, most: int | None = None) -> Terms:
     """Weights of the images by class, bin of the class's probability, and whether the image is of the class.
 
     The sums have the shape (K, bins, 2), flattened: rising bins, first images of other classes, then of the class.
     """
     n, k = scored.probabilities.shape
-    is_of_class = scored.targets[:, None] == np.arange(k)
-    bins = np.column_stack([_score_bins(scored.probabilities[:, j], is_of_class[:, j], score_bins) for j in range(k)])
-    width = int(bins.max()) + 1
-    columns = np.arange(k) * 2 * width + bins * 2 + is_of_class
-    return Terms(np.repeat(np.arange(n), k), columns.ravel(), np.repeat(scored.image_weights, k), 2 * k * width)
+    columns = np.empty((k, n), dtype=np.intp)
+    for j in range(k):
+        is_of_class = scored.targets == j
+        columns[j] = 2 * score_bins(scored.probabilities[:, j], is_of_class, most) + is_of_class
+    width = int(columns.max()) // 2 + 1
+    columns += (np.arange(k) * 2 * width)[:, None]
+    return Terms(np.tile(np.arange(n), k), columns.ravel(), np.tile(scored.image_weights, k), 2 * k * width)
 
 
-def _score_bins(scores: Floats, is_of_class: NDArray[np.bool_], most: int | None) -> NDArray[np.intp]:
+def score_bins(scores: Floats, is_of_class: NDArray[np.bool_], most: int | None) -> NDArray[np.intp]:
     """The bin of each score, rising.
 
     The areas depend on how many images of other classes are between two images of the class, not on their order. So
@@ -134,7 +147,8 @@ def _score_bins(scores: Floats, is_of_class: NDArray[np.bool_], most: int | None
     edges = np.unique(scores[is_of_class])
     if most is not None and 2 * len(edges) + 1 > most:
         edges = np.unique(np.quantile(edges, np.linspace(0, 1, (most - 1) // 2), method="nearest"))
-    return np.asarray(np.searchsorted(edges, scores, side="left") + np.searchsorted(edges, scores, side="right"))
+    below = np.searchsorted(edges, scores)
+    return np.asarray(2 * below + (edges[np.minimum(below, len(edges) - 1)] == scores))
 
 
 def equal_mass_bins(confidence: Floats, bins: int) -> list[NDArray[np.intp]]:
@@ -162,68 +176,63 @@ def split_metrics(scored: Scored, ece_bins: int, recall_of: Sequence[tuple[int, 
     2019).
     """
     sums = {name: terms.total()[:, None] for name, terms in metric_terms(scored, ece_bins).items()}
-    metrics = metrics_of_sums(sums, scored.outcome_costs, recall_of)
+    sums["scores"] = scored.score_sums.reshape(-1, 1)
+    metrics = metrics_of_sums(SplitSums.of(sums, scored.outcome_costs), recall_of)
     return {name: float(value[0]) if np.isfinite(value[0]) else None for name, value in metrics.items()}
 
 
-def metrics_of_sums(
-    sums: Mapping[str, Floats], outcome_costs: Floats, recall_of: Sequence[tuple[int, str]] = ()
-) -> dict[str, Floats]:
-    """The metrics (B,) that `split_metrics` describes, of B sets of sums; NaN where a metric is undefined.
+@dataclass(frozen=True)
+class SplitSums:
+    """The sums that the metrics of B sets of images need.
 
     Parameters
     ----------
-    sums : each (width, B), by the names of `metric_terms`.
-    outcome_costs : (K, D), rows true.
+    decided, argmax : of the confusion matrices of the decisions and of argmax.
+    log_loss, brier_score : (B,)
+    calibration_gap : (bins, B)
+    areas : ROC AUC and average precision of each class, (K, B) each.
     """
-    k, d = outcome_costs.shape
-    decided, argmax = sums["decided"].reshape(k, d, -1), sums["argmax"].reshape(k, k, -1)
-    weight = argmax.sum(axis=(0, 1))
-    costs = cost_metrics(decided, outcome_costs)
-    argmax_mean_cost = cost_metrics(argmax, outcome_costs[:, :k])["mean_cost"]
-    auc, average_precision = areas(sums["scores"].reshape(k, -1, 2, sums["scores"].shape[1]))
+
+    decided: ConfusionSums
+    argmax: ConfusionSums
+    log_loss: Floats
+    brier_score: Floats
+    calibration_gap: Floats
+    areas: tuple[Floats, Floats]
+
+    @classmethod
+    def of(cls, sums: Mapping[str, Floats], outcome_costs: Floats) -> SplitSums:
+        """Those of sums, (width, B) each, by the names of `metric_terms`, and ``scores``, those of `score_terms`."""
+        k, d = outcome_costs.shape
+        return cls(
+            ConfusionSums.of_cells(sums["decided"].reshape(k, d, -1), outcome_costs),
+            ConfusionSums.of_cells(sums["argmax"].reshape(k, k, -1), outcome_costs[:, :k]),
+            sums["log_loss"][0],
+            sums["brier_score"][0],
+            sums["calibration_gap"],
+            areas(sums["scores"].reshape(k, -1, 2, sums["scores"].shape[1])),
+        )
+
+
+def metrics_of_sums(sums: SplitSums, recall_of: Sequence[tuple[int, str]] = ()) -> dict[str, Floats]:
+    """The metrics (B,) that `split_metrics` describes, of B sets of sums; NaN where a metric is undefined."""
+    weight = sums.argmax.weight
+    costs, argmax_mean_cost = cost_metrics(sums.decided), sums.argmax.cost / weight
+    auc, average_precision = sums.areas
     return {
-        **agreement_metrics(decided[:, :k]),
+        **agreement_metrics(sums.decided),
         **costs,
-        "argmax_accuracy": np.einsum("kkb->b", argmax) / weight,
+        "argmax_accuracy": sums.argmax.right.sum(axis=0) / weight,
         "argmax_mean_cost": argmax_mean_cost,
         "cost_saved": argmax_mean_cost - costs["mean_cost"],
-        "referral_rate": decided[:, k:].sum(axis=(0, 1)) / weight,
-        **_class_metrics(decided, recall_of),
-        "log_loss": sums["log_loss"][0] / weight,
-        "brier_score": sums["brier_score"][0] / weight,
+        "referral_rate": sums.decided.referred / weight,
+        **_class_metrics(sums.decided, recall_of),
+        "log_loss": sums.log_loss / weight,
+        "brier_score": sums.brier_score / weight,
         "roc_auc": auc.mean(axis=0),
         "average_precision": average_precision.mean(axis=0),
-        "expected_calibration_error": sum(np.abs(sums["calibration_gap"])) / weight,
+        "expected_calibration_error": sum(np.abs(sums.calibration_gap)) / weight,
     }
-
-
-def agreement_metrics(cells: Floats) -> dict[str, Floats]:
-    """Metrics (B,) of confusion matrices (K, K, B), rows true; NaN where no image is decided."""
-    true, decided, right = cells.sum(axis=1), cells.sum(axis=0), np.einsum("kkb->kb", cells)
-    total, correct = true.sum(axis=0), right.sum(axis=0)
-    by_chance = (true * decided).sum(axis=0)
-    f1 = _divide(2 * right, true + decided)
-    spread = np.sqrt((total**2 - (true**2).sum(axis=0)) * (total**2 - (decided**2).sum(axis=0)))
-    is_one_cell = (right == total).any(axis=0)  # one class, always decided right: no agreement beyond chance to measure
-    with np.errstate(divide="ignore", invalid="ignore"):
-        metrics = {
-            "accuracy": correct / total,
-            "balanced_accuracy": _divide(right, true).sum(axis=0) / (true > 0).sum(axis=0),
-            "macro_f1": f1.mean(axis=0),
-            "cohen_kappa": np.where(is_one_cell, np.nan, 1 - (total - correct) * total / (total**2 - by_chance)),
-            "matthews_correlation": _divide(correct * total - by_chance, spread),
-        }
-    return {name: np.where(total > 0, value, np.nan) for name, value in metrics.items()}
-
-
-def cost_metrics(cells: Floats, outcome_costs: Floats) -> dict[str, Floats]:
-    """Mean cost, normalised cost and mean cost of the best constant decision, (B,), of confusion matrices (K, D, B)."""
-    weight = cells.sum(axis=(0, 1))
-    mean_cost = np.einsum("kd,kdb->b", outcome_costs, cells) / weight
-    constant = np.einsum("kd,kb->db", outcome_costs, cells.sum(axis=1)).min(axis=0) / weight
-    normalised = np.divide(mean_cost, constant, out=np.full_like(mean_cost, np.nan), where=constant > 0)
-    return {"mean_cost": mean_cost, "normalised_cost": normalised, "constant_mean_cost": constant}
 
 
 def recall_metric(name: str) -> str:
@@ -248,14 +257,13 @@ def escape_class(name: str) -> str:
     return f"{escaped[: _LONGEST_CLASS - 18]}::{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
-def _class_metrics(decided: Floats, recall_of: Sequence[tuple[int, str]]) -> dict[str, Floats]:
-    """Recall and miss rate, (B,), of named classes, of confusion matrices (K, D, B)."""
-    k, metrics = len(decided), {}
+def _class_metrics(sums: ConfusionSums, recall_of: Sequence[tuple[int, str]]) -> dict[str, Floats]:
+    """Recall and miss rate, (B,), of named classes."""
+    metrics = {}
     with np.errstate(divide="ignore", invalid="ignore"):
         for j, name in recall_of:
-            support = decided[j].sum(axis=0)
-            metrics[recall_metric(name)] = decided[j, j] / support
-            metrics[miss_rate_metric(name)] = (decided[j, :k].sum(axis=0) - decided[j, j]) / support
+            metrics[recall_metric(name)] = sums.right[j] / sums.true[j]
+            metrics[miss_rate_metric(name)] = (sums.true_decided[j] - sums.right[j]) / sums.true[j]
     return metrics
 
 
@@ -268,21 +276,26 @@ def areas(scores: Floats) -> tuple[Floats, Floats]:
     """
     falling = scores[:, ::-1]
     negative, positive = falling[:, :, 0], falling[:, :, 1]
-    false_positives, true_positives = negative.cumsum(axis=1), positive.cumsum(axis=1)
+    false_positives, true_positives = np.moveaxis(cumulated(falling), 2, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         auc = (negative * (true_positives - positive / 2)).sum(axis=1) / (
             true_positives[:, -1] * false_positives[:, -1]
         )
-        precision = _divide(true_positives, true_positives + false_positives)
+        precision = divide(true_positives, true_positives + false_positives)
         return auc, (positive * precision).sum(axis=1) / true_positives[:, -1]
 
 
 def class_areas(scored: Scored) -> tuple[Floats, Floats]:
     """ROC AUC and average precision of each class against the rest, (K,) each."""
-    auc, average_precision = areas(score_terms(scored).total().reshape(scored.num_classes, -1, 2, 1))
+    auc, average_precision = areas(scored.score_sums[..., None])
     return auc[:, 0], average_precision[:, 0]
 
 
-def _divide(numerator: Floats, denominator: Floats) -> Floats:
-    """The ratio, 0 where the denominator is not above 0."""
-    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
+def cumulated(falling: Floats) -> Floats:
+    """Cumulative sums over the bins of (K, bins, 2, B)."""
+    if falling.shape[-1] == 1:
+        return np.asarray(falling.cumsum(axis=1))
+    sums = falling.copy()  # cumsum adds number after number; a bin's sums of all resamples at a time are faster
+    for i in range(1, sums.shape[1]):
+        sums[:, i] += sums[:, i - 1]
+    return sums

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from udc_model.data.packed import PackedSplit, group_indices
 from udc_model.decisions.calibration import Calibration
 from udc_model.decisions.policy import Decisions, Policy
 from udc_model.errors import UdcError
+from udc_model.evaluation.confusion_sums import ConfusionSums, agreement_metrics, cost_metrics
 from udc_model.evaluation.curves import (
     class_curves,
     cost_curve,
@@ -26,7 +28,7 @@ from udc_model.evaluation.curves import (
 )
 from udc_model.evaluation.evidence import few_mistakes_of
 from udc_model.evaluation.intervals import Intervals, metric_intervals, share_interval
-from udc_model.evaluation.metrics import Indices, Metrics, Scored, Terms, agreement_metrics, cost_metrics, split_metrics
+from udc_model.evaluation.metrics import Indices, Metrics, Scored, Terms, split_metrics
 
 _LOGIT = "logit_"
 _ROWS = 4096  # of predictions.csv that are formatted at a time
@@ -72,10 +74,26 @@ def write_predictions(folder: Path, split: PackedSplit, logits: NDArray[np.float
     names = [f"{_LOGIT}{name}" for name in policy.classes]
     with (folder / "predictions.csv").open("w", encoding="utf-8", newline="") as handle:
         csv.writer(handle, lineterminator="\n").writerow([*table.columns, *names])
-        for start in range(0, len(table), _ROWS):
+        starts = range(0, len(table), _ROWS)
+        chunks = [logits[start : start + _ROWS] for start in starts]
+        for start, of_logits in zip(starts, _in_background(_logit_lines, chunks), strict=True):
             rows = _csv_lines(table[start : start + _ROWS])
-            handle.writelines(map("{},{}\n".format, rows, _logit_lines(logits[start : start + _ROWS])))
+            handle.writelines(map("{},{}\n".format, rows, of_logits))
     return decisions
+
+
+def _in_background(
+    function: Callable[[NDArray[Any]], list[str]], chunks: Sequence[NDArray[Any]]
+) -> Iterator[list[str]]:
+    """The function of each chunk, computed while the caller uses that of the chunk before."""
+    with ThreadPoolExecutor(1) as pool:
+        following: Future[list[str]] | None = None
+        for chunk in chunks:
+            current, following = following, pool.submit(function, chunk)
+            if current is not None:
+                yield current.result()
+        if following is not None:
+            yield following.result()
 
 
 def _csv_lines(table: pd.DataFrame) -> list[str]:
@@ -260,8 +278,8 @@ def baselines_table(scored: Scored, outcomes: list[str], decision: str) -> pd.Da
     rows = []
     for name, decided in decisions.items():
         terms = Terms(np.arange(n), scored.targets * d + decided, scored.image_weights, k * d)
-        cells = terms.total().reshape(k, d, 1)
-        metrics = cost_metrics(cells, scored.outcome_costs) | agreement_metrics(cells[:, :k])
+        sums = ConfusionSums.of_cells(terms.total().reshape(k, d, 1), scored.outcome_costs)
+        metrics = cost_metrics(sums) | agreement_metrics(sums)
         columns = ("mean_cost", "normalised_cost", "accuracy")
         rows.append({"decision": name} | {column: float(metrics[column][0]) for column in columns})
     return pd.DataFrame(rows)
