@@ -5,11 +5,19 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from udc_model.cli.command import RESULT, Command, Parser, add_params_file, add_root, add_split
 from udc_model.errors import UdcError
 from udc_model.files import Workspace, check_target, read_consistently
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from udc_model.decisions.policy import Policy
 
 
 def _predict_arguments(parser: Parser) -> None:
@@ -18,6 +26,8 @@ def _predict_arguments(parser: Parser) -> None:
     parser.add_argument("--from-list", metavar="FILE",
                         help="file with one path per line or between null characters; - is standard input")  # fmt: skip
     add_root(parser, "model/ and evaluation/")
+    parser.add_argument("--estimate-prior", action="store_true",
+                        help="estimate the class frequencies from these images, and decide with them")  # fmt: skip
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", dest="form", action="store_const", const="json", help="print JSON instead of a table")
     form.add_argument("--csv", dest="form", action="store_const", const="csv", help="print CSV instead of a table")
@@ -34,7 +44,9 @@ def _predict(options: argparse.Namespace) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files that are not valid UTF-8
     inputs = list_inputs(options.paths, options.from_list)
-    stored = open_stored(Workspace(options.root))
+    workspace = Workspace(options.root)
+    stored = open_stored(workspace)
+    adapt = partial(_with_estimated_prior, workspace) if options.estimate_prior else None
     bad = 0
 
     def report(each: BadInput) -> None:
@@ -44,9 +56,22 @@ def _predict(options: argparse.Namespace) -> None:
 
     # the rows themselves show the progress on a terminal
     with tqdm(inputs, "deciding", unit="img", disable=sys.stdout.isatty() or None, leave=False) as counted:
-        write_predictions(predict(counted, stored, report), options.form, sys.stdout)
+        write_predictions(predict(counted, stored, report, adapt), options.form, sys.stdout)
     if bad:
         raise UdcError(f"{bad} image(s) could not be used")
+
+
+def _with_estimated_prior(workspace: Workspace, policy: Policy, logits: NDArray[np.float32]) -> Policy:
+    """The policy with estimated class frequencies, which are printed to standard error."""
+    from tqdm import tqdm
+
+    from udc_model.evaluation.estimated_prior import with_estimated_prior
+    from udc_model.evaluation.tables import read_predictions
+
+    path = workspace.evaluation / "calibration" / "predictions.csv"
+    policy, text = with_estimated_prior(policy, logits, read_predictions(path) if path.is_file() else None)
+    tqdm.write(text, file=sys.stderr, end="")
+    return policy
 
 
 def _decide_arguments(parser: Parser) -> None:
@@ -63,6 +88,7 @@ def _decide_arguments(parser: Parser) -> None:
 def _decide(options: argparse.Namespace) -> None:
     from udc_model.config import load_params
     from udc_model.decisions.checks import check_policy
+    from udc_model.decisions.matrix import display_order
     from udc_model.evaluation.redecision import Sweep, decision_report, write_decisions, write_sweep
     from udc_model.experiments.stored import load_evaluation
 
@@ -76,7 +102,8 @@ def _decide(options: argparse.Namespace) -> None:
         sys.stdout.write(table + "\n" + "\n".join(map(str, files)) + "\n")
         return
     policy, scored = stored.decide(params.evaluate, params.costs)
-    sys.stdout.write(decision_report(stored, policy, scored, params.evaluate))
+    order = display_order(params.costs, policy.classes)
+    sys.stdout.write(decision_report(stored, policy, scored, params.evaluate, order))
     if options.out is not None:
         write_decisions(options.out, stored, policy)
 

@@ -1,6 +1,6 @@
 """Every parameter: typed, validated and described; and the files that parameters are read from."""
 
-from udc_model.config.costs import LARGEST_COST, CostEntry, CostParams
+from udc_model.config.costs import LARGEST_COST, SHARE_TOLERANCE, CostEntry, CostParams
 from udc_model.config.data import CsvFile, DataParams, SplitShares
 from udc_model.config.evaluate import CostCeiling, EvaluateParams, RecallFloor
 from udc_model.config.loading import load_params, override_params, validate_params
@@ -13,6 +13,7 @@ from udc_model.config.train import TrainParams
 __all__ = [
     "COST_SENSITIVE_LOSSES",
     "LARGEST_COST",
+    "SHARE_TOLERANCE",
     "SPLITS",
     "ConvNextParams",
     "CostCeiling",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, field_validator
@@ -10,6 +9,7 @@ from pydantic import AliasChoices, Field, field_validator
 from udc_model.config.section import ClassName, Section
 
 LARGEST_COST = 1e9  # expected costs stay exact to 1e-7 of a cost of 1
+SHARE_TOLERANCE = 1e-6  # of the sum of costs.prior
 Cost = Annotated[float, Field(ge=-LARGEST_COST, le=LARGEST_COST)]
 
 
@@ -55,12 +55,17 @@ class CostParams(Section):
         None, description="Cost of referring an image to a person; null means that referral is not available."
     )
     prior: dict[str, Annotated[float, Field(gt=0, lt=1)]] | None = Field(
-        None, description="Class frequencies in deployment, as {a: 0.9, b: 0.1}; null takes those of training."
+        None,
+        description="Class frequencies in deployment, as {a: 0.9, b: 0.1}; classes that are not named share the rest "
+        "in proportion to training; null takes those of training.",
     )
 
     @field_validator("prior")
     @classmethod
     def _adds_up(cls, prior: dict[str, float] | None) -> dict[str, float] | None:
-        if prior is not None and not math.isclose(sum(prior.values()), 1.0, abs_tol=1e-6):
-            raise ValueError(f"the shares add up to {sum(prior.values()):g}; they must add up to 1")
+        if prior is not None and not prior:
+            raise ValueError("names no class; null takes the frequencies of training")
+        if prior is not None and sum(prior.values()) > 1.0 + SHARE_TOLERANCE:
+            raise ValueError(f"the shares add up to {sum(prior.values()):g}; they must add up to 1, or to less if "
+                             "classes are not named")  # fmt: skip
         return prior

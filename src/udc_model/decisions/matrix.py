@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from udc_model.config import LARGEST_COST, CostParams, EvaluateParams
+from udc_model.config import LARGEST_COST, SHARE_TOLERANCE, CostParams, EvaluateParams
 from udc_model.errors import UdcError
 
 REFER = "refer"  # the decision to refer an image to a person
@@ -91,7 +91,16 @@ def cost_problems(params: CostParams, classes: Sequence[str]) -> list[str]:
 
 def prior_problems(params: CostParams, classes: Sequence[str]) -> list[str]:
     """Why ``costs.prior`` does not fit the classes, one sentence each."""
-    return [] if params.prior is None else _key_problems("costs.prior", params.prior, classes)
+    if params.prior is None:
+        return []
+    unknown = [f"costs.prior: {no_class(name, classes)}" for name in params.prior if name not in set(classes)]
+    total, is_complete = sum(params.prior.values()), set(params.prior) >= set(classes)
+    if not unknown and is_complete and abs(total - 1) > SHARE_TOLERANCE:
+        return [f"costs.prior: the shares add up to {total:g}; they must add up to 1"]
+    if not unknown and not is_complete and total > 1 - SHARE_TOLERANCE:
+        others = list_classes([name for name in classes if name not in params.prior])
+        return [f"costs.prior: the shares add up to {total:g}, which leaves nothing for {others}; lower a share"]
+    return unknown
 
 
 def guarantee_problems(evaluate: EvaluateParams, costs: CostParams, classes: Sequence[str]) -> list[str]:
@@ -172,11 +181,30 @@ def with_referral(costs: NDArray[np.float64], refer: float | None) -> NDArray[np
     return costs if refer is None else np.column_stack([costs, np.full(len(costs), refer)])
 
 
-def class_prior(params: CostParams, classes: list[str]) -> NDArray[np.float64] | None:
-    """``costs.prior`` in the order of ``classes``, (K,), or None; :class:`UdcError` if its classes differ."""
+def display_order(params: CostParams, classes: Sequence[str]) -> list[int] | None:
+    """Indices of the classes in the order of ``costs.order``, which plots and tables follow; None if it is not set."""
+    return None if params.order is None else [list(classes).index(name) for name in params.order]
+
+
+def class_prior(params: CostParams, classes: list[str], training_counts: Sequence[float]) -> NDArray[np.float64] | None:
+    """``costs.prior`` in the order of ``classes``, (K,), or None.
+
+    Parameters
+    ----------
+    training_counts : (K,) images of each class, in whose proportion the classes that are not named share the rest.
+
+    Raises
+    ------
+    UdcError
+        A class is not in the data, or the shares do not add up.
+    """
     if params.prior is None:
         return None
     if problems := prior_problems(params, classes):
         raise UdcError("\n".join([*problems, f"the classes of the data are: {list_classes(classes)}"]))
-    prior = np.array([params.prior[name] for name in classes])
+    prior = np.array([params.prior.get(name, 0.0) for name in classes])
+    others = np.array([0.0 if name in params.prior else count for name, count in
+                       zip(classes, training_counts, strict=True)])  # fmt: skip
+    if others.any():
+        prior += (1 - prior.sum()) * others / others.sum()
     return np.asarray(prior / prior.sum())

@@ -246,7 +246,7 @@ def fit_policy(
             logger.info(
                 "temperature: 1, since no other has a higher likelihood on the %d calibration images", len(targets)
             )
-    deployment = class_prior(costs, classes)
+    deployment = class_prior(costs, classes, training_counts)
     policy = Policy(
         classes,
         cost_matrix(costs, classes).tolist(),

@@ -181,7 +181,8 @@ def _draw_by_class(folder: Path, split: str, figures: FigureCache) -> None:
         figures.draw(folder / f"{name}.png", plot_confusion_matrix, values, *names, title, kind)
     if split == "test":
         title = f"Recall by class (images), {split}"
-        figures.draw(folder / "recall_by_class.png", plot_recall, _table(folder, "per_class"), title)
+        figures.draw(folder / "recall_by_class.png", plot_recall, _table(folder, "per_class"), title,
+                     confusion.get("is_ordinal", False))  # fmt: skip
 
 
 def _draw_gallery(folder: Path, prepared: Path, split: str, figures: FigureCache) -> None:

@@ -114,14 +114,17 @@ def _plot_pairs(
     save(path, (WIDTH + (0 if is_short else 1), 1.9 + (0.3 if is_short else 0.5) * max(3, len(cells))), draw)
 
 
-def plot_recall(path: Path, table: pd.DataFrame, title: str) -> None:
+def plot_recall(path: Path, table: pd.DataFrame, title: str, is_ordinal: bool = False) -> None:
     """Plot the recall of each class with its interval, lowest first; of many classes those of least recall.
 
     Parameters
     ----------
     table : columns ``class``, ``recall``, ``recall_low``, ``recall_high``, ``support`` (images).
+    is_ordinal : whether the order of the rows has a meaning, and is the order in the plot.
     """
     lowest = table.sort_values(["recall", "recall_low", "class"])[:_CLASSES]
+    if is_ordinal:
+        lowest = table[table["class"].isin(lowest["class"])]
     names = [f"{class_label(name, 32)}  ({support:,})" for name, support in zip(lowest["class"], lowest["support"],
              strict=True)]  # fmt: skip
     ends = [lowest["recall"] - lowest["recall_low"], lowest["recall_high"] - lowest["recall"]]

@@ -187,8 +187,19 @@ class Sweep:
         return pd.DataFrame(rows), pd.DataFrame(cells, columns=["cost", "true", "decided", "images"])
 
 
-def decision_report(stored: StoredEvaluation, policy: Policy, scored: Scored, evaluate: EvaluateParams) -> str:
-    """Text: number of decisions that differ from the stored ones, costs beside the baselines, recall of each class."""
+def decision_report(
+    stored: StoredEvaluation,
+    policy: Policy,
+    scored: Scored,
+    evaluate: EvaluateParams,
+    order: Sequence[int] | None = None,
+) -> str:
+    """Text: number of decisions that differ from the stored ones, costs beside the baselines, recall of each class.
+
+    Parameters
+    ----------
+    order : indices of the classes in the order of the text; None is the order of the policy.
+    """
     named = list(enumerate(policy.classes))
     metrics = split_metrics(scored, evaluate.ece_bins, named)
     intervals = metric_intervals(scored, metrics, evaluate.ece_bins, named, evaluate.resamples, evaluate.confidence)
@@ -207,7 +218,7 @@ def decision_report(stored: StoredEvaluation, policy: Policy, scored: Scored, ev
         "",
         f"referral rate {metrics['referral_rate']:.4f}",
         *(f"{name}: recall {with_interval(recall_metric(name))}, miss rate {with_interval(miss_rate_metric(name))}"
-          for name in policy.classes),
+          for name in (policy.classes if order is None else [policy.classes[k] for k in order])),
         *(f"note: {warning}" for warning in few_mistakes_of(scored, evaluate.confidence)),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from numpy.typing import NDArray
 
 from udc_model.data.packed import PackedDataset
 from udc_model.decisions.policy import Policy
@@ -27,8 +28,8 @@ _FIGURES = {  # of the test split, by section: name, caption
     "cost": (("confusion_cost", "Total cost by true class and decision. The darkest cell is the costliest one of this "
               "result: between reports, compare numbers, not colours."),
              ("confusion_matrix", "Images by true class and decision; colours are shares of the true class.")),
-    "classes": (("recall_by_class", "Recall of each class with its interval, lowest first; in brackets the number of "
-                 "test images."),),
+    "classes": (("recall_by_class", "Recall of each class with its interval, lowest first, or in the order of "
+                 "costs.order if it is set; in brackets the number of test images."),),
     "probabilities": (
         ("reliability", "Accuracy minus confidence in bins of equally many images, before and after calibration."),
         ("cost_curve", "Cost if the costliest class were rarer or more frequent than in the test split."),
@@ -65,6 +66,7 @@ def render_report(
     """
     policy = Policy.load(evaluation / "policy.json")
     usual_cost, costliest_cells = _costliest_cells(policy)
+    classes, outcomes, matrix = _ordered_costs(evaluation / "test", policy)
     test, validation = (_metrics(evaluation / name, policy) for name in ("test", "validation"))
     folder, level = evaluation / "test", f"{confidence:.0%}"
     baselines = pd.read_csv(folder / "baselines.csv").to_dict("records")
@@ -77,7 +79,9 @@ def render_report(
         splits=[split for split in ("train", "validation", "calibration", "test") if split in counts],
         policy=policy,
         calibration=_calibration(policy),
-        matrix=policy.outcome_costs.tolist() if len(policy.classes) <= _LARGEST_MATRIX else None,
+        classes=classes,
+        outcomes=outcomes,
+        matrix=matrix.tolist() if len(classes) <= _LARGEST_MATRIX else None,
         usual_cost=usual_cost,
         costliest_cells=costliest_cells,
         findings=[*(f"Test split: {warning}." for warning in read_warnings(folder)), *findings],
@@ -95,6 +99,14 @@ def render_report(
         comparable={"data": record["data"]["digest"][:8], "costs": policy.costs_digest},
         provenance=provenance,
     )
+
+
+def _ordered_costs(folder: Path, policy: Policy) -> tuple[list[str], list[str], NDArray[np.float64]]:
+    """Classes and outcomes in the order of the confusion matrix of a split, and the costs (K, D) in that order."""
+    confusion = json.loads((folder / "confusion_matrix.json").read_text(encoding="utf-8"))
+    classes, outcomes = confusion["classes"], confusion["outcomes"]
+    rows, columns = [policy.classes.index(name) for name in classes], [policy.outcomes.index(name) for name in outcomes]
+    return classes, outcomes, policy.outcome_costs[np.ix_(rows, columns)]
 
 
 def _metrics(folder: Path, policy: Policy) -> dict[str, tuple[float, float, float]]:

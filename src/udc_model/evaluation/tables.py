@@ -128,12 +128,14 @@ def write_split(
     evaluate: EvaluateParams,
     recall_of: Sequence[tuple[int, str]],
     has_curves: bool,
+    order: Sequence[int] | None = None,
 ) -> tuple[Metrics, Intervals]:
     """Decide and score the images of a split, and write its tables into ``folder``, which is created.
 
     Parameters
     ----------
     has_curves : whether to write the tables of curves too.
+    order : indices of the classes in the order of tables and plots by class; None is the order of the policy.
     """
     decisions = write_predictions(folder, split, logits, policy)
     scored = Scored(split.labels, decisions.decided, decisions.probabilities, policy.outcome_costs,
@@ -141,7 +143,7 @@ def write_split(
     metrics = split_metrics(scored, evaluate.ece_bins, recall_of)
     intervals = metric_intervals(scored, metrics, evaluate.ece_bins, recall_of, evaluate.resamples, evaluate.confidence)
     write_csv(metrics_table(metrics, intervals), folder / "metrics.csv")
-    write_confusion(folder, scored, policy, evaluate.confidence)
+    write_confusion(folder, scored, policy, evaluate.confidence, order)
     if has_curves:
         write_curves(folder, scored, policy, logits, evaluate)
     write_csv(costliest_mistakes(split.paths, scored, policy), folder / "costliest_mistakes.csv")
@@ -294,21 +296,37 @@ def confusion(scored: Scored) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     return counts, costs
 
 
-def write_confusion(folder: Path, scored: Scored, policy: Policy, confidence: float) -> None:
+def write_confusion(
+    folder: Path, scored: Scored, policy: Policy, confidence: float, order: Sequence[int] | None = None
+) -> None:
     """Write ``confusion_matrix.json`` (counts and costs), ``confusion.csv`` for `dvc plots`, ``per_class.csv``,
-    ``cost_by_pair.csv`` and ``baselines.csv``."""
-    counts, costs = confusion(scored)
-    axes = {"rows": "true", "columns": "decided", "classes": policy.classes, "outcomes": policy.outcomes}
-    text = json.dumps(axes | {"counts": counts.tolist(), "costs": costs.tolist()}, indent=2, ensure_ascii=False)
-    (folder / "confusion_matrix.json").write_text(text + "\n", encoding="utf-8")
+    ``cost_by_pair.csv`` and ``baselines.csv``.
+
+    Parameters
+    ----------
+    order : as in `write_split`.
+    """
+    rows = list(range(len(policy.classes))) if order is None else list(order)
+    columns = [*rows, *range(len(rows), len(policy.outcomes))]
+    counts, costs = (matrix[np.ix_(rows, columns)].tolist() for matrix in confusion(scored))
     names, outcomes = np.array(policy.classes, dtype=object), np.array(policy.outcomes, dtype=object)
+    ordered, ordered_outcomes = names[rows].tolist(), outcomes[columns].tolist()
+    axes = {"rows": "true", "columns": "decided", "classes": ordered, "outcomes": ordered_outcomes,
+            "is_ordinal": order is not None}  # fmt: skip
+    text = json.dumps(axes | {"counts": counts, "costs": costs}, indent=2, ensure_ascii=False)
+    (folder / "confusion_matrix.json").write_text(text + "\n", encoding="utf-8")
     write_csv(
         pd.DataFrame({"true": names[scored.targets], "decided": outcomes[scored.decided]}), folder / "confusion.csv"
     )
     per_class = per_class_table(scored.targets, scored.decided, policy.classes)
     low, high = recall_intervals(scored, confidence)
-    write_csv(per_class.assign(recall_low=low, recall_high=high), folder / "per_class.csv")
-    write_csv(cost_by_pair(scored, policy.classes, policy.outcomes), folder / "cost_by_pair.csv")
+    write_csv(per_class.assign(recall_low=low, recall_high=high).iloc[rows], folder / "per_class.csv")
+    pairs = cost_by_pair(scored, policy.classes, policy.outcomes)
+    if order is not None:  # pairs of equal cost
+        places = {name: place for place, name in enumerate(ordered_outcomes)}
+        by_place = pairs.assign(a=pairs["true"].map(places), b=pairs["decided"].map(places))
+        pairs = by_place.sort_values(["cost", "a", "b"], ascending=[False, True, True]).drop(columns=["a", "b"])
+    write_csv(pairs, folder / "cost_by_pair.csv")
     write_csv(baselines_table(scored, policy.outcomes, policy.decision), folder / "baselines.csv")
 
 

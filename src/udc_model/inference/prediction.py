@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from textwrap import indent
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,16 +21,18 @@ from udc_model.decisions.policy import Policy
 from udc_model.inference.inputs import BadInput, Input
 from udc_model.inference.stored_model import StoredModel
 
-if TYPE_CHECKING:
-    from udc_model.inference.classifier import TrainedClassifier
-
 _BATCH = 64
 
 
 Row = dict[str, Any]
 
 
-def predict(inputs: Iterable[Input], stored: StoredModel, report: Callable[[BadInput], None]) -> Iterator[list[Row]]:
+def predict(
+    inputs: Iterable[Input],
+    stored: StoredModel,
+    report: Callable[[BadInput], None],
+    adapt: Callable[[Policy, NDArray[np.float32]], Policy] | None = None,
+) -> Iterator[list[Row]]:
     """Decide images with a model and its policy, and yield them in batches.
 
     Files are decoded with the settings that are stored with the model: channels, frames, size limit, and the range of
@@ -41,15 +43,31 @@ def predict(inputs: Iterable[Input], stored: StoredModel, report: Callable[[BadI
     ----------
     inputs : the images; they are read one batch after the other.
     report : is called with each input that cannot be used.
+    adapt : returns the policy to decide with, from the stored one and the logits (N, K) of all images, N > 0, which are
+        then computed before the first decision.
 
     Yields
     ------
     One mapping per image with ``path``, ``class``, ``expected_cost`` and ``probabilities`` by class name.
     """
-    classifier, policy = stored.load(), stored.policy
+    policy, batches = stored.policy, _logits(inputs, stored, report)
+    if adapt is not None:
+        batches = iter(complete := list(batches))
+        if complete:
+            policy = adapt(policy, np.concatenate([logits for _, logits in complete]))
+    for names, logits in batches:
+        yield _decide(names, logits, policy)
+
+
+def _logits(
+    inputs: Iterable[Input], stored: StoredModel, report: Callable[[BadInput], None]
+) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+    """Yield names and logits (n, K) of the images, in batches."""
+    classifier = stored.load()
     prepared = (image for each in inputs for image in _prepared(each, classifier.preprocessing, report))
     while batch := list(islice(prepared, _BATCH)):
-        yield _decide(batch, classifier, policy)
+        names, images = zip(*batch, strict=True)
+        yield list(names), classifier.logits_of_stored(np.stack(images))
 
 
 def _prepared(
@@ -71,8 +89,8 @@ def _prepared(
         report(BadInput(each.name, "the image does not fit into memory"))
 
 
-def _decide(batch: list[tuple[str, NDArray[np.uint8]]], classifier: TrainedClassifier, policy: Policy) -> list[Row]:
-    decisions = policy.apply(classifier.logits_of_stored(np.stack([stored for _, stored in batch])))
+def _decide(names: list[str], logits: NDArray[np.float32], policy: Policy) -> list[Row]:
+    decisions = policy.apply(logits)
     return [
         {
             "path": path,
@@ -80,7 +98,7 @@ def _decide(batch: list[tuple[str, NDArray[np.uint8]]], classifier: TrainedClass
             "expected_cost": float(decisions.expected_cost[i]),
             "probabilities": dict(zip(policy.classes, map(float, decisions.probabilities[i]), strict=True)),
         }
-        for i, (path, _) in enumerate(batch)
+        for i, path in enumerate(names)
     ]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from udc_model.config import EvaluateParams, Params
 from udc_model.data.packed import PackedDataset, PackedSplit, group_indices
 from udc_model.decisions.lint import lint_costs
+from udc_model.decisions.matrix import display_order
 from udc_model.decisions.policy import POLICY_FILE, fit_policy
 from udc_model.errors import UdcError
 from udc_model.evaluation.figures import FigureProcess
@@ -80,6 +81,7 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
 
     tags = {MODEL_SHA256: weights, f"{OUTS}model": dvc_hash(workspace.model)}
     recall_of = [(dataset.classes.index(name), name) for name in params.evaluate.recall_of]
+    order = display_order(params.costs, dataset.classes)
     scores: Scores = {}
     with (
         FigureProcess(workspace.prepared, repository_root() / CACHE / "figures") as figures,
@@ -90,7 +92,7 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         write_predictions(folder / "calibration", splits["calibration"], logits["calibration"], policy)
         for name in SCORED:
             scores[name] = write_split(folder / name, splits[name], logits[name], policy, params.evaluate, recall_of,
-                                       has_curves=name == "test")  # fmt: skip
+                                       has_curves=name == "test", order=order)  # fmt: skip
             figures.draw(folder / name)
         metrics_json = json.dumps(headlines(scores), indent=2) + "\n"
         log_scores(run, params, policy, scores, metrics_json)
