@@ -46,7 +46,7 @@ PARTS = {
 def main() -> None:
     """Build the workspace, evaluate it, and print where the time went."""
     options = _options()
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         root = (options.keep or Path(scratch)).resolve()
         params, workspace = synthetic_workspace(root, options)
         os.chdir(root)  # MLflow's store and the caches are in the current folder
