@@ -39,7 +39,11 @@ def _load(tmp_path, text):
         ("data: {splits: {calibration: 0.0, train: 0.7}}", r"evaluate\.calibration: temperature needs images"),
         ("loss: {reads: loss}", r"loss\.reads: is no longer needed: .*remove the line"),
         ("train: {reads: train, policy: none}", r"train\.policy: is called train\.auto_augment since version 0\.2\.0"),
-        ("costs: {prior: {a: 0.5, b: 0.4}}", r"costs\.prior: the shares add up to 0\.9; they must add up to 1"),
+        (
+            "costs: {prior: {a: 0.5, b: 0.6}}",
+            r"costs\.prior: the shares add up to 1\.1; they must add up to 1, or to less",
+        ),
+        ("costs: {prior: {}}", r"costs\.prior: names no class; null takes"),
         ("evaluate: {decision: recall_floor}", r"evaluate: decision: recall_floor needs the class and its floor"),
         (
             "evaluate: {recall_floor: {class: a, floor: 1.0}}",

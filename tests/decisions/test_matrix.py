@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from udc_model.config import CostEntry, CostParams
-from udc_model.decisions.matrix import cost_matrix
+from udc_model.decisions.matrix import class_prior, cost_matrix, display_order
 from udc_model.errors import UdcError
 
 AB = ["a", "b"]
@@ -97,3 +97,29 @@ def test_powers_out_of_range_are_an_error():
     classes = [str(k) for k in range(10)]
     with pytest.raises(UdcError, match=r"a cost is larger than 1e\+09; lower costs\.power"):
         cost_matrix(CostParams(preset="absolute_difference", power=10), classes)
+
+
+@pytest.mark.parametrize(
+    ("prior", "expected"),
+    [(None, None), ({"b": 0.5}, [0.3, 0.5, 0.2]), ({"a": 0.1, "c": 0.2}, [0.1, 0.7, 0.2]),
+     ({"a": 0.2, "b": 0.3, "c": 0.5}, [0.2, 0.3, 0.5])],
+)  # fmt: skip
+def test_classes_without_a_frequency_share_the_rest_as_in_training(prior, expected):
+    found = class_prior(CostParams(prior=prior), ["a", "b", "c"], [300, 100, 200])
+    assert found is None if expected is None else found.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("prior", "message"),
+    [({"a": 0.5, "b": 0.3, "c": 0.1}, r"costs\.prior: the shares add up to 0\.9; they must add up to 1"),
+     ({"a": 0.6, "b": 0.4}, r"costs\.prior: the shares add up to 1, which leaves nothing for c; lower a share"),
+     ({"A": 0.6}, r"costs\.prior: the data has no class 'A'; did you mean 'a'\?")],
+)  # fmt: skip
+def test_frequencies_that_do_not_fit_are_named(prior, message):
+    with pytest.raises(UdcError, match=message):
+        class_prior(CostParams(prior=prior), ["a", "b", "c"], [1, 1, 1])
+
+
+def test_plots_follow_the_stated_order():
+    assert display_order(CostParams(), ["bad", "mild", "worst"]) is None
+    assert display_order(CostParams(order=["mild", "bad", "worst"]), ["bad", "mild", "worst"]) == [1, 0, 2]

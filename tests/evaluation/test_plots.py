@@ -200,6 +200,15 @@ def test_recall_has_the_lowest_classes_first(classes, shown, rng, tmp_path, draw
     assert (f"the 30 of {classes} classes of least recall" in texts(drawn[0])) == (classes > shown)
 
 
+def test_recall_of_ordinal_classes_has_their_order(tmp_path, drawn):
+    recall = np.array([0.9, 0.5, 0.7])
+    table = pd.DataFrame({"class": ["mild", "bad", "worst"], "recall": recall, "recall_low": recall - 0.1,
+                          "recall_high": recall + 0.05, "support": 50})  # fmt: skip
+    plot_recall(tmp_path / "recall.png", table, "Recall", True)
+    labels = [label.get_text() for label in drawn[0].axes[0].get_yticklabels()]
+    assert labels == ["mild  (50)", "bad  (50)", "worst  (50)"]
+
+
 @pytest.mark.parametrize("n", [0, 1, 24])
 def test_galleries_of_any_size(n, rng, tmp_path, drawn):
     images = list(rng.integers(0, 255, (n, 16, 16, 3), dtype=np.uint8))

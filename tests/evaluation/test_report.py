@@ -30,7 +30,7 @@ PROVENANCE = {
 }
 
 
-def evaluated(root, rng, classes, per_class=4, margin=2.0, side=8, with_figures=False, **options):
+def evaluated(root, rng, classes, per_class=4, margin=2.0, side=8, with_figures=False, order=None, **options):
     """A workspace with an evaluation; `tables.write_split` and the figures are the real ones."""
     workspace, n = Workspace(root), len(classes)
     policy = Policy(classes, (1 - np.eye(n)).tolist(), **options)
@@ -45,7 +45,7 @@ def evaluated(root, rng, classes, per_class=4, margin=2.0, side=8, with_figures=
     logits = (rng.normal(0, 1, (len(labels), n)) + margin * np.eye(n)[labels]).astype(np.float32)
     for name in ("test", "validation"):
         write_split(
-            workspace.evaluation / name, split, logits, policy, EvaluateParams(resamples=100), [], name == "test"
+            workspace.evaluation / name, split, logits, policy, EvaluateParams(resamples=100), [], name == "test", order
         )
     if with_figures:
         draw_figures(workspace.evaluation / "test", workspace.prepared, FigureCache(root / "cache"))
@@ -209,3 +209,18 @@ def test_figures_that_rest_on_few_mistakes_are_marked(tmp_path, rng):
     (warning,) = read_warnings(workspace.evaluation / "test")
     assert re.fullmatch(r"(no|only \d) mistakes? in 12 images; in truth up to .*% of the images may be .*", warning)
     assert f"Test split: {warning}." in text_of(render(workspace, ["a", "b", "c"]))
+
+
+def test_tables_and_costs_follow_the_order_of_ordinal_classes(tmp_path, rng):
+    classes = ["bad", "mild", "worst"]
+    workspace = evaluated(tmp_path, rng, classes, per_class=4, order=[1, 0, 2], refer=0.75)
+    matrix = np.array([[0.0, 2, 3], [4, 0, 5], [6, 7, 0]])
+    policy = Policy(classes, matrix.tolist(), refer=0.75)
+    (workspace.evaluation / "policy.json").write_text(policy.to_json())
+    page = render(workspace, classes)
+    table = page.partition('<table class="matrix">')[2].partition("</table>")[0]
+    assert re.findall(r"<th[^>]*>([^<]*)</th>", table) == ["mild", "bad", "worst", "refer", "mild", "bad", "worst"]
+    costs = [float(cell) for cell in re.findall(r"<td[^>]*>([^<]+)</td>", table)]
+    assert costs == [0, 4, 5, 0.75, 2, 0, 3, 0.75, 7, 6, 0, 0.75]
+    recalls = page.partition('aria-label="Recall of each class"')[2].partition("</table>")[0]
+    assert re.findall(r'<th scope="row">([^<]*)</th>', recalls) == ["mild", "bad", "worst"]

@@ -1,6 +1,7 @@
 """predictions.csv is read back exactly; recall intervals."""
 
 import csv
+import json
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,13 @@ from udc_model.data.packed import PackedSplit
 from udc_model.decisions.policy import Policy
 from udc_model.evaluation import tables
 from udc_model.evaluation.metrics import Scored
-from udc_model.evaluation.tables import logits_of, read_predictions, recall_intervals, write_predictions
+from udc_model.evaluation.tables import (
+    logits_of,
+    read_predictions,
+    recall_intervals,
+    write_confusion,
+    write_predictions,
+)
 
 EXTREMES = np.array([0.0, -0.0, 1e-45, -1e-38, 3.4e38, 1 / 3, 16777217, 0.1, -12.5, 1e10], dtype=np.float32)
 
@@ -65,3 +72,27 @@ def test_recall_intervals_of_groups_are_those_of_their_number():
     all_of_5, none_of_3 = (binomtest(h, n).proportion_ci(0.95, method="exact") for h, n in ((5, 5), (0, 3)))
     assert (low[0], high[0]) == pytest.approx((all_of_5.low, 1.0), abs=0.02)  # random draws
     assert (low[1], high[1]) == pytest.approx((0.0, none_of_3.high), abs=0.02)
+
+
+@pytest.mark.parametrize("order", [None, [1, 0, 2]])
+def test_tables_by_class_follow_the_stated_order(order, tmp_path):
+    names = ["bad", "mild", "worst"]
+    policy = Policy(names, [[0.0, 1.0, 2.0], [1.0, 0.0, 2.0], [4.0, 3.0, 0.0]], refer=1.0)
+    targets, decided = np.array([0, 0, 1, 2, 2, 2]), np.array([0, 1, 0, 2, 3, 1])
+    scored = Scored(targets, decided, np.full((6, 3), 1 / 3), policy.outcome_costs, None, None)
+    write_confusion(tmp_path, scored, policy, 0.95, order)
+    confusion = json.loads((tmp_path / "confusion_matrix.json").read_text())
+    place = [0, 1, 2] if order is None else order
+    assert confusion["is_ordinal"] == (order is not None)
+    assert confusion["classes"] == [names[k] for k in place]
+    assert confusion["outcomes"] == [*confusion["classes"], "refer"]
+    cells = {(t, d): n for t, row in zip(confusion["classes"], confusion["counts"], strict=True)
+             for d, n in zip(confusion["outcomes"], row, strict=True) if n}  # fmt: skip
+    assert cells == {("bad", "bad"): 1, ("bad", "mild"): 1, ("mild", "bad"): 1, ("worst", "worst"): 1,
+                     ("worst", "refer"): 1, ("worst", "mild"): 1}  # fmt: skip
+    per_class = pd.read_csv(tmp_path / "per_class.csv")
+    assert per_class["class"].tolist() == confusion["classes"]
+    assert dict(zip(per_class["class"], per_class["support"], strict=True)) == {"bad": 2, "mild": 1, "worst": 3}
+    pairs = pd.read_csv(tmp_path / "cost_by_pair.csv")
+    ties = [("bad", "mild"), ("mild", "bad")] if order is None else [("mild", "bad"), ("bad", "mild")]
+    assert list(zip(pairs["true"], pairs["decided"], strict=True)) == [("worst", "mild"), *ties, ("worst", "refer")]

@@ -160,3 +160,83 @@ def test_grey_model_exports_to_onnx(tmp_path, workspace, rng):
     expected = load_model(settings.model)(torch.from_numpy(images)).logits.detach().numpy()
     np.testing.assert_allclose(session.run(None, {"pixel_values": images})[0], expected, rtol=1e-3, atol=1e-4)
     assert session.get_inputs()[0].shape[1:] == [1, 8, 8]
+
+
+def _images(folder, rng, n):
+    folder.mkdir()
+    for i in range(n):
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def _set_policy(workspace, **changes):
+    path = workspace.evaluation / "policy.json"
+    policy = replace(Policy.load(path), training_prior=[0.5, 0.5], **changes)
+    path.write_text(policy.to_json())
+    return policy
+
+
+def _write_calibration(workspace, rng, n=200):
+    targets = rng.integers(0, 2, n)
+    logits = rng.normal(0, 1, (n, 2)) + 2 * np.eye(2)[targets]
+    columns = dict.fromkeys(("path", "sha256", "group"), [""] * n) | {"true": np.array(CLASSES)[targets]}
+    columns |= {"predicted": "a", "expected_cost": 0.0, "cost_paid": 0.0, "weight": 1.0}
+    table = pd.DataFrame(columns | {"logit_a": logits[:, 0], "logit_b": logits[:, 1]})
+    (workspace.evaluation / "calibration").mkdir()
+    table.to_csv(workspace.evaluation / "calibration" / "predictions.csv", index=False)
+
+
+def test_estimated_frequencies_are_printed_and_decide(tmp_path, workspace, rng, capsys):
+    from udc_model.decisions.decision import shift_prior
+    from udc_model.decisions.prior import estimate_prior
+
+    settings, images = workspace(), _images(tmp_path / "images", rng, 20)
+    _set_policy(settings, deployment_prior=[0.9, 0.1])  # is replaced
+    arguments = ["predict", "--root", str(settings.root), str(images), "--json"]
+    assert main([*arguments, "--estimate-prior"]) == 0
+    output = capsys.readouterr()
+    assert "estimated from 20 images" in output.err
+    assert "note: not checked whether more than the class frequencies changed" in output.err
+    estimated = np.array([list(row["probabilities"].values()) for row in json.loads(output.out)])
+    _set_policy(settings, deployment_prior=None)
+    assert main(arguments) == 0
+    output = capsys.readouterr()
+    assert output.err == ""
+    p = np.array([list(row["probabilities"].values()) for row in json.loads(output.out)])
+    half = np.full(2, 0.5)
+    assert estimated == pytest.approx(shift_prior(p, half, estimate_prior(p, half, resamples=1).prior))
+
+
+def test_other_images_than_of_calibration_are_a_warning(tmp_path, workspace, rng, capsys):
+    settings, images = workspace(), _images(tmp_path / "images", rng, 60)
+    _set_policy(settings)
+    _write_calibration(settings, rng)
+    assert main(["predict", "--root", str(settings.root), str(images), "--csv", "--estimate-prior"]) == 0
+    output = capsys.readouterr()
+    assert "warning: the images differ from the calibration split by more than their class frequencies" in output.err
+    assert len(output.out.splitlines()) == 61
+
+
+def test_guarantees_that_depend_on_frequencies_refuse_an_estimate(tmp_path, workspace, rng, caplog):
+    settings, images = workspace(), _images(tmp_path / "images", rng, 2)
+    arguments = ["predict", "--root", str(settings.root), str(images), "--estimate-prior"]
+    ceiling = {"ceiling": 0.5, "confidence": 0.9, "threshold": 0.2}
+    floor = {"class": "a", "floor": 0.5, "confidence": 0.9, "surcharge": 0.0}
+    _set_policy(settings, decision="cost_ceiling", refer=0.3, cost_ceiling=ceiling)
+    assert main(arguments) == 1
+    assert "--estimate-prior: cost_ceiling, and recall_floor of a set" in caplog.text
+    _set_policy(settings, decision="recall_floor", cost_ceiling=None, recall_floor=floor)
+    assert main(arguments) == 1
+    assert "--estimate-prior: recall_floor must be fitted again" in caplog.text
+    _write_calibration(settings, rng)
+    assert main(arguments) == 0
+
+
+def test_no_usable_image_has_no_estimate(tmp_path, workspace, capsys):
+    settings = workspace()
+    _set_policy(settings)
+    (tmp_path / "a.png").write_bytes(b"none")
+    assert main(["predict", "--root", str(settings.root), str(tmp_path / "a.png"), "--estimate-prior", "--json"]) == 1
+    output = capsys.readouterr()
+    assert output.out == "[]\n"
+    assert "class frequencies" not in output.err

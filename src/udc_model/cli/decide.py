@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +46,7 @@ def _predict(options: argparse.Namespace) -> None:
     inputs = list_inputs(options.paths, options.from_list)
     workspace = Workspace(options.root)
     stored = open_stored(workspace)
-    adapt = partial(_with_estimated_prior, workspace) if options.estimate_prior else None
+    adapt = _prior_estimation(workspace.evaluation, stored.policy) if options.estimate_prior else None
     bad = 0
 
     def report(each: BadInput) -> None:
@@ -61,17 +61,29 @@ def _predict(options: argparse.Namespace) -> None:
         raise UdcError(f"{bad} image(s) could not be used")
 
 
-def _with_estimated_prior(workspace: Workspace, policy: Policy, logits: NDArray[np.float32]) -> Policy:
-    """The policy with estimated class frequencies, which are printed to standard error."""
+def _prior_estimation(evaluation: Path, stored: Policy) -> Callable[[Policy, NDArray[np.float32]], Policy]:
+    """What replaces the class frequencies of a policy by estimates, and prints them to standard error.
+
+    Raises
+    ------
+    UdcError
+        The stored policy does not allow it.
+    """
     from tqdm import tqdm
 
-    from udc_model.evaluation.estimated_prior import with_estimated_prior
+    from udc_model.evaluation.estimated_prior import check_can_estimate, with_estimated_prior
     from udc_model.evaluation.tables import read_predictions
 
-    path = workspace.evaluation / "calibration" / "predictions.csv"
-    policy, text = with_estimated_prior(policy, logits, read_predictions(path) if path.is_file() else None)
-    tqdm.write(text, file=sys.stderr, end="")
-    return policy
+    path = evaluation / "calibration" / "predictions.csv"
+    calibration = read_predictions(path) if path.is_file() else None
+    check_can_estimate(stored, calibration)
+
+    def adapt(policy: Policy, logits: NDArray[np.float32]) -> Policy:
+        policy, text = with_estimated_prior(policy, logits, calibration)
+        tqdm.write(text, file=sys.stderr, end="")
+        return policy
+
+    return adapt
 
 
 def _decide_arguments(parser: Parser) -> None:

@@ -114,9 +114,10 @@ def shift_test(
     """p-value of the hypothesis that only the class frequencies changed since training.
 
     Images are counted by most probable class and its probability. The chi-square distance of these counts from those
-    that the calibration images imply, weighted to the frequencies ``prior``, is compared with its distribution if the
-    hypothesis is true. That is computed by a bootstrap of the calibration images: one resample gives the images, whose
-    frequencies are estimated again, another one what is expected.
+    that the calibration images imply, weighted to the frequencies ``prior``, is measured in units of the variance of
+    both, and compared with its distribution if the hypothesis is true. That is computed by a bootstrap of the
+    calibration images: one resample gives the images, whose frequencies are estimated again, another one what is
+    expected.
 
     Parameters
     ----------
@@ -139,7 +140,9 @@ def shift_test(
     d = int(cells.max()) + 1
     by_class = np.zeros((k, d))  # distribution of the calibration images of each class over the cells
     np.add.at(by_class, (targets, cells), 1 / sizes[targets])
-    observed = _distance(np.bincount(new_cells, minlength=d), n * (prior @ by_class))
+    noise = (prior**2 / np.maximum(sizes, 1)) @ (by_class * (1 - by_class))  # of what is expected
+    variance = np.maximum(n * (prior @ by_class), 1.0) + n**2 * noise
+    observed = _distance(np.bincount(new_cells, minlength=d), n * (prior @ by_class), variance)
     likelihoods = _likelihoods(calibration, training)
     size = max(1, _LARGEST_BLOCK // max(len(targets), 1))
     distances: list[float] = []
@@ -151,7 +154,7 @@ def shift_test(
         )
         for images, estimate in zip(drawn, estimates, strict=True):
             expected = n * (estimate @ _resampled(targets, cells, sizes, d, rng))
-            distances.append(_distance(np.bincount(cells, images, minlength=d), expected))
+            distances.append(_distance(np.bincount(cells, images, minlength=d), expected, variance))
     return (1 + int(np.sum(np.array(distances) >= observed))) / (1 + len(distances))
 
 
@@ -165,8 +168,8 @@ def _resampled(targets: Indices, cells: Indices, sizes: Indices, d: int, rng: np
     return by_class
 
 
-def _distance(counts: NDArray[np.number], expected: Floats) -> float:
-    return float(((counts - expected) ** 2 / np.maximum(expected, 1.0)).sum())
+def _distance(counts: NDArray[np.number], expected: Floats, variance: Floats) -> float:
+    return float(((counts - expected) ** 2 / variance).sum())
 
 
 def _cells(calibration: Floats, weights: Floats, probabilities: Floats) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

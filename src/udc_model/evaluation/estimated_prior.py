@@ -37,10 +37,9 @@ def with_estimated_prior(
     Raises
     ------
     UdcError
-        The policy has a guarantee that depends on the class frequencies or cannot be proved, or the frequencies of
-        training are missing.
+        See `check_can_estimate`; or a recall floor cannot be proved.
     """
-    _check(policy, calibration)
+    check_can_estimate(policy, calibration)
     training, n = np.array(policy.training_prior), len(logits)
     probabilities = policy.calibration.probabilities(logits)
     if calibration is None:
@@ -58,7 +57,15 @@ def with_estimated_prior(
     return policy, f"{describe_prior(estimate, policy.classes, training, n)}\n{note}\n"
 
 
-def _check(policy: Policy, calibration: pd.DataFrame | None) -> None:
+def check_can_estimate(policy: Policy, calibration: pd.DataFrame | None) -> None:
+    """Check that the class frequencies of a policy can be replaced; the parameters are those of `with_estimated_prior`.
+
+    Raises
+    ------
+    UdcError
+        The policy has a guarantee that depends on the class frequencies, or one that cannot be fitted again; or the
+        frequencies of training are missing.
+    """
     if policy.training_prior is None:
         raise UdcError(f"{POLICY_FILE}: training_prior is missing; run evaluate (dvc repro)")
     floors = policy.recall_floor if isinstance(policy.recall_floor, list) else [policy.recall_floor]
