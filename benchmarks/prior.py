@@ -57,8 +57,9 @@ def measure(share: float, n: int, calibration_images: int, draws: int) -> str:
         other = with_estimated_prior(policy, draw(rng, prior, n, 1.5)[1], table)[1]
         warned += ["warning:" in text, "warning:" in other]
     excess = costs[1] / costs[0] - 1
-    return (f"{share:>5} {n:>6} {calibration_images:>6}   {costs[0]:.4f} {costs[1]:.4f} {costs[2]:.4f}   {excess:+.1%}   "
-            f"{covered}/{draws}   {warned[0] / draws:.2f}   {warned[1] / draws:.2f}")  # fmt: skip
+    cells = (f"{share:>5} {n:>6} {calibration_images:>6}", "  {:.4f} {:.4f} {:.4f}".format(*costs), f"{excess:+.1%}",
+             f"{covered}/{draws}", f"{warned[0] / draws:.2f}", f"{warned[1] / draws:.2f}")  # fmt: skip
+    return "   ".join(cells)
 
 
 def main() -> None:
@@ -67,7 +68,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=100)
     draws = parser.parse_args().draws
     sys.stdout.write(
-        "share images calib.   cost: true, estimated, training's   excess   covered   warned: right, shifted\n"
+        "share images calib.   cost: true, estimated, training's; excess; covered; warned: right, shifted\n"
     )
     for share, n, calibration in ((0.03, 1000, 600), (0.75, 1000, 600), (0.03, 300, 200), (0.75, 300, 200)):
         sys.stdout.write(measure(share, n, calibration, draws) + "\n")

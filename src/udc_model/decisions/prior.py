@@ -140,7 +140,9 @@ def shift_test(
     d = int(cells.max()) + 1
     by_class = np.zeros((k, d))  # distribution of the calibration images of each class over the cells
     np.add.at(by_class, (targets, cells), 1 / sizes[targets])
-    noise = (prior**2 / np.maximum(sizes, 1)) @ (by_class * (1 - by_class))  # of what is expected
+    known = np.maximum(sizes, 1)[:, None]
+    # of what is expected; a cell without any image of a class may have a share of about one image
+    noise = prior**2 @ ((by_class * (1 - by_class) + 1 / known) / known)
     variance = np.maximum(n * (prior @ by_class), 1.0) + n**2 * noise
     observed = _distance(np.bincount(new_cells, minlength=d), n * (prior @ by_class), variance)
     likelihoods = _likelihoods(calibration, training)
