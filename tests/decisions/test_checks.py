@@ -64,12 +64,11 @@ def test_one_error_lists_all_findings():
     with pytest.raises(UdcError) as error:
         check_data(params, ["bad", "mild"], {"bad": 20, "mild": 1})
     assert str(error.value).splitlines() == [
-        "10 parameters or class names do not fit the data:",
+        "9 parameters or class names do not fit the data:",
         "  model.num_labels: is 3, but the data has 2 classes",
         "  costs.entries.0.true: the data has no class 'Mild'; did you mean 'mild'?",
         "  costs.entries.0.predicted: the data has no class 'x'",
         "  costs.prior: the data has no class 'y'",
-        "  costs.prior: the class 'bad' is missing",
         "  evaluate.recall_of: the data has no class 'z'",
         "  evaluate.recall_of: names the class 'bad' twice",
         "  evaluate.calibration: auto and dirichlet use cross-validation, which needs two images of each class in the "
