@@ -80,9 +80,9 @@ def test_one_error_lists_all_findings():
         "same images; set temperature or none",
         "the classes of the data are: bad, mild",
     ]
-    with pytest.raises(UdcError, match=r"^8 parameters or class names"):  # prepare does not know the splits yet
+    with pytest.raises(UdcError, match=r"^7 parameters or class names"):  # prepare does not know the splits yet
         check_classes(params, ["bad", "mild"])
-    with pytest.raises(UdcError, match=r"^9 parameters or class names"):  # udc decide has no model
+    with pytest.raises(UdcError, match=r"^8 parameters or class names"):  # udc decide has no model
         check_policy(params.evaluate, params.costs, ["bad", "mild"], {"bad": 20, "mild": 1})
 
 
