@@ -73,7 +73,6 @@ def test_commands_of_other_pages_are_run_by_a_test():
 @pytest.mark.pipeline
 def test_tutorial_from_a_folder_of_images_to_a_decision(new_project):
     project = new_project()
-    project.has_senders = True
     (project.root / ".venv").symlink_to(sys.prefix)
     (project.root / ".venv/.ready").touch()
     commands = [line for block in _blocks(_text(TUTORIAL)) for line in block.splitlines()]

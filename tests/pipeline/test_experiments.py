@@ -112,7 +112,7 @@ def test_costs_rerun_train_only_if_the_loss_uses_them(project):
 
 def test_mlflow_run_gives_one_run(by_hand, outside):
     project = by_hand
-    project.has_senders = True
+    project.has_senders = outside.has_senders = True
     command = ("mlflow", "run", ".", "--env-manager", "local", "-P", "model_type=convnext", "-P", "train.epochs=1")
     project.run(*command)
     runs = project.runs()

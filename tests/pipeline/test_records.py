@@ -25,7 +25,6 @@ TRIALS = int(os.environ.get("UDC_STUDY_TRIALS", "3"))
 def project(new_project):
     """A project with a committed result of one epoch, and the experiment `slow`."""
     project = new_project(train={"epochs": 1}, evaluate={"resamples": 100})
-    project.has_senders = True
     project.commit_result()
     project.run("dvc", "exp", "run", "-q", "--name", "slow", "-S", "train.learning_rate=0.0001")
     project.reset()
@@ -146,6 +145,7 @@ def test_mlflow_page_shows_result_changes_and_confusion_matrices(project, free_p
 def test_a_killed_study_is_resumed(by_hand):
     """Killed in the second trial; with another sampler and metric than the defaults."""
     project = by_hand
+    project.has_senders = True
     command = ["udc", "tune", "-S", "train.learning_rate=log(1e-4,1e-1)", "--trials", str(TRIALS), "--study", "s",
                "--sampler", "random", "--metric", "validation/log_loss"]  # fmt: skip
     process = project.start(*command)
