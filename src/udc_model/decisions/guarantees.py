@@ -65,8 +65,8 @@ class Sample:
 def betting_p_value(excess: Floats, largest: float) -> float:
     """P-value of the hypothesis that the mean of (G,) independent values of at most ``largest`` is 0 or more.
 
-    A player who stakes a share of the money against each value, ``1 - stake * excess / largest``, gains nothing on
-    average if the hypothesis holds. The money of several players with fixed stakes reaches M with a probability of at
+    A player who stakes a share of the wealth against each value, ``1 - stake * excess / largest``, gains nothing on
+    average if the hypothesis holds. The wealth of several players with fixed stakes reaches M with a probability of at
     most 1 / M (Markov; Waudby-Smith and Ramdas 2024).
     """
     if largest <= 0:
@@ -75,7 +75,7 @@ def betting_p_value(excess: Floats, largest: float) -> float:
 
 
 def _log_money(excess: Floats, largest: float) -> Floats:
-    """Logarithm of the money of each player, (S,)."""
+    """Logarithm of the wealth of each player, (S,)."""
     with np.errstate(divide="ignore"):
         return np.asarray(np.log1p(-_STAKES[:, None] * (excess / largest)).sum(axis=1))
 

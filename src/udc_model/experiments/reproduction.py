@@ -262,7 +262,7 @@ def _changes(run: Run, workspace: Workspace | None) -> list[str]:
     requested = {name: run.data.params[f"train.{name}"] for name in ("device", "precision")
                  if f"train.{name}" in run.data.params}  # fmt: skip
     hardware = pick_hardware(TrainParams.model_validate(requested)).describe()
-    # a library may use fewer threads than it is told
+    # a library may use fewer threads than requested
     if int(recorded.get(_THREADS, 0)) > (cores := os.cpu_count() or 1):
         changed.append(f"threads: {recorded[_THREADS]}, on {cores} cores")
     now = flat_environment(current | {"hardware": hardware})
