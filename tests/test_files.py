@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from filelock import FileLock
 
 from udc_model import files
 from udc_model.errors import UdcError
@@ -57,6 +58,22 @@ def test_a_second_writer_is_refused_with_the_name_of_the_first(tmp_path, start):
     process.wait()
     with only_writer(Workspace(tmp_path)):
         pass
+
+
+def test_the_lock_of_a_killed_writer_is_free_when_its_children_have_ended(tmp_path, monkeypatch):
+    with only_writer(Workspace(tmp_path)):
+        pass
+    held = FileLock(tmp_path / ".udc/writer.lock", thread_local=False)
+    held.acquire()
+    monkeypatch.setattr(files, "running_writer", lambda workspace: held.release())  # they end at this moment
+    with only_writer(Workspace(tmp_path)):
+        pass
+    held.acquire()
+    monkeypatch.setattr(files, "running_writer", lambda workspace: None)
+    monkeypatch.setattr(files, "_GRACE", 0.01)
+    with pytest.raises(UdcError, match="is writing to"), only_writer(Workspace(tmp_path)):
+        pass
+    held.release()
 
 
 def test_the_lock_is_free_after_an_error(tmp_path):

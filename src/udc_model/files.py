@@ -28,6 +28,7 @@ Result = TypeVar("Result")
 
 MAX_JSON = 64 * 2**20  # bytes of a JSON file; a larger one is not read
 _MAX_READS = 10  # attempts to read folders that are being replaced
+_GRACE = 2.0  # seconds in which the children of a killed writer, which share its lock, end
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux: paths are relative to the current folder; both names change places
 
 
@@ -84,7 +85,12 @@ def only_writer(workspace: Workspace) -> Iterator[None]:
     lock = FileLock(folder / "writer.lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if running_writer(workspace):
+                raise
+            lock.acquire(timeout=_GRACE)
     except Timeout:
         raise UdcError(f"{_describe_holder(holder)} is writing to {workspace.root.resolve()}; "
                        "wait until it has ended, or stop it") from None  # fmt: skip
