@@ -57,7 +57,7 @@ def stored_logits(
         return logits
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         logger.warning("%s cannot be read (%s); the model runs again", path, error)
     logits = compute()
     try:
