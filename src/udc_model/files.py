@@ -80,8 +80,7 @@ def only_writer(workspace: Workspace) -> Iterator[None]:
     UdcError
         Another process is writing; the message has its command and process id.
     """
-    folder = workspace.root / ".udc"
-    holder = folder / "writer.json"
+    folder = _holder_file(workspace).parent
     lock = FileLock(folder / "writer.lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -92,13 +91,16 @@ def only_writer(workspace: Workspace) -> Iterator[None]:
                 raise
             lock.acquire(timeout=_GRACE)
     except Timeout:
-        raise UdcError(f"{_describe_holder(holder)} is writing to {workspace.root.resolve()}; "
-                       "wait until it has ended, or stop it") from None  # fmt: skip
+        # without a holder: another process has the lock and has not written the file yet
+        _, holder = _read_holder(workspace) or (0, "another process")
+        raise UdcError(
+            f"{holder} is writing to {workspace.root.resolve()}; wait until it has ended, or stop it"
+        ) from None
     except OSError as error:
         raise UdcError(f"{folder}: cannot be written: {error}") from error
     try:
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        write_atomically(holder, json.dumps({"pid": os.getpid(), "command": command}) + "\n")
+        write_atomically(_holder_file(workspace), json.dumps({"pid": os.getpid(), "command": command}) + "\n")
         yield
     finally:
         lock.release()
@@ -106,22 +108,33 @@ def only_writer(workspace: Workspace) -> Iterator[None]:
 
 def running_writer(workspace: Workspace) -> str | None:
     """Command and process id of the process that is writing outputs of the workspace; None if there is none."""
-    holder = workspace.root / ".udc" / "writer.json"
+    pid, holder = _read_holder(workspace) or (None, None)
+    return holder if pid is not None and _is_running(pid) else None
+
+
+def _holder_file(workspace: Workspace) -> Path:
+    return workspace.root / ".udc" / "writer.json"
+
+
+def _read_holder(workspace: Workspace) -> tuple[int, str] | None:
+    """Process id and description of the process that took the lock of a workspace last; None if it is not known."""
     try:
-        os.kill(int(json.loads(holder.read_text(encoding="utf-8"))["pid"]), 0)
-    except PermissionError:
-        pass  # of another user
+        content = json.loads(_holder_file(workspace).read_text(encoding="utf-8"))
+        pid = int(content["pid"])
+        return pid, f"{content['command']} (process {pid})"
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
-    return _describe_holder(holder)
 
 
-def _describe_holder(holder: Path) -> str:
+def _is_running(pid: int) -> bool:
+    """Whether a process of this machine has this id."""
     try:
-        content = json.loads(holder.read_text(encoding="utf-8"))
-        return f"{content['command']} (process {int(content['pid'])})"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"  # it has the lock and has not written the file yet
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 @contextmanager
@@ -136,12 +149,10 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     UdcError
         The folder cannot be written.
     """
-    scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    scratch = _scratch_of(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in target.parent.glob(f".{target.name}.*.partial"):
-            if _is_abandoned(leftover):
-                _try_to_remove(leftover)
+        _remove_abandoned(target)
         scratch.mkdir()
         with _locked(scratch):
             yield scratch
@@ -173,18 +184,26 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _scratch_of(target: Path) -> Path:
+    """Where this process writes a file or folder before it replaces ``target``."""
+    return target.with_name(f".{target.name}.{os.getpid()}.partial")
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove what killed writers of ``target`` have left beside it."""
+    for leftover in target.parent.glob(f".{target.name}.*.partial"):
+        if _is_abandoned(leftover):
+            _try_to_remove(leftover)
+
+
 def _is_abandoned(scratch: Path) -> bool:
     """Whether the writer of a scratch file or folder was killed: the process in its name does not run on this machine,
     and no process of another machine is in a `_locked` block of it."""
     try:
-        if (pid := int(scratch.name.split(".")[-2])) != os.getpid():
-            os.kill(pid, 0)
-            return False
-    except ProcessLookupError:
-        pass
-    except (ValueError, PermissionError):  # no process id; the process of another user
+        pid = int(scratch.name.split(".")[-2])
+    except ValueError:  # of another program
         return False
-    return not _is_locked(scratch)
+    return (pid == os.getpid() or not _is_running(pid)) and not _is_locked(scratch)
 
 
 def _is_locked(path: Path) -> bool:
@@ -302,18 +321,33 @@ def write_atomically(target: Path, text: str) -> None:
     UdcError
         The file cannot be written.
     """
-    scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in target.parent.glob(f".{target.name}.*.partial"):
-            if _is_abandoned(leftover):
-                _try_to_remove(leftover)
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(target)
+        with atomic_file(target) as scratch:
+            scratch.write_text(text, encoding="utf-8")
     except OSError as error:
+        raise UdcError(f"{target}: cannot be written: {error}") from error
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield the path of a scratch file that replaces ``target``, in an existing folder, when the block ends without an
+    error.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written.
+    """
+    scratch = _scratch_of(target)
+    _remove_abandoned(target)
+    try:
+        yield scratch
+        scratch.replace(target)
+    except BaseException:
         with suppress(OSError):
             scratch.unlink()
-        raise UdcError(f"{target}: cannot be written: {error}") from error
+        raise
 
 
 def check_target(path: Path, suffix: str) -> None:
@@ -331,7 +365,7 @@ def check_target(path: Path, suffix: str) -> None:
     if not path.parent.is_dir():
         kind = "is a file, not a folder" if path.parent.exists() else "does not exist; create it first"
         raise UdcError(f"{path}: the folder {path.parent} {kind}")
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    scratch = _scratch_of(path)
     try:
         scratch.touch()
         scratch.unlink()

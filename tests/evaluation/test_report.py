@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from udc_model.config import EvaluateParams, Params
-from udc_model.data.packed import PackedSplit, write_packed
+from udc_model.data.packed import PackedDataset, PackedSplit, write_packed
 from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.policy import Policy
 from udc_model.evaluation.figures import FigureCache, draw_figures
@@ -68,8 +68,9 @@ def render(workspace, classes, provenance=PROVENANCE):
     record = {"params": training_params(Params()), "data": {"name": "<b>data", "digest": "d1e2f3a4b5"}, "best_epoch": 1,
               "final_metrics": {"epochs": 2}, "hardware": {"device": "cpu"}}  # fmt: skip
     counts = {name: dict.fromkeys(classes, 4) for name in ("train", "validation", "calibration", "test")}
-    return render_report(workspace.evaluation, workspace, record, counts, ["costs: odd <cost>"], 0.95, provenance,
-                         ["3 copies <left> out"])  # fmt: skip
+    images = PackedDataset.open(workspace.prepared).split("test").images
+    return render_report(workspace.evaluation, workspace.training, images, record, counts, ["costs: odd <cost>"], 0.95,
+                         provenance, ["3 copies <left> out"])  # fmt: skip
 
 
 def text_of(page):

@@ -1,4 +1,4 @@
-"""A selection of the cases of ``make faults``, and the rows that are told apart by their messages."""
+"""A selection of the cases of ``make faults``, and rows of which the message is checked."""
 
 import errno
 import random

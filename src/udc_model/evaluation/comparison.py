@@ -160,8 +160,7 @@ def compare_predictions(
     weights, groups = a["weight"].to_numpy(dtype=float), group_indices(list(a["group"]))
     right_a, right_b = ((t["true"] == t["predicted"]).to_numpy() for t in (a, b))
     paid_a, paid_b = (t["cost_paid"].to_numpy(dtype=float) for t in (a, b))
-    largest = None if outcome_costs is None else float(np.ptp(outcome_costs, axis=1).max())
-    cost, more_images = _cost_difference(paid_a, paid_b, weights, groups, largest, confidence, seed)
+    cost, more_images = _cost_difference(paid_a, paid_b, weights, groups, outcome_costs, confidence, seed)
     accuracy = _difference("accuracy", right_a.astype(float), right_b.astype(float), weights)
     sums, sizes = sum_by_group(weights * (right_b.astype(float) - right_a), groups), sum_by_group(weights, groups)
     low, high = interval_of(mean_draws(sums, sizes, -1.0, 1.0, seed), confidence)
@@ -186,14 +185,14 @@ def _difference(metric: str, a: Floats, b: Floats, weights: Floats) -> Differenc
 
 
 def _cost_difference(
-    a: Floats, b: Floats, weights: Floats, groups: NDArray[np.integer] | None, largest: float | None, confidence: float,
-    seed: int,
+    a: Floats, b: Floats, weights: Floats, groups: NDArray[np.integer] | None, outcome_costs: Floats | None,
+    confidence: float, seed: int,
 ) -> tuple[Difference, int | None]:  # fmt: skip
     """The difference in mean cost with interval and p-value, and about how many more images would show it."""
     cost = _difference("mean_cost", a, b, weights)
-    if largest is None:
+    if outcome_costs is None:
         return cost, None
-    largest = max(largest, float(np.abs(b - a).max(initial=0.0)))
+    largest = max(float(np.ptp(outcome_costs, axis=1).max()), float(np.abs(b - a).max(initial=0.0)))
     sums, sizes = sum_by_group(weights * (b - a), groups), sum_by_group(weights, groups)
     draws = mean_draws(sums, sizes, -largest, largest, seed)
     low, high = interval_of(draws, confidence)
@@ -215,9 +214,8 @@ def cost_test(
     """The difference in mean cost of `compare_predictions`, without the rest."""
     b = _aligned(a, b)
     paid_a, paid_b, weights = (x.to_numpy(dtype=float) for x in (a["cost_paid"], b["cost_paid"], a["weight"]))
-    largest = None if outcome_costs is None else float(np.ptp(outcome_costs, axis=1).max())
     groups = group_indices(list(a["group"]))
-    return _cost_difference(paid_a, paid_b, weights, groups, largest, confidence, seed)[0]
+    return _cost_difference(paid_a, paid_b, weights, groups, outcome_costs, confidence, seed)[0]
 
 
 def images_needed(difference: float, sums: Floats, sizes: Floats, largest: float, confidence: float) -> float:

@@ -26,7 +26,7 @@ import pandas as pd
 import udc_model
 from udc_model.data.packed import PackedDataset
 from udc_model.errors import UdcError
-from udc_model.files import remove_oldest
+from udc_model.files import atomic_file, remove_oldest
 from udc_model.program import exit_status
 
 GALLERY = 24  # images
@@ -95,9 +95,8 @@ class FigureCache:
         plot(path, *inputs)
         with suppress(OSError):  # a figure that cannot be stored is drawn again
             self.folder.mkdir(parents=True, exist_ok=True)
-            scratch = stored.with_name(f".{stored.name}.{os.getpid()}.partial")
-            shutil.copyfile(path, scratch)
-            scratch.replace(stored)
+            with atomic_file(stored) as scratch:
+                shutil.copyfile(path, scratch)
             remove_oldest(self.folder, "*.png", _STORED)
 
 

@@ -13,12 +13,11 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from numpy.typing import NDArray
 
-from udc_model.data.packed import PackedDataset
+from udc_model.data.stored_images import StoredImages
 from udc_model.decisions.policy import Policy
 from udc_model.evaluation.report_images import png_uri, sheet_uri, thumbnail_uri
 from udc_model.evaluation.tables import read_warnings
 from udc_model.evaluation.verdict import Verdict, cost_text, verdict
-from udc_model.files import Workspace
 
 _LARGEST_MATRIX = 10  # classes; larger cost matrices are shown as a list of their costliest cells
 _LONGEST_TABLE = 24  # rows
@@ -42,7 +41,8 @@ _FIGURES = {  # of the test split, by section: name, caption
 
 def render_report(
     evaluation: Path,
-    workspace: Workspace,
+    training: Path,
+    images: StoredImages | NDArray[np.uint8],
     record: Mapping[str, Any],
     counts: Mapping[str, Mapping[str, int]],
     findings: Sequence[str],
@@ -55,7 +55,8 @@ def render_report(
     Parameters
     ----------
     evaluation : complete folder with tables and figures.
-    workspace : has the images of the test split, the training curves and examples of augmented images.
+    training : folder with the training curves and examples of augmented images.
+    images : (N, S, S, C) prepared images of the test split.
     record : ``training/record.json``.
     counts : images by split and class.
     findings : warnings about the cost matrix.
@@ -66,13 +67,15 @@ def render_report(
     """
     policy = Policy.load(evaluation / "policy.json")
     usual_cost, costliest_cells = _costliest_cells(policy)
-    classes, outcomes, matrix = _ordered_costs(evaluation / "test", policy)
-    test, validation = (_metrics(evaluation / name, policy) for name in ("test", "validation"))
     folder, level = evaluation / "test", f"{confidence:.0%}"
+    confusion = json.loads((folder / "confusion_matrix.json").read_text(encoding="utf-8"))
+    classes, outcomes = confusion["classes"], confusion["outcomes"]
+    matrix = _ordered_costs(classes, outcomes, policy)
+    test, validation = (_metrics(evaluation / name, policy) for name in ("test", "validation"))
     baselines = pd.read_csv(folder / "baselines.csv").to_dict("records")
     return _template().render(
         name=record["data"]["name"],
-        verdict=_verdict(folder, policy, test, str(baselines[-1]["decision"]), level),
+        verdict=_verdict(np.array(confusion["counts"]), policy, test, str(baselines[-1]["decision"]), level),
         params=record["params"],
         record=record,
         counts=counts,
@@ -92,21 +95,19 @@ def render_report(
         baselines=baselines,
         pairs=_rows(folder / "cost_by_pair.csv"),
         top_pairs=_PAIRS,
-        mistakes=_mistakes(folder, workspace),
+        mistakes=_mistakes(folder, images),
         per_class=_rows(folder / "per_class.csv", longest=None),
         figures={section: _figures(folder, figures) for section, figures in _FIGURES.items()},
-        training=_training_figures(workspace),
+        training=_training_figures(training),
         comparable={"data": record["data"]["digest"][:8], "costs": policy.costs_digest},
         provenance=provenance,
     )
 
 
-def _ordered_costs(folder: Path, policy: Policy) -> tuple[list[str], list[str], NDArray[np.float64]]:
-    """Classes and outcomes in the order of the confusion matrix of a split, and the costs (K, D) in that order."""
-    confusion = json.loads((folder / "confusion_matrix.json").read_text(encoding="utf-8"))
-    classes, outcomes = confusion["classes"], confusion["outcomes"]
+def _ordered_costs(classes: Sequence[str], outcomes: Sequence[str], policy: Policy) -> NDArray[np.float64]:
+    """The costs (K, D) with classes and outcomes in this order."""
     rows, columns = [policy.classes.index(name) for name in classes], [policy.outcomes.index(name) for name in outcomes]
-    return classes, outcomes, policy.outcome_costs[np.ix_(rows, columns)]
+    return policy.outcome_costs[np.ix_(rows, columns)]
 
 
 def _metrics(folder: Path, policy: Policy) -> dict[str, tuple[float, float, float]]:
@@ -119,21 +120,18 @@ def _metrics(folder: Path, policy: Policy) -> dict[str, tuple[float, float, floa
 
 
 def _verdict(
-    folder: Path, policy: Policy, test: Mapping[str, tuple[float, float, float]], constant: str, level: str
+    counts: NDArray[np.int64], policy: Policy, test: Mapping[str, tuple[float, float, float]], constant: str, level: str
 ) -> Verdict:
-    counts = np.array(json.loads((folder / "confusion_matrix.json").read_text(encoding="utf-8"))["counts"])
     k = len(policy.classes)
     right, referred = int(np.trace(counts[:, :k])), int(counts[:, k:].sum())
     return verdict(test, int(counts.sum()), right, referred, constant, policy.decision == "argmax", level)
 
 
-def _mistakes(folder: Path, workspace: Workspace) -> list[dict[str, Any]]:
+def _mistakes(folder: Path, images: StoredImages | NDArray[np.uint8]) -> list[dict[str, Any]]:
     """The costliest mistakes, the first ones with their image."""
     rows = _rows(folder / "costliest_mistakes.csv")
-    if rows:
-        stored = PackedDataset.open(workspace.prepared).split("test").images
-        for row in rows[:_MISTAKES]:
-            row["image"] = thumbnail_uri(np.array(stored[row["row"]]))
+    for row in rows[:_MISTAKES]:
+        row["image"] = thumbnail_uri(np.array(images[row["row"]]))
     return rows
 
 
@@ -143,8 +141,8 @@ def _figures(folder: Path, figures: Sequence[tuple[str, str]]) -> list[tuple[str
     return [(name, caption, png_uri(path)) for name, caption, path in paths if path.is_file()]
 
 
-def _training_figures(workspace: Workspace) -> list[tuple[str, str, str]]:
-    curves, augmented = workspace.training / "curves.png", workspace.training / "augmented.png"
+def _training_figures(folder: Path) -> list[tuple[str, str, str]]:
+    curves, augmented = folder / "curves.png", folder / "augmented.png"
     figures = []
     if curves.is_file():
         figures.append(("curves", "Loss and validation scores by epoch.", png_uri(curves)))

@@ -10,6 +10,7 @@ import yaml
 
 from udc_model.config import with_json_mappings
 from udc_model.config.yaml12 import read_yaml
+from udc_model.tracking.run import flatten
 
 
 def flat_values(text: str) -> dict[str, Any]:
@@ -26,14 +27,7 @@ def flat_values(text: str) -> dict[str, Any]:
 
 def flat(sections: Mapping[str, Any]) -> dict[str, Any]:
     """Nested sections of parameters by full name."""
-    return _flat(with_json_mappings(sections), "")
-
-
-def _flat(sections: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in sections.items():
-        values |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return values
+    return flatten(with_json_mappings(sections))
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from udc_model.errors import UdcError
+from udc_model.files import atomic_file
 from udc_model.models.base import CustomConfig
 from udc_model.models.staged import ImageClassifier
 
@@ -71,10 +71,8 @@ def export_onnx(
     names = [config.id2label[i] for i in range(config.num_labels)]
     program.model.metadata_props.update({"classes": json.dumps(names, ensure_ascii=False)} | (metadata or {}))
     path = Path(path)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        program.save(scratch)  # all published sizes are below 2 GB, above which weights need a second file
-        scratch.replace(path)
+        with atomic_file(path) as scratch:
+            program.save(scratch)  # all published sizes are below 2 GB, above which weights need a second file
     except OSError as error:
-        scratch.unlink(missing_ok=True)
         raise UdcError(f"{path}: cannot be written: {error}") from error

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udc_model.config import EvaluateParams
-from udc_model.files import remove_oldest
+from udc_model.files import atomic_file, remove_oldest
 
 Logits = dict[str, NDArray[np.float32]]
 logger = logging.getLogger(__name__)
@@ -62,10 +62,9 @@ def stored_logits(
     logits = compute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.{os.getpid()}.partial.npz")
-        np.savez(scratch, **logits)  # type: ignore[arg-type]  # the stubs confuse the arrays with options
-        scratch.replace(path)
-        remove_oldest(folder, "*.npz", _MAX_FILES)
+        with atomic_file(path) as scratch, scratch.open("wb") as handle:
+            np.savez(handle, **logits)  # type: ignore[arg-type]  # the stubs confuse the arrays with options
+        remove_oldest(folder, "*.npz*", _MAX_FILES)  # also those of killed writers
     except OSError as error:
         logger.warning("%s: logits cannot be stored (%s)", folder, error)
     return logits

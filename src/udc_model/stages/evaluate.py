@@ -101,8 +101,9 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         log_note(run, folder, params, policy, record, scores["test"])
         log_model(run, workspace.model, folder / POLICY_FILE)
         figures.finish()
-        report = {"workspace": workspace, "record": record, "counts": dataset.info["counts"], "findings": findings,
-                  "confidence": params.evaluate.confidence, "data_notes": dataset.notes}  # fmt: skip
+        report = {"training": workspace.training, "images": splits["test"].images, "record": record,
+                  "counts": dataset.info["counts"], "findings": findings, "confidence": params.evaluate.confidence,
+                  "data_notes": dataset.notes}  # fmt: skip
         origin = model_identity(record, weights, tags[f"{OUTS}model"])
         write_report(folder, **report, provenance=origin)
         log_evaluation(run, folder, origin, report)
