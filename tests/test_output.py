@@ -18,8 +18,8 @@ def test_a_closed_pipe_ends_every_command_silently(arguments, unbuffered):
                                env=os.environ | {"PYTHONUNBUFFERED": unbuffered})  # fmt: skip
     process.stdout.close()  # before it writes
     assert process.stderr.read() == b""
-    # 128 + SIGPIPE, as a shell reports of other commands; argparse itself ignores an error of its own writes, which come
-    # later, when the buffer is written, unless there is none
+    # 128 + SIGPIPE, as a shell reports of other commands; argparse itself ignores an error of its own writes, which
+    # come later, when the buffer is written, unless the output has no buffer
     assert process.wait() == (0 if "--help" in arguments and unbuffered else 141)
     process.stderr.close()
 
