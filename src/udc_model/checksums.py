@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from udc_model.errors import UdcError
 from udc_model.files import sha256_of
@@ -19,21 +20,60 @@ from udc_model.records import Record, read_record
 
 CHECKSUMS = "checksums.json"
 _MAX_BYTES = 2**16
+_MAX_FILES = 100
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_Crc32 = Annotated[int, Field(ge=0, lt=2**32)]
 
 
-class _Checksums(Record):
-    sha256: Annotated[dict[str, Sha256], Field(max_length=100)]
+class Checksums(Record):
+    """Checksums of files by name; a folder of an earlier version has none, or no CRC-32.
+
+    The SHA-256 identifies the contents. The CRC-32, of the contents followed by their SHA-256, is what is compared when
+    a file is read: it takes a third of the time and finds every damage of at most 32 bits in a row.
+    """
+
+    sha256: Annotated[dict[str, Sha256], Field(max_length=_MAX_FILES)] = Field(default_factory=dict)
+    crc32: Annotated[dict[str, _Crc32], Field(max_length=_MAX_FILES)] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _same_names(self) -> Checksums:
+        if self.crc32 and self.crc32.keys() != self.sha256.keys():
+            raise ValueError("crc32 and sha256: must have the same names")
+        return self
+
+    def check(self, path: Path, contents: bytes, advice: str) -> None:
+        """Compare the contents of a file with the checksum of its name, if there is one.
+
+        Raises
+        ------
+        UdcError
+            They differ; the message ends with ``advice``.
+        """
+        sha256, crc32 = self.sha256.get(path.name), self.crc32.get(path.name)
+        if sha256 is None:
+            return
+        if crc32 is None:
+            is_equal = hashlib.sha256(contents).hexdigest() == sha256
+        else:
+            is_equal = _crc32(contents, sha256) == crc32
+        if not is_equal:
+            raise UdcError(f"{path}: differs from its checksum in {CHECKSUMS}: the file was damaged or changed; "
+                           f"{advice}")  # fmt: skip
 
 
 def write_checksums(folder: Path, names: Sequence[str]) -> None:
-    """Write ``checksums.json`` with the SHA-256 of some files of a folder."""
-    digests = {name: sha256_of(folder / name) for name in names}
-    (folder / CHECKSUMS).write_text(json.dumps({"sha256": digests}, indent=2) + "\n", encoding="utf-8")
+    """Write ``checksums.json`` with the checksums of some files of a folder."""
+    sha256 = {name: sha256_of(folder / name) for name in names}
+    crc32 = {name: _crc32((folder / name).read_bytes(), digest) for name, digest in sha256.items()}
+    (folder / CHECKSUMS).write_text(json.dumps({"sha256": sha256, "crc32": crc32}, indent=2) + "\n", encoding="utf-8")
 
 
-def read_checksums(folder: Path, advice: str) -> dict[str, str]:
-    """The SHA-256 of files by name; empty if the folder is of an earlier version.
+def _crc32(contents: bytes, sha256: str) -> int:
+    return zlib.crc32(sha256.encode(), zlib.crc32(contents))
+
+
+def read_checksums(folder: Path, advice: str) -> Checksums:
+    """The checksums of a folder's files; none if the folder is of an earlier version.
 
     Raises
     ------
@@ -42,23 +82,5 @@ def read_checksums(folder: Path, advice: str) -> dict[str, str]:
     """
     path = folder / CHECKSUMS
     if not path.is_symlink() and not path.exists():
-        return {}
-    return read_record(path, _Checksums, advice, _MAX_BYTES).sha256
-
-
-def check_contents(path: Path, contents: bytes, checksums: Mapping[str, str], advice: str) -> None:
-    """Check the contents of a file against the checksum of its name, if there is one.
-
-    Raises
-    ------
-    UdcError
-        They differ; the message ends with ``advice``.
-    """
-    if path.name in checksums:
-        check_digest(path, hashlib.sha256(contents).hexdigest(), checksums, advice)
-
-
-def check_digest(path: Path, digest: str, checksums: Mapping[str, str], advice: str) -> None:
-    """Check the SHA-256 of a file's contents, as `check_contents`."""
-    if checksums.get(path.name, digest) != digest:
-        raise UdcError(f"{path}: differs from its checksum in {CHECKSUMS}: the file was damaged or changed; {advice}")
+        return Checksums()
+    return read_record(path, Checksums, advice, _MAX_BYTES)

@@ -12,6 +12,7 @@ from udc_model.checksums import write_checksums
 from udc_model.config import ModelParams, ResNetParams
 from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
+from udc_model.files import sha256_of
 from udc_model.model_files.folder import CONFIG, PREPROCESSOR, WEIGHTS, ModelFolder
 from udc_model.models import build_model, load_model
 from udc_model.models.factory import model_of_folder
@@ -59,6 +60,15 @@ def test_folders_of_earlier_versions_are_read(folder):
     (folder / "checksums.json").unlink()
     _flip_last_weight(folder / WEIGHTS)
     assert ModelFolder.open(folder).classes == ["a", "b"]
+
+
+def test_without_a_crc32_the_sha256_is_compared(folder):
+    path = folder / "checksums.json"
+    path.write_text(json.dumps({"sha256": json.loads(path.read_text())["sha256"]}))
+    assert ModelFolder.open(folder).weights_sha256 == sha256_of(folder / WEIGHTS)
+    _flip_last_weight(folder / WEIGHTS)
+    with pytest.raises(UdcError, match=r"model\.safetensors: differs from its checksum"):
+        ModelFolder.open(folder)
 
 
 def _flip_last_weight(path):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from udc_model.checksums import Sha256, check_contents, read_checksums
+from udc_model.checksums import Sha256, read_checksums
 from udc_model.config import SPLITS
 from udc_model.data.stored_preprocessing import PreprocessingRecord
 from udc_model.files import MAX_JSON, parse_json, read_bytes
@@ -52,7 +52,7 @@ def read_dataset(folder: Path) -> dict[str, Any]:
     """
     path = folder / DATASET
     contents = read_bytes(path, ADVICE, MAX_JSON)
-    check_contents(path, contents, read_checksums(folder, ADVICE), ADVICE)
+    read_checksums(folder, ADVICE).check(path, contents, ADVICE)
     values = parse_json(contents, str(path), ADVICE)
     validated(values, DatasetRecord, str(path), ADVICE)
     return values

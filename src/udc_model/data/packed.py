@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from udc_model.checksums import check_contents, read_checksums, write_checksums
+from udc_model.checksums import read_checksums, write_checksums
 from udc_model.config import SPLITS
 from udc_model.data.dataset_file import ADVICE, DATASET, read_dataset
 from udc_model.data.stored_images import IMAGE_CHECKSUMS, StoredImages, checksums_of
@@ -130,14 +130,16 @@ class PackedDataset:
         checksums = self.folder / IMAGE_CHECKSUMS
         if not checksums.exists():  # of an earlier version
             return StoredImages(path, pixels, None, ADVICE)
-        return StoredImages(path, pixels, _load_array(checksums, np.uint32, (len(self.manifest),))[lines], ADVICE)
+        of_images = _load_array(checksums, np.uint32, (len(self.manifest),))
+        read_checksums(self.folder, ADVICE).check(checksums, checksums.read_bytes(), ADVICE)
+        return StoredImages(path, pixels, of_images[lines], ADVICE)
 
 
 def _read_manifest(folder: Path, classes: list[str]) -> pd.DataFrame:
     """The contents of ``manifest.csv``; :class:`UdcError` if it is missing or damaged."""
     path = folder / MANIFEST
     contents = read_bytes(path, ADVICE, _MAX_MANIFEST)
-    check_contents(path, contents, read_checksums(folder, ADVICE), ADVICE)
+    read_checksums(folder, ADVICE).check(path, contents, ADVICE)
     text = dict.fromkeys(("split", "path", "label", "group", "sha256"), str)
     try:
         manifest = pd.read_csv(io.BytesIO(contents), dtype=text | {"row": np.int64}, keep_default_na=False)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from udc_model.checksums import check_contents, read_checksums
+from udc_model.checksums import read_checksums
 from udc_model.data.stored_preprocessing import DecodingRecord, PreprocessingRecord, PreprocessorRecord
 from udc_model.files import parse_json, read_bytes
 from udc_model.records import validated
@@ -175,7 +175,7 @@ class Preprocessing:
         """
         path = folder / PREPROCESSOR
         contents = read_bytes(path, ADVICE, _MAX_BYTES)
-        check_contents(path, contents, read_checksums(folder, ADVICE), ADVICE)
+        read_checksums(folder, ADVICE).check(path, contents, ADVICE)
         return cls.from_config(parse_json(contents, str(path), ADVICE), str(path))
 
     @classmethod

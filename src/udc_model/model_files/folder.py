@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from udc_model.checksums import check_contents, check_digest, read_checksums
+from udc_model.checksums import Checksums, read_checksums
 from udc_model.files import parse_json, read_bytes
 from udc_model.model_files.settings import Architecture, Settings, check_settings
 from udc_model.model_files.shapes import expected_shapes
@@ -28,12 +28,15 @@ class ModelFolder:
     settings : all of ``config.json``.
     architecture : what of it describes the network, typed.
     weights : the bytes of ``model.safetensors``, whose tensors are exactly those of the network.
+    recorded_sha256 : SHA-256 of ``model.safetensors`` in ``checksums.json``, whose checksum the weights have; None in a
+        folder of an earlier version.
     """
 
     folder: Path
     settings: Settings
     architecture: Architecture
     weights: bytes
+    recorded_sha256: str | None = None
 
     @classmethod
     def open(cls, folder: Path) -> ModelFolder:
@@ -47,15 +50,13 @@ class ModelFolder:
         checksums = read_checksums(folder, ADVICE)
         settings, architecture = read_settings(folder, checksums)
         weights = read_weights(folder / WEIGHTS, expected_shapes(architecture), ADVICE)
-        model = cls(folder, settings, architecture, weights)
-        if WEIGHTS in checksums:
-            check_digest(folder / WEIGHTS, model.weights_sha256, checksums, ADVICE)
-        return model
+        checksums.check(folder / WEIGHTS, weights, ADVICE)
+        return cls(folder, settings, architecture, weights, checksums.sha256.get(WEIGHTS))
 
     @cached_property
     def weights_sha256(self) -> str:
-        """SHA-256 of ``model.safetensors``, computed once."""
-        return hashlib.sha256(self.weights).hexdigest()
+        """SHA-256 of ``model.safetensors``."""
+        return self.recorded_sha256 or hashlib.sha256(self.weights).hexdigest()
 
     @property
     def classes(self) -> list[str]:
@@ -64,10 +65,10 @@ class ModelFolder:
         return [names[str(i)] for i in range(len(names))]
 
 
-def read_settings(folder: Path, checksums: dict[str, str]) -> tuple[Settings, Architecture]:
+def read_settings(folder: Path, checksums: Checksums) -> tuple[Settings, Architecture]:
     """The contents of ``config.json``, and what of it describes the network; see `ModelFolder.open`."""
     path = folder / CONFIG
     contents = read_bytes(path, ADVICE, MAX_CONFIG)
-    check_contents(path, contents, checksums, ADVICE)
+    checksums.check(path, contents, ADVICE)
     settings = parse_json(contents, str(path), ADVICE)
     return settings, check_settings(settings, str(path), ADVICE)
