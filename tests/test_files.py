@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from filelock import FileLock
 
 from udc_model import files
 from udc_model.errors import UdcError
-from udc_model.files import Workspace, atomic_folder, only_writer, write_atomically
+from udc_model.files import Workspace, atomic_folder, json_text, only_writer, write_atomically
 
 WRITES = """
 import sys
@@ -162,4 +163,14 @@ def test_scratch_files_of_killed_processes_are_removed_by_the_next_writer(tmp_pa
     write_atomically(tmp_path / "metrics.json", "{}")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f".metrics.json.{os.getppid()}.partial", ".metrics.json.name.partial", "metrics.json",
+    ]  # fmt: skip
+
+
+def test_rows_of_plain_values_are_on_one_line():
+    values = {"name": "é", "empty": [], "none": {}, "rows": [[1, 2.5], [None, True]], "objects": [{"a": [1]}, 3]}
+    text = json_text(values)
+    assert json.loads(text) == values
+    assert text.splitlines() == [
+        "{", '  "name": "é",', '  "empty": [],', '  "none": {},', '  "rows": [', "    [1, 2.5],", "    [null, true]",
+        "  ],", '  "objects": [', "    {", '      "a": [1]', "    },", "    3", "  ]", "}",
     ]  # fmt: skip

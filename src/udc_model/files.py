@@ -382,6 +382,18 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def json_text(value: Any, indent: str = "") -> str:
+    """JSON with a line for each field; a list of plain values, such as a row of a matrix, is on one line."""
+    inner = f"{indent}  "
+    if isinstance(value, dict) and value:
+        lines = [f"{inner}{json.dumps(name, ensure_ascii=False)}: {json_text(item, inner)}"
+                 for name, item in value.items()]  # fmt: skip
+        return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        return "[\n" + ",\n".join(f"{inner}{json_text(item, inner)}" for item in value) + f"\n{indent}]"
+    return json.dumps(value, ensure_ascii=False)
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file as a hexadecimal string."""
     with path.open("rb") as handle:

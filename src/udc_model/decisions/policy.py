@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from udc_model.decisions.matrix import (
 )
 from udc_model.decisions.stored_policy import PARAMETERS, PolicyRecord, check_parameters
 from udc_model.errors import UdcError
-from udc_model.files import MAX_JSON, read_json
+from udc_model.files import MAX_JSON, json_text, read_json
 from udc_model.records import validated
 
 Floats = NDArray[np.float64]
@@ -119,7 +119,7 @@ class Policy:
 
     def to_json(self) -> str:
         """The contents of ``policy.json``."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        return json_text(vars(self) | {"calibration": vars(self.calibration)}) + "\n"
 
     @property
     def outcomes(self) -> list[str]:

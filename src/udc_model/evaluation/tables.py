@@ -29,6 +29,7 @@ from udc_model.evaluation.curves import (
 from udc_model.evaluation.evidence import few_mistakes_of
 from udc_model.evaluation.intervals import Intervals, metric_intervals, share_interval
 from udc_model.evaluation.metrics import Indices, Metrics, Scored, Terms, split_metrics
+from udc_model.files import json_text
 
 _LOGIT = "logit_"
 _ROWS = 4096  # of predictions.csv that are formatted at a time
@@ -313,7 +314,7 @@ def write_confusion(
     ordered, ordered_outcomes = names[rows].tolist(), outcomes[columns].tolist()
     axes = {"rows": "true", "columns": "decided", "classes": ordered, "outcomes": ordered_outcomes,
             "is_ordinal": order is not None}  # fmt: skip
-    text = json.dumps(axes | {"counts": counts, "costs": costs}, indent=2, ensure_ascii=False)
+    text = json_text(axes | {"counts": counts, "costs": costs})
     (folder / "confusion_matrix.json").write_text(text + "\n", encoding="utf-8")
     write_csv(
         pd.DataFrame({"true": names[scored.targets], "decided": outcomes[scored.decided]}), folder / "confusion.csv"
