@@ -63,7 +63,8 @@ static int fails(const char *operation, const char *path) {
             continue;
         }
         size_t run = strspn(c, "0123456789abcdef");
-        if (strcspn(c, "0123456789") < run) {
+        int is_in_uuid = run == 4 && c[-1] == '-' && c[4] == '-'; /* may have no digit */
+        if (strcspn(c, "0123456789") < run || is_in_uuid) {
             name[end++] = '#';
             c += run;
         } else {
