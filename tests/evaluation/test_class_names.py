@@ -129,14 +129,14 @@ def test_figures_show_every_class_name(tmp_path, rng, classes):
     )
     roc, _, areas = mean_curves(scored, classes, 100, 0.95)
     legends = []
-    original = Figure.savefig
+    original = Figure.draw
 
-    def savefig(figure, *args, **kwargs):
+    def draw(figure, renderer):
         legends.extend(text.get_text() for text in figure.legends[0].get_texts())
-        return original(figure, *args, **kwargs)
+        return original(figure, renderer)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", savefig)
+        patch.setattr(Figure, "draw", draw)
         plot_class_curves(tmp_path / "roc.png", class_curves(scored, classes)[0], roc, areas, "roc")
     assert len(legends) == n + 1  # with the mean
 

@@ -21,14 +21,14 @@ from udc_model.evaluation.plots import CAPTION, plot_gallery, plot_range_test, p
 def drawn(monkeypatch):
     """The figures that were saved, in order; nothing of them may overlap a legend or leave the image."""
     figures = []
-    original = Figure.savefig
+    original = Figure.draw
 
-    def savefig(figure, *args, **kwargs):
+    def draw(figure, renderer):
         figures.append(figure)
-        original(figure, *args, **kwargs)
+        original(figure, renderer)
         _check_layout(figure)
 
-    monkeypatch.setattr(Figure, "savefig", savefig)
+    monkeypatch.setattr(Figure, "draw", draw)
     return figures
 
 
