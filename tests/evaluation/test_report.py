@@ -1,4 +1,4 @@
-"""The report: the verdict first, right numbers, commands without placeholders, escaped names, no external resources."""
+"""Report and model card: the verdict first, right numbers, exact commands, escaped names, no external resources."""
 
 import base64
 import html
@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from udc_model.config import EvaluateParams, Params
@@ -15,9 +16,10 @@ from udc_model.data.packed import PackedDataset, PackedSplit, write_packed
 from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.policy import Policy
 from udc_model.evaluation.figures import FigureCache, draw_figures
+from udc_model.evaluation.model_card import render_card
 from udc_model.evaluation.report import render_report
 from udc_model.evaluation.report_images import sheet_uri, thumbnail_uri
-from udc_model.evaluation.tables import read_warnings, write_split
+from udc_model.evaluation.tables import read_metrics, read_warnings, write_split
 from udc_model.files import Workspace
 from udc_model.stages.train import training_params
 
@@ -28,6 +30,8 @@ PROVENANCE = {
     "with uncommitted changes": "false",
     "weights, SHA-256": "f" * 64,
 }
+RECORD = {"params": training_params(Params()), "data": {"name": "<b>data", "digest": "d1e2f3a4b5"}, "best_epoch": 1,
+          "final_metrics": {"epochs": 2}, "hardware": {"device": "cpu"}}  # fmt: skip
 
 
 def evaluated(root, rng, classes, per_class=4, margin=2.0, side=8, with_figures=False, order=None, **options):
@@ -65,12 +69,11 @@ def _write_prepared(folder, images, labels, names, classes):
 
 
 def render(workspace, classes, provenance=PROVENANCE):
-    record = {"params": training_params(Params()), "data": {"name": "<b>data", "digest": "d1e2f3a4b5"}, "best_epoch": 1,
-              "final_metrics": {"epochs": 2}, "hardware": {"device": "cpu"}}  # fmt: skip
     counts = {name: dict.fromkeys(classes, 4) for name in ("train", "validation", "calibration", "test")}
     images = PackedDataset.open(workspace.prepared).split("test").images
-    return render_report(workspace.evaluation, workspace.training, images, record, counts, ["costs: odd <cost>"], 0.95,
-                         provenance, ["3 copies <left> out"])  # fmt: skip
+    return render_report(workspace.evaluation, workspace.training, images, RECORD, counts=counts,
+                         findings=["costs: odd <cost>"], confidence=0.95, provenance=provenance,
+                         data_notes=["3 copies <left> out"])  # fmt: skip
 
 
 def text_of(page):
@@ -225,3 +228,44 @@ def test_tables_and_costs_follow_the_order_of_ordinal_classes(tmp_path, rng):
     assert costs == [0, 4, 5, 0.75, 2, 0, 3, 0.75, 7, 6, 0, 0.75]
     recalls = page.partition('aria-label="Recall of each class"')[2].partition("</table>")[0]
     assert re.findall(r'<th scope="row">([^<]*)</th>', recalls) == ["mild", "bad", "worst"]
+
+
+def card(workspace, classes):
+    counts = {name: dict.fromkeys(classes, 1400) for name in ("train", "validation", "calibration", "test")}
+    record = RECORD | {"params": RECORD["params"] | {"data": RECORD["params"]["data"] | {"path": "/home/me/x"}}}
+    return render_card(workspace.evaluation, record, counts=counts, findings=["costs: odd"], confidence=0.95,
+                       provenance=PROVENANCE, data_notes=["3 copies left out"])  # fmt: skip
+
+
+def test_the_model_card_has_the_metadata_of_the_hub(tmp_path, rng):
+    workspace = evaluated(tmp_path, rng, ["a", "b"])
+    data = ModelCard(card(workspace, ["a", "b"])).data
+    assert (data.license, data.pipeline_tag, data.library_name) == ("unknown", "image-classification", "udc-model")
+    published = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert published["mean_cost"] == read_metrics(workspace.evaluation / "test" / "metrics.csv")["mean_cost"]
+    assert {"accuracy", "log_loss"} <= published.keys()
+
+
+def test_the_model_card_says_what_was_measured_and_where_it_fails(tmp_path, rng):
+    workspace = evaluated(tmp_path, rng, ["a", "b|c", "`d`\n# e"], refer=0.5)
+    text = card(workspace, ["a", "b|c", "`d`\n# e"])
+    metrics = pd.read_csv(workspace.evaluation / "test" / "metrics.csv").set_index("metric")
+    value, low, high = metrics.loc["mean_cost", ["value", "low", "high"]]
+    assert f"| mean cost | {value:.4f} | {low:.4f} to {high:.4f} |" in text
+    assert "| `a` | 0 | 1 | 1 | 0.5 |" in text  # costs
+    assert "| `b¦c` | 1,400 | 1,400 | 1,400 | 1,400 |" in text
+    assert "| all 3 classes | 4,200 | 4,200 | 4,200 | 4,200 |" in text
+    assert "`'d' # e`" in text
+    assert "\n# e" not in text
+    per_class = pd.read_csv(workspace.evaluation / "test" / "per_class.csv")
+    weakest = per_class.loc[per_class["recall"].idxmin()]
+    assert f"with recall {weakest['recall']:.2f} (95% interval {weakest['recall_low']:.2f} to" in text
+    assert "- costs: odd\n" in text
+    assert "3 copies left out." in text
+    assert "/home/me" not in text
+    assert f"| weights, SHA-256 | `{'f' * 64}` |" in text
+
+
+def test_the_model_card_of_many_classes_is_short(tmp_path, rng):
+    classes = [f"class {k}" for k in range(60)]
+    assert len(card(evaluated(tmp_path, rng, classes, per_class=2), classes).splitlines()) < 150

@@ -15,7 +15,7 @@ from udc_model.cli import main
 from udc_model.config import ModelParams, ResNetParams
 from udc_model.data.transforms import Decoding, Preprocessing
 from udc_model.decisions.policy import Policy
-from udc_model.files import Workspace
+from udc_model.files import Workspace, sha256_of
 from udc_model.inference.inputs import list_inputs
 from udc_model.inference.prediction import predict
 from udc_model.inference.serving import ServedClassifier
@@ -160,6 +160,21 @@ def test_grey_model_exports_to_onnx(tmp_path, workspace, rng):
     expected = load_model(settings.model)(torch.from_numpy(images)).logits.detach().numpy()
     np.testing.assert_allclose(session.run(None, {"pixel_values": images})[0], expected, rtol=1e-3, atol=1e-4)
     assert session.get_inputs()[0].shape[1:] == [1, 8, 8]
+
+
+def test_an_exported_file_has_the_model_card_of_its_weights(tmp_path, workspace):
+    onnx = pytest.importorskip("onnx")
+    settings = workspace(channels=1)
+
+    def metadata():
+        assert main(["export", "--root", str(settings.root), str(tmp_path / "a.onnx")]) == 0
+        return {prop.key: prop.value for prop in onnx.load(tmp_path / "a.onnx").metadata_props}
+
+    card = settings.evaluation / "README.md"
+    card.write_text("of another model")
+    assert "model_card" not in metadata()
+    card.write_text(f"weights: {sha256_of(settings.model / 'model.safetensors')}")
+    assert metadata()["model_card"] == card.read_text()
 
 
 def _images(folder, rng, n):

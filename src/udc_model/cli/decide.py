@@ -136,12 +136,16 @@ def _export(options: argparse.Namespace) -> None:
     folder = Workspace(options.root).model
     stored, preprocessing = read_consistently([folder], lambda: (ModelFolder.open(folder), Preprocessing.load(folder)))
     check_channels(stored.architecture, preprocessing.channels, str(folder))
+    from udc_model.evaluation.model_card import read_card
     from udc_model.inference.onnx_export import check_installed, export_onnx
     from udc_model.models.factory import model_of_folder
 
     check_installed()
-    export_onnx(model_of_folder(stored), options.file, preprocessing.size,
-                {"preprocessing": json.dumps(preprocessing.to_config())})  # fmt: skip
+    metadata = {"preprocessing": json.dumps(preprocessing.to_config())}
+    card = read_card(Workspace(options.root).evaluation)
+    if stored.weights_sha256 in card:  # otherwise it describes an earlier model
+        metadata["model_card"] = card
+    export_onnx(model_of_folder(stored), options.file, preprocessing.size, metadata)
 
 
 COMMANDS = (

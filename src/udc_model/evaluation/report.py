@@ -19,6 +19,8 @@ from udc_model.evaluation.report_images import png_uri, sheet_uri, thumbnail_uri
 from udc_model.evaluation.tables import read_warnings
 from udc_model.evaluation.verdict import Verdict, cost_text, verdict
 
+Metric = tuple[float, float, float]  # value, low and high end of its interval; NaN where undefined
+
 _LARGEST_MATRIX = 10  # classes; larger cost matrices are shown as a list of their costliest cells
 _LONGEST_TABLE = 24  # rows
 _MISTAKES = 12  # images
@@ -44,11 +46,7 @@ def render_report(
     training: Path,
     images: StoredImages | NDArray[np.uint8],
     record: Mapping[str, Any],
-    counts: Mapping[str, Mapping[str, int]],
-    findings: Sequence[str],
-    confidence: float,
-    provenance: Mapping[str, str],
-    data_notes: Sequence[str] = (),
+    **facts: Any,
 ) -> str:
     """Render the report as HTML.
 
@@ -57,6 +55,33 @@ def render_report(
     evaluation : complete folder with tables and figures.
     training : folder with the training curves and examples of augmented images.
     images : (N, S, S, C) prepared images of the test split.
+    record, facts : the arguments of `report_contents`.
+    """
+    folder = evaluation / "test"
+    return _template().render(
+        report_contents(evaluation, record, **facts),
+        mistakes=_mistakes(folder, images),
+        figures={section: _figures(folder, figures) for section, figures in _FIGURES.items()},
+        training=_training_figures(training),
+        top_pairs=_PAIRS,
+    )
+
+
+def report_contents(
+    evaluation: Path,
+    record: Mapping[str, Any],
+    *,
+    counts: Mapping[str, Mapping[str, int]],
+    findings: Sequence[str],
+    confidence: float,
+    provenance: Mapping[str, str],
+    data_notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What the report and the model card say about an evaluation, by the names in their templates.
+
+    Parameters
+    ----------
+    evaluation : folder with the tables.
     record : ``training/record.json``.
     counts : images by split and class.
     findings : warnings about the cost matrix.
@@ -73,35 +98,31 @@ def render_report(
     matrix = _ordered_costs(classes, outcomes, policy)
     test, validation = (_metrics(evaluation / name, policy) for name in ("test", "validation"))
     baselines = pd.read_csv(folder / "baselines.csv").to_dict("records")
-    return _template().render(
-        name=record["data"]["name"],
-        verdict=_verdict(np.array(confusion["counts"]), policy, test, str(baselines[-1]["decision"]), level),
-        params=record["params"],
-        record=record,
-        counts=counts,
-        splits=[split for split in ("train", "validation", "calibration", "test") if split in counts],
-        policy=policy,
-        calibration=_calibration(policy),
-        classes=classes,
-        outcomes=outcomes,
-        matrix=matrix.tolist() if len(classes) <= _LARGEST_MATRIX else None,
-        usual_cost=usual_cost,
-        costliest_cells=costliest_cells,
-        findings=[*(f"Test split: {warning}." for warning in read_warnings(folder)), *findings],
-        data_notes=data_notes,
-        level=level,
-        test=test,
-        validation=validation,
-        baselines=baselines,
-        pairs=_rows(folder / "cost_by_pair.csv"),
-        top_pairs=_PAIRS,
-        mistakes=_mistakes(folder, images),
-        per_class=_rows(folder / "per_class.csv", longest=None),
-        figures={section: _figures(folder, figures) for section, figures in _FIGURES.items()},
-        training=_training_figures(training),
-        comparable={"data": record["data"]["digest"][:8], "costs": policy.costs_digest},
-        provenance=provenance,
-    )
+    return {
+        "name": record["data"]["name"],
+        "verdict": _verdict(np.array(confusion["counts"]), policy, test, str(baselines[-1]["decision"]), level),
+        "params": record["params"],
+        "record": record,
+        "counts": counts,
+        "splits": [split for split in ("train", "validation", "calibration", "test") if split in counts],
+        "policy": policy,
+        "calibration": _calibration(policy),
+        "classes": classes,
+        "outcomes": outcomes,
+        "matrix": matrix.tolist() if len(classes) <= _LARGEST_MATRIX else None,
+        "usual_cost": usual_cost,
+        "costliest_cells": costliest_cells,
+        "findings": [*(f"Test split: {warning}." for warning in read_warnings(folder)), *findings],
+        "data_notes": data_notes,
+        "level": level,
+        "test": test,
+        "validation": validation,
+        "baselines": baselines,
+        "pairs": _rows(folder / "cost_by_pair.csv"),
+        "per_class": _rows(folder / "per_class.csv", longest=None),
+        "comparable": {"data": record["data"]["digest"][:8], "costs": policy.costs_digest},
+        "provenance": provenance,
+    }
 
 
 def _ordered_costs(classes: Sequence[str], outcomes: Sequence[str], policy: Policy) -> NDArray[np.float64]:
@@ -165,11 +186,12 @@ def _template() -> Template:
         loader=PackageLoader("udc_model.evaluation", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"number": _number, "cost": cost_text}
+    environment.filters |= {"number": number_text, "cost": cost_text}
     return environment.get_template("report.html.j2")
 
 
-def _number(value: float | None) -> str:
+def number_text(value: float | None) -> str:
+    """A number with four decimals; a dash for None and NaN."""
     return "–" if value is None or np.isnan(value) else f"{value:.4f}"
 
 

@@ -19,6 +19,7 @@ from udc_model.errors import UdcError
 from udc_model.evaluation.figures import FigureProcess
 from udc_model.evaluation.intervals import Intervals
 from udc_model.evaluation.metrics import Metrics
+from udc_model.evaluation.model_card import write_card
 from udc_model.evaluation.report import model_identity, write_report
 from udc_model.evaluation.tables import read_warnings, write_predictions, write_split
 from udc_model.files import Workspace, atomic_folder, only_writer, read_json, sha256_of, write_atomically
@@ -99,12 +100,13 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         log_training(run, record, workspace.prepared / "dataset.json", dataset.info["counts"])
         run.log_dataset(**record["data"], context="evaluation", counts=dataset.info["counts"])
         log_note(run, folder, params, policy, record, scores["test"])
-        log_model(run, workspace.model, folder / POLICY_FILE)
-        figures.finish()
-        report = {"training": workspace.training, "images": splits["test"].images, "record": record,
-                  "counts": dataset.info["counts"], "findings": findings, "confidence": params.evaluate.confidence,
-                  "data_notes": dataset.notes}  # fmt: skip
         origin = model_identity(record, weights, tags[f"{OUTS}model"])
+        facts = {"record": record, "counts": dataset.info["counts"], "findings": findings,
+                 "confidence": params.evaluate.confidence, "data_notes": dataset.notes}  # fmt: skip
+        write_card(folder, provenance=origin, **facts)
+        log_model(run, workspace.model, folder)
+        figures.finish()
+        report = facts | {"training": workspace.training, "images": splits["test"].images}
         write_report(folder, **report, provenance=origin)
         log_evaluation(run, folder, origin, report)
     _report(*scores["test"], params.evaluate.confidence, run)

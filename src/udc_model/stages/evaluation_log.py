@@ -13,6 +13,7 @@ from udc_model.config import Params, with_json_mappings
 from udc_model.decisions.policy import POLICY_FILE, Policy
 from udc_model.evaluation.intervals import Intervals
 from udc_model.evaluation.metrics import Metrics, recall_metric
+from udc_model.evaluation.model_card import MODEL_CARD
 from udc_model.evaluation.report import render_report
 from udc_model.files import Workspace
 from udc_model.stages.run_note import (
@@ -91,12 +92,13 @@ def log_note(
     run.set_tags({NOTE: note} | changes.tags() | {COST_INTERVAL: interval(intervals, "mean_cost")}, fill_run_id=True)
 
 
-def log_model(run: StageRun, model: Path, policy: Path) -> None:
-    """Log a model folder and a policy file together, as a model that MLflow can load and serve."""
+def log_model(run: StageRun, model: Path, evaluation: Path) -> None:
+    """Log a model folder, its policy and its model card together, as a model that MLflow can load and serve."""
     with tempfile.TemporaryDirectory() as scratch:
         bundle = Path(scratch) / "classifier"
         shutil.copytree(model, Workspace(bundle).model)
-        shutil.copy(policy, bundle / POLICY_FILE)
+        for name in (POLICY_FILE, MODEL_CARD):
+            shutil.copy(evaluation / name, bundle / name)
         run.log_classifier(bundle, Path(udc_model.__file__).parent, _REQUIREMENTS)
 
 
