@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+from pathlib import Path
 import urllib.request
 
 import numpy as np
@@ -167,6 +168,8 @@ def test_pyfunc_accepts_arrays_and_base64(demo):
     mlflow, uri = _logged_model(demo)
     model = mlflow.pyfunc.load_model(uri)
     assert model.metadata.signature is not None
+    logged = Path(mlflow.artifacts.download_artifacts(f"{uri}/data/classifier/README.md"))
+    assert logged.read_bytes() == (demo.root / "evaluation/README.md").read_bytes()
     raw = (demo.root / "data/samples/4.png").read_bytes()
     pixels = np.asarray(Image.open(io.BytesIO(raw))).tolist()
     out = model.predict(pd.DataFrame({"image": [base64.b64encode(raw).decode(), pixels]}))
