@@ -4,8 +4,8 @@ import base64
 import hashlib
 import io
 import json
-from pathlib import Path
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -168,7 +168,7 @@ def test_pyfunc_accepts_arrays_and_base64(demo):
     mlflow, uri = _logged_model(demo)
     model = mlflow.pyfunc.load_model(uri)
     assert model.metadata.signature is not None
-    logged = Path(mlflow.artifacts.download_artifacts(f"{uri}/data/classifier/README.md"))
+    logged = Path(mlflow.artifacts.download_artifacts(uri)) / "data/classifier/README.md"
     assert logged.read_bytes() == (demo.root / "evaluation/README.md").read_bytes()
     raw = (demo.root / "data/samples/4.png").read_bytes()
     pixels = np.asarray(Image.open(io.BytesIO(raw))).tolist()
