@@ -7,7 +7,7 @@ import pytest
 import yaml
 from ruamel.yaml import YAML
 
-from udc_model.config import full_name, load_params, parameter_names
+from udc_model.config import full_name, load_params, parameter_names, validate_params
 from udc_model.config.yaml12 import as_yaml, read_yaml
 from udc_model.errors import UdcError
 
@@ -242,3 +242,9 @@ def test_short_names(short, full):
 def test_short_names_that_do_not_do(name, message):
     with pytest.raises(UdcError, match=message):
         full_name(name)
+
+
+@pytest.mark.parametrize(("name", "value"), [("preset", "bar"), ("weights", "microsoft/resnet-19")])
+def test_an_unknown_size_names_its_parameter(name, value):
+    with pytest.raises(UdcError, match=rf"model\.{name}: no architecture is called '{value}'; there are: resnet-18,"):
+        validate_params({"model": {name: value}}, "params.yaml")

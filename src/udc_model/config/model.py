@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from udc_model.config.presets import find_preset
 from udc_model.config.section import Section, Share
@@ -16,6 +16,7 @@ Activation = Literal[
 ]  # fmt: skip
 
 
+_PUBLISHED = ("microsoft/resnet-", "facebook/convnext-")  # begin of the names of weights that are of a known size
 Channels = Annotated[int, Field(gt=0, le=2**16)]
 Blocks = Annotated[int, Field(gt=0, le=1000)]
 
@@ -105,6 +106,13 @@ class ModelParams(Section):
     resnet: ResNetParams = Field(ResNetParams(), description="Used if model_type is resnet.")
     convnext: ConvNextParams = Field(ConvNextParams(), description="Used if model_type is convnext.")
 
+    @field_validator("preset", "weights")
+    @classmethod
+    def _exists(cls, name: str | None, field: ValidationInfo) -> str | None:
+        if name is not None and (field.field_name == "preset" or name.startswith(_PUBLISHED)):
+            find_preset(name)
+        return name
+
     @property
     def architecture(self) -> ResNetParams | ConvNextParams:
         """The block that ``model_type`` chooses, with the sizes that ``preset`` or ``weights`` names."""
@@ -113,7 +121,7 @@ class ModelParams(Section):
         return block if name is None else block.model_copy(update=find_preset(name).settings)
 
     def _size_name(self) -> str | None:
-        published = self.weights is not None and self.weights.startswith(("microsoft/resnet-", "facebook/convnext-"))
+        published = self.weights is not None and self.weights.startswith(_PUBLISHED)
         return self.weights if self.preset is None and published else self.preset
 
     @model_validator(mode="after")
