@@ -196,7 +196,8 @@ def logits_of(table: pd.DataFrame, classes: list[str]) -> NDArray[np.float32]:
     """The raw logits (N, K) of a predictions table; :class:`UdcError` if it does not have them."""
     columns = [f"{_LOGIT}{name}" for name in classes]
     if missing := [column for column in columns if column not in table]:
-        raise UdcError(f"the table of predictions has no column {', '.join(missing[:3])}; run `dvc repro` again")
+        raise UdcError(f"predictions.csv: has no column {', '.join(missing[:3])} for classes of policy.json; run "
+                       "`dvc repro` again")  # fmt: skip
     return table[columns].to_numpy(dtype=np.float32)
 
 

@@ -6,9 +6,11 @@ import math
 
 import pandas as pd
 
+from udc_model.data.dataset_file import read_dataset
 from udc_model.errors import UdcError, without_credentials
 from udc_model.evaluation.tables import read_warnings
-from udc_model.files import Workspace, read_json
+from udc_model.evaluation.training_record import read_training_record
+from udc_model.files import Workspace
 from udc_model.tracking.store import tracking_uri
 
 _ADVICE = "run the pipeline first (dvc repro)"
@@ -27,8 +29,8 @@ def summary(workspace: Workspace) -> str:
     UdcError
         A stage has not run yet.
     """
-    record = read_json(workspace.training / "record.json", _ADVICE)
-    info = read_json(workspace.prepared / "dataset.json", _ADVICE)
+    record = read_training_record(workspace)
+    info = read_dataset(workspace.prepared)
     test, validation = (_table(workspace, name, "metrics").set_index("metric") for name in ("test", "validation"))
     is_0_1 = (workspace.evaluation / "test" / "rules.csv").exists()  # its name in version 0.1.0
     baselines = _table(workspace, "test", "rules" if is_0_1 else "baselines").itertuples(index=False)
@@ -37,7 +39,7 @@ def summary(workspace: Workspace) -> str:
     rows = [(name, *test.loc[name], validation.loc[name, "value"]) for name in _HEADLINES]
     lines = [
         f"trained     {model_type}, best epoch {record['best_epoch']} of {record['final_metrics']['epochs']}"
-        f" ({record['hardware']['device']}, {record['hardware']['precision']})",
+        f" ({', '.join(record['hardware'][name] for name in ('device', 'precision') if name in record['hardware'])})",
         f"images      {info['images']:,} of {record['data']['name']}: {splits}",
         "",
         f"{'decision, on test':<28}{'mean cost':>10}{'normalised':>12}{'accuracy':>10}",

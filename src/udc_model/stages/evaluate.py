@@ -22,7 +22,8 @@ from udc_model.evaluation.metrics import Metrics
 from udc_model.evaluation.model_card import write_card
 from udc_model.evaluation.report import model_identity, write_report
 from udc_model.evaluation.tables import read_warnings, write_predictions, write_split
-from udc_model.files import Workspace, atomic_folder, only_writer, read_json, sha256_of, write_atomically
+from udc_model.evaluation.training_record import TRAINING_RECORD, read_training_record
+from udc_model.files import Workspace, atomic_folder, only_writer, sha256_of, write_atomically
 from udc_model.inference.stored_logits import Logits, stored_logits
 from udc_model.program import exit_status
 from udc_model.stages.code import LOGITS, code_files
@@ -148,9 +149,10 @@ def run_model(
 
 def read_record(workspace: Workspace, dataset: PackedDataset) -> dict[str, Any]:
     """Contents of ``training/record.json``; :class:`UdcError` if it is missing, damaged, or of other data."""
-    record = read_json(workspace.training / "record.json", "run train first (dvc repro)")
+    record = read_training_record(workspace)
     if record["data"]["digest"] != dataset.info["digest"]:
-        raise UdcError(f"{workspace.model} was trained on other data than {workspace.prepared}; run `dvc repro`")
+        raise UdcError(f"{workspace.training / TRAINING_RECORD}: {workspace.model} was trained on other data than "
+                       f"{workspace.prepared}; run `dvc repro`")  # fmt: skip
     return record
 
 

@@ -26,6 +26,7 @@ from udc_model.config.yaml12 import as_yaml
 from udc_model.data.packed import PackedDataset
 from udc_model.errors import UdcError
 from udc_model.evaluation.plots import plot_training_curves
+from udc_model.evaluation.training_record import TRAINING_RECORD
 from udc_model.files import Workspace, atomic_folder, only_writer, sha256_of
 from udc_model.model_files.folder import CONFIG, PREPROCESSOR, WEIGHTS
 from udc_model.program import exit_status
@@ -211,7 +212,7 @@ def write_training(folder: Path, result: TrainingResult, record: dict[str, Any])
     curves = pd.DataFrame(result.curves)
     curves.to_csv(folder / "curves.csv", index=False, lineterminator="\n")
     plot_training_curves(folder / "curves.png", curves, result.best_epoch)
-    (folder / "record.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / TRAINING_RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main() -> None:

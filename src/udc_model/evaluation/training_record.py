@@ -1,0 +1,96 @@
+"""What ``training/record.json`` may contain, and how it is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from udc_model.checksums import Sha256
+from udc_model.files import Workspace, parse_json, read_bytes
+from udc_model.records import Record, validated
+
+TRAINING_RECORD = "record.json"
+ADVICE = "restore the folder with `dvc checkout training`, or run train first (dvc repro)"
+_MAX_BYTES = 16 * 2**20  # with a parameter for each of 10,000 classes
+
+_Epoch = Annotated[int, Field(ge=1, lt=2**31)]
+
+
+class _DataSection(Record):
+    source: str
+    path: str
+    image_size: Annotated[int, Field(ge=1)]
+
+
+class _ModelSection(Record):
+    model_type: Literal["resnet", "convnext"]
+    preset: str | None = None
+    weights: str | None = None
+    resnet: dict[str, Any] | None = None
+    convnext: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _has_architecture(self) -> _ModelSection:
+        if getattr(self, self.model_type) is None:
+            raise ValueError(f"{self.model_type}: is missing")
+        return self
+
+
+class _LossSection(Record):
+    name: str
+
+
+class _TrainSection(Record):
+    optimizer: str
+    learning_rate: float | None
+    monitor: str
+
+
+class _ParamsRecord(Record):
+    """The parameters that reports name; all are recorded."""
+
+    seed: int
+    data: _DataSection
+    model: _ModelSection
+    loss: _LossSection
+    train: _TrainSection
+
+
+class _DataSet(Record):
+    name: str
+    digest: Sha256
+    source: dict[str, str | None]
+
+
+class _FinalMetrics(Record):
+    best_epoch: _Epoch
+    epochs: _Epoch
+    __pydantic_extra__: dict[str, float | None]
+
+    model_config = Record.model_config | {"extra": "allow"}
+
+
+class TrainingRecord(Record):
+    """The fields of ``training/record.json``."""
+
+    params: _ParamsRecord
+    data: _DataSet
+    hardware: dict[str, str]
+    best_epoch: _Epoch
+    final_metrics: _FinalMetrics
+
+
+def read_training_record(workspace: Workspace) -> dict[str, Any]:
+    """The contents of ``training/record.json``.
+
+    Raises
+    ------
+    UdcError
+        The file is missing or damaged, or a value is not allowed.
+    """
+    path: Path = workspace.training / TRAINING_RECORD
+    values = parse_json(read_bytes(path, ADVICE, _MAX_BYTES), str(path), ADVICE)
+    validated(values, TrainingRecord, str(path), ADVICE)
+    return values
