@@ -34,6 +34,12 @@ _CONFIG = {
         "initializer_range": [-1, float("nan"), 10**9, "x", None], "id2label": _LABELS,
         "model_type": [*_TEXTS, "resnet"],
     },
+    "ensemble": {
+        "temperatures": [*_LISTS, [1.0], [1.0] * 3, [1.0] * 21, [0, 1], [1, -1], [1e-300, 1], [1, float("inf")],
+                         [True, 1]],
+        "member_type": [*_TEXTS, "convnext", "ensemble"], "model_type": ["resnet", "convnext", "Ensemble"],
+        "num_channels": [*_NUMBERS, 20_000, 4, 1], "depths": [[-1, -1], [1, 2], [1, 1001]], "id2label": _LABELS,
+    },
 }  # fmt: skip
 _PREPROCESSOR = {
     "size": [-5, 224, None, [], "8", {}, {"shortest_edge": -5}, {"shortest_edge": 0}, {"shortest_edge": 10**9},
@@ -155,7 +161,7 @@ _HEADERS: dict[str, Callable[[dict[str, dict[str, object]]], object]] = {
     "negative offsets": lambda header: _first(header).update(data_offsets=[-4, 0]),
     "offsets behind the end": lambda header: _first(header).update(data_offsets=[2**50, 2**50 + 4]),
     "one offset": lambda header: _first(header).update(data_offsets=[0]),
-    "missing weight": lambda header: header.pop("classifier.bias", header.pop("classifier.1.bias", None)),
+    "missing weight": lambda header: header.pop(next(name for name in header if name.endswith(".bias"))),
     "weight of another network": lambda header: header.update(other=dict(_EMPTY)),
     "tensor that is a number": lambda header: header.update(other=5),
     "100,000 empty weights": lambda header: header.update(

@@ -61,16 +61,21 @@ print(json.dumps({"torch": "torch" in sys.modules, "bytes": 1024 * int(kilobytes
 @pytest.fixture(scope="module")
 def valid(tmp_path_factory):
     """A valid folder of each architecture."""
-    from udc_model.models import build_model
+    from udc_model.models import Ensemble, build_model
 
     folders = {}
     common = {"hidden_sizes": [8, 16], "depths": [1, 1]}
-    for kind, block in (("resnet", {"embedding_size": 8, "layer_type": "basic"}), ("convnext", {"num_stages": 2})):
+    resnet = {"embedding_size": 8, "layer_type": "basic"}
+    for kind, block in (("resnet", resnet), ("convnext", {"num_stages": 2}), ("ensemble", resnet)):
         workspace = Workspace(tmp_path_factory.mktemp(kind))
         workspace.model.mkdir()
         workspace.evaluation.mkdir()
-        params = ModelParams.model_validate({"model_type": kind, kind: common | block})
-        build_model(params, ["a", "b"], 0).save_pretrained(workspace.model)
+        network = "resnet" if kind == "ensemble" else kind
+        params = ModelParams.model_validate({"model_type": network, network: common | block})
+        model, second = (build_model(params, ["a", "b"], seed) for seed in range(2))
+        if kind == "ensemble":
+            model = Ensemble.of_members(model.config, [1.0, 0.5], [model.state_dict(), second.state_dict()])
+        model.save_pretrained(workspace.model)
         Preprocessing(8).save(workspace.model)
         policy = Policy(["a", "b"], (1 - np.eye(2)).tolist(), training_prior=[0.5, 0.5])
         (workspace.evaluation / "policy.json").write_text(policy.to_json())

@@ -14,6 +14,7 @@ from udc_model.inference.onnx_export import export_onnx
 from udc_model.models import (
     ConvNextConfig,
     ConvNextForImageClassification,
+    Ensemble,
     ResNetConfig,
     ResNetForImageClassification,
     kernels,
@@ -36,9 +37,12 @@ def _kernels(request, monkeypatch):
         monkeypatch.setattr(kernels, "load_library", lambda: None)
 
 
-def _model(kind):
-    torch.manual_seed(0)
+def _model(kind, seed=0):
+    torch.manual_seed(seed)
     names = {0: "a", 1: "b", 2: "ç"}
+    if kind == "ensemble":
+        members = [_model("convnext", seed) for seed in range(2)]
+        return Ensemble.of_members(members[0].config, [0.5, 1.7], [member.state_dict() for member in members])
     if kind == "resnet":
         config = ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 2], id2label=names)
         model = ResNetForImageClassification(config)
@@ -109,7 +113,7 @@ def test_torchscript_trace_gives_equal_logits(kind, tmp_path):
     torch.testing.assert_close(traced(IMAGES[:2])[0], model(IMAGES[:2])[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "ensemble"])
 def test_onnx_export_gives_equal_logits_and_contains_metadata(kind, tmp_path):
     model, path = _model(kind), tmp_path / "model.onnx"
     export_onnx(model, path, 32, {"image_size": "32"})

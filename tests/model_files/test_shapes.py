@@ -6,9 +6,18 @@ import pytest
 import torch
 
 from udc_model.config.presets import PRESETS
+from udc_model.config.train import MAX_MEMBERS
 from udc_model.model_files.settings import check_settings
 from udc_model.model_files.shapes import expected_shapes
-from udc_model.models import ConvNextConfig, ConvNextForImageClassification, ResNetConfig, ResNetForImageClassification
+from udc_model.model_files.weights import _MAX_HEADER
+from udc_model.models import (
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    Ensemble,
+    EnsembleConfig,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 
 KINDS = {
     "resnet": (ResNetConfig, ResNetForImageClassification),
@@ -38,3 +47,23 @@ def test_shapes_are_those_of_the_network(model_type, settings, classes):
     shapes = list(expected_shapes(check_settings(stored, "config.json", "")))
     assert len(dict(shapes)) == len(shapes)
     assert dict(shapes) == {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("model_type", KINDS)
+def test_shapes_of_an_ensemble_are_those_of_each_member(model_type):
+    settings = next(settings for kind, settings in VARIANTS if kind == model_type)
+    with torch.device("meta"):
+        model = Ensemble(EnsembleConfig(KINDS[model_type][0](num_labels=4, **settings), [1.0, 0.5, 2.0]))
+    shapes = list(expected_shapes(check_settings(model.config.to_dict(), "config.json", "")))
+    assert len(dict(shapes)) == len(shapes)
+    assert dict(shapes) == {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def test_the_header_of_the_largest_ensemble_is_read():
+    """20 times ConvNeXt-xlarge and ResNet-152."""
+    for preset in ("convnext-xlarge", "resnet-152"):
+        config = KINDS[PRESETS[preset].model_type][0](**PRESETS[preset].settings)
+        settings = EnsembleConfig(config, [1.0] * MAX_MEMBERS).to_dict()
+        entries = {name: {"dtype": "F32", "shape": shape, "data_offsets": [10**11, 10**11]}
+                   for name, shape in expected_shapes(check_settings(settings, "config.json", ""))}  # fmt: skip
+        assert len(json.dumps(entries)) < _MAX_HEADER

@@ -21,9 +21,10 @@ from udc_model.data.packed import PackedSplit
 from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
 from udc_model.models import build_model
-from udc_model.training import checkpoints, loop, session
+from udc_model.training import checkpoints, loop, members, session
 from udc_model.training.checkpoints import CHECKPOINTS, open_checkpoints
 from udc_model.training.hardware import pick_hardware
+from udc_model.training.members import joint_result, member_params, train_members, trained_model
 from udc_model.training.session import TrainingSession
 from udc_model.training.training_loss import TrainingLoss
 
@@ -74,19 +75,24 @@ def sha256_of_tensors(tensors):
 def _train(root, kind, options=None, loss="cross_entropy"):
     """Start or resume a training run; the hash of its weights, its curves and the epochs that it reported."""
     params, reported = TrainParams(**TRAIN | (options or {})), []
-    model = build_model(MODELS[kind], CLASSES, 1)
-    loss_fn = TrainingLoss(LossParams(name=loss), torch.ones(3, 3) - torch.eye(3), [13, 13, 24])
     inputs = {"kind": kind, "params": params.model_dump()}
+
+    def session_of(number):
+        member = member_params(Params(train=params, seed=1), number)
+        loss_fn = TrainingLoss(LossParams(name=loss), torch.ones(3, 3) - torch.eye(3), [13, 13, 24])
+        return TrainingSession(build_model(MODELS[kind], CLASSES, member.seed), loss_fn, synthetic_split(50, 0),
+                               synthetic_split(30, 9), Preprocessing(16), member, pick_hardware(params))  # fmt: skip
+
     with open_checkpoints(root, inputs, params.checkpoint_minutes) as folder:
-        run = TrainingSession(model, loss_fn, synthetic_split(50, 0), synthetic_split(30, 9), Preprocessing(16),
-                              Params(train=params, seed=1), pick_hardware(params), checkpoints=folder)  # fmt: skip
-        result = loop.train_model(run, lambda record: bool(reported.append(record.epoch)))
-    return {"sha256": sha256_of_tensors(result.best_state), "curves": result.curves, "reported": reported}
+        results = train_members(session_of, params.members, folder, lambda record: bool(reported.append(record.epoch)))
+    model = trained_model(build_model(MODELS[kind], CLASSES, 1), results)
+    return {"sha256": sha256_of_tensors(model.state_dict()), "curves": joint_result(results).curves,
+            "temperatures": [result.temperature for result in results], "reported": reported}  # fmt: skip
 
 
 def _kill_at_line(n):
     """SIGKILL this process at the n-th executed line of the training code; returns the count of executed lines."""
-    files, count = {module.__file__ for module in (loop, session, checkpoints)}, [0]
+    files, count = {module.__file__ for module in (loop, session, checkpoints, members)}, [0]
 
     def local(frame, event, argument):
         if event == "line":
@@ -166,6 +172,74 @@ def test_sgd_and_early_stopping_resume_to_the_same_bits(options, train_and_kill,
     resumed = train_and_kill(tmp_path, "resnet", options)
     assert (resumed["sha256"], resumed["curves"]) == (expected["sha256"], expected["curves"])
     assert resumed["reported"][0] == 1  # the last epoch before the kill is reported again
+
+
+ENSEMBLE = {"members": 3, "epochs": 2}  # 8 checkpoints a member, one for each of its steps
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_ensemble(train_and_kill, tmp_path_factory):
+    return train_and_kill(tmp_path_factory.mktemp("ensemble"), "resnet", ENSEMBLE, line=-1)
+
+
+@pytest.mark.parametrize("write", [3, 9, 20])
+def test_ensemble_killed_in_a_member_gives_the_same_bits(write, train_and_kill, uninterrupted_ensemble, tmp_path):
+    """In the first member, in the first checkpoint of the second, and in the third."""
+    expected = uninterrupted_ensemble
+    assert train_and_kill(tmp_path, "resnet", ENSEMBLE, write=write) is None
+    line = random.Random(write).randint(1, expected["lines"] // 3)
+    train_and_kill(tmp_path, "resnet", ENSEMBLE, line=line)  # it may finish before that line
+    resumed = train_and_kill(tmp_path, "resnet", ENSEMBLE)
+    for name in ("sha256", "curves", "temperatures"):
+        assert resumed[name] == expected[name]
+    assert not list((tmp_path / CHECKPOINTS).glob("*/*"))
+
+
+@pytest.mark.parametrize("finished", [0, 1, 2, 3])
+def test_ensemble_interrupted_between_members_trains_no_member_again(
+    finished, monkeypatch, caplog, uninterrupted_ensemble, tmp_path
+):
+    fit, count = members.fit_temperature, [0]
+
+    def interrupted_fit(*arguments):
+        count[0] += 1
+        if count[0] > finished:
+            raise KeyboardInterrupt
+        return fit(*arguments)
+
+    monkeypatch.setattr(members, "fit_temperature", interrupted_fit)
+    if finished < 3:
+        with pytest.raises(KeyboardInterrupt):
+            _train(tmp_path, "resnet", ENSEMBLE)
+        position = f"after epoch 2 of member {finished + 1} of 3 (checkpoint "
+        assert f"the state {position}" in caplog.messages[-1]
+    monkeypatch.setattr(members, "fit_temperature", fit)
+    step, steps = loop.train_step, []
+    monkeypatch.setattr(loop, "train_step", lambda *arguments: steps.append(1) or step(*arguments))
+    resumed = _train(tmp_path, "resnet", ENSEMBLE)
+    assert len(steps) == 8 * (3 if finished == 3 else 2 - finished)
+    for name in ("sha256", "curves", "temperatures"):
+        assert resumed[name] == uninterrupted_ensemble[name]
+
+
+def test_finished_members_keep_one_checkpoint(tmp_path, monkeypatch):
+    paths = _interrupt(monkeypatch, tmp_path, at=20, options=ENSEMBLE)  # step 4 of the third member
+    (folder,) = {path.parent for path in paths}
+    names = [path.relative_to(folder).as_posix().rpartition("-")[0] for path in sorted(folder.rglob("*.safetensors"))]
+    assert names == ["000002-000000000", "member-2/000002-000000000", "member-3/000000-000000002",
+                     "member-3/000000-000000003"]  # fmt: skip
+
+
+def test_members_have_other_seeds_and_the_first_is_the_single_network(tmp_path, monkeypatch):
+    params = Params(seed=1)
+    seeds = [member_params(params, number).seed for number in range(20)]
+    assert seeds[0] == 1
+    assert len({*seeds, *(member_params(Params(seed=2), number).seed for number in range(20))}) == 40
+    assert member_params(params, 1).model_copy(update={"seed": 1}) == params
+    single, ensemble = _train(tmp_path, "resnet"), _train(tmp_path, "resnet", {"members": 2})
+    first = [{name: value for name, value in row.items() if name != "member"} for row in ensemble["curves"][:3]]
+    assert first == single["curves"]
+    assert single["temperatures"] == [1.0]
 
 
 def test_seesaw_counts_are_restored(tmp_path, monkeypatch):

@@ -37,6 +37,7 @@ from udc_model.training import loop
 from udc_model.training.checkpoints import open_checkpoints
 from udc_model.training.distribution import process_group
 from udc_model.training.hardware import pick_hardware
+from udc_model.training.members import joint_result, member_params, train_members, trained_model
 from udc_model.training.session import TrainingSession
 from udc_model.training.training_loss import TrainingLoss
 
@@ -65,14 +66,17 @@ with process_group() as ranks, ExitStack() as stack:
     checkpoints = None
     if ranks.is_first:
         checkpoints = stack.enter_context(open_checkpoints(Path(sys.argv[2]).parent, {"kind": kind}, 1e-9))
-    model = build_model(model_params, data.CLASSES, 1)
-    loss_fn = TrainingLoss(LossParams(**loss), torch.tensor([[0.0, 1, 4], [1, 0, 1], [2, 1, 0]]), [13, 13, 24])
-    session = TrainingSession(
-        model, loss_fn, data.synthetic_split(50, 0), data.synthetic_split(31, 9), Preprocessing(16),
-        Params(train=params, seed=1), pick_hardware(params), ranks, checkpoints=checkpoints)
-    result = loop.train_model(session, on_epoch)
-    out = {"sha256": data.sha256_of_tensors(result.best_state), "curves": result.curves, "losses": losses,
-           "images": images, "is_pruned": result.is_pruned}
+    def session_of(number):
+        member = member_params(Params(train=params, seed=1), number)
+        loss_fn = TrainingLoss(LossParams(**loss), torch.tensor([[0.0, 1, 4], [1, 0, 1], [2, 1, 0]]), [13, 13, 24])
+        return TrainingSession(
+            build_model(model_params, data.CLASSES, member.seed), loss_fn, data.synthetic_split(50, 0),
+            data.synthetic_split(31, 9), Preprocessing(16), member, pick_hardware(params), ranks)
+    results = train_members(session_of, params.members, checkpoints, on_epoch)
+    model = trained_model(build_model(model_params, data.CLASSES, 1), results)
+    out = {"sha256": data.sha256_of_tensors(model.state_dict()), "curves": joint_result(results).curves,
+           "losses": losses, "images": images, "is_pruned": results[-1].is_pruned,
+           "temperatures": [result.temperature for result in results]}
     Path(sys.argv[2], f"{ranks.rank}.json").write_text(json.dumps(out))
 """
 PLAIN = {"epochs": 5, "batch_size": 13, "optimizer": "sgd", "learning_rate": 0.05, "augment": "light", "device": "cpu",
@@ -212,6 +216,25 @@ def test_sharded_model_gives_the_result_of_one_process_and_resumes(train):
     resumed = train(2, "convnext", options)
     assert len(resumed[0]["losses"]) == len(pair[0]["losses"]) // 3
     assert (resumed[0]["sha256"], resumed[0]["curves"]) == (pair[0]["sha256"], pair[0]["curves"])
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_ensemble_gives_the_result_of_one_process_and_resumes_in_its_second_member(sharded, train):
+    """Stopped after the first epoch of the second member; the first is not trained again."""
+    options = PLAIN | {"optimizer": "adamw", "learning_rate": 0.003, "ema_decay": 0.9, "epochs": 2, "members": 2}
+    (single,) = train(1, "convnext", options)
+    options["sharded"] = sharded
+    pair = train(2, "convnext", options)
+    assert _shared(pair[0]) == _shared(pair[1])
+    assert pair[0]["temperatures"] == pytest.approx(single["temperatures"], rel=1e-2)
+    for row, expected in zip(pair[0]["curves"], single["curves"], strict=True):
+        assert row == pytest.approx(expected, rel=1e-4)
+    assert [(row["member"], row["epoch"]) for row in single["curves"]] == [(1, 1), (1, 2), (2, 3), (2, 4)]
+    assert train(2, "convnext", options, last=3) is None
+    resumed = train(2, "convnext", options)
+    assert len(resumed[0]["losses"]) == len(pair[0]["losses"]) // 4
+    for name in ("sha256", "curves", "temperatures"):
+        assert resumed[0][name] == resumed[1][name] == pair[0][name]
 
 
 def test_batch_smaller_than_the_number_of_processes_raises(train):

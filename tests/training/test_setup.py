@@ -7,6 +7,7 @@ import pytest
 
 from udc_model.config import ModelParams, Params, ResNetParams, TrainParams, validate_params
 from udc_model.errors import UdcError
+from udc_model.models import build_model
 from udc_model.training import setup
 from udc_model.training.setup import check_disk, check_memory
 
@@ -31,8 +32,6 @@ def test_a_network_larger_than_the_memory_is_one_line_with_its_size_and_largest_
 
 @pytest.mark.parametrize(("optimizer", "copies"), [("adamw", 5), ("sgd", 4)])
 def test_the_limit_is_that_of_weights_gradients_and_optimiser(optimizer, copies):
-    from udc_model.models import build_model
-
     params = _params(optimizer, hidden_sizes=[8], depths=[1])
     count = sum(p.numel() for p in build_model(params.model, ["a", "b"], 0).parameters())
     check_memory(params, ["a", "b"], 4 * copies * count)
@@ -40,12 +39,21 @@ def test_the_limit_is_that_of_weights_gradients_and_optimiser(optimizer, copies)
         check_memory(params, ["a", "b"], 4 * copies * count - 1)
 
 
+def test_the_best_weights_of_all_members_are_in_the_memory_of_the_cpu():
+    params = _params(hidden_sizes=[8], depths=[1])
+    params = params.model_copy(update={"train": TrainParams(members=4)})
+    count = sum(p.numel() for p in build_model(params.model, ["a", "b"], 0).parameters())
+    check_memory(params, ["a", "b"], 4 * 8 * count)
+    check_memory(params, ["a", "b"], 4 * 5 * count, is_cpu=False)
+    with pytest.raises(UdcError, match=f"{count:,} parameters need"):
+        check_memory(params, ["a", "b"], 4 * 8 * count - 1)
+
+
 @pytest.mark.parametrize(("train", "copies"), [
     ({"optimizer": "adamw"}, 3 * 4 + 2), ({"optimizer": "sgd"}, 3 * 3 + 2), ({"ema_decay": 0.9}, 3 * 5 + 2),
+    ({"members": 5}, 3 * 4 + 4 * 4 + 5 * 2),
 ])  # fmt: skip
 def test_the_disk_must_hold_checkpoints_and_the_model(train, copies, tmp_path, monkeypatch):
-    from udc_model.models import build_model
-
     params = Params(model=_params(hidden_sizes=[8], depths=[1]).model, train=TrainParams(**train))
     session = SimpleNamespace(params=params, model=build_model(params.model, ["a", "b"], 0))
     state = session.model.state_dict().values()

@@ -8,11 +8,18 @@ from pydantic import Field, model_validator
 
 from udc_model.config.section import Positive, Section, Share
 
+MAX_MEMBERS = 20
+
 
 class TrainParams(Section):
     """Optimisation, augmentation, and how the training run is executed."""
 
     epochs: Positive = Field(20, description="Passes over the training images.")
+    members: Annotated[int, Field(ge=1, le=MAX_MEMBERS)] = Field(
+        1,
+        description="Networks of an ensemble, each with another seed, whose probabilities are averaged: training and "
+        "prediction take this many times as long.",
+    )
     batch_size: Positive | Literal["auto"] = Field(
         64,
         description="Images per step, at most the training images or 1,024; auto is the largest power of two that fits "
@@ -86,7 +93,8 @@ class TrainParams(Section):
         None, description="Epochs without improvement after which training ends; null trains all epochs."
     )
     max_minutes: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="Training ends after the epoch that reaches this time in minutes; null sets no limit."
+        None,
+        description="Training of a network ends after the epoch that reaches this time in minutes; null sets no limit.",
     )
     checkpoint_minutes: Annotated[float, Field(gt=0)] = Field(
         10.0, description="Minutes between two checkpoints within an epoch; each epoch ends with one."

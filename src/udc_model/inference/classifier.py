@@ -15,6 +15,7 @@ from udc_model.data.logits import Images, compute_logits
 from udc_model.data.transforms import Preprocessing
 from udc_model.model_files.folder import ModelFolder
 from udc_model.model_files.settings import check_channels
+from udc_model.models.ensemble import Ensemble
 from udc_model.models.factory import best_device, model_of_folder
 from udc_model.models.staged import ImageClassifier
 
@@ -31,7 +32,7 @@ class TrainedClassifier:
     flip_averaging : average the logits of each image and its mirror image.
     """
 
-    model: ImageClassifier
+    model: ImageClassifier | Ensemble
     preprocessing: Preprocessing
     device: torch.device
     flip_averaging: bool = False

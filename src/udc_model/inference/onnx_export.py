@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from udc_model.errors import UdcError
 from udc_model.files import atomic_file
 from udc_model.models.base import CustomConfig
+from udc_model.models.ensemble import Ensemble
 from udc_model.models.staged import ImageClassifier
 
 
 class _Logits(nn.Module):
     """A model whose only output is the logits."""
 
-    def __init__(self, model: ImageClassifier) -> None:
+    def __init__(self, model: ImageClassifier | Ensemble) -> None:
         super().__init__()
         self.model = model
 
@@ -36,7 +37,7 @@ def check_installed() -> None:
 
 
 def export_onnx(
-    model: ImageClassifier, path: str | Path, image_size: int, metadata: dict[str, str] | None = None
+    model: ImageClassifier | Ensemble, path: str | Path, image_size: int, metadata: dict[str, str] | None = None
 ) -> None:
     """Write a model as ONNX.
 
@@ -57,7 +58,7 @@ def export_onnx(
     """
     check_installed()
     config: CustomConfig = model.config
-    channels = config.num_channels  # type: ignore[attr-defined]  # both architectures define it
+    channels = config.num_channels  # type: ignore[attr-defined]  # all models define it
     program = torch.onnx.export(
         _Logits(model).cpu().eval(),
         (torch.zeros(2, channels, image_size, image_size),),

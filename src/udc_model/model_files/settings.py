@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from udc_model.config.model import ConvNextParams, ResNetParams
+from udc_model.config.train import MAX_MEMBERS
 from udc_model.errors import UdcError
 from udc_model.records import Record, validated
 
@@ -15,6 +17,7 @@ Settings = dict[str, Any]
 _MAX_CLASSES = 2**16
 _IGNORES_UNKNOWN = ConfigDict(extra="ignore", protected_namespaces=())  # keys of transformers without effect here
 _ClassName = Annotated[str, Field(max_length=10_000)]
+_Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]
 
 
 class _Labels(BaseModel):
@@ -54,10 +57,33 @@ class StoredConvNext(_Labels, ConvNextParams):
 
 
 class _Architecture(Record):
-    model_type: Literal["resnet", "convnext"]
+    model_type: Literal["resnet", "convnext", "ensemble"]
 
 
-Architecture = StoredResNet | StoredConvNext
+class _Ensemble(Record):
+    member_type: Literal["resnet", "convnext"]
+    temperatures: Annotated[list[_Temperature], Field(min_length=1, max_length=MAX_MEMBERS)]
+
+
+@dataclass(frozen=True)
+class StoredEnsemble:
+    """``config.json`` of an ensemble: that of each member, and a temperature for each."""
+
+    member: StoredResNet | StoredConvNext
+    temperatures: list[float]
+
+    @property
+    def id2label(self) -> dict[str, str]:
+        """Class names by index."""
+        return self.member.id2label
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the input image."""
+        return self.member.num_channels
+
+
+Architecture = StoredResNet | StoredConvNext | StoredEnsemble
 
 
 def check_settings(settings: Settings, origin: str, advice: str) -> Architecture:
@@ -69,6 +95,11 @@ def check_settings(settings: Settings, origin: str, advice: str) -> Architecture
         A value has another type or is out of bounds; one line with the field, its value and what is allowed.
     """
     model_type = validated(settings, _Architecture, origin, advice).model_type
+    if model_type == "ensemble":
+        ensemble = validated(settings, _Ensemble, origin, advice)
+        member = check_settings(settings | {"model_type": ensemble.member_type}, origin, advice)
+        assert not isinstance(member, StoredEnsemble)
+        return StoredEnsemble(member, ensemble.temperatures)
     if model_type == "resnet":
         return validated(settings, StoredResNet, origin, advice)
     return validated(settings, StoredConvNext, origin, advice)

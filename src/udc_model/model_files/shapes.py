@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from udc_model.model_files.settings import Architecture, StoredConvNext, StoredResNet
+from udc_model.model_files.settings import Architecture, StoredConvNext, StoredEnsemble, StoredResNet
 
 Shape = tuple[int, ...]
 Shapes = Iterator[tuple[str, Shape]]
@@ -12,9 +12,15 @@ Shapes = Iterator[tuple[str, Shape]]
 
 def expected_shapes(architecture: Architecture) -> Shapes:
     """Yield name and shape of each weight of the classifier, as in its ``state_dict``; the order is another one."""
-    if isinstance(architecture, StoredResNet):
-        return _resnet(architecture)
-    return _convnext(architecture)
+    match architecture:
+        case StoredEnsemble():
+            for number in range(len(architecture.temperatures)):
+                for name, shape in expected_shapes(architecture.member):
+                    yield f"members.{number}.{name}", shape
+        case StoredResNet():
+            yield from _resnet(architecture)
+        case StoredConvNext():
+            yield from _convnext(architecture)
 
 
 def _resnet(settings: StoredResNet) -> Shapes:

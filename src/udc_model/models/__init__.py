@@ -11,6 +11,7 @@ from udc_model.models.convnext import (
     ConvNextModel,
     ConvNextStage,
 )
+from udc_model.models.ensemble import Ensemble, EnsembleConfig
 from udc_model.models.factory import build_model, load_model
 from udc_model.models.outputs import (
     BaseModelOutputWithNoAttention,
@@ -45,6 +46,8 @@ __all__ = [
     "ConvNextStage",
     "CustomConfig",
     "CustomPreTrainedModel",
+    "Ensemble",
+    "EnsembleConfig",
     "ImageClassifier",
     "ImageClassifierOutputWithNoAttention",
     "ModelOutput",

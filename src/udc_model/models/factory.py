@@ -8,8 +8,9 @@ import torch
 
 from udc_model.config import ModelParams
 from udc_model.model_files.folder import ModelFolder
-from udc_model.model_files.settings import StoredConvNext
+from udc_model.model_files.settings import StoredConvNext, StoredEnsemble
 from udc_model.models.convnext import ConvNextConfig, ConvNextForImageClassification
+from udc_model.models.ensemble import Ensemble
 from udc_model.models.resnet import ResNetConfig, ResNetForImageClassification
 from udc_model.models.staged import ImageClassifier
 
@@ -39,7 +40,7 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def load_model(folder: Path) -> ImageClassifier:
+def load_model(folder: Path) -> ImageClassifier | Ensemble:
     """Load a model folder, in eval mode.
 
     Raises
@@ -50,8 +51,10 @@ def load_model(folder: Path) -> ImageClassifier:
     return model_of_folder(ModelFolder.open(folder))
 
 
-def model_of_folder(stored: ModelFolder) -> ImageClassifier:
+def model_of_folder(stored: ModelFolder) -> ImageClassifier | Ensemble:
     """The model of a folder that was read, in eval mode."""
+    if isinstance(stored.architecture, StoredEnsemble):
+        return Ensemble.of_folder(stored)
     if isinstance(stored.architecture, StoredConvNext):
         return ConvNextForImageClassification.of_folder(stored)
     return ResNetForImageClassification.of_folder(stored)

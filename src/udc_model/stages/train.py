@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,11 @@ from udc_model.tracking.provenance import dvc_hash
 from udc_model.tracking.run import StageRun, flatten, stage_run
 from udc_model.tracking.store import repository_root
 from udc_model.tracking.tags import COMMIT, MODEL_SHA256, NOTE, OUTS
-from udc_model.training.checkpoints import open_checkpoints
+from udc_model.training.checkpoints import CheckpointFolder, open_checkpoints
 from udc_model.training.contact_sheet import contact_sheet
 from udc_model.training.distribution import is_launched, launch, process_group
-from udc_model.training.loop import TrainingResult, train_model
+from udc_model.training.loop import TrainingResult
+from udc_model.training.members import joint_result, member_params, train_members, trained_model
 from udc_model.training.session import EpochRecord, TrainingSession
 from udc_model.training.setup import check_disk, set_up
 
@@ -91,7 +93,12 @@ def train(params: Params, workspace: Workspace) -> None:
         if ranks.is_first:
             train_and_record(session, dataset, workspace)
         else:
-            train_model(session)
+            train_members(_sessions(session, dataset), params.train.members)
+
+
+def _sessions(first: TrainingSession, dataset: PackedDataset) -> Callable[[int], TrainingSession]:
+    """A function that returns the session of each member (from 0), of which the first is set up."""
+    return lambda number: set_up(member_params(first.params, number), dataset, first.ranks) if number > 0 else first
 
 
 def train_and_record(session: TrainingSession, dataset: PackedDataset, workspace: Workspace) -> None:
@@ -112,9 +119,6 @@ def train_and_record(session: TrainingSession, dataset: PackedDataset, workspace
             hardware | {"processes": str(session.ranks.world)},
         ) as run,
     ):
-        if checkpoints and checkpoints.last:
-            logger.info("resuming %s", checkpoints.position())
-        session.checkpoints = checkpoints
         run.log_params(with_json_mappings(recorded))
         run.log_text(as_yaml(recorded), "params.yaml")
         run.log_dataset(**data, context="training", counts=dataset.info["counts"])
@@ -127,14 +131,14 @@ def train_and_record(session: TrainingSession, dataset: PackedDataset, workspace
             _log_epoch(run, record, system.read())
             return PRUNE_FILE in os.environ and Path(os.environ[PRUNE_FILE]).exists()
 
-        result = train_model(session, on_epoch)
+        results = train_members(_sessions(session, dataset), params.train.members, checkpoints, on_epoch)
+        result = joint_result(results)
         if result.is_pruned:
-            _end_pruned(session, run, len(result.curves))
-        session.model.load_state_dict(result.best_state)
-        session.model.save_pretrained(model_folder)
+            _end_pruned(checkpoints, run, len(result.curves))
+        trained_model(session.model, results).save_pretrained(model_folder)
         session.preprocessing.save(model_folder)
         write_checksums(model_folder, [CONFIG, PREPROCESSOR, WEIGHTS])
-        record = training_record(params, dataset, result, hardware)
+        record = training_record(params, dataset, result, hardware) | members_record(results)
         write_training(training_folder, result, record)
         contact_sheet(training_folder / "augmented.png", session)
         if session.weights is not None:
@@ -173,13 +177,13 @@ def _log_epoch(run: StageRun, record: EpochRecord, system: dict[str, float]) -> 
                 record.metrics["validation_accuracy"], f"{record.images_per_second:,.0f}")  # fmt: skip
 
 
-def _end_pruned(session: TrainingSession, run: StageRun, epochs: int) -> None:
+def _end_pruned(checkpoints: CheckpointFolder | None, run: StageRun, epochs: int) -> None:
     """Discard the checkpoints and end with an error: DVC must not store the outputs of a pruned training run."""
     message = f"pruned after epoch {epochs}: other trials of the study are better"
     run.set_tags({"pruned": message})
     run.status_on_error = "KILLED"
-    if session.checkpoints is not None:
-        session.checkpoints.remove()
+    if checkpoints is not None:
+        checkpoints.remove()
     raise UdcError(message)
 
 
@@ -205,6 +209,14 @@ def training_record(
         "final_metrics": {"best_epoch": result.best_epoch, "epochs": len(result.curves)}
         | {name: value for name, value in final.items() if name not in ("epoch", "learning_rate")},
     }
+
+
+def members_record(results: list[TrainingResult]) -> dict[str, Any]:
+    """Best epoch and temperature of each member of an ensemble; nothing for a single network."""
+    if len(results) == 1:
+        return {}
+    return {"members": [{"best_epoch": r.best_epoch, "epochs": len(r.curves), "temperature": r.temperature}
+                        for r in results]}  # fmt: skip
 
 
 def write_training(folder: Path, result: TrainingResult, record: dict[str, Any]) -> None:

@@ -81,7 +81,8 @@ class Checkpoint:
 class CheckpointFolder:
     """The checkpoints of the training run that ``inputs`` determine; see `open_checkpoints`.
 
-    A file's name has epoch, step and a digest of its contents. The folder holds the two newest.
+    A file's name has epoch, step and a digest of its contents. The folder holds the two newest. Those of further
+    members of an ensemble are in folders within it.
 
     Parameters
     ----------
@@ -91,14 +92,28 @@ class CheckpointFolder:
     ----------
     run_key : key of the MLflow run; a resumed training run has the same.
     last : the newest valid checkpoint; None if there is none.
+    current : the folder of the member that is trained; this one for a single network.
     """
 
     def __init__(self, folder: Path, inputs: Mapping[str, Any], minutes: float) -> None:
         self.folder, self.inputs, self.minutes = folder, dict(inputs), minutes
         self.run_key = uuid.uuid4().hex
         self.last: Path | None = None
+        self.current = self
+        self._member = ""
         self._contents = self._newest()
         self._saved = time.monotonic()
+
+    def of_member(self, number: int, members: int) -> CheckpointFolder:
+        """The checkpoints of a member (from 0) of an ensemble; the first one's are in this folder."""
+        if number > 0:
+            folder = self.folder / f"member-{number + 1}"
+            folder.mkdir(exist_ok=True)
+            self.current = CheckpointFolder(folder, self.inputs, self.minutes)
+            self.current.run_key = self.run_key
+        if members > 1:
+            self.current._member = f" of member {number + 1} of {members}"
+        return self.current
 
     def take_contents(self) -> bytes | None:
         """The contents of the checkpoint to resume from (see `Checkpoint.parse`), then None, to free the memory."""
@@ -109,7 +124,9 @@ class CheckpointFolder:
         """Where the newest checkpoint is in the training run, for messages."""
         assert self.last is not None
         epoch, step = (int(number) for number in self.last.stem.split("-")[:2])
-        place = f"after epoch {epoch}" if step == 0 else f"in epoch {epoch + 1}, after {step} steps"
+        place = f"after epoch {epoch}{self._member}"
+        if step > 0:
+            place = f"in epoch {epoch + 1}{self._member}, after {step} steps"
         return f"{place} (checkpoint {self.last})"
 
     def is_due(self) -> bool:
@@ -149,6 +166,11 @@ class CheckpointFolder:
                 "earlier checkpoints are unchanged: free disk space and start the training run again to resume"
             ) from error
         self._saved = time.monotonic()
+
+    def keep_last(self) -> None:
+        """Delete all checkpoints but the newest."""
+        for path in _newest_first(self.folder)[1:]:
+            path.unlink()
 
     def remove(self) -> None:
         """Delete all checkpoints."""
@@ -203,11 +225,12 @@ def open_checkpoints(root: Path, inputs: Mapping[str, Any], minutes: float) -> I
         yield checkpoints
         checkpoints.remove()
     except BaseException:
-        if checkpoints.last is not None and checkpoints.last.exists():
-            logger.warning("the state %s is stored; the same command resumes from it", checkpoints.position())
+        current = checkpoints.current
+        if current.last is not None and current.last.exists():
+            logger.warning("the state %s is stored; the same command resumes from it", current.position())
         raise
     finally:
-        if not any(folder.glob(f"*{_SUFFIX}")):
+        if not any(folder.rglob(f"*{_SUFFIX}")):
             shutil.rmtree(folder, ignore_errors=True)
             folder.with_suffix(".lock").unlink(missing_ok=True)
         lock.release()

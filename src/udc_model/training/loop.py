@@ -35,12 +35,16 @@ class TrainingResult:
     best_epoch : number of the best epoch, from 1.
     best_state : weights of the best epoch.
     is_pruned : whether ``on_epoch`` of `train_model` ended the training run.
+    best_score : ``train.monitor`` of the best epoch, negative if smaller is better.
+    temperature : divisor of the logits, see `udc_model.training.members.train_members`.
     """
 
     curves: list[Metrics] = field(default_factory=list)
     best_epoch: int = 0
     best_state: dict[str, Tensor] = field(default_factory=dict)
     is_pruned: bool = False
+    best_score: float = -np.inf
+    temperature: float = 1.0
 
 
 def train_model(
@@ -94,7 +98,7 @@ def train_model(
     if not progress.best_epoch and not is_pruned:
         raise UdcError(f"train.monitor: no epoch had a finite validation {params.monitor}; lower train.learning_rate")
     curves = [{"epoch": record.epoch, **record.metrics} for record in progress.records]
-    return TrainingResult(curves, progress.best_epoch, session.best_state, is_pruned)
+    return TrainingResult(curves, progress.best_epoch, session.best_state, is_pruned, progress.best_score)
 
 
 def _is_stopped(session: TrainingSession, on_epoch: Callable[[EpochRecord], bool]) -> bool:
@@ -195,7 +199,6 @@ def validation_scores(session: TrainingSession) -> Metrics:
     Each process runs the model on its part of the images; all processes get the metrics of the complete split.
     """
     split, monitor = session.validation_split, session.cost_monitor
-    session.evaluated_model.eval()
     logits = _gathered_logits(session, split.images)
     decisions: NDArray[np.intp] = logits.argmax(axis=1)
     scores = {
@@ -224,9 +227,15 @@ def classification_scores(labels: NDArray[np.integer], decisions: NDArray[np.int
     }
 
 
+def best_validation_logits(session: TrainingSession) -> NDArray[np.float32]:
+    """Logits (N, K) of the validation split under the best weights, which replace the last ones of the session."""
+    session.load_best()
+    return _gathered_logits(session, session.validation_split.images)
+
+
 def _gathered_logits(session: TrainingSession, images: Images) -> NDArray[np.float32]:
     """Logits (N, K) of stored images (N, S, S, C), of which each process computes a part."""
-    model, hardware, ranks, n = session.evaluated_model, session.hardware, session.ranks, len(images)
+    model, hardware, ranks, n = session.evaluated_model.eval(), session.hardware, session.ranks, len(images)
     if not n:
         return np.empty((0, model.config.num_labels), np.float32)
 

@@ -226,6 +226,15 @@ class TrainingSession:
         progress.epoch, progress.step, progress.total_loss, progress.epoch_seconds = record.epoch, 0, 0.0, 0.0
         return record
 
+    def load_best(self) -> None:
+        """Load the best weights into the model that is evaluated; the training run cannot continue."""
+        _load(self.evaluated_model, self.best_state)
+
+    def end(self) -> None:
+        """Free the state but ``best_state``, and the gradients: another session follows."""
+        self.model.zero_grad(set_to_none=True)
+        del self.batches, self.trained, self.forward, self.averaged, self.frozen, self.optimizer, self.scaler
+
     def checkpoint_is_due(self) -> bool:
         """Whether to save within an epoch; equal in all processes of a sharded model, which save together."""
         is_due = self.checkpoints is not None and self.checkpoints.is_due()

@@ -46,7 +46,7 @@ def set_up(params: Params, dataset: PackedDataset, ranks: Ranks = ALONE) -> Trai
     check_channels(params, dataset.preprocessing)
     hardware = pick_hardware(params.train, ranks.local)
     keep_freed_memory()
-    check_memory(params, dataset.classes, memory_of(hardware.device))
+    check_memory(params, dataset.classes, memory_of(hardware.device), hardware.device.type == "cpu")
     model = build_model(params.model, dataset.classes, params.seed)
     weights, preprocessing = load_initial_weights(model, params.model, dataset.preprocessing)
     costs = torch.from_numpy(cost_matrix(params.costs, dataset.classes))
@@ -67,7 +67,7 @@ def set_up(params: Params, dataset: PackedDataset, ranks: Ranks = ALONE) -> Trai
     return session
 
 
-def check_memory(params: Params, classes: list[str], memory: int) -> None:
+def check_memory(params: Params, classes: list[str], memory: int, is_cpu: bool = True) -> None:
     """Check that a training run fits into memory, before anything of the model is allocated.
 
     Weights, gradients and the best weights take four bytes per parameter each, AdamW's state two times and SGD's once.
@@ -76,6 +76,7 @@ def check_memory(params: Params, classes: list[str], memory: int) -> None:
     Parameters
     ----------
     memory : bytes of the device.
+    is_cpu : whether this is the memory of the CPU, where the best weights of all members of an ensemble are.
 
     Raises
     ------
@@ -86,6 +87,7 @@ def check_memory(params: Params, classes: list[str], memory: int) -> None:
         layers = dict(build_model(params.model, classes, params.seed).named_parameters())
     count = sum(layer.numel() for layer in layers.values())
     copies = 5 if params.train.optimizer == "adamw" else 4
+    copies += params.train.members - 1 if is_cpu else 0
     if 4 * copies * count > memory:
         largest = max(layers, key=lambda name: layers[name].numel())
         needed, available = 4 * copies * count / 2**30, memory / 2**30
@@ -100,7 +102,8 @@ def check_disk(session: TrainingSession, folder: Path) -> None:
     """Check that checkpoints and outputs fit on the disk of ``folder``, before the first step.
 
     A checkpoint has the weights, those of the best epoch, the averaged ones, and the optimiser's state. Three are there
-    for a moment. The trained weights are stored twice: in ``model/``, and for MLflow until they are delivered.
+    for a moment, and one of each finished member of an ensemble. The trained weights are stored twice: in ``model/``,
+    and for MLflow until they are delivered.
 
     Raises
     ------
@@ -110,7 +113,8 @@ def check_disk(session: TrainingSession, folder: Path) -> None:
     train = session.params.train
     weights = sum(tensor.numel() * tensor.element_size() for tensor in session.model.state_dict().values())
     copies = 2 + (train.ema_decay is not None) + (2 if train.optimizer == "adamw" else 1)
-    needed, free = (3 * copies + 2) * weights, shutil.disk_usage(folder).free
+    needed = ((2 + train.members) * copies + 2 * train.members) * weights
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise UdcError(f"{folder.resolve()}: checkpoints and the model need {needed / 2**30:.2g} GiB, but "
                        f"{free / 2**30:.2g} GiB are free; free disk space, or choose a smaller model")  # fmt: skip
