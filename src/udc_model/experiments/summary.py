@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
@@ -38,7 +40,7 @@ def summary(workspace: Workspace) -> str:
     splits = ", ".join(f"{name} {sum(counts.values()):,}" for name, counts in info["counts"].items())
     rows = [(name, *test.loc[name], validation.loc[name, "value"]) for name in _HEADLINES]
     lines = [
-        f"trained     {model_type}, best epoch {record['best_epoch']} of {record['final_metrics']['epochs']}"
+        f"trained     {_trained(model_type, record)}"
         f" ({', '.join(record['hardware'][name] for name in ('device', 'precision') if name in record['hardware'])})",
         f"images      {info['images']:,} of {record['data']['name']}: {splits}",
         "",
@@ -61,6 +63,13 @@ def summary(workspace: Workspace) -> str:
         "            . .venv/bin/activate && udc predict data/samples  (decide ten images)",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _trained(model_type: str, record: Mapping[str, Any]) -> str:
+    if members := record.get("members"):
+        best = ", ".join(str(member["best_epoch"]) for member in members)
+        return f"ensemble of {len(members)} {model_type}, best epochs {best}"
+    return f"{model_type}, best epoch {record['best_epoch']} of {record['final_metrics']['epochs']}"
 
 
 def _number(value: float, width: int) -> str:
