@@ -29,6 +29,7 @@ RUN_BY = {
     "udc compare": "test_decide_and_compare_as_in_the_readme",
     "udc find-lr": "test_profile_and_range_test_record_nothing",
     "udc train --profile": "test_profile_and_range_test_record_nothing",
+    "udc run --name five": "test_an_ensemble_is_one_run_and_one_model_that_decides_equally_everywhere",
     "udc run --name focal": "test_every_loss_of_the_pages_can_be_chosen",
     "udc fetch torchvision": "test_fetched_set_is_tracked_trained_on_and_recorded",
     "udc fetch huggingface": "test_download_is_pinned_to_the_commit_and_works_offline_later",

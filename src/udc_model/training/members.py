@@ -56,6 +56,8 @@ def train_members(
         session.checkpoints = checkpoints and checkpoints.of_member(number, members)
         if session.checkpoints and session.checkpoints.last:
             logger.info("resuming %s", session.checkpoints.position())
+        elif members > 1 and session.ranks.is_first:
+            logger.info("training member %d of %d", number + 1, members)
         result = train_model(session, lambda record: on_epoch(replace(record, epoch=before + record.epoch)))  # noqa: B023
         if members > 1 and not result.is_pruned:
             logits = best_validation_logits(session).astype(np.float64)
