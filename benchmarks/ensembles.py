@@ -8,7 +8,7 @@ member. Folds: the images outside test are divided into as many folds as there a
 another fold, which chooses its epoch and fits its temperature, and the calibration is fitted on the predictions of all
 folds. The decision is the calibrated one of least expected cost. Each seed is a few rows of benchmarks/ensembles.csv as
 soon as it is measured; rows that exist are not measured again. Printed intervals are 95% intervals of Student's t over
-seeds, of differences to one network.
+seeds, of differences to one network, then to the ensemble on one split.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def main() -> None:
             if table.has(data=name, seed=seed, members=options.members, split="folds"):
                 continue
             measure(table, name, _params(options, source, seed), Workspace(Path(scratch) / str(seed)))
-    print(summary(pd.read_csv(options.output)).to_string(index=False))  # noqa: T201
+    for baseline in (1, options.members):
+        print(summary(pd.read_csv(options.output), baseline).to_string(index=False))  # noqa: T201
 
 
 def _options() -> argparse.Namespace:
@@ -103,9 +104,11 @@ def measure(table: ResultsTable, name: str, params: Params, workspace: Workspace
     dataset, members = PackedDataset.open(workspace.prepared), params.train.members
     constant = float(cost_matrix(params.costs, dataset.classes)[dataset.split("test").labels].mean(axis=0).min())
 
+    measured = []  # appended at the end, so that a seed is complete or absent
+
     def append(count: int, split: str, calibration: PackedSplit, logits: Logits, test_logits: Logits) -> None:
         scores = score(params, dataset, calibration, logits, test_logits)
-        table.append(name, params.seed, count, split, *scores, constant)
+        measured.append((name, params.seed, count, split, *scores, constant))
 
     shared = train_members(lambda k: set_up(member_params(params, k), dataset), members)
     plain = [replace(result, temperature=1.0) for result in shared]
@@ -125,6 +128,8 @@ def measure(table: ResultsTable, name: str, params: Params, workspace: Workspace
         outside[fold] = log_softmax(logits.astype(np.float64) / result.temperature, axis=1)
     test_logits = _classifier(params, dataset, results).logits_of_stored(test.images)
     append(members, "folds", pool, outside, test_logits)
+    for row in measured:
+        table.append(*row)
 
 
 def score(
@@ -171,21 +176,25 @@ def _part(split: PackedSplit, indices: NDArray[np.intp]) -> PackedSplit:
     return PackedSplit(split.images[indices], split.labels[indices], *lists)
 
 
-def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds, and differences to one network of the same seed and to shared splits."""
-    keys, rows = ["data", "members", "split"], []
-    for (data, members, split), measured in table.groupby(keys, sort=False):
+def summary(table: pd.DataFrame, baseline: int) -> pd.DataFrame:
+    """Means over seeds beside those of the ensemble of ``baseline`` members on one split, with the same seeds."""
+    rows = []
+    for (data, members, split), measured in table.groupby(["data", "members", "split"], sort=False):
+        is_reference = (table["data"] == data) & (table["members"] == baseline) & (table["split"] == "one")
+        reference = table[is_reference].set_index("seed")
         row = {"data": data, "members": members, "split": split, "splits": len(measured)}
-        one = table[(table["data"] == data) & (table["members"] == 1)].set_index("seed")
         for name in ("cost", "log_loss"):
             values = measured.set_index("seed")[name]
-            difference = values - one[name].loc[values.index]
-            half = t.ppf(0.975, max(1, len(values) - 1)) * difference.std() / np.sqrt(len(values))
-            row |= {name: f"{values.mean():.4f}", f"{name} ratio": f"{values.mean() / one[name].mean():.3f}",
-                    f"{name} difference": f"{difference.mean():+.4f} ({difference.mean() - half:+.4f} to "
-                                          f"{difference.mean() + half:+.4f})"}  # fmt: skip
+            expected = reference[name].loc[values.index]
+            row |= {name: f"{values.mean():.4f}", f"{name} ratio": f"{values.mean() / expected.mean():.3f}",
+                    f"{name} difference": _interval(values - expected)}  # fmt: skip
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _interval(values: pd.Series) -> str:
+    half = t.ppf(0.975, max(1, len(values) - 1)) * values.std() / np.sqrt(len(values))
+    return f"{values.mean():+.4f} ({values.mean() - half:+.4f} to {values.mean() + half:+.4f})"
 
 
 if __name__ == "__main__":

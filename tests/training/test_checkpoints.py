@@ -222,6 +222,21 @@ def test_ensemble_interrupted_between_members_trains_no_member_again(
         assert resumed[name] == uninterrupted_ensemble[name]
 
 
+def test_an_ensemble_says_from_which_member_it_resumes(tmp_path, monkeypatch, caplog):
+    _interrupt(monkeypatch, tmp_path, at=9, options=ENSEMBLE)
+    stored = "is stored; the same command resumes from it"
+    assert caplog.messages[-1] == f"the state before the first step of member 2 of 3 {stored}"
+    _interrupt(monkeypatch, tmp_path, at=2, options=ENSEMBLE)
+    assert "the state in epoch 1 of member 2 of 3, after 1 steps (checkpoint " in caplog.messages[-1]
+
+
+def test_a_member_without_room_for_its_checkpoints_is_one_line(tmp_path):
+    with pytest.raises(UdcError, match=r"member-2: checkpoints cannot be written there: .*File exists"):  # noqa: SIM117, PT012
+        with open_checkpoints(tmp_path, {}, 1) as opened:
+            (opened.folder / "member-2").write_text("")
+            opened.of_member(1, 2)
+
+
 def test_finished_members_keep_one_checkpoint(tmp_path, monkeypatch):
     paths = _interrupt(monkeypatch, tmp_path, at=20, options=ENSEMBLE)  # step 4 of the third member
     (folder,) = {path.parent for path in paths}

@@ -105,10 +105,19 @@ class CheckpointFolder:
         self._saved = time.monotonic()
 
     def of_member(self, number: int, members: int) -> CheckpointFolder:
-        """The checkpoints of a member (from 0) of an ensemble; the first one's are in this folder."""
+        """The checkpoints of a member (from 0) of an ensemble; the first one's are in this folder.
+
+        Raises
+        ------
+        UdcError
+            The folder of the member cannot be created.
+        """
         if number > 0:
             folder = self.folder / f"member-{number + 1}"
-            folder.mkdir(exist_ok=True)
+            try:
+                folder.mkdir(exist_ok=True)
+            except OSError as error:
+                raise UdcError(f"{folder}: checkpoints cannot be written there: {error}") from error
             self.current = CheckpointFolder(folder, self.inputs, self.minutes)
             self.current.run_key = self.run_key
         if members > 1:
@@ -122,7 +131,8 @@ class CheckpointFolder:
 
     def position(self) -> str:
         """Where the newest checkpoint is in the training run, for messages."""
-        assert self.last is not None
+        if self.last is None:
+            return f"before the first step{self._member}"
         epoch, step = (int(number) for number in self.last.stem.split("-")[:2])
         place = f"after epoch {epoch}{self._member}"
         if step > 0:
@@ -225,9 +235,9 @@ def open_checkpoints(root: Path, inputs: Mapping[str, Any], minutes: float) -> I
         yield checkpoints
         checkpoints.remove()
     except BaseException:
-        current = checkpoints.current
-        if current.last is not None and current.last.exists():
-            logger.warning("the state %s is stored; the same command resumes from it", current.position())
+        if any(folder.rglob(f"*{_SUFFIX}")):
+            position = checkpoints.current.position()
+            logger.warning("the state %s is stored; the same command resumes from it", position)
         raise
     finally:
         if not any(folder.rglob(f"*{_SUFFIX}")):
