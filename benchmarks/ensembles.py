@@ -3,12 +3,13 @@
     python benchmarks/ensembles.py digits [--seeds 12]
     python benchmarks/ensembles.py FOLDER --group '^(.+)_[^_]*$' --costs costs.yaml --degrade 6
 
-For each seed, the data is split and the members are trained as `train.members: 5` does. One network is the first
+For each seed, the data is split and the members are trained as `train.members: 5` does; one network is the first
 member. Folds: the images outside test are divided into as many folds as there are members, each member leaves out
 another fold, which chooses its epoch and fits its temperature, and the calibration is fitted on the predictions of all
-folds. The decision is the calibrated one of least expected cost. Each seed is a few rows of benchmarks/ensembles.csv as
-soon as it is measured; rows that exist are not measured again. Printed intervals are 95% intervals of Student's t over
-seeds, of differences to one network, then to the ensemble on one split.
+folds, or on a calibration split that is no part of the folds. The decision is the calibrated one of least expected
+cost. The rows of a seed are in benchmarks/ensembles.csv as soon as they are measured; those that exist are not measured
+again. Printed are the means over seeds, and differences to one network, then to the ensemble on one split, with 95%
+intervals of Student's t over seeds.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import logging
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,8 @@ from udc_model.training.setup import set_up
 
 COLUMNS = ("data", "seed", "members", "split", "cost", "log_loss", "accuracy", "constant_cost")
 Logits = NDArray[np.floating]
+Scores = tuple[float, float, float]  # mean cost, log loss, accuracy
+Row = tuple[int, str, Scores]  # members, how they split the images, scores
 
 
 def main() -> None:
@@ -64,9 +68,17 @@ def main() -> None:
             if options.degrade:
                 source = degraded(source, Path(scratch) / source.name, options.degrade)
         for seed in tqdm(range(options.first_seed, options.first_seed + options.seeds), desc="seeds", disable=None):
-            if table.has(data=name, seed=seed, members=options.members, split="folds"):
+            missing = [way for way in options.ways if not table.has(data=name, seed=seed, split=way)]
+            if not missing:
                 continue
-            measure(table, name, _params(options, source, seed), Workspace(Path(scratch) / str(seed)))
+            params, workspace = _params(options, source, seed), Workspace(Path(scratch) / str(seed))
+            prepare(params, workspace)
+            dataset = PackedDataset.open(workspace.prepared)
+            targets = dataset.split("test").labels
+            constant = float(cost_matrix(params.costs, dataset.classes)[targets].mean(axis=0).min())
+            for way in missing:
+                for members, split, scores in list(WAYS[way](params, dataset)):
+                    table.append(name, seed, members, split, *scores, constant)
     for baseline in (1, options.members):
         print(summary(pd.read_csv(options.output), baseline).to_string(index=False))  # noqa: T201
 
@@ -78,6 +90,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--costs", type=Path, help="YAML file with the section costs; default: each mistake costs 1")
     parser.add_argument("--degrade", type=int, metavar="N", help="reduce the images to N x N grey pixels before")
     parser.add_argument("--members", type=int, default=5)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="how the members split the images")
     parser.add_argument("--seeds", type=int, default=12)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="values of the section train")
@@ -98,43 +111,58 @@ def _params(options: argparse.Namespace, source: Path | None, seed: int) -> Para
     return validate_params(raw, "benchmark")
 
 
-def measure(table: ResultsTable, name: str, params: Params, workspace: Workspace) -> None:
-    """Train and measure the members on one split, then on folds; append the rows."""
-    prepare(params, workspace)
-    dataset, members = PackedDataset.open(workspace.prepared), params.train.members
-    constant = float(cost_matrix(params.costs, dataset.classes)[dataset.split("test").labels].mean(axis=0).min())
-
-    measured = []  # appended at the end, so that a seed is complete or absent
-
-    def append(count: int, split: str, calibration: PackedSplit, logits: Logits, test_logits: Logits) -> None:
-        scores = score(params, dataset, calibration, logits, test_logits)
-        measured.append((name, params.seed, count, split, *scores, constant))
-
-    shared = train_members(lambda k: set_up(member_params(params, k), dataset), members)
-    plain = [replace(result, temperature=1.0) for result in shared]
+def one_split(params: Params, dataset: PackedDataset) -> Iterator[Row]:
+    """All members train on the split of the data, as the product does; the first one is the single network."""
+    shared = train_members(lambda k: set_up(member_params(params, k), dataset), params.train.members)
+    rows = [("one", shared[:count]) for count in sorted({1, min(3, params.train.members), params.train.members})]
+    rows += [("one, members not calibrated", [replace(result, temperature=1.0) for result in shared])]
     calibration, test = dataset.split("calibration"), dataset.split("test")
-    rows = [("one", shared[:count]) for count in dict.fromkeys((1, 3, members))]
-    for split, results in [*rows, ("one, members not calibrated", plain)]:
-        classifier = _classifier(params, dataset, results)
-        append(len(results), split, calibration, classifier.logits_of_stored(calibration.images),
-               classifier.logits_of_stored(test.images))  # fmt: skip
+    for name, results in rows:
+        model = _classifier(params, dataset, results)
+        logits, test_logits = (model.logits_of_stored(split.images) for split in (calibration, test))
+        yield len(results), name, score(params, dataset, calibration, logits, test_logits)
 
-    pool = _joined([dataset.split(each) for each in ("train", "validation", "calibration")])
-    folds = _folds(pool, members)
-    results = train_members(lambda k: _leaving_out(params, dataset, pool, folds[k], k), members)
+
+def folds(params: Params, dataset: PackedDataset) -> Iterator[Row]:
+    """Each member leaves out a fold of all images outside test; the calibration is fitted on their predictions."""
+    pool = _joined([dataset.split(name) for name in ("train", "validation", "calibration")])
+    indices, results = _train_on_folds(params, dataset, pool)
     outside = np.empty((len(pool), len(dataset.classes)))
-    for fold, result in zip(folds, results, strict=True):
+    for fold, result in zip(indices, results, strict=True):
         logits = _classifier(params, dataset, [result]).logits_of_stored(_part(pool, fold).images)
         outside[fold] = log_softmax(logits.astype(np.float64) / result.temperature, axis=1)
-    test_logits = _classifier(params, dataset, results).logits_of_stored(test.images)
-    append(members, "folds", pool, outside, test_logits)
-    for row in measured:
-        table.append(*row)
+    test_logits = _classifier(params, dataset, results).logits_of_stored(dataset.split("test").images)
+    yield len(results), "folds", score(params, dataset, pool, outside, test_logits)
+
+
+def folds_without_calibration(params: Params, dataset: PackedDataset) -> Iterator[Row]:
+    """Each member leaves out a fold of the images of train and validation; the calibration split remains."""
+    pool, calibration = _joined([dataset.split(name) for name in ("train", "validation")]), dataset.split("calibration")
+    _, results = _train_on_folds(params, dataset, pool)
+    model = _classifier(params, dataset, results)
+    logits, test_logits = (model.logits_of_stored(split.images) for split in (calibration, dataset.split("test")))
+    yield len(results), "folds, calibration kept", score(params, dataset, calibration, logits, test_logits)
+
+
+WAYS = {"one": one_split, "folds": folds, "folds, calibration kept": folds_without_calibration}
+
+
+def _train_on_folds(
+    params: Params, dataset: PackedDataset, pool: PackedSplit
+) -> tuple[list[NDArray[np.intp]], list[TrainingResult]]:
+    indices = _folds(pool, params.train.members)
+
+    def session_of(number: int) -> TrainingSession:
+        rest = np.setdiff1d(np.arange(len(pool)), indices[number])
+        session = set_up(member_params(params, number), dataset)
+        return replace(session, train_split=_part(pool, rest), validation_split=_part(pool, indices[number]))
+
+    return indices, train_members(session_of, params.train.members)
 
 
 def score(
     params: Params, dataset: PackedDataset, calibration: PackedSplit, logits: Logits, test_logits: Logits
-) -> tuple[float, float, float]:
+) -> Scores:
     """Mean cost, log loss and accuracy of the decisions on test, with the policy fitted on ``calibration``."""
     policy = fit_policy(params.evaluate, params.costs, dataset.classes, dataset.training_counts, logits,
                         calibration.labels, group_indices(calibration.groups))  # fmt: skip
@@ -155,14 +183,6 @@ def _folds(pool: PackedSplit, n: int) -> list[NDArray[np.intp]]:
     groups = np.array([group or f"/{i}" for i, group in enumerate(pool.groups)])
     splitter = StratifiedGroupKFold(n, shuffle=True, random_state=0)
     return [fold for _, fold in splitter.split(np.zeros(len(pool)), pool.labels, groups)]
-
-
-def _leaving_out(
-    params: Params, dataset: PackedDataset, pool: PackedSplit, fold: NDArray[np.intp], number: int
-) -> TrainingSession:
-    rest = np.setdiff1d(np.arange(len(pool)), fold)
-    session = set_up(member_params(params, number), dataset)
-    return replace(session, train_split=_part(pool, rest), validation_split=_part(pool, fold))
 
 
 def _joined(splits: list[PackedSplit]) -> PackedSplit:
