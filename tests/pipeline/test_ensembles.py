@@ -40,6 +40,8 @@ def test_an_ensemble_is_one_run_and_one_model_that_decides_equally_everywhere(sm
     report = (project.root / "evaluation/report.html").read_text(encoding="utf-8")
     assert f"Of the {MEMBERS} networks, the epochs {', '.join(map(str, best))} were selected" in report
     assert f"ensemble of {MEMBERS} resnet, best epochs {', '.join(map(str, best))}" in project.udc("summary").stdout
+    card = (project.root / "evaluation/README.md").read_text(encoding="utf-8")
+    assert f"An ensemble of {MEMBERS} networks; of them the epochs {', '.join(map(str, best))} were selected by" in card
     _check_decisions(project, run)
 
 
