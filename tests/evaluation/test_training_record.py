@@ -28,7 +28,8 @@ def _read(tmp_path, record):
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path):
-    assert _read(tmp_path, RECORD | {"another": 1}) == RECORD | {"another": 1}
+    for further in ({"another": 1}, {"members": [{"best_epoch": 1, "epochs": 3, "temperature": 0.5}] * 2}):
+        assert _read(tmp_path, RECORD | further) == RECORD | further
 
 
 @pytest.mark.parametrize(("name", "value"), [
@@ -36,6 +37,9 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
     ("params.seed", "x"), ("params.train", []), ("data", 1e300), ("data.digest", -0.5), ("data.source", "x"),
     ("hardware", 1e-300), ("hardware.device", 1), ("best_epoch", 0), ("best_epoch", 10**40),
     ("final_metrics", {"bar": {"dot": -5}}), ("final_metrics.epochs", None), ("final_metrics.train_loss", "x"),
+    ("members", None), ("members", []), ("members", [5, 5]),
+    ("members", [{"best_epoch": 1, "epochs": 3, "temperature": 0}] * 2),
+    ("members", [{"best_epoch": 1, "epochs": 3, "temperature": 1}] * 21),
 ])  # fmt: skip
 def test_a_changed_value_is_named(tmp_path, name, value):
     record = copy.deepcopy(RECORD)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from udc_model.checksums import Sha256
+from udc_model.config.train import MAX_MEMBERS
 from udc_model.files import Workspace, parse_json, read_bytes
 from udc_model.records import Record, validated
 
@@ -72,14 +73,21 @@ class _FinalMetrics(Record):
     model_config = Record.model_config | {"extra": "allow"}
 
 
+class _Member(Record):
+    best_epoch: _Epoch
+    epochs: _Epoch
+    temperature: Annotated[float, Field(gt=0)]
+
+
 class TrainingRecord(Record):
-    """The fields of ``training/record.json``."""
+    """The fields of ``training/record.json``; only ensembles have ``members``."""
 
     params: _ParamsRecord
     data: _DataSet
     hardware: dict[str, str]
     best_epoch: _Epoch
     final_metrics: _FinalMetrics
+    members: list[_Member] = Field([], min_length=2, max_length=MAX_MEMBERS)
 
 
 def read_training_record(workspace: Workspace) -> dict[str, Any]:
