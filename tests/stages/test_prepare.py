@@ -226,7 +226,7 @@ def _divided_group(root):
 
 
 def _unmatched_group(root):
-    return {"group": r"^(x\d+)_"}, r"60 image\(s\) belong to no group"
+    return {"group": r"^(x\d+)_"}, r"60 image\(s\) belong to no group or subgroup"
 
 
 def _pattern_without_parentheses(root):

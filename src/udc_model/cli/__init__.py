@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     groups = dict.fromkeys(command.group for command in COMMANDS)
     listing = [
-        f"{group}:\n" + "\n".join(f"  {c.name:<14}{c.help}" for c in COMMANDS if c.group == group) for group in groups
+        f"{group}:\n" + "\n".join(f"  {c.name:<16}{c.help}" for c in COMMANDS if c.group == group) for group in groups
     ]
     parser = argparse.ArgumentParser(
         prog="udc",

@@ -121,6 +121,24 @@ def _tune(options: argparse.Namespace) -> None:
     sys.stdout.write(tune(plan))
 
 
+def _cross_validate_arguments(parser: Parser) -> None:
+    add_params_file(parser)
+    parser.add_argument("--folds", type=int, default=5, metavar="N",
+                        help="parts, each of which is the test split of one model (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--repeats", type=int, default=3, metavar="N",
+                        help="times that the images are divided anew (default: %(default)s)")  # fmt: skip
+
+
+def _cross_validate(options: argparse.Namespace) -> None:
+    from udc_model.config import load_params
+    from udc_model.experiments.cross_validation import Procedure, cross_validate
+    from udc_model.stages.procedure import procedure_inputs, train_and_evaluate
+
+    params = load_params(options.params)
+    procedure = Procedure(train_and_evaluate, procedure_inputs(params))
+    sys.stdout.write(cross_validate(params, Workspace(), options.folds, options.repeats, procedure))
+
+
 def _find_lr_arguments(parser: Parser) -> None:
     add_params_file(parser)
     parser.add_argument("--from", dest="lowest", type=float, default=1e-6, metavar="RATE", help="default: %(default)g")
@@ -163,6 +181,13 @@ COMMANDS = (
     Command("Build", "evaluate", "score the model; write metrics, tables and plots", _evaluate, add_params_file),
     Command("Build", "run", "run the DVC pipeline with other parameters, as an experiment", _run, _run_arguments),
     Command("Build", "tune", "search for parameters; each trial is a DVC experiment", _tune, _tune_arguments),
+    Command(
+        "Build",
+        "cross-validate",
+        "train and test on all images in turn: the cost of the procedure, for small sets",
+        _cross_validate,
+        _cross_validate_arguments,
+    ),
     Command("Build", "find-lr", "find a learning rate by the range test", _find_lr, _find_lr_arguments),
     Command("Build", "params", "list or explain the parameters", _params, _params_arguments),
 )

@@ -101,6 +101,13 @@ class DataParams(Section):
         description="Images of one group stay in one split: a column of the CSV, or a pattern on the file name whose "
         "first (…) is the group, as '^(.+)_[^_]*$'.",
     )
+    subgroups: list[str] | None = Field(
+        None,
+        min_length=1,
+        max_length=20,
+        description="What to report cost, recall and calibration by: columns of the table, or patterns on the path "
+        "with a name, as ['site', '(?P<camera>cam[0-9]+)_'].",
+    )
     image_size: Annotated[int, Field(ge=8, le=2048)] = Field(
         32, description="Side of the model's input in pixels; images are stored at this size."
     )

@@ -27,7 +27,7 @@ class UsableImage:
     checked: Checked
 
     def manifest_row(self) -> dict[str, Any]:
-        """The entries of the image in ``manifest.csv``, except its split and row, and ``scratch_row``."""
+        """The entries of the image in ``manifest.csv``, except split and row; subgroups; ``scratch_row``."""
         return {
             "path": self.record.path,
             "label": self.record.label,
@@ -35,6 +35,7 @@ class UsableImage:
             "width": self.checked.width,
             "height": self.checked.height,
             "sha256": self.checked.sha256,
+            "subgroups": self.record.subgroups,
             "scratch_row": self.checked.scratch_row,
         }
 
@@ -56,6 +57,7 @@ class SplitAssignment:
     notes : sentences for the report, the most important first.
     n_duplicates : images beyond the first of each set with the same pixels.
     conflicting : path and label of the images of each set that has several labels.
+    prescribed : names of the splits that the data prescribes for some image.
     """
 
     assigned: list[tuple[UsableImage, str]] = field(default_factory=list)
@@ -63,6 +65,7 @@ class SplitAssignment:
     notes: list[str] = field(default_factory=list)
     n_duplicates: int = 0
     conflicting: list[list[list[str]]] = field(default_factory=list)
+    prescribed: list[str] = field(default_factory=list)
 
 
 def assign_images(usable: list[UsableImage], classes: list[str], data: DataParams, seed: int) -> SplitAssignment:
@@ -96,6 +99,7 @@ def assign_images(usable: list[UsableImage], classes: list[str], data: DataParam
     groups = [image.record.group for image in usable]
     fixed = [image.record.split for image in usable]
     _check_groups_have_one_split(groups, fixed)
+    result.prescribed = [name for name in SPLITS if name in fixed]
     # Copies that remain in different splits of the user are not connected; other copies stay together.
     keys = [f"{image.checked.sha256} {split or ''}" if data.copies == "keep" else image.checked.sha256
             for image, split in zip(usable, fixed, strict=True)]  # fmt: skip

@@ -31,6 +31,7 @@ class DatasetRecord(Record):
     rejected: _Count = 0
     notes: list[str] = Field(default_factory=list)
     fetched: dict[str, Any] = Field(default_factory=dict)
+    prescribed_splits: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _counts_all(self) -> DatasetRecord:

@@ -21,6 +21,7 @@ from udc_model.config import SPLITS
 from udc_model.data.dataset_file import ADVICE, DATASET, read_dataset
 from udc_model.data.stored_images import IMAGE_CHECKSUMS, StoredImages, checksums_of
 from udc_model.data.stored_preprocessing import PreprocessingRecord
+from udc_model.data.subgroups import SUBGROUPS, read_subgroups, write_subgroups
 from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
 from udc_model.files import read_bytes
@@ -120,6 +121,18 @@ class PackedDataset:
         images = self._images(name, rows.index.to_numpy())
         return PackedSplit(images, labels, list(rows["path"]), list(rows["group"]), list(rows["sha256"]))
 
+    def subgroups(self, name: str) -> dict[str, list[str]]:
+        """The subgroup of each image of a split, by the names of ``data.subgroups``; ``""`` for none.
+
+        Raises
+        ------
+        UdcError
+            ``subgroups.csv`` is damaged.
+        """
+        columns = read_subgroups(self.folder, list(self.manifest["path"]), ADVICE)
+        lines = self.manifest[self.manifest["split"] == name].sort_values("row").index
+        return {division: [values[line] for line in lines] for division, values in columns.items()}
+
     def _images(self, name: str, lines: NDArray[np.intp]) -> StoredImages:
         """The images of a split; ``lines`` are their positions in the manifest."""
         path, side = self.folder / f"{name}.npy", self.preprocessing.stored_size
@@ -187,8 +200,9 @@ def write_packed(
     rows: Sequence[dict[str, Any]],
     preprocessing: Preprocessing,
     info: dict[str, Any],
+    divisions: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Write the arrays of all splits, ``manifest.csv``, ``dataset.json`` and checksums of them.
+    """Write the arrays of all splits, ``manifest.csv``, ``dataset.json``, ``subgroups.csv`` and checksums of them.
 
     Parameters
     ----------
@@ -198,6 +212,7 @@ def write_packed(
         image's row in ``scratch``.
     preprocessing : made the prepared images; its mean and std are replaced by those of the training images.
     info : entries of ``dataset.json`` besides digest, counts and preprocessing; ``classes`` is required.
+    divisions : names of the ``subgroups`` in ``rows``; without any, there is no ``subgroups.csv``.
 
     Returns
     -------
@@ -243,7 +258,9 @@ def write_packed(
     text = json.dumps(info, indent=2, ensure_ascii=False) + "\n"
     (folder / DATASET).write_text(text, encoding="utf-8")
     np.save(folder / IMAGE_CHECKSUMS, np.concatenate(checksums))
-    write_checksums(folder, [DATASET, MANIFEST, IMAGE_CHECKSUMS])
+    if divisions:
+        write_subgroups(folder, divisions, lines)
+    write_checksums(folder, [DATASET, MANIFEST, IMAGE_CHECKSUMS, *([SUBGROUPS] if divisions else [])])
     return info
 
 

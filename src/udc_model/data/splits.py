@@ -92,7 +92,26 @@ def assign_splits(
     return chosen[components]
 
 
-def _distribute(counts: NDArray[np.float64], share: NDArray[np.float64], seed: int) -> NDArray[np.intp]:
+def assign_folds(
+    labels: NDArray[np.intp], components: NDArray[np.intp], folds: int, seed: int | Sequence[int]
+) -> NDArray[np.intp]:
+    """Assign each image to one of ``folds`` folds such that every class has equal shares and no component is divided.
+
+    Parameters
+    ----------
+    labels, components : as in `assign_splits`.
+    seed : determines the order of components of equal size.
+
+    Returns
+    -------
+    (N,) fold of each image, from 0.
+    """
+    counts = np.zeros((int(components.max()) + 1, int(labels.max()) + 1))
+    np.add.at(counts, (components, labels), 1)
+    return _distribute(counts, np.full(folds, 1 / folds), seed)[components]
+
+
+def _distribute(counts: NDArray[np.float64], share: NDArray[np.float64], seed: int | Sequence[int]) -> NDArray[np.intp]:
     """Distribute M components with class counts (M, K) over S splits with shares (S,); return the splits (M,)."""
     shuffled = np.random.default_rng(seed).permutation(len(counts))
     order = shuffled[np.argsort(-counts[shuffled].sum(axis=1), kind="stable")]

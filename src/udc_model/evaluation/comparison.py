@@ -16,7 +16,7 @@ from udc_model.data.packed import group_indices
 from udc_model.decisions.matrix import REFER
 from udc_model.errors import UdcError
 from udc_model.evaluation.evidence import few_mistakes
-from udc_model.evaluation.intervals import interval_of, mean_draws, sum_by_group
+from udc_model.evaluation.intervals import interval_of, mean_draws, sum_by_group, two_sided_p_value
 from udc_model.evaluation.paired_test import holm, paired_test
 
 Floats = NDArray[np.float64]
@@ -198,9 +198,7 @@ def _cost_difference(
     low, high = interval_of(draws, confidence)
     if not (a != b).any():
         return replace(cost, low=low, high=high, p_value=1.0), None
-    excess = [int((draws[0] <= 0).sum()), int((draws[1] >= 0).sum())]
-    by_interval = min(1.0, 2 * (min(excess) + 1) / (len(draws[0]) + 1))
-    p_value = max(paired_test(sums, seed), by_interval)
+    p_value = max(paired_test(sums, seed), two_sided_p_value(draws))
     more = None
     if p_value > 1 - confidence and cost.difference:
         needed = images_needed(cost.difference, sums, sizes, largest, confidence)

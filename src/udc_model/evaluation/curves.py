@@ -136,10 +136,11 @@ def reliability(scored: Scored, before: Floats, bins: int, confidence: float) ->
 
 def costliest_class(costs: Floats) -> int:
     """The class with the highest mean cost of its mistakes, of a cost matrix (K, D)."""
-    return int(_mean_mistake_costs(costs).argmax())
+    return int(mean_mistake_costs(costs).argmax())
 
 
-def _mean_mistake_costs(costs: Floats) -> Floats:
+def mean_mistake_costs(costs: Floats) -> Floats:
+    """Mean cost (K,) of the mistakes of each class, of a cost matrix (K, D)."""
     k = len(costs)
     return np.asarray((costs[:, :k].sum(axis=1) - np.diag(costs)) / (k - 1))
 
@@ -157,7 +158,7 @@ def cost_curve(scored: Scored, policy: Policy) -> pd.DataFrame | None:
     Columns ``x``, ``policy`` (decides anew for each frequency), ``fixed_decisions``, ``argmax``, ``best_constant`` and
     ``costliest_class`` (its name). None if the mistakes of fewer than two classes have a cost.
     """
-    mistake_costs, costliest = _mean_mistake_costs(scored.outcome_costs), costliest_class(scored.outcome_costs)
+    mistake_costs, costliest = mean_mistake_costs(scored.outcome_costs), costliest_class(scored.outcome_costs)
     shares = np.bincount(scored.targets, minlength=len(mistake_costs)) / len(scored.targets)
     others = np.where(np.arange(len(mistake_costs)) == costliest, 0.0, shares)
     others /= others.sum()

@@ -85,18 +85,52 @@ def mean_draws(sums: Floats, sizes: Floats, lowest: float, highest: float, seed:
     sums, sizes : (G,) sum of the values of each group, and its number (or weight) of values.
     lowest, highest : bounds of a value.
     """
-    groups, counts = np.unique(np.column_stack([sums, sizes]), axis=0, return_counts=True)
-    draws = int(np.clip(_MOST_WEIGHTS // len(groups), _FEWEST_DRAWS, _DRAWS))
     rng = np.random.default_rng(seed)
-    totals = np.empty((draws, 2))
+    total, size = _drawn_totals(np.column_stack([sums, sizes]), rng).T
+    unseen = rng.standard_exponential(len(total)) * sizes.max()
+    return (total + unseen * lowest) / (size + unseen), (total + unseen * highest) / (size + unseen)
+
+
+def difference_draws(
+    sums: tuple[Floats, Floats], sizes: tuple[Floats, Floats], lowest: float, highest: float, seed: int = 0
+) -> tuple[Floats, Floats]:
+    """Draws (B,) of the ends of the difference of two means of bounded values: the first minus the second.
+
+    As `mean_draws`; a group may have values of both means, and each mean has an unseen group of its own. For values
+    that are either bound, of single images, the p-value is that of Fisher's exact test (Altham 1969).
+
+    Parameters
+    ----------
+    sums, sizes : of each mean, (G,) sum of the values of each group, and its number (or weight) of values.
+    """
+    rng = np.random.default_rng(seed)
+    totals = _drawn_totals(np.column_stack([sums[0], sizes[0], sums[1], sizes[1]]), rng)
+    ends = []
+    for k in (0, 1):
+        total, size = totals[:, 2 * k : 2 * k + 2].T
+        unseen = rng.standard_exponential(len(total)) * sizes[k].max()
+        ends.append([(total + unseen * bound) / (size + unseen) for bound in (lowest, highest)])
+    (first_low, first_high), (second_low, second_high) = ends
+    return first_low - second_high, first_high - second_low
+
+
+def two_sided_p_value(draws: tuple[Floats, Floats]) -> float:
+    """The p-value of a value of 0, from the draws of the lower and of the upper end of its interval."""
+    excess = min(int((draws[0] <= 0).sum()), int((draws[1] >= 0).sum()))
+    return min(1.0, 2 * (excess + 1) / (len(draws[0]) + 1))
+
+
+def _drawn_totals(rows: Floats, rng: np.random.Generator) -> Floats:
+    """Sums (B, M) over the rows (G, M) of groups with random exponential weights."""
+    groups, counts = np.unique(rows, axis=0, return_counts=True)
+    draws = int(np.clip(_MOST_WEIGHTS // len(groups), _FEWEST_DRAWS, _DRAWS))
+    totals = np.empty((draws, rows.shape[1]))
     chunk = max(1, _WEIGHTS_AT_A_TIME // len(groups))
-    for start in range(0, draws, chunk):  # groups of the same sum and size have one weight, the sum of theirs
+    for start in range(0, draws, chunk):  # equal groups have one weight, the sum of theirs
         shape = (min(chunk, draws - start), len(groups))
         weights = rng.standard_exponential(shape) if counts.max() == 1 else rng.standard_gamma(counts, shape)
         totals[start : start + chunk] = weights @ groups
-    total, size = totals.T
-    unseen = rng.standard_exponential(draws) * groups[:, 1].max()
-    return (total + unseen * lowest) / (size + unseen), (total + unseen * highest) / (size + unseen)
+    return totals
 
 
 def interval_of(draws: tuple[Floats, Floats], confidence: float) -> tuple[float, float]:

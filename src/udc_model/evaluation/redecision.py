@@ -19,7 +19,7 @@ from udc_model.decisions.checks import group_counts
 from udc_model.decisions.matrix import list_classes, no_class
 from udc_model.decisions.policy import POLICY_FILE, Policy, fit_guarantee, fit_policy
 from udc_model.errors import UdcError
-from udc_model.evaluation.evidence import few_mistakes_of
+from udc_model.evaluation.evidence import warnings_of
 from udc_model.evaluation.intervals import metric_intervals
 from udc_model.evaluation.metrics import Scored, miss_rate_metric, recall_metric, split_metrics
 from udc_model.evaluation.tables import (
@@ -219,7 +219,7 @@ def decision_report(
         f"referral rate {metrics['referral_rate']:.4f}",
         *(f"{name}: recall {with_interval(recall_metric(name))}, miss rate {with_interval(miss_rate_metric(name))}"
           for name in (policy.classes if order is None else [policy.classes[k] for k in order])),
-        *(f"note: {warning}" for warning in few_mistakes_of(scored, evaluate.confidence)),
+        *(f"note: {warning}" for warning in warnings_of(scored, policy.outcomes, evaluate.confidence)),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

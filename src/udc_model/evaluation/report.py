@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from udc_model.data.stored_images import StoredImages
 from udc_model.decisions.policy import Policy
 from udc_model.evaluation.report_images import png_uri, sheet_uri, thumbnail_uri
+from udc_model.evaluation.subgroups import SUBGROUPS, read_sentences, read_subgroup_table
 from udc_model.evaluation.tables import read_warnings
 from udc_model.evaluation.verdict import Verdict, cost_text, verdict
 
@@ -120,6 +121,8 @@ def report_contents(
         "baselines": baselines,
         "pairs": _rows(folder / "cost_by_pair.csv"),
         "per_class": _rows(folder / "per_class.csv", longest=None),
+        "subgroups": _subgroups(folder),
+        "subgroup_sentences": read_sentences(folder, confidence),
         "comparable": {"data": record["data"]["digest"][:8], "costs": policy.costs_digest},
         "provenance": provenance,
     }
@@ -154,6 +157,17 @@ def _mistakes(folder: Path, images: StoredImages | NDArray[np.uint8]) -> list[di
     for row in rows[:_MISTAKES]:
         row["image"] = thumbnail_uri(np.array(images[row["row"]]))
     return rows
+
+
+def _subgroups(folder: Path) -> list[dict[str, Any]]:
+    """Rows of the table of subgroups, with ``recalls``: class, value and interval of each recall."""
+    if not (folder / SUBGROUPS).is_file():
+        return []
+    table = read_subgroup_table(folder / SUBGROUPS)
+    names = [str(column) for column in table if str(column).startswith("recall/") and f"{column}_low" in table]
+    rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+    return [row | {"recalls": {name.removeprefix("recall/"): [row[f"{name}{end}"] for end in ("", "_low", "_high")]
+                               for name in names}} for row in rows]  # fmt: skip
 
 
 def _figures(folder: Path, figures: Sequence[tuple[str, str]]) -> list[tuple[str, str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,10 @@ from udc_model.evaluation.curves import (
     referral_curve,
     reliability,
 )
-from udc_model.evaluation.evidence import few_mistakes_of
+from udc_model.evaluation.evidence import warnings_of
 from udc_model.evaluation.intervals import Intervals, metric_intervals, share_interval
 from udc_model.evaluation.metrics import Indices, Metrics, Scored, Terms, split_metrics
+from udc_model.evaluation.subgroups import SUBGROUPS, subgroup_table
 from udc_model.files import json_text
 
 _LOGIT = "logit_"
@@ -130,6 +131,7 @@ def write_split(
     recall_of: Sequence[tuple[int, str]],
     has_curves: bool,
     order: Sequence[int] | None = None,
+    subgroups: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[Metrics, Intervals]:
     """Decide and score the images of a split, and write its tables into ``folder``, which is created.
 
@@ -137,6 +139,7 @@ def write_split(
     ----------
     has_curves : whether to write the tables of curves too.
     order : indices of the classes in the order of tables and plots by class; None is the order of the policy.
+    subgroups : of each image, by division, for `subgroup_table`.
     """
     decisions = write_predictions(folder, split, logits, policy)
     scored = Scored(split.labels, decisions.decided, decisions.probabilities, policy.outcome_costs,
@@ -148,7 +151,10 @@ def write_split(
     if has_curves:
         write_curves(folder, scored, policy, logits, evaluate)
     write_csv(costliest_mistakes(split.paths, scored, policy), folder / "costliest_mistakes.csv")
-    warnings = few_mistakes_of(scored, evaluate.confidence)
+    if subgroups and any(map(any, subgroups.values())):
+        table = subgroup_table(scored, subgroups, recall_of, policy.classes, evaluate.confidence)
+        write_csv(table, folder / SUBGROUPS)
+    warnings = warnings_of(scored, policy.outcomes, evaluate.confidence)
     (folder / WARNINGS).write_text(json.dumps(warnings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return metrics, intervals
 

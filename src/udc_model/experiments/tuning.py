@@ -28,7 +28,7 @@ from udc_model.experiments.settings import check_settings
 from udc_model.experiments.stored import from_dvc
 from udc_model.tracking.journal import pending_journals, read_entries, wait_for_senders
 from udc_model.tracking.links import dvc_experiments
-from udc_model.tracking.provenance import absent_from_copies
+from udc_model.tracking.provenance import STUDY_RUN, absent_from_copies
 from udc_model.tracking.run import StageRun, stage_run
 from udc_model.tracking.store import repository_root
 from udc_model.tracking.tags import EXPERIMENT_NAME, read_tag, runs_with_tag
@@ -307,7 +307,7 @@ class TrialProcess:
         command += [part for setting in self.settings for part in ("-S", setting)]
         env = os.environ | {"UDC_PRUNE_FILE": str(self.prune_file)}
         if self.study_run:
-            env["UDC_STUDY_RUN"] = self.study_run
+            env[STUDY_RUN] = self.study_run
         with self.lock.open("w") as lock, self.log.open("wb") as log:
             fcntl.flock(lock, fcntl.LOCK_EX)
             process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True,

@@ -21,6 +21,7 @@ from udc_model.evaluation.intervals import Intervals
 from udc_model.evaluation.metrics import Metrics
 from udc_model.evaluation.model_card import write_card
 from udc_model.evaluation.report import model_identity, write_report
+from udc_model.evaluation.subgroups import read_sentences
 from udc_model.evaluation.tables import read_warnings, write_predictions, write_split
 from udc_model.evaluation.training_record import TRAINING_RECORD, read_training_record
 from udc_model.files import Workspace, atomic_folder, only_writer, sha256_of, write_atomically
@@ -71,6 +72,7 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         repository_root() / CACHE / "logits", workspace.model, dataset.info["digest"], params.evaluate,
         code_files(LOGITS), lambda: run_model(workspace, dataset.classes, splits, params.evaluate),
     )  # fmt: skip
+    subgroups = dataset.subgroups("test")
     policy = fit_policy(
         params.evaluate, params.costs, dataset.classes, dataset.training_counts, logits["calibration"],
         splits["calibration"].labels, group_indices(splits["calibration"].groups),
@@ -94,7 +96,8 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         write_predictions(folder / "calibration", splits["calibration"], logits["calibration"], policy)
         for name in SCORED:
             scores[name] = write_split(folder / name, splits[name], logits[name], policy, params.evaluate, recall_of,
-                                       has_curves=name == "test", order=order)  # fmt: skip
+                                       has_curves=name == "test", order=order,
+                                       subgroups=subgroups if name == "test" else None)  # fmt: skip
             figures.draw(folder / name)
         metrics_json = json.dumps(headlines(scores), indent=2) + "\n"
         log_scores(run, params, policy, scores, metrics_json)
@@ -111,6 +114,8 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         write_report(folder, **report, provenance=origin)
         log_evaluation(run, folder, origin, report)
     _report(*scores["test"], params.evaluate.confidence, run)
+    for sentence in read_sentences(workspace.evaluation / "test", params.evaluate.confidence):
+        logger.info("test: %s", sentence)
     for warning in read_warnings(workspace.evaluation / "test"):
         logger.warning("test: %s", warning)
     write_atomically(workspace.metrics, metrics_json)

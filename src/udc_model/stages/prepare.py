@@ -78,10 +78,12 @@ def prepare(params: Params, workspace: Workspace) -> dict[str, Any]:
                 "rejected": len(rejected),
                 "left_out": count_by_reason(left_out),
                 **({"fetched": fetched} if fetched else {}),
+                **({"prescribed_splits": split.prescribed} if split.prescribed else {}),
                 "notes": split.notes + source.notes,
                 "duplicates": {"copies": split.n_duplicates, "left_out": len(split.copies)},
                 "conflicting_labels": split.conflicting,
             },
+            source.divisions,
         )
         scratch.unlink()
         shutil.rmtree(unpacked, ignore_errors=True)

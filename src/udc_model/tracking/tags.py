@@ -27,6 +27,7 @@ EVALUATED = f"{PREFIX}evaluated"
 TRAINED_BY = f"{PREFIX}trained_by"
 JOURNAL = f"{PREFIX}journal"
 CLAIMED = f"{PREFIX}evaluation_journal"
+FOLD = "fold"  # of a cross-validation, for people too
 CHANGED, COST_INTERVAL = "changed", "cost interval"  # for people, in the table of runs
 NOTE = "mlflow.note.content"  # MLflow shows it as the description
 

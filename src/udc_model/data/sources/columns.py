@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from udc_model.config import DataParams
 from udc_model.data.sources.records import join_for_message, printable, split_of_name
+from udc_model.data.sources.subgroups import parse_divisions
 from udc_model.data.sources.tables import Table
 from udc_model.errors import UdcError
 
@@ -28,6 +29,7 @@ class Columns:
     label : the class, or None if ``one_hot`` is set.
     one_hot : column of each class; 1 in exactly one of them.
     split, group : None if the table has no such column.
+    subgroups : of the entries of ``data.subgroups``; None for a pattern.
     """
 
     path: int
@@ -35,6 +37,7 @@ class Columns:
     one_hot: dict[str, int]
     split: int | None
     group: int | None
+    subgroups: tuple[int | None, ...] = ()
 
     def label_of(self, cells: Sequence[str]) -> str:
         """The label of a row; ``""`` if it has none.
@@ -57,26 +60,29 @@ class Columns:
         label = table.columns[self.label] if self.label is not None else None
         parts = [f"image: {table.columns[self.path]}",
                  f"class: {label or 'one of the columns ' + join_for_message(list(self.one_hot))}"]  # fmt: skip
-        parts += [
-            f"{role}: {table.columns[k]}" for role, k in (("split", self.split), ("group", self.group)) if k is not None
-        ]
+        roles = (("split", self.split), ("group", self.group), *(("subgroup", k) for k in self.subgroups))
+        parts += [f"{role}: {table.columns[k]}" for role, k in roles if k is not None]
         return "; ".join(parts)
 
 
 def find_columns(table: Table, params: DataParams) -> Columns:
-    """Find the columns of a table by ``data.path_column``, ``data.label_column``, ``data.group``, or usual names.
+    """Find the columns of a table by the parameters that name them (``data.path_column``, …), or by usual names.
 
     Raises
     ------
     UdcError
-        There is no column of images or of classes.
+        There is no column of images or of classes, or not one that a parameter names.
     """
     path = _column(table, params.path_column, PATH_COLUMNS, "path_column")
     label = _column(table, params.label_column, LABEL_COLUMNS, "label_column")
     splits = [_column(table, None, (name,), "") for name in SPLIT_COLUMNS]
     split = next((k for k in splits if k is not None and (k == splits[0] or _names_splits(table, k))), None)
     group = table.columns.index(params.group or "group") if (params.group or "group") in table.columns else None
-    used = {k for k in (path, split, group) if k is not None}
+    subgroups = tuple(
+        None if each.pattern else _column(table, each.name, (), "subgroups")
+        for each in parse_divisions(params.subgroups or ())
+    )
+    used = {k for k in (path, split, group, *subgroups) if k is not None}
     one_hot = _one_hot(table, params, used) if label is None else {}
     missing = [text for text, is_missing in (
         (f"images ({', '.join(PATH_COLUMNS[:6])}, …; or set data.path_column)", path is None),
@@ -86,7 +92,7 @@ def find_columns(table: Table, params: DataParams) -> Columns:
     if path is None or missing:
         raise UdcError(f"{printable(str(table.path))}: has no column of {' and no column of '.join(missing)}; "
                        f"its columns are {join_for_message(table.columns)}")  # fmt: skip
-    return Columns(path, label, one_hot, split, group)
+    return Columns(path, label, one_hot, split, group, subgroups)
 
 
 def _column(table: Table, name: str | None, usual: Sequence[str], parameter: str) -> int | None:

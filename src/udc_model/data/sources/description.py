@@ -6,6 +6,7 @@ from collections import Counter
 
 from udc_model.config import SPLITS
 from udc_model.data.sources.records import ImageSource, count_by_reason, join_for_message, printable
+from udc_model.data.sources.subgroups import describe_divisions
 
 _MAX_CLASSES = 12  # listed with their number of images
 _MAX_EXAMPLES = 3
@@ -29,6 +30,7 @@ def describe_source(source: ImageSource) -> list[str]:
     groups = {record.group for record in source.records} - {None}
     if groups:
         lines.append(f"{len(groups):,} groups")
+    lines += describe_divisions(source.divisions, source.records)
     if source.rejected:
         lines.append(f"{len(source.rejected):,} image(s) cannot be used")
     if source.left_out:

@@ -24,6 +24,7 @@ from udc_model.data.sources.records import (
     printable,
     split_of_name,
 )
+from udc_model.data.sources.subgroups import Division
 from udc_model.errors import UdcError
 
 _OUTSIDE = "outside the class folders"
@@ -52,7 +53,7 @@ class FolderLayout:
 
 def folder_source(
     root: Path, listing: Listing, labels: Labels, classes: Sequence[str] | None,
-    group_of: Callable[[str], str | None],
+    group_of: Callable[[str], str | None], divisions: Sequence[Division] = (),
 ) -> ImageSource:  # fmt: skip
     """The images of class folders, or of split folders with class folders in them.
 
@@ -62,6 +63,7 @@ def folder_source(
     labels : converts the names of folders to classes.
     classes : classes that must be there, or None.
     group_of : from a path to its group; raises :class:`UdcError` for an image that has none.
+    divisions : into subgroups, by patterns on the path.
 
     Raises
     ------
@@ -80,11 +82,13 @@ def folder_source(
             continue
         try:
             split = split_of_name(names["split"]) if "split" in names else None
-            source.records.append(ImageRecord(path, labels.class_of(names["class"]), split, group_of(path)))
+            subgroups = tuple(each.of_path(path) for each in divisions)
+            source.records.append(ImageRecord(path, labels.class_of(names["class"]), split, group_of(path), subgroups))
         except UdcError as error:
             unmatched.append(str(error))
     if unmatched:
-        raise UdcError(f"{len(unmatched)} image(s) belong to no group:\n  " + join_for_message(unmatched, "\n  "))
+        raise UdcError(f"{len(unmatched)} image(s) belong to no group or subgroup:\n  "
+                       + join_for_message(unmatched, "\n  "))  # fmt: skip
     source.classes = sorted({record.label for record in source.records})
     _check_classes(root, listing, source, layout, classes)
     source.notes += _subfolder_note(source, depth + len(layout.levels))

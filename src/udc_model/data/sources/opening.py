@@ -22,6 +22,7 @@ from udc_model.data.sources.records import (
     printable,
     split_of_name,
 )
+from udc_model.data.sources.subgroups import check_divisions, check_has_patterns, parse_divisions
 from udc_model.data.sources.table_source import table_source
 from udc_model.data.sources.tables import is_table, read_table
 from udc_model.errors import UdcError
@@ -41,6 +42,7 @@ def open_source(params: DataParams, unpacked: Path) -> ImageSource:
     """
     if params.source == "digits":
         return _digits(params)
+    divisions = parse_divisions(params.subgroups or ())
     root = _root(params, unpacked)
     listing = list_folder(root)
     labels = Labels(params.merge_labels or {})
@@ -52,10 +54,13 @@ def open_source(params: DataParams, unpacked: Path) -> ImageSource:
         source = table_source(root, listing, tables, params, labels, group_pattern(params.group))
     else:
         try:
-            source = folder_source(root, listing, labels, params.classes, group_pattern(params.group))
+            check_has_patterns(divisions)
+            source = folder_source(root, listing, labels, params.classes, group_pattern(params.group), divisions)
         except UdcError as error:
             raise UdcError("\n".join([str(error), *skipped])) from None
     labels.check_merged()
+    source.divisions = [each.name for each in divisions]
+    check_divisions(source.divisions, source.records)
     source.notes += skipped + labels.notes()
     if len(source.classes) < 2:
         raise UdcError(f"{printable(params.path)}: has {len(source.classes)} class(es) "
@@ -130,8 +135,9 @@ def _digits(params: DataParams) -> ImageSource:
     """Return the 1,797 handwritten digits of 8 x 8 pixels in scikit-learn (Alpaydin and Kaynak 1998)."""
     from sklearn.datasets import load_digits
 
-    if params.group is not None:
-        raise UdcError("data.group: the digits have no groups; set it to null for data.source: digits")
+    for name, value in (("group", params.group), ("subgroups", params.subgroups)):
+        if value is not None:
+            raise UdcError(f"data.{name}: the digits have none; set it to null for data.source: digits")
     bunch = load_digits()
     pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     records = [ImageRecord(f"digits/{i:04d}.png", str(digit)) for i, digit in enumerate(bunch.target)]

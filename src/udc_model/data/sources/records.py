@@ -30,6 +30,7 @@ class ImageRecord:
     label: str
     split: str | None = None
     group: str | None = None
+    subgroups: tuple[str, ...] = ()  # one for each entry of data.subgroups; "" for none
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class ImageSource:
     left_out : files and folders that are no images of the source.
     notes : lines about what was recognised or is suspicious.
     pixels : (N, H, W) uint8 grey images of a source without files; None for files.
+    divisions : names of the entries of ``data.subgroups``.
     """
 
     root: Path
@@ -72,6 +74,7 @@ class ImageSource:
     left_out: list[LeftOut] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     pixels: NDArray[np.uint8] | None = None
+    divisions: list[str] = field(default_factory=list)
 
 
 def split_of_name(name: str) -> str | None:

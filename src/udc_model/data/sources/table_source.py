@@ -21,6 +21,7 @@ from udc_model.data.sources.records import (
     printable,
     split_of_name,
 )
+from udc_model.data.sources.subgroups import parse_divisions
 from udc_model.data.sources.tables import Table, read_table
 from udc_model.errors import UdcError
 
@@ -84,6 +85,7 @@ class _Reader:
 
     def __post_init__(self) -> None:
         self.classes = set(self.params.classes) if self.params.classes is not None else None
+        self.divisions = parse_divisions(self.params.subgroups or ())
 
     def read(self, table: Table, columns: Columns, file: CsvFile) -> None:
         folder = PurePosixPath(file.file).parent
@@ -122,7 +124,11 @@ class _Reader:
         split = split_of_name(text) if text else file.split
         if text and split is None:
             raise UdcError(f"the split {text!r} is unknown; names of splits: {accepted_split_names()}")
-        return ImageRecord(path, name, split, self._group(cells, columns, path)), exists
+        subgroups = tuple(
+            each.of_path(path) if k is None else cells[k]
+            for each, k in zip(self.divisions, columns.subgroups, strict=True)
+        )
+        return ImageRecord(path, name, split, self._group(cells, columns, path), subgroups), exists
 
     def _group(self, cells: Sequence[str], columns: Columns, path: str) -> str | None:
         if columns.group is None:
