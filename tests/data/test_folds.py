@@ -88,10 +88,11 @@ def test_a_fold_has_the_prepared_images_and_its_own_statistics(tmp_path, shapes_
     assert len(digests) == 2
 
 
-def test_too_few_images_of_a_class_are_named(tmp_path, shapes_folder):
+@pytest.mark.parametrize("folds", [7, 30])  # with 30, ten folds would be empty
+def test_too_few_images_of_a_class_are_named(tmp_path, shapes_folder, folds):
     for path in sorted((shapes_folder / "dot").iterdir())[6:]:
         path.unlink()
     pool = ImagePool.of(_prepare(tmp_path, shapes_folder))
-    message = r"(?s)--folds: too few images for 7 folds .*dot: 6 image\(s\), none for .* of fold \d\nLower --folds, add"
+    message = rf"(?s)--folds: too few images for {folds} folds .*dot: 6 image\(s\), none for .* of fold \d+\nLower"
     with pytest.raises(UdcError, match=message):
-        pool.folds(7, 1, SplitShares(), 1)
+        pool.folds(folds, 1, SplitShares(), 1)

@@ -19,7 +19,9 @@ from udc_model.evaluation.figures import FigureCache, draw_figures
 from udc_model.evaluation.model_card import render_card
 from udc_model.evaluation.report import render_report
 from udc_model.evaluation.report_images import sheet_uri, thumbnail_uri
+from udc_model.evaluation.subgroups import read_subgroup_table
 from udc_model.evaluation.tables import read_metrics, read_warnings, write_split
+from udc_model.evaluation.verdict import cost_text
 from udc_model.files import Workspace
 from udc_model.stages.train import training_params
 
@@ -34,7 +36,9 @@ RECORD = {"params": training_params(Params()), "data": {"name": "<b>data", "dige
           "final_metrics": {"epochs": 2}, "hardware": {"device": "cpu"}}  # fmt: skip
 
 
-def evaluated(root, rng, classes, per_class=4, margin=2.0, side=8, with_figures=False, order=None, **options):
+def evaluated(
+    root, rng, classes, per_class=4, margin=2.0, side=8, with_figures=False, order=None, subgroups=None, **options
+):
     """A workspace with an evaluation; `tables.write_split` and the figures are the real ones."""
     workspace, n = Workspace(root), len(classes)
     policy = Policy(classes, (1 - np.eye(n)).tolist(), **options)
@@ -49,7 +53,15 @@ def evaluated(root, rng, classes, per_class=4, margin=2.0, side=8, with_figures=
     logits = (rng.normal(0, 1, (len(labels), n)) + margin * np.eye(n)[labels]).astype(np.float32)
     for name in ("test", "validation"):
         write_split(
-            workspace.evaluation / name, split, logits, policy, EvaluateParams(resamples=100), [], name == "test", order
+            workspace.evaluation / name,
+            split,
+            logits,
+            policy,
+            EvaluateParams(resamples=100),
+            [],
+            name == "test",
+            order,
+            subgroups,
         )
     if with_figures:
         draw_figures(workspace.evaluation / "test", workspace.prepared, FigureCache(root / "cache"))
@@ -269,3 +281,19 @@ def test_the_model_card_says_what_was_measured_and_where_it_fails(tmp_path, rng)
 def test_the_model_card_of_many_classes_is_short(tmp_path, rng):
     classes = [f"class {k}" for k in range(60)]
     assert len(card(evaluated(tmp_path, rng, classes, per_class=2), classes).splitlines()) < 150
+
+
+def test_subgroups_have_a_section_with_what_is_shown(tmp_path, rng):
+    sites = (["<b>north</b>"] * 20 + ["NA"] * 20) * 2
+    workspace = evaluated(tmp_path, rng, ["a", "b"], per_class=40, margin=3.0, subgroups={"site": sites})
+    page = render(workspace, ["a", "b"])
+    assert "<b>north" not in page
+    text = text_of(page)
+    sentence = "No subgroup is shown to differ in cost from the rest (smallest p = "
+    assert text.index(" Subgroups ") < text.index(sentence) < text.index("site NA 40") < text.index("Images by split")
+    table = read_subgroup_table(workspace.evaluation / "test/subgroups.csv").set_index("subgroup")
+    row = table.loc["NA"]
+    assert f"site NA 40 {row['costly_mistakes']} {cost_text(row['mean_cost'])} (" in text
+    assert f"{row['right']:.3f} ({row['right_low']:.3f} to {row['right_high']:.3f})" in text
+    without = render(evaluated(tmp_path / "without", rng, ["a", "b"], subgroups={"site": [""] * 8}), ["a", "b"])
+    assert " Subgroups " not in text_of(without)

@@ -129,15 +129,11 @@ def test_what_cannot_be_run_is_refused_first(project, caplog, arguments, message
     assert not (project / ".udc/cross-validation").exists()
 
 
-def test_a_parameter_that_does_not_fit_a_fold_is_refused_first(project, caplog):
-    text = (project / "params.yaml").read_text()
-    (project / "params.yaml").write_text(text.replace("calibration: temperature", "calibration: nothing"))
-    assert main(["cross-validate"]) == 1
-    floor = "decision: recall_floor\n  recall_floor: {class: bar, floor: 0.95}"
-    text = text.replace("decision: min_expected_cost", floor).replace("\n  recall_floor:\n", "\n")
-    (project / "params.yaml").write_text(text)
-    assert main(["cross-validate", "--folds", "2"]) == 1
-    assert "fold 1 of repeat 1: " in caplog.text
+def test_a_parameter_that_does_not_fit_a_fold_is_refused_first(project):
+    floor = ["evaluate.decision=recall_floor", "evaluate.recall_floor={class: bar, floor: 0.95}"]
+    params = load_params(Path("params.yaml"), floor)
+    with pytest.raises(UdcError, match=r"^fold 1 of repeat 1: .*at least 59 of its images"):
+        cross_validate(params, Workspace(), 2, 1, Procedure(_stop, {}))
     assert not (project / ".udc/cross-validation").exists()
 
 

@@ -121,3 +121,12 @@ def test_report_begins_with_the_result():
     different = Reproduction("1", ["weights: a, was b"]).to_text()
     assert different.startswith("different: run 1 ")
     assert different.endswith("changed since the run:\n  nothing that is recorded\n")
+
+
+@pytest.mark.parametrize("command", [reproduction.reproduce, reproduction.check])
+def test_a_fold_of_a_cross_validation_is_no_run_of_the_pipeline(monkeypatch, command):
+    monkeypatch.setattr(reproduction, "resolve_run", lambda name: _run(fold="2 of repeat 1"))
+    with pytest.raises(
+        UdcError, match=r"^run 1 is fold 2 of repeat 1 of a cross-validation, which no pipeline makes; "
+    ):
+        command("1")

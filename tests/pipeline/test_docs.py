@@ -21,6 +21,7 @@ RUN_BY = {
     "make ui": "test_make_ui_answers",
     "make package": "the script .ci/run",
     "dvc queue start": "test_queued_experiments_on_two_workers_and_sweep_report",
+    "udc cross-validate": "test_a_killed_cross_validation_is_resumed_below_one_run",
     "udc tune": "test_a_killed_study_is_resumed",
     "mlflow run .": "test_mlflow_run_gives_one_run",
     "udc run --name venom": "test_costs_rerun_train_only_if_the_loss_uses_them",

@@ -162,3 +162,30 @@ def test_a_killed_study_is_resumed(by_hand):
     assert parent.info.status == "FINISHED"
     artifacts = {item.path for item in project.client().list_artifacts(parent.info.run_id, "study")}
     assert len([name for name in artifacts if name.endswith(".png")]) == 2  # history and importance
+
+
+def test_a_killed_cross_validation_is_resumed_below_one_run(by_hand):
+    """Killed after its first fold."""
+    project = by_hand
+    project.run("udc", "prepare")
+    project.has_senders = True
+    command = ["udc", "cross-validate", "--folds", "2", "--repeats", "1"]
+    process = project.start(*command)
+    project.wait_for(".udc/cross-validation/*/repeat-1-fold-1/metrics.json", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = project.run(*command)
+    assert "repeat 1, fold 1" not in done.stderr
+    assert "repeat 1, fold 2: mean cost" in done.stderr
+    runs = project.runs()
+    (parent,) = [run for run in runs if run.data.tags["mlflow.source.name"] == "udc cross-validate"]
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["cross_validation.folds"] == "2"
+    assert parent.data.metrics["cross_validation/cost_low"] < parent.data.metrics["cross_validation/cost"]
+    files = {item.path for item in project.client().list_artifacts(parent.info.run_id)}
+    assert {"cross_validation.txt", "folds.csv"} <= files
+    folds = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    evaluated = sorted(run.data.tags["fold"] for run in folds if "test/mean_cost" in run.data.metrics)
+    assert evaluated == ["1 of repeat 1", "2 of repeat 1"]
+    assert len({run.data.params["seed"] for run in folds}) == 2
+    assert not (project.root / "model").exists()

@@ -6,13 +6,17 @@ import pytest
 import yaml
 
 from udc_model.config import Params, validate_params
+from udc_model.config.yaml12 import as_yaml
 from udc_model.data.packed import MANIFEST_COLUMNS
 from udc_model.errors import UdcError
 from udc_model.files import Workspace
 from udc_model.stages.code import LOGITS, STAGES
+from udc_model.stages.prepare import prepare
 from udc_model.stages.resolve import (
+    check_test_split,
     load_evaluation_params,
     load_training_params,
+    main,
     read_calibration_groups,
     resolve,
     write_resolved,
@@ -146,3 +150,22 @@ def test_prepare_depends_on_the_parameters_that_it_reads():
     params = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["prepare"]["params"]
     architectures = [f"model.{kind}.num_channels" for kind in ("resnet", "convnext")]
     assert set(params) == {"seed", "data", *architectures}
+
+
+def test_a_test_split_that_decides_nothing_is_named_before_training(tmp_path, shapes_folder, monkeypatch, caplog):
+    """Three images of each class. Deciding all as bar costs 1 on six: an unseen bar at a cost of 20 outweighs them in
+    (1 + 1/20) ** -6 = 0.75 of the draws, at a cost of 1 in 2 ** -6 = 0.016."""
+    sections = {
+        "data": {"source": "folder", "path": str(shapes_folder), "image_size": 16},
+        "costs": {"preset": "uniform"},
+    }
+    params = validate_params(sections, "test")
+    prepare(params, Workspace(tmp_path))
+    assert check_test_split(params, Workspace(tmp_path)) == []
+    costly = [{"actual": "bar", "predicted": name, "cost": 20} for name in ("dot", "stripe")]
+    params = validate_params(sections | {"costs": {"preset": "uniform", "entries": costly}}, "test")
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(as_yaml(params.model_dump()))
+    main()
+    assert "the test split: 9 images decide nothing: even without a mistake, no model would be shown" in caplog.text
+    assert "to cost less than always bar (95% interval); udc cross-validate uses all images" in caplog.text

@@ -94,9 +94,11 @@ class ImagePool:
         for repeat in range(1, repeats + 1):
             fold_of_image = assign_folds(labels, self.units, folds, [seed, repeat])
             for k in range(folds):
-                fixed = ["test" if each == k else None for each in fold_of_image]
+                is_test = fold_of_image == k
+                fixed = ["test" if each else None for each in is_test]
                 splits = assign_splits(labels, self.units, fixed, shares, seed_of(seed, repeat, k + 1))
-                found.append(Fold(repeat, k + 1, splits))
+                # of an empty fold, the test split would be drawn from the other images
+                found.append(Fold(repeat, k + 1, splits if is_test.any() else np.zeros_like(splits)))
         self._check(found, folds, shares)
         return found
 

@@ -111,8 +111,8 @@ class CrossValidation:
         verdicts = list(self.table["is_cheaper"])
         agreeing = sum(verdict is not None and self.is_cheaper in (None, verdict) for verdict in verdicts)
         size = round(float(self.table["images"].mean()))
-        alone = (f"of {len(verdicts)} test splits of about {size:,} images, {agreeing} show by themselves whether their "
-                 "model costs less")  # fmt: skip
+        alone = (f"of {len(verdicts)} test splits of about {size:,} images, {agreeing} show by themselves whether "
+                 "their model costs less")  # fmt: skip
         is_decided = 2 * agreeing >= len(verdicts)
         return f"{alone.capitalize()}." if is_decided else f"One test split decides nothing: {alone}."
 

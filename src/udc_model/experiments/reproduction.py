@@ -28,7 +28,17 @@ from udc_model.tracking.journal import SENDER, wait_for_senders
 from udc_model.tracking.lookup import artifact, environment, flat_environment
 from udc_model.tracking.provenance import dvc_hash
 from udc_model.tracking.store import repository_root
-from udc_model.tracking.tags import COMMIT, DATA, DIRTY, EVALUATED, EXPERIMENT_NAME, MODEL_SHA256, TRAINED_BY, read_tag
+from udc_model.tracking.tags import (
+    COMMIT,
+    DATA,
+    DIRTY,
+    EVALUATED,
+    EXPERIMENT_NAME,
+    FOLD,
+    MODEL_SHA256,
+    TRAINED_BY,
+    read_tag,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -111,6 +121,9 @@ def check(name: str) -> str:
 @contextmanager
 def _cloned(run: Run) -> Iterator[tuple[Run, Path]]:
     """The run, and a temporary clone with its code, changes and raw data."""
+    if fold := run.data.tags.get(FOLD):
+        raise UdcError(f"run {run.info.run_id} is fold {fold} of a cross-validation, which no pipeline makes; "
+                       "`udc cross-validate` at its commit, with its parameters, runs all folds again")  # fmt: skip
     stage = "evaluate" if f"{COMMIT}.evaluate" in run.data.tags else "train"
     commit = run.data.tags.get(f"{COMMIT}.{stage}")
     if not commit:

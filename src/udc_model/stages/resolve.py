@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from udc_model.config import CostParams, EvaluateParams, LossParams, Params, load_params
 from udc_model.config.limits import check_sizes
 from udc_model.config.yaml12 import as_yaml
 from udc_model.data.dataset_file import read_dataset
 from udc_model.decisions.checks import check_data, group_counts
+from udc_model.decisions.matrix import class_prior, cost_matrix
 from udc_model.errors import UdcError
 from udc_model.files import Workspace, atomic_folder, only_writer
 from udc_model.program import exit_status
@@ -28,6 +31,7 @@ from udc_model.tracking.provenance import absent_from_copies
 logger = logging.getLogger("udc_model.stages.resolve")  # __name__ is __main__ if DVC runs the stage
 
 TRAIN, EVALUATE = "train.yaml", "evaluate.yaml"
+_SMALL = 10_000  # images of a test split that is checked: a larger one decides something
 WITHOUT_EFFECT = ("checkpoint_minutes", "loader_workers")  # of train: they change no bit of the result
 
 
@@ -102,13 +106,44 @@ def read_dataset_info(workspace: Workspace) -> dict[str, Any]:
 
 def read_calibration_groups(workspace: Workspace) -> list[dict[str, int]] | None:
     """Images of each class in each group of the calibration split, from ``manifest.csv``; None if it has no groups."""
+    return group_counts(*_labels_and_groups(workspace, "calibration"))
+
+
+def _labels_and_groups(workspace: Workspace, split: str) -> tuple[list[str], list[str]]:
+    """Class and group of each image of a split, from ``manifest.csv``."""
     path = workspace.prepared / "manifest.csv"
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["split"] == "calibration"]
-        return group_counts([row["label"] for row in rows], [row["group"] for row in rows])
+            rows = [row for row in csv.DictReader(file) if row["split"] == split]
+        return [row["label"] for row in rows], [row["group"] for row in rows]
     except (OSError, ValueError, KeyError, csv.Error) as error:
         raise UdcError(f"{path}: cannot be read ({error!r}); run prepare again (dvc repro -f prepare)") from None
+
+
+def check_test_split(params: Params, workspace: Workspace) -> list[str]:
+    """Why the test split decides nothing, whatever the model, see `too_few_images`; usually nothing."""
+    info = read_dataset_info(workspace)
+    if sum(info["counts"]["test"].values()) > _SMALL:
+        return []
+    from udc_model.data.packed import group_indices  # with pandas and scipy
+    from udc_model.decisions.policy import Policy
+    from udc_model.evaluation.evidence import too_few_images
+
+    classes = list(info["classes"])
+    prior = class_prior(params.costs, classes, [info["counts"]["train"][name] for name in classes])
+    policy = Policy(classes, cost_matrix(params.costs, classes).tolist(), refer=params.costs.refer,
+                    deployment_prior=None if prior is None else prior.tolist())  # fmt: skip
+    labels, groups = _labels_and_groups(workspace, "test")
+    targets = np.array([classes.index(label) for label in labels], dtype=np.intp)
+    weights = policy.weights(targets)
+    return too_few_images(
+        targets,
+        policy.outcome_costs,
+        policy.outcomes,
+        np.ones(len(targets)) if weights is None else weights,
+        group_indices(groups),
+        params.evaluate.confidence,
+    )
 
 
 def resolve_workspace(params: Params, workspace: Workspace) -> ResolvedParams:
@@ -148,6 +183,8 @@ def main() -> None:
     """Run the stage in the current folder."""
     workspace, params = Workspace(), load_params()
     write_resolved(resolve_workspace(params, workspace), workspace)
+    for warning in check_test_split(params, workspace):
+        logger.warning("the test split: %s", warning)
     if params.data.source != "digits" and (absent := absent_from_copies(Path(params.data.path))):
         logger.warning("data.path: queued experiments will lack the images: %s", absent)
 
