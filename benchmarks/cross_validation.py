@@ -85,7 +85,7 @@ def draw(rng: np.random.Generator, n: int, size: int, distance: float) -> tuple[
     """Images (n, FEATURES) and classes (n,); the images of a group have one class and share half of their variance."""
     while True:
         y = (rng.random(n // size) < RARE).astype(np.intp)
-        if y.sum() >= 6 * size:
+        if y.sum() >= 6:
             break
     y = y.repeat(size)
     x = rng.normal(size=(n, FEATURES))

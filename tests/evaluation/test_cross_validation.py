@@ -41,7 +41,8 @@ def test_cost_and_difference_are_means_over_folds_with_the_outer_ends():
     assert result.cost.by_folds == pytest.approx(corrected_t_interval(np.array([1, 0, 2, 0, 1.0]), 0.25, 0.95))
     paid = np.repeat([0.0, 20.0], [96, 4])
     assert result.cost.by_units == pytest.approx(interval_of(mean_draws(paid, np.ones(100), 0.0, 20.0), 0.95), rel=0.05)
-    assert result.cost.low == min(result.cost.by_folds[0], result.cost.by_units[0])
+    assert min(result.cost.by_folds) < 0 == result.cost.low  # no cost is lower than the lowest in the matrix
+    assert min(result.difference.by_folds) < -1.0 == result.difference.low  # always venomous costs at most 1
     assert result.cost.high == max(result.cost.by_folds[1], result.cost.by_units[1])
     assert result.is_cheaper is None
 

@@ -42,3 +42,24 @@ def test_prepare_reads_an_archive_with_a_table_and_deep_images(by_hand):
         original = np.asarray(Image.open(archive.open(rows[0]["path"])))
     eight_bits = Image.fromarray(np.rint(original * (255 / 4095)).astype(np.uint8)).convert("RGB")
     assert np.abs(stored[0].astype(int) - np.asarray(eight_bits.resize((16, 16), Image.Resampling.BICUBIC))).max() <= 1
+
+
+@pytest.mark.pipeline
+def test_other_subgroups_do_not_train_again(by_hand):
+    project, table = by_hand, "evaluation/test/subgroups.csv"
+    project.run("dvc", "repro", "-q")
+    assert not (project.root / table).exists()
+    weights = (project.root / "model/model.safetensors").stat().st_mtime_ns
+    project.set_params(data={"subgroups": ["/(?P<site>g[0-9])_"]})
+    done = project.run("dvc", "repro")
+    stages = [name for name in ("prepare", "resolve", "train", "evaluate") if f"Running stage '{name}'" in done.stdout]
+    assert stages == ["prepare", "resolve", "evaluate"]
+    assert (project.root / "model/model.safetensors").stat().st_mtime_ns == weights
+    with (project.root / table).open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert {row["division"] for row in rows} == {"site"}
+    assert sum(int(row["images"]) for row in rows) == 9
+    costs = [float(row["mean_cost"]) for row in rows]
+    assert costs == sorted(costs, reverse=True)
+    assert "test: no subgroup is shown to differ in cost from the rest (smallest p = " in done.stderr
+    assert "Subgroups</h2>" in (project.root / "evaluation/report.html").read_text(encoding="utf-8")

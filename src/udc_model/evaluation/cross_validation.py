@@ -52,7 +52,7 @@ class FoldDecisions:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over folds, its interval, and the two intervals that this one contains."""
+    """A mean over folds, its interval, and the two intervals that this one contains within the bounds of a mean."""
 
     value: float
     low: float
@@ -159,7 +159,7 @@ def _estimate(
     weights = np.concatenate([fold.weights for fold in folds])
     sums, sizes = sum_by_group(weights * np.concatenate(values), units), sum_by_group(weights, units)
     by_units = interval_of(mean_draws(sums, sizes, *bounds), confidence)
-    low, high = min(by_folds[0], by_units[0]), max(by_folds[1], by_units[1])
+    low, high = max(bounds[0], min(by_folds[0], by_units[0])), min(bounds[1], max(by_folds[1], by_units[1]))
     return Estimate(float(means.mean()), low, high, by_folds, by_units)
 
 
