@@ -3,7 +3,8 @@
     python benchmarks/verdicts.py [--draws 1000] [--output benchmarks/verdicts.csv]
 
 Comparisons: pairs of models that cost the same on average, once exchangeable and once not (B saves 1 often and loses 20
-rarely), and of models of which B makes 30% fewer mistakes. Guarantees: a policy is fitted on a calibration split, with
+rarely), and of models of which B makes 30% fewer mistakes. Subgroups: five sites of unequal size, equal or not, each
+compared with the rest as `evaluate` does. Guarantees: a policy is fitted on a calibration split, with
 calibration and guarantee as `evaluate` does. The split is drawn from 60,000 images in groups of six, with replacement,
 so that these images are the truth.
 Each setting is a row of the output as soon as it is measured; rows that exist are not measured again.
@@ -27,8 +28,17 @@ from udc_model.config import Params
 from udc_model.decisions.policy import Policy, fit_policy
 from udc_model.errors import UdcError
 from udc_model.evaluation.comparison import cost_test
+from udc_model.evaluation.intervals import difference_draws, two_sided_p_value
+from udc_model.evaluation.paired_test import holm
 
 COLUMNS = ("question", "setting", "images", "group", "draws", "share", "allowed", "not_proved")
+SIZES = (12, 20, 30, 60, 120)  # units of each site
+SITES = {  # probabilities of costs 1 and 20 in the third site, and in the others
+    "equal, rare mistakes": ((0.02, 0.002), (0.02, 0.002)),
+    "equal, frequent mistakes": ((0.1, 0.1), (0.1, 0.1)),
+    "equal on average, the third loses rarely": ((0.0, 0.02), (0.4, 0.0)),
+    "the third costs three times as much": ((0.1, 0.3), (0.1, 0.1)),
+}
 CLASSES = ["benign", "melanoma", "carcinoma"]
 MATRIX = np.array([[0.0, 1.0, 1.0], [4.0, 0.0, 2.0], [3.0, 2.0, 0.0]])
 GUARANTEES: dict[str, dict[str, Any]] = {
@@ -51,6 +61,9 @@ def main() -> None:
         for rate in (0.01, 0.20):
             for kind in ("equal, exchangeable", "equal, B loses rarely", "B makes 30% fewer mistakes"):
                 verdicts(table, options.draws, n, rate, kind)
+    for size in (1, 4):
+        for kind in SITES:
+            subgroups(table, options.draws, size, kind)
     for size, n in ((1, 900), (6, 1800)):
         for name in GUARANTEES:
             guarantees(table, options.draws, 2 * n if name == "cost ceiling" else n, size, name)
@@ -74,6 +87,27 @@ def verdicts(table: ResultsTable, draws: int, n: int, rate: float, kind: str) ->
         called += cost.p_value is not None and cost.p_value <= 0.05 and cost.difference != 0
     allowed = "" if "fewer" in kind else f"{binom.ppf(0.99, draws, 0.05) / draws:.3f}"
     table.append(question, setting, n, 1, draws, called / draws, allowed, 0)
+
+
+def subgroups(table: ResultsTable, draws: int, size: int, kind: str) -> None:
+    """Share of test splits in which a site is said to differ from the rest; images of a group cost the same."""
+    question, setting = f"subgroup differs{'' if 'three' in kind else ' (wrongly)'}", f"{kind}, groups of {size}"
+    site, n = np.repeat(np.arange(len(SIZES)), SIZES), sum(SIZES)
+    if table.has(question=question, setting=setting, images=n * size, group=size, draws=draws):
+        return
+    rng, called, probabilities = np.random.default_rng([len(kind), size]), 0, SITES[kind]
+    for _ in tqdm(range(draws), desc=setting, disable=None, leave=False):
+        p = np.where(site[:, None] == 2, probabilities[0], probabilities[1])  # of costs 1 and 20
+        u = rng.random(n)
+        paid = size * np.where(u < p[:, 1], 20.0, np.where(u < p.sum(axis=1), 1.0, 0.0))
+        sizes, is_in = np.full(n, float(size)), site == np.arange(len(SIZES))[:, None]
+        p_values = []
+        for here in is_in:
+            sums, counts = (paid * here, paid * ~here), (sizes * here, sizes * ~here)
+            p_values.append(two_sided_p_value(difference_draws(sums, counts, 0.0, 20.0)))
+        called += min(holm(p_values)) <= 0.05
+    allowed = "" if "three" in kind else f"{binom.ppf(0.99, draws, 0.05) / draws:.3f}"
+    table.append(question, setting, n * size, size, draws, called / draws, allowed, 0)
 
 
 def _table(paid: NDArray[np.float64]) -> pd.DataFrame:

