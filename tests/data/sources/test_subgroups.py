@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
+from udc_model.checksums import read_checksums, write_checksums
 from udc_model.config import DataParams, Params
 from udc_model.data.inspection import inspect
 from udc_model.data.packed import PackedDataset
@@ -96,13 +97,7 @@ def test_damaged_subgroups_are_one_line(tmp_path, shapes_folder, damage):
     (dataset.folder / SUBGROUPS).write_bytes(damage)
     with pytest.raises(UdcError, match=r"subgroups\.csv: differs from its checksum"):
         dataset.subgroups("test")
-    checksums = dataset.folder / "checksums.json"
-    import hashlib
-    import json
-
-    values = json.loads(checksums.read_text())
-    values["sha256"][SUBGROUPS] = hashlib.sha256(damage).hexdigest()
-    checksums.write_text(json.dumps(values))
+    write_checksums(dataset.folder, list(read_checksums(dataset.folder, "").sha256))
     with pytest.raises(UdcError, match=r"subgroups\.csv: is damaged .*dvc checkout"):
         dataset.subgroups("test")
 
