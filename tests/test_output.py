@@ -75,6 +75,14 @@ def _table(stream, written):
     return "".join(written)
 
 
+def test_an_action_has_no_probability(capsys):
+    from udc_model.inference.prediction import write_predictions
+
+    row = {"path": "x.png", "class": "retest", "expected_cost": 0.5, "probabilities": {"a": 0.75, "b": 0.25}}
+    write_predictions([[row]], "table", sys.stdout)
+    assert capsys.readouterr().out.splitlines()[1] == "x.png  retest            -         0.5000"
+
+
 @pytest.mark.parametrize(("form", "text"), [("json", "[]\n"), ("csv", "path,class,expected_cost\n"),
                                             ("table", "path  class  probability  expected cost\n")])  # fmt: skip
 def test_no_rows(form, text, capsys):

@@ -248,3 +248,21 @@ def test_short_names_that_do_not_do(name, message):
 def test_an_unknown_size_names_its_parameter(name, value):
     with pytest.raises(UdcError, match=rf"model\.{name}: no architecture is called '{value}'; there are: resnet-18,"):
         validate_params({"model": {name: value}}, "params.yaml")
+
+
+def test_overrides_of_one_key_of_a_mapping(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("costs: {actions: null, prior: {a: 0.5, b: 0.5}, refer: 2}\n")
+    costs = load_params(path, ["costs.actions.retest=1", "costs.actions.biopsy.a=2", "costs.actions.biopsy.b=3",
+                               "costs.prior.a=0.25"]).costs  # fmt: skip
+    assert costs.actions == {"retest": 1, "biopsy": {"a": 2, "b": 3}}
+    assert costs.prior == {"a": 0.25, "b": 0.5}
+    for override, message in (
+        (
+            "costs.prior.a.x=1",
+            r"^costs\.prior\.a\.x=1: the value there is 0\.5, which has no keys; set all of costs\.prior",
+        ),
+        ("costs.refer.a=1", r"^costs\.refer\.a: no such parameter"),
+    ):
+        with pytest.raises(UdcError, match=message):
+            load_params(path, [override])

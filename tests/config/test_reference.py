@@ -36,6 +36,7 @@ VALUES = {
     "model.weights_exclude": "['*.stages.2.*','classifier.*']", "model.convnext.num_stages": "4",
     "costs.order": "['0','1']", "costs.entries": "[{actual: '3', predicted: '7', cost: 5}]",
     "costs.matrix": "{a: {a: 0, b: 10}, b: {a: 1, b: 0}}", "costs.prior": "{a: 0.9, b: 0.1}",
+    "costs.actions": "{retest: {a: 1, b: 2}, discard: 5}",
     "evaluate.cost_ceiling": "{ceiling: 0.2, confidence: 0.9}",
     "evaluate.recall_floor": "{class: a, floor: 0.9, confidence: 0.95}", "evaluate.recall_of": "[a,b]",
     "evaluate.confidence": "0.9", "model.resnet.hidden_sizes": "[8,16,32]", "model.resnet.depths": "[2,2,2]",

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from udc_model.decisions.actions import with_actions
 from udc_model.decisions.decision import (
     clopper_pearson_bound,
     constant_costs,
@@ -12,7 +13,6 @@ from udc_model.decisions.decision import (
     normalised_cost,
     shift_prior,
 )
-from udc_model.decisions.matrix import with_referral
 
 
 def test_min_expected_cost_equals_the_brute_force_bayes_decision(rng):
@@ -53,12 +53,12 @@ def test_mean_and_normalised_cost():
 def test_referral_follows_chows_rule(rng):
     p, costs = rng.dirichlet(np.ones(3), 500), rng.random((3, 3)) * (1 - np.eye(3)) * 4
     refer = 0.7
-    decided = decide(p, with_referral(costs, refer), "min_expected_cost")
+    decided = decide(p, with_actions(costs, refer, {}), "min_expected_cost")
     for row, k in zip(p, decided, strict=True):
         expected = [sum(row[y] * costs[y, d] for y in range(3)) for d in range(3)]
         assert (k == 3) == (min(expected) > refer)
     assert 0 < (decided == 3).mean() < 1
-    assert (decide(p, with_referral(costs, refer), "argmax") < 3).all()
+    assert (decide(p, with_actions(costs, refer, {}), "argmax") < 3).all()
 
 
 def test_shift_prior_follows_bayes(rng):

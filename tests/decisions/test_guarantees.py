@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import binom, binomtest
 
 from udc_model.config import validate_params
+from udc_model.decisions.actions import with_actions
 from udc_model.decisions.decision import clopper_pearson_bound, decide
 from udc_model.decisions.guarantees import (
     Floor,
@@ -22,7 +23,6 @@ from udc_model.decisions.guarantees import (
     referral_threshold,
     with_surcharges,
 )
-from udc_model.decisions.matrix import with_referral
 from udc_model.decisions.policy import Policy, fit_guarantee, fit_policy
 from udc_model.errors import UdcError
 
@@ -92,7 +92,7 @@ def test_too_few_images_or_groups_are_named():
         UdcError, match=r"at most 0\.2 at confidence 0\.95 needs at least (\d+) images .* has 10: .* 20"
     ):
         check_ceiling(np.ones(10), 0.2, 0.95, 0.0, 20.0, False)
-    with pytest.raises(UdcError, match=r"is 0\.2, but even right decisions cost 0\.5"):
+    with pytest.raises(UdcError, match=r"is 0\.2, but the cheapest decision costs 0\.5"):
         check_ceiling(np.ones(10), 0.2, 0.95, 0.5, 20.0, False)
 
 
@@ -179,14 +179,14 @@ def test_recall_floor_decisions_cost_least_for_their_recall(rng):
 @pytest.mark.parametrize("size", [1, 6])
 def test_cost_ceiling_holds_and_refers_fewer_images(rng, size):
     refer, ceiling, draws = 0.3, 0.36, 40
-    costs = with_referral(COSTS, refer)
+    costs = with_actions(COSTS, refer, {})
     p_all, y_all = _population(rng, 30_000, 6)
     chow = decide(p_all, costs, "min_expected_cost")
     broken, referred = 0, []
     for _ in range(draws):
         sample = _sample(rng, 2400, size)
-        threshold = referral_threshold(sample, COSTS, refer, ceiling, 0.9)
-        decided = decide(p_all, with_referral(COSTS, threshold), "min_expected_cost")
+        threshold = referral_threshold(sample, COSTS, refer, {}, ceiling, 0.9)
+        decided = decide(p_all, with_actions(COSTS, threshold, {}), "min_expected_cost")
         broken += costs[y_all, decided].mean() > ceiling
         referred.append((decided == 3).mean())
     assert broken <= binom.ppf(0.999, draws, 0.1)
@@ -197,10 +197,10 @@ def test_cost_ceiling_that_is_not_reached_is_refused(rng):
     with pytest.raises(
         UdcError, match=r"0\.2 at confidence 0\.95 is not proved: the 1,800 images .* raise the ceiling"
     ):
-        referral_threshold(_sample(rng, 1800), COSTS, 0.3, 0.2, 0.95)
+        referral_threshold(_sample(rng, 1800), COSTS, 0.3, {}, 0.2, 0.95)
     sample = _sample(rng, 600)
     with pytest.raises(UdcError, match=r"is not proved: .* about [\d,]+ images like these would"):
-        referral_threshold(sample, COSTS, 0.3, 0.27, 0.95)
+        referral_threshold(sample, COSTS, 0.3, {}, 0.27, 0.95)
     assert cost_p_value(np.zeros(5), np.ones(5), 4.0, 4.0) == 0  # no image can cost more
 
 

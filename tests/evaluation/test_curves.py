@@ -131,10 +131,11 @@ def test_no_cost_curve_if_mistakes_of_one_class_only_cost(scored):
 
 
 def test_referral_curve_starts_at_the_mean_cost_and_ends_at_the_cost_of_referral(scored):
-    table = referral_curve(scored, 0.4)
+    with_referral = replace(scored, outcome_costs=np.column_stack([scored.outcome_costs, np.full(3, 0.4)]))
+    table = referral_curve(with_referral)
     cost = scored.cost_paid.mean()
     assert table.iloc[0].tolist() == pytest.approx([0, cost, cost])
     assert table["cost_of_decided"].iloc[-1] < cost
     assert table["cost_with_referral"].iloc[-1] == pytest.approx(0.4, abs=0.01)
     assert table["cost_with_referral"].min() < min(cost, 0.4)
-    assert "cost_with_referral" not in referral_curve(scored, None)
+    assert "cost_with_referral" not in referral_curve(scored)

@@ -35,7 +35,7 @@ def test_metrics_of_a_resample_equal_those_of_its_images(rng):
     drawn = np.append(np.arange(3), rng.integers(0, 60, 57))
     counts = np.bincount(drawn, minlength=60)[:, None].astype(float)
     sums = {name: part.table(60).T @ counts for name, part in terms.items()}
-    metrics = metrics_of_sums(SplitSums.of(sums, scored.outcome_costs), RECALLS)
+    metrics = metrics_of_sums(SplitSums.of(sums, scored.outcome_costs), RECALLS, scored.action_names)
     copy = Scored(scored.targets[drawn], scored.decided[drawn], scored.probabilities[drawn], scored.outcome_costs)
     for name, value in split_metrics(copy, 1, RECALLS).items():
         assert metrics[name][0] == pytest.approx(value, rel=1e-9), name

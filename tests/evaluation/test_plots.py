@@ -183,7 +183,7 @@ def test_curves_of_a_real_table_draw(rng, tmp_path, drawn):
     scored = scored_of(3, 1.0, rng)
     policy = Policy(list("abc"), (1 - np.eye(3)).tolist())
     plot_cost_curve(tmp_path / "cost.png", cost_curve(scored, policy))
-    plot_referral(tmp_path / "referral.png", referral_curve(scored, None), None, 0.0)
+    plot_referral(tmp_path / "referral.png", referral_curve(scored), None, 0.0)
     assert len(drawn) == 2
 
 

@@ -151,6 +151,26 @@ def test_referral_is_mentioned_only_where_it_is_available(tmp_path, rng):
     assert "referred to a person" not in without
 
 
+def test_the_report_counts_and_names_actions(tmp_path, rng):
+    classes, actions = ["a", "b", "c"], {"retest": [0.3, 0.2, 0.45], "discard": [0.6, 0.9, 0.05]}
+    workspace = evaluated(tmp_path, rng, classes, per_class=40, margin=1.2, refer=0.35, actions=actions)
+    table = pd.read_csv(workspace.evaluation / "test/predictions.csv")
+    text, counts = text_of(render(workspace, classes)), table["predicted"].value_counts()
+    right = int((table["true"] == table["predicted"]).sum())
+    mistakes = int(counts[classes].sum()) - right
+    assert (f"{right} of 120 test images are decided right; {mistakes} mistakes; {counts['refer']} "
+            f"({counts['refer'] / 120:.1%}) are referred to a person; {counts['retest']} "
+            f"({counts['retest'] / 120:.1%}) are decided retest; {counts['discard']} ") in text  # fmt: skip
+    assert "cost of referral 0.35, other actions: retest, discard" in text
+    assert "action rate/retest" in text
+    assert "Rows are the true class, columns the decision. a b c refer retest discard a 0 1 1 0.35 0.3 0.6 b" in text
+    many = [f"k{i}" for i in range(12)]
+    options = {"actions": {"retest": [0.5] * 11 + [2.0], "discard": [0.7] * 12}}
+    text = text_of(render(evaluated(tmp_path / "many", rng, many, **options), many))
+    assert "The decision retest costs 0.5 to 2. The decision discard costs 0.7." in text
+    assert "referr" not in text
+
+
 def test_recall_by_class_has_its_interval(tmp_path, rng):
     workspace = evaluated(tmp_path, rng, ["a", "b", "c"], per_class=10)
     row = pd.read_csv(workspace.evaluation / "test" / "per_class.csv").iloc[1]

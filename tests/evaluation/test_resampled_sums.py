@@ -14,7 +14,7 @@ from udc_model.evaluation.resampled_sums import ResampledSums
 from udc_model.evaluation.score_sums import SCORE_BINS, ScoreSums
 
 RECALLS = [(0, "a"), (1, "b")]
-KINDS = ("single", "groups", "weights", "referral", "ties", "two classes", "many images")
+KINDS = ("single", "groups", "weights", "referral", "actions", "ties", "two classes", "many images")
 
 
 def _scored(rng, kind):
@@ -25,10 +25,12 @@ def _scored(rng, kind):
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
     costs = rng.random((k, k)) * (1 - np.eye(k))
-    costs = np.column_stack([costs, np.full(k, 0.1)]) if kind == "referral" else costs
+    costs = np.column_stack([costs, np.full(k, 0.1)]) if kind in ("referral", "actions") else costs
+    costs = np.column_stack([costs, np.linspace(0, 0.15, k)]) if kind == "actions" else costs
     weights = rng.random(k)[targets] + 0.2 if kind in ("weights", "referral") else None
     groups = rng.integers(0, 40, n) if kind in ("groups", "referral") else None
-    return Scored(targets, (p @ costs).argmin(axis=1), p, costs, weights, groups)
+    return Scored(targets, (p @ costs).argmin(axis=1), p, costs, weights, groups,
+                  ["refer", "retest"] if kind == "actions" else None)  # fmt: skip
 
 
 def _dense(scored, weights):
@@ -63,9 +65,10 @@ def test_intervals_are_those_of_dense_sums(rng, kind):
     groups = np.arange(n) if scored.groups is None else np.unique(scored.groups, return_inverse=True)[1]
     drawn = resample_weights(groups.max() + 1, 64, np.random.SeedSequence(0).spawn(1)[0], np.float32).astype(float)
     sums, observed = _dense(scored, drawn[groups]), _dense(scored, np.ones((n, 1)))
-    bounds = metric_bounds(sums, metrics_of_sums(sums, RECALLS), drawn[-1], observed, scored, LargestGroup.of(scored),
-                           RECALLS)  # fmt: skip
-    proportions = {"accuracy", "argmax_accuracy", "recall/a", "recall/b", "miss_rate/a", "miss_rate/b", "referral_rate"}
+    values = metrics_of_sums(sums, RECALLS, scored.action_names)
+    bounds = metric_bounds(sums, values, drawn[-1], observed, scored, LargestGroup.of(scored), RECALLS)
+    proportions = {"accuracy", "argmax_accuracy", "recall/a", "recall/b", "miss_rate/a", "miss_rate/b", "referral_rate",
+                   "action_rate/retest"}  # fmt: skip
     is_exact = scored.groups is None and scored.weights is None
     binned = metrics_of_sums(observed)
     for name in bounds.keys() & result.keys() - (proportions if is_exact else set()):

@@ -10,14 +10,16 @@ NAN = float("nan")
 def _verdict(normalised, saved=(0.1, 0.05, 0.2), is_argmax=False):
     metrics = {"mean_cost": (0.0074074, 0.0, 0.0444), "normalised_cost": normalised,
                "constant_mean_cost": (2.4889, 2, 3), "cost_saved": saved}  # fmt: skip
-    return verdict(metrics, 270, 269, 0, "always 4", is_argmax, "95%")
+    return verdict(metrics, 270, 269, {}, "always 4", is_argmax, "95%")
 
 
 @pytest.mark.parametrize(("arguments", "text"), [
-    ((270, 270, 0), "270 of 270 test images are decided right; no mistake"),
-    ((270, 269, 0), "269 of 270 test images are decided right; one mistake"),
-    ((30_000, 27_000, 1_500),
+    ((270, 270, {}), "270 of 270 test images are decided right; no mistake"),
+    ((270, 269, {"refer": 0}), "269 of 270 test images are decided right; one mistake"),
+    ((30_000, 27_000, {"refer": 1_500}),
      "27,000 of 30,000 test images are decided right; 1,500 mistakes; 1,500 (5.0%) are referred to a person"),
+    ((200, 190, {"refer": 0, "biopsy": 9, "retake": 1}),
+     "190 of 200 test images are decided right; no mistake; 9 (4.5%) are decided biopsy; 1 (0.5%) are decided retake"),
 ])  # fmt: skip
 def test_counts(arguments, text):
     assert counts_text(*arguments) == text

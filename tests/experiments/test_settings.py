@@ -46,6 +46,10 @@ def test_class_names_arrive_as_dvc_writes_them(folder, written, name):
         ("train.epochs=0", r"^params\.yaml is not valid:\n  train\.epochs: got 0; allowed: integer above 0$"),
         ("train.eposch=1", r"^train\.eposch: DVC cannot set it in params\.yaml, which may have no such parameter"),
         ("train.epochs=1,2", r"^train\.epochs=1,2: has several values; `udc run --queue -S train\.epochs=1,2` "),
+        (
+            "costs.prior.a=0.5",
+            r"^costs\.prior\.a: DVC cannot set it .*to add a key write \+costs\.prior\.a=…, or set all",
+        ),
         ("train.epochs", r"^train\.epochs: is not name=value in the form that DVC reads; "),
         ("evaluate.recall_of=[é]", r"recall_of=\[é\]: is not name=value in the form .* needs quotes"),
         ("evaluate.recall_of=[a", r"recall_of=\[a: is not name=value in the form "),
@@ -55,6 +59,18 @@ def test_bad_settings_are_one_message_and_change_nothing(folder, setting, messag
     with pytest.raises(UdcError, match=message):
         check_settings([setting])
     assert (folder / "params.yaml").read_text() == TEXT
+
+
+def test_actions_as_dvc_sets_them(folder):
+    (folder / "params.yaml").write_text("costs: {actions: null}\n")
+    assert check_settings(["costs.actions={retest: {3: 1, 8: 2}}"]).costs.actions == {"retest": {"3": 1, "8": 2}}
+    assert check_settings(["+costs.actions.retest=1"]).costs.actions == {"retest": 1}
+    (folder / "params.yaml").write_text("costs:\n  actions:\n    retest:\n      a: 1\n      b: 2\n")
+    assert check_settings(["costs.actions.retest.a=5"]).costs.actions == {"retest": {"a": 5, "b": 2}}
+    with pytest.raises(
+        UdcError, match=r"^params\.yaml is not valid:\n  costs\.actions\.retest\.a: got 'x'; allowed: number"
+    ):
+        check_settings(["costs.actions.retest.a=x"])
 
 
 def test_settings_that_only_dvc_can_read(folder):

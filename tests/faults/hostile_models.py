@@ -69,6 +69,8 @@ _POLICY = {
                     {"method": "isotonic", "parameters": {"x": [[0, 1], [1, 0]], "y": [[0.1, 0.9], [0.1, 0.9]]}},
                     {"method": "isotonic", "parameters": {"x": [[0], []], "y": [[1], []]}}],
     "refer": [float("nan"), float("inf"), "x", [], {}, 1e300],
+    "actions": [None, [], "x", {"x": 1}, {"x": [1]}, {"x": [1, float("nan")]}, {"x": [1, 1e300]}, {"a": [1, 1]},
+                {"": [1, 1]}, {"x\x1b": [1, 1]}, {str(i): [1, 1] for i in range(99)}],
     "training_prior": [[], [1], [0, 0], [-1, 2], [float("nan")] * 2, "x", 5, [None, 1]],
     "deployment_prior": [[0.5], [0, 0], [2, -1], [float("nan")] * 2, "x"],
     "recall_floor": [5, "x", {}, {"class": "z", "floor": 0.5, "confidence": 0.5, "surcharge": 1},

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import AliasChoices, Field, ValidationInfo, field_validator
 
 from udc_model.config.section import ClassName, Section
 
 LARGEST_COST = 1e9  # expected costs stay exact to 1e-7 of a cost of 1
+MOST_ACTIONS = 16
 SHARE_TOLERANCE = 1e-6  # of the sum of costs.prior
 Cost = Annotated[float, Field(ge=-LARGEST_COST, le=LARGEST_COST)]
 
@@ -54,11 +55,28 @@ class CostParams(Section):
     refer: Annotated[float, Field(ge=0, le=LARGEST_COST)] | None = Field(
         None, description="Cost of referring an image to a person; null means that referral is not available."
     )
+    actions: dict[str, Annotated[float, Field(ge=0, le=LARGEST_COST)] | dict[str, Cost]] | None = Field(
+        None,
+        description="Decisions other than a class with their costs by true class, as {retest: {a: 1, b: 2}, discard: "
+        "5}. A number is the cost for every class; a negative cost by class is a gain; of two decisions that cost the "
+        "same, the first one is taken.",
+    )
     prior: dict[str, Annotated[float, Field(gt=0, lt=1)]] | None = Field(
         None,
         description="Class frequencies in deployment, as {a: 0.9, b: 0.1}; classes that are not named share the rest "
         "in proportion to training; null takes those of training.",
     )
+
+    @field_validator("actions")
+    @classmethod
+    def _are_few(
+        cls, actions: dict[str, float | dict[str, float]] | None, info: ValidationInfo
+    ) -> dict[str, float | dict[str, float]] | None:
+        if actions is not None and len(actions) > MOST_ACTIONS:
+            raise ValueError(f"has {len(actions)} actions; at most {MOST_ACTIONS} are possible")
+        if actions is not None and "refer" in actions and info.data.get("refer") is not None:
+            raise ValueError("names refer, which costs.refer is too; remove one of them")
+        return actions
 
     @field_validator("prior")
     @classmethod

@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from udc_model.config.messages import explain
-from udc_model.config.params import Params, full_name
+from udc_model.config.params import Params, full_name, mapping_of
 from udc_model.config.yaml12 import read_yaml
 from udc_model.errors import UdcError
 from udc_model.files import read_bytes
@@ -62,12 +62,17 @@ def _override(raw: Any, override: str) -> None:
         parsed = read_yaml(value)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UdcError(f"{override}: the value is not valid YAML: {error}") from None
-    for section in sections:
+    mapping = mapping_of(full_name(name))
+    for depth, section in enumerate(sections):
         if not isinstance(raw, dict):
-            return
+            break
+        if depth and mapping is not None and raw.get(section) is None:
+            raw[section] = {}
         raw = raw.setdefault(section, {})
     if isinstance(raw, dict):
         raw[key] = parsed
+    elif mapping is not None:
+        raise UdcError(f"{override}: the value there is {raw!r}, which has no keys; set all of {mapping}={{…}}")
 
 
 def validate_params(raw: Any, origin: str) -> Params:

@@ -89,8 +89,16 @@ def _takes_mapping(name: str) -> bool:
     )
 
 
+def mapping_of(name: str) -> str | None:
+    """The parameter with a mapping by class name that a name is below: ``costs.prior`` of ``costs.prior.a``."""
+    parameter = ".".join(name.split(".")[:2])
+    return parameter if parameter != name and _takes_mapping(parameter) else None
+
+
 def full_name(name: str) -> str:
     """The full name of a parameter given by its last part, if only one has it: ``epochs`` is ``train.epochs``.
+
+    A name below a mapping by class name, as ``costs.prior.a``, is returned unchanged.
 
     Raises
     ------
@@ -98,7 +106,7 @@ def full_name(name: str) -> str:
         No parameter has that name, or several do.
     """
     names = parameter_names()
-    if name in names:
+    if name in names or mapping_of(name) is not None:
         return name
     matches = [full for full in names if full.endswith(f".{name}")]
     if len(matches) == 1:

@@ -10,10 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udc_model.config import CostParams, EvaluateParams, Params
+from udc_model.decisions.actions import (
+    REFER,
+    action_costs,
+    action_problems,
+    refer_problems,
+    unusable_name,
+    with_actions,
+)
 from udc_model.decisions.calibration import check_cross_validation
 from udc_model.decisions.guarantees import Floor, check_ceiling, check_floor
 from udc_model.decisions.matrix import (
-    REFER,
     cost_matrix,
     cost_problems,
     guarantee_problems,
@@ -21,12 +28,8 @@ from udc_model.decisions.matrix import (
     no_class,
     prior_problems,
     proof_problems,
-    refer_problems,
-    with_referral,
 )
 from udc_model.errors import UdcError
-
-_LONGEST_NAME = 255  # bytes of a class name, as of a folder
 
 
 def check_classes(params: Params, classes: Sequence[str]) -> None:
@@ -104,19 +107,7 @@ def name_problems(classes: Sequence[str]) -> list[str]:
 
 def _unusable(name: str) -> str | None:
     """Why a class name cannot be used, or None."""
-    try:
-        size = len(name.encode())
-    except UnicodeEncodeError:
-        return "is not valid UTF-8"
-    if name == REFER:
-        return "is the name of the decision to refer an image to a person"
-    if not name.strip():
-        return "is empty"
-    if name != name.strip():
-        return "begins or ends with a space"
-    if any(ord(character) < 32 or character in "\x7f\x85\u2028\u2029" for character in name):
-        return "contains a line break or another control character"
-    return f"has {size} bytes, and {_LONGEST_NAME} are allowed" if size > _LONGEST_NAME else None
+    return "is the name of the decision to refer an image to a person" if name == REFER else unusable_name(name)
 
 
 def _label_problems(params: Params, classes: Sequence[str]) -> list[str]:
@@ -141,7 +132,7 @@ def policy_problems(
     calibration_groups : the same of each group of the calibration split; None if it has no groups.
     """
     problems = cost_problems(costs, classes) or _errors_of([lambda: cost_matrix(costs, list(classes))])
-    problems += prior_problems(costs, classes)
+    problems += [*action_problems(costs, classes), *prior_problems(costs, classes)]
     problems += [f"evaluate.recall_of: {no_class(name, classes)}" for name in evaluate.recall_of if name not in classes]
     twice = [name for name, count in Counter(evaluate.recall_of).items() if count > 1]
     problems += [f"evaluate.recall_of: names the class {name!r} twice" for name in twice]
@@ -199,8 +190,9 @@ def _unproved(
             floor = Floor((), each.floor, each.confidence, " or ".join(each.classes))
             checks.append(partial(check_floor, sizes(each.classes), floor, has_groups))
     limit = evaluate.cost_ceiling
-    if evaluate.decision == "cost_ceiling" and limit is not None and not cost_problems(costs, classes):
-        outcomes = with_referral(cost_matrix(costs, list(classes)), costs.refer)
+    is_fitting = not cost_problems(costs, classes) and not action_problems(costs, classes)
+    if evaluate.decision == "cost_ceiling" and limit is not None and is_fitting:
+        outcomes = with_actions(cost_matrix(costs, list(classes)), costs.refer, action_costs(costs, classes))
         lowest, highest = float(outcomes.min()), float(outcomes.max())
         checks.append(
             lambda: check_ceiling(sizes(classes), limit.ceiling, limit.confidence, lowest, highest, has_groups)

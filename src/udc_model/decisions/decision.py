@@ -29,7 +29,7 @@ def decide(probabilities: Floats, costs: Floats, decision: str) -> NDArray[np.in
     Parameters
     ----------
     probabilities : (N, K) calibrated posteriors.
-    costs : (K, D) cost matrix, rows true; a column beyond K is referral (Chow 1970: refer if every class costs more).
+    costs : (K, D) cost matrix, rows true; columns beyond K are actions (Chow 1970: refer if every class costs more).
     decision : ``min_expected_cost`` is the decision of least expected cost (the Bayes decision), ``argmax`` the most
         probable class. Of ties, the first decision is taken.
     """

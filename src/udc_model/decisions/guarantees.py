@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betainc, logsumexp
 
+from udc_model.decisions.actions import ActionCosts, with_actions
 from udc_model.decisions.decision import decide, expected_costs, with_surcharge
-from udc_model.decisions.matrix import with_referral
 from udc_model.errors import UdcError
 
 Floats = NDArray[np.float64]
@@ -201,29 +201,31 @@ def with_surcharges(costs: Floats, floors: Sequence[Floor], surcharge: float) ->
     return costs
 
 
-def referral_threshold(sample: Sample, class_costs: Floats, refer: float, ceiling: float, confidence: float) -> float:
+def referral_threshold(
+    sample: Sample, class_costs: Floats, refer: float, actions: ActionCosts, ceiling: float, confidence: float
+) -> float:
     """The largest expected cost at which an image is still decided, for which the mean cost is at most ``ceiling``.
 
-    The order begins with the decision of least expected cost, which refers an image if every class costs more than
-    referral, and refers fewer images with each step.
+    The order begins with the decision of least expected cost, which refers an image if all else costs more than
+    referral, and refers fewer images with each step. The other actions keep their costs.
 
     Parameters
     ----------
     class_costs : (K, K), rows true.
-    refer : cost of referral.
+    refer, actions : cost of referral, and costs of the other actions.
 
     Raises
     ------
     UdcError
         The ceiling is not proved for the decision of least expected cost.
     """
-    costs = with_referral(class_costs, refer)
+    costs = with_actions(class_costs, refer, actions)
     highest = float(costs.max())
     sizes = sample.by_group(np.ones(len(sample.targets)))
     check_ceiling(sizes, ceiling, confidence, float(costs.min()), highest, sample.groups is not None)
     proved = None
     for threshold in refer + _THRESHOLDS * max(highest - refer, 0.0):
-        decided = decide(sample.probabilities, with_referral(class_costs, threshold), "min_expected_cost")
+        decided = decide(sample.probabilities, with_actions(class_costs, threshold, actions), "min_expected_cost")
         paid = sample.by_group(costs[sample.targets, decided])
         if cost_p_value(paid, sizes, ceiling, highest) > 1 - confidence + 1e-12:
             if proved is None:
@@ -268,7 +270,7 @@ def check_ceiling(
 ) -> None:
     """Raise :class:`UdcError` if a ceiling could not be proved even if all groups of (G,) sizes cost the lowest."""
     if ceiling <= lowest:
-        raise UdcError(f"evaluate.cost_ceiling.ceiling: is {ceiling:g}, but even right decisions cost {lowest:g}")
+        raise UdcError(f"evaluate.cost_ceiling.ceiling: is {ceiling:g}, but the cheapest decision costs {lowest:g}")
     if len(sizes) and cost_p_value(lowest * sizes, sizes, ceiling, highest) <= 1 - confidence + 1e-12:
         return
     n, units = len(sizes), "groups" if has_groups else "images"

@@ -7,23 +7,44 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from udc_model.decisions.matrix import with_referral
+from udc_model.decisions.actions import ActionCosts, with_actions
 
 
-def lint_costs(costs: NDArray[np.float64], classes: list[str], refer: float | None = None) -> list[str]:
-    """Warnings about a (K, K) cost matrix that is valid but probably unintended, one sentence each."""
-    findings = []
-    outcome_costs = with_referral(costs, refer)
-    if refer is not None and is_never_least(outcome_costs, len(costs)):
-        findings.append(f"costs.refer: at {refer:g}, referral never has the least expected cost; no image is referred")
+def lint_costs(
+    costs: NDArray[np.float64], classes: list[str], refer: float | None = None, actions: ActionCosts | None = None
+) -> list[str]:
+    """Warnings about costs that are valid but probably unintended, one sentence each.
+
+    Parameters
+    ----------
+    costs : (K, K), rows true.
+    refer, actions : cost of referral, and costs of the other actions.
+    """
+    actions = actions or {}
+    outcome_costs = with_actions(costs, refer, actions)
+    findings = _action_findings(outcome_costs, refer, list(actions))
     for k, name in enumerate(classes):
         mistakes = np.delete(costs[k], k)
         if (mistakes == 0).all():
             findings.append(f"costs: mistakes on {name} cost nothing, so its images do not affect the cost")
-        if (costs[:, k] <= 0).all():
+        if (costs[:, k] <= 0).all() and (costs[:, [k]] <= outcome_costs).all():
             findings.append(f"costs: deciding {name} costs nothing for any true class, so it is always the decision")
         elif is_never_least(outcome_costs, k):
             findings.append(f"costs: deciding {name} never has the least expected cost; no image is decided {name}")
+    return findings
+
+
+def _action_findings(outcome_costs: NDArray[np.float64], refer: float | None, names: list[str]) -> list[str]:
+    """Actions that are never or always the decision; the names are those after referral."""
+    k, findings = len(outcome_costs), []
+    if refer is not None and is_never_least(outcome_costs, k):
+        findings.append(f"costs.refer: at {refer:g}, referral never has the least expected cost; no image is referred")
+    for column, name in enumerate(names, outcome_costs.shape[1] - len(names)):
+        if (outcome_costs[:, [column]] < np.delete(outcome_costs, column, axis=1)).all():
+            findings.append(f"costs.actions: {name} costs less than any other decision for each true class, so it is "
+                            "always the decision; is a sign wrong?")  # fmt: skip
+        elif is_never_least(outcome_costs, column):
+            findings.append(f"costs.actions: {name} never has the least expected cost, so it is never the decision")
     return findings
 
 

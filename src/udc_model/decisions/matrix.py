@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from udc_model.config import LARGEST_COST, SHARE_TOLERANCE, CostParams, EvaluateParams
 from udc_model.errors import UdcError
 
-REFER = "refer"  # the decision to refer an image to a person
 _MAX_LISTED = 20  # classes in a message
 
 
@@ -73,11 +72,11 @@ def cost_problems(params: CostParams, classes: Sequence[str]) -> list[str]:
         shape = " + ".join(str(len(row)) for row in params.matrix)
         problems.append(f"costs.matrix: needs {len(classes)} rows of {len(classes)} numbers, has rows of {shape}")
     if isinstance(params.matrix, dict):
-        problems += _key_problems("costs.matrix", params.matrix, classes)
+        problems += key_problems("costs.matrix", params.matrix, classes)
         for true, row in params.matrix.items():
-            problems += _key_problems(f"costs.matrix.{true}", row, classes)
+            problems += key_problems(f"costs.matrix.{true}", row, classes)
     if params.order is not None:
-        problems += _key_problems("costs.order", params.order, classes)
+        problems += key_problems("costs.order", params.order, classes)
         if len(params.order) != len(set(params.order)):
             problems.append("costs.order: names a class twice")
     unordered = [name for name in classes if not _is_number(name)]
@@ -132,13 +131,6 @@ def proof_problems(evaluate: EvaluateParams) -> list[str]:
             f"{evaluate.decision} cannot be proved on the same images; set temperature or none"]  # fmt: skip
 
 
-def refer_problems(params: CostParams, classes: Sequence[str]) -> list[str]:
-    """That a class has the name of the decision to refer an image, if referral is available."""
-    if params.refer is None or REFER not in classes:
-        return []
-    return [f"costs.refer: not available for data with a class called {REFER!r}; rename the class"]
-
-
 def no_class(name: str, classes: Sequence[str]) -> str:
     """That the data lacks a class, and one of a similar name that it has."""
     similar = {each.casefold().strip(): each for each in classes}
@@ -152,7 +144,8 @@ def list_classes(classes: Sequence[str]) -> str:
     return ", ".join(name if name.isprintable() else repr(name) for name in classes[:_MAX_LISTED]) + more
 
 
-def _key_problems(parameter: str, names: Collection[str], classes: Sequence[str]) -> list[str]:
+def key_problems(parameter: str, names: Collection[str], classes: Sequence[str]) -> list[str]:
+    """Why the names in a parameter are not those of all classes, one sentence each."""
     problems = [f"{parameter}: {no_class(name, classes)}" for name in dict.fromkeys(names) if name not in set(classes)]
     missing = [name for name in classes if name not in set(names)]
     if not missing:
@@ -174,11 +167,6 @@ def _ordinal_values(params: CostParams, classes: list[str]) -> NDArray[np.float6
     if params.order is not None:
         return np.array([params.order.index(name) for name in classes], dtype=float)
     return np.array([float(name) for name in classes])
-
-
-def with_referral(costs: NDArray[np.float64], refer: float | None) -> NDArray[np.float64]:
-    """The costs of all decisions, (K, D): a cost matrix (K, K) and, if referral is available, its column."""
-    return costs if refer is None else np.column_stack([costs, np.full(len(costs), refer)])
 
 
 def display_order(params: CostParams, classes: Sequence[str]) -> list[int] | None:

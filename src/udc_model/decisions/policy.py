@@ -14,18 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udc_model.config import CostParams, EvaluateParams
+from udc_model.decisions.actions import REFER, action_costs, action_problems, refer_problems, with_actions
 from udc_model.decisions.calibration import Calibration, fit_calibration
 from udc_model.decisions.decision import decide, expected_costs, shift_prior
 from udc_model.decisions.guarantees import Floor, Sample, recall_surcharge, referral_threshold, with_surcharges
 from udc_model.decisions.matrix import (
-    REFER,
     class_prior,
     cost_matrix,
     guarantee_problems,
     list_classes,
     proof_problems,
-    refer_problems,
-    with_referral,
 )
 from udc_model.decisions.stored_policy import PARAMETERS, PolicyRecord, check_parameters
 from udc_model.errors import UdcError
@@ -75,6 +73,7 @@ class Policy:
         referred.
     flip_averaging : whether the logits are means over an image and its mirror image.
     model_sha256 : digest of the weights whose logits the policy was fitted on; None if it is not recorded.
+    actions : costs, (K,) by true class, of each further decision that is no class, by name.
     """
 
     classes: list[str]
@@ -88,11 +87,13 @@ class Policy:
     flip_averaging: bool = False
     model_sha256: str | None = None
     cost_ceiling: dict[str, float] | None = None
+    actions: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def costs_digest(self) -> str:
         """Digest of what makes the mean costs of two results comparable: classes, costs, class frequencies."""
-        return short_digest([self.classes, self.class_costs, self.refer, self.deployment_prior])
+        actions = [self.actions] if self.actions else []  # without any, the digest of earlier versions
+        return short_digest([self.classes, self.class_costs, self.refer, self.deployment_prior, *actions])
 
     @classmethod
     def load(cls, path: Path, max_bytes: int = MAX_JSON) -> Policy:
@@ -118,18 +119,26 @@ class Policy:
         return cls(**fields | {"calibration": Calibration(method, parameters.model_dump())})
 
     def to_json(self) -> str:
-        """The contents of ``policy.json``."""
-        return json_text(vars(self) | {"calibration": vars(self.calibration)}) + "\n"
+        """The contents of ``policy.json``; without actions, the same as in earlier versions."""
+        values = vars(self) | {"calibration": vars(self.calibration)}
+        if not self.actions:
+            del values["actions"]
+        return json_text(values) + "\n"
 
     @property
     def outcomes(self) -> list[str]:
-        """All possible decisions: the classes, then ``refer`` if referral is available."""
-        return self.classes if self.refer is None else [*self.classes, REFER]
+        """All possible decisions: the classes, then the actions."""
+        return [*self.classes, *self.action_names]
+
+    @property
+    def action_names(self) -> list[str]:
+        """The decisions that are no class: ``refer`` if ``costs.refer`` is set, then those of ``costs.actions``."""
+        return [*([] if self.refer is None else [REFER]), *self.actions]
 
     @property
     def outcome_costs(self) -> Floats:
-        """Cost of each outcome, (K, D): ``class_costs`` with a column for referral if it is available."""
-        return with_referral(np.array(self.class_costs), self.refer)
+        """Cost of each outcome, (K, D): ``class_costs``, then a column for each action."""
+        return with_actions(np.array(self.class_costs), self.refer, self.actions)
 
     def weights(self, targets: NDArray[np.integer]) -> Floats | None:
         """Weight of each of (N,) samples, mean 1, that gives the classes the frequencies of deployment."""
@@ -156,7 +165,7 @@ class Policy:
         if self.decision == "argmax":
             return -np.eye(len(self.classes))
         if self.cost_ceiling is not None:
-            return with_referral(np.array(self.class_costs), self.cost_ceiling["threshold"])
+            return with_actions(np.array(self.class_costs), self.cost_ceiling["threshold"], self.actions)
         if self.recall_floor is not None:
             return with_surcharges(self.outcome_costs, self._floors, self._stated_floors[0]["surcharge"])
         return self.outcome_costs
@@ -238,8 +247,8 @@ def fit_policy(
     if evaluate.calibration != "none" and not len(targets):
         raise UdcError(f"evaluate.calibration: {evaluate.calibration} needs images, but the calibration split is "
                        "empty; raise data.splits.calibration or set evaluate.calibration: none")  # fmt: skip
-    if problems := refer_problems(costs, classes):
-        raise UdcError(problems[0])
+    if problems := [*refer_problems(costs, classes), *action_problems(costs, classes)]:
+        raise UdcError("\n".join(problems))
     if calibration is None:
         calibration = fit_calibration(evaluate.calibration, logits.astype(np.float64), targets, groups)
         if calibration.parameters.get("temperature") == 1.0:
@@ -256,6 +265,7 @@ def fit_policy(
         (np.array(training_counts) / sum(training_counts)).tolist(),
         None if deployment is None else deployment.tolist(),
         flip_averaging=evaluate.flip_averaging,
+        actions=action_costs(costs, classes),
     )
     return _with_guarantee(policy, evaluate, costs, logits, targets, groups)
 
@@ -307,8 +317,8 @@ def fit_guarantee(
         if policy.refer is None:
             raise UdcError("evaluate.cost_ceiling: needs costs.refer, the cost of referring an image to a person")
         limit = policy.cost_ceiling
-        threshold = referral_threshold(sample, np.array(policy.class_costs), policy.refer, limit["ceiling"],
-                                       limit["confidence"])  # fmt: skip
+        threshold = referral_threshold(sample, np.array(policy.class_costs), policy.refer, policy.actions,
+                                       limit["ceiling"], limit["confidence"])  # fmt: skip
         return replace(policy, cost_ceiling=limit | {"threshold": threshold})
     return policy
 

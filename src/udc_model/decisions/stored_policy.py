@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from udc_model.config import MOST_ACTIONS
+from udc_model.decisions.actions import REFER, unusable_name
 from udc_model.records import Record
 
 _MAX_CLASSES = 2**16
@@ -93,6 +95,7 @@ class PolicyRecord(Record):
     flip_averaging: bool = False
     cost_ceiling: CostCeilingRecord | None = None
     model_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    actions: dict[_Name, list[_Cost]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _fits_the_classes(self) -> PolicyRecord:
@@ -115,7 +118,17 @@ class PolicyRecord(Record):
                 raise ValueError(f"{guarantee}: is set exactly if decision is {guarantee}")
         if self.cost_ceiling is not None and self.refer is None:
             raise ValueError("refer: must be a number if decision is cost_ceiling")
+        self._check_actions(k)
         return self
+
+    def _check_actions(self, k: int) -> None:
+        if len(self.actions) > MOST_ACTIONS:
+            raise ValueError(f"actions: has {len(self.actions)} actions; at most {MOST_ACTIONS} are possible")
+        taken = {*self.classes, *([] if self.refer is None else [REFER])}
+        for name, costs in self.actions.items():
+            if reason := "is the name of another decision" if name in taken else unusable_name(name):
+                raise ValueError(f"actions: the name {name[:80]!r} {reason}")
+            _check_lengths(f"actions.{name[:80]}", costs, k)
 
 
 def check_parameters(parameters: Any, k: int) -> None:

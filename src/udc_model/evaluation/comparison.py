@@ -13,7 +13,6 @@ from scipy.special import ndtri
 from scipy.stats import binomtest
 
 from udc_model.data.packed import group_indices
-from udc_model.decisions.matrix import REFER
 from udc_model.errors import UdcError
 from udc_model.evaluation.evidence import few_mistakes
 from udc_model.evaluation.intervals import interval_of, mean_draws, sum_by_group, two_sided_p_value
@@ -138,7 +137,7 @@ def compare_predictions(
 ) -> Comparison:
     """Compare two predictions tables of the same images, paired by image; intervals and tests use groups as units.
 
-    Accuracy is the share of all images that are decided right; a referred image is not. McNemar's (1947) exact test
+    Accuracy is the share of all images that are decided right; one with an action is not. McNemar's (1947) exact test
     compares the error rates.
 
     The p-value of the cost is the larger one of two. `paired_test` assumes nothing about the costs, but that chance
@@ -169,7 +168,7 @@ def compare_predictions(
     if outcome_costs is not None and (paid_a != paid_b).any():
         class_costs = outcome_costs[:, : len(outcome_costs)]
         for side, table, right, paid in (("A", a, right_a, paid_a), ("B", b, right_b, paid_b)):
-            is_mistake = ~right & (table["predicted"] != REFER).to_numpy()
+            is_mistake = ~right & table["predicted"].isin(set(a["true"])).to_numpy()  # not an action
             found = few_mistakes(paid, is_mistake, class_costs, weights, groups, confidence)
             warnings += [f"{side} has {warning}" for warning in found]
     return Comparison(

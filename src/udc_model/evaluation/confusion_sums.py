@@ -17,14 +17,15 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ConfusionSums:
-    """Sums over the cells of B confusion matrices (K, D), rows true; column K is referral.
+    """Sums over the cells of B confusion matrices (K, D), rows true; columns from K on are actions.
 
     Parameters
     ----------
     weight, cost : (B,) sum of all cells, and of the cells times their costs.
     true : (K, B) sum of each row.
-    true_decided, decided, right : (K, B) sum of each row, of each column and the diagonal, without the referred images.
-    referred : (B,) sum of the column of referral.
+    true_decided, decided, right : (K, B) sum of each row, of each column and the diagonal, of the images that are
+        decided as a class.
+    actions : (D - K, B) sum of the column of each action.
     constant_cost : (D, B) cost if all images had the same decision.
     """
 
@@ -34,7 +35,7 @@ class ConfusionSums:
     true_decided: Floats
     decided: Floats
     right: Floats
-    referred: Floats
+    actions: Floats
     constant_cost: Floats
 
     @classmethod
@@ -49,7 +50,7 @@ class ConfusionSums:
             true_decided=classes.sum(axis=1),
             decided=classes.sum(axis=0),
             right=np.einsum("kkb->kb", classes),
-            referred=cells[:, k:].sum(axis=(0, 1)),
+            actions=_rows([cells[:, j : j + 1].sum(axis=(0, 1)) for j in range(k, cells.shape[1])], cells.shape[2]),
             constant_cost=np.einsum("kd,kb->db", outcome_costs, true),
         )
 
@@ -72,13 +73,18 @@ class ConfusionSums:
             true_decided=by(row, is_decided) if d > k else true,
             decided=by(column, is_decided),
             right=by(row, row == column),
-            referred=cells[~is_decided].sum(axis=0),
+            actions=_rows([cells[column == j].sum(axis=0) for j in range(k, d)], cells.shape[1]),
             constant_cost=outcome_costs.T @ true,
         )
 
 
+def _rows(rows: list[Floats], width: int) -> Floats:
+    """Rows (width,) as one array, which may have none."""
+    return np.array(rows).reshape(-1, width)
+
+
 def agreement_metrics(sums: ConfusionSums) -> dict[str, Floats]:
-    """Metrics (B,) of the images that are not referred; NaN where no image is decided."""
+    """Metrics (B,) of the images that are decided as a class; NaN where none is."""
     true, decided, right = sums.true_decided, sums.decided, sums.right
     total, correct = true.sum(axis=0), right.sum(axis=0)
     by_chance = (true * decided).sum(axis=0)

@@ -176,7 +176,7 @@ def plot_referral(path: Path, table: pd.DataFrame, refer: float | None, rate: fl
 
     Parameters
     ----------
-    refer : cost of referring an image; None if referral is not available.
+    refer : cost of referring an image; None if it depends on the class, or referral is not available.
     rate : referral rate of the policy.
     """
     rates, cost = table["referral_rate"].to_numpy(), table["cost_of_decided"].to_numpy()
@@ -194,9 +194,10 @@ def plot_referral(path: Path, table: pd.DataFrame, refer: float | None, rate: fl
         zero = f", 0 from {rates[is_free.argmax()]:.1%} on" if is_free.any() else ""
         axes.plot(rates, cost, "-", label=f"mean cost of images not referred{zero}")
         shown = cost[rates <= end]
-        if refer is not None:
+        if "cost_with_referral" in table:
             total = table["cost_with_referral"].to_numpy()
-            axes.plot(rates, total, "--", label=f"mean cost of all images, cost of referral {refer:g}")
+            of_referral = "by class" if refer is None else f"{refer:g}"
+            axes.plot(rates, total, "--", label=f"mean cost of all images, cost of referral {of_referral}")
             axes.axvline(rate, color=NEUTRAL, linestyle=":", label=f"policy: {rate:.1%} referred")
             shown = np.append(shown, total[rates <= end])
         axes.set(xlabel="referral rate", ylabel="mean cost per image", title=heading, xlim=(0, end),

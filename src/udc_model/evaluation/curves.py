@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from udc_model.decisions.actions import REFER
 from udc_model.decisions.decision import expected_costs, shift_prior
 from udc_model.decisions.policy import Policy
 from udc_model.evaluation.intervals import by_group, resample, share_interval
@@ -224,22 +225,19 @@ def _decisions_by_odds(scored: Scored, ratio: Floats, ratio_of_k: float, k: int)
     return decide
 
 
-def referral_curve(scored: Scored, refer: float | None) -> pd.DataFrame:
-    """Cost if the images of largest expected cost are referred, by referral rate.
-
-    Parameters
-    ----------
-    refer : cost of referring an image; None if referral is not available.
+def referral_curve(scored: Scored) -> pd.DataFrame:
+    """Cost if the images of largest expected cost are referred, by referral rate, and the others decided otherwise.
 
     Returns
     -------
     Columns ``referral_rate``, ``cost_of_decided`` (mean cost of the images that are not referred) and, if referral is
     available, ``cost_with_referral`` (mean cost of all images).
     """
-    k = scored.num_classes
+    names = [*[None] * scored.num_classes, *scored.action_names]
+    others = scored.outcome_costs[:, [name != REFER for name in names]]
     weights = scored.image_weights
-    expected = expected_costs(scored.probabilities, scored.outcome_costs[:, :k])
-    cost = scored.outcome_costs[scored.targets, expected.argmin(axis=1)]
+    expected = expected_costs(scored.probabilities, others)
+    cost = others[scored.targets, expected.argmin(axis=1)]
     order = np.argsort(-expected.min(axis=1), kind="stable")
     # cost and weight of the images that are decided if the first n are referred
     decided_cost = np.append((weights * cost)[order][::-1].cumsum()[::-1], 0.0)
@@ -247,6 +245,9 @@ def referral_curve(scored: Scored, refer: float | None) -> pd.DataFrame:
     n = np.unique(np.round(np.linspace(0, len(order) - 1, 201)).astype(int))
     total = decided_weight[0]
     table = {"referral_rate": 1 - decided_weight[n] / total, "cost_of_decided": decided_cost[n] / decided_weight[n]}
-    if refer is not None:
-        table["cost_with_referral"] = (decided_cost[n] + (total - decided_weight[n]) * refer) / total
+    if REFER in names:
+        refer = scored.outcome_costs[:, names.index(REFER)]
+        # what referral of a class costs more than that of the first class is summed for itself: 0 if all cost the same
+        more = np.append(0.0, (weights * (refer - refer[0])[scored.targets])[order].cumsum())
+        table["cost_with_referral"] = (decided_cost[n] + (total - decided_weight[n]) * refer[0] + more[n]) / total
     return pd.DataFrame(table)

@@ -176,7 +176,7 @@ def metric_intervals(
 
     def statistic(values: Floats, unseen: Floats) -> dict[str, Floats]:
         of_resamples = sums.split_sums(values)
-        metrics = metrics_of_sums(of_resamples, recall_of)
+        metrics = metrics_of_sums(of_resamples, recall_of, scored.action_names)
         bounds = metric_bounds(of_resamples, metrics, unseen, observed, scored, largest, recall_of)
         noise = gap_noise(of_resamples, observed, unseen * largest.images)
         return {name: np.column_stack(ends) for name, ends in bounds.items()} | {"gap_noise": noise}
@@ -195,7 +195,8 @@ def metric_intervals(
         shift = value - float(binned[name][0]) if name in ("roc_auc", "average_precision") else 0.0
         intervals[name] = (low + shift, high + shift) if shift == 0 else (max(0.0, low + shift), min(1.0, high + shift))
     if scored.groups is None and scored.weights is None:
-        for name, (hits, size) in proportions(observed, len(scored.targets), recall_of).items():
+        hits_by_name = proportions(observed, len(scored.targets), recall_of, scored.action_names)
+        for name, (hits, size) in hits_by_name.items():
             if name in intervals:
                 intervals[name] = proportion_interval(hits, size, confidence)
     return intervals

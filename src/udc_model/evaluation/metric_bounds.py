@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from udc_model.decisions.actions import REFER
 from udc_model.evaluation.confusion_sums import ConfusionSums
-from udc_model.evaluation.metrics import Scored, SplitSums, miss_rate_metric, recall_metric
+from udc_model.evaluation.metrics import Scored, SplitSums, miss_rate_metric, rate_metric, recall_metric
 
 Floats = NDArray[np.float64]
 Bounds = dict[str, tuple[Floats, Floats]]  # (B,) each
@@ -82,7 +83,8 @@ def _means(scored: Scored) -> dict[str, tuple[float, float]]:
         "argmax_mean_cost": (float(of_classes.min()), float(of_classes.max())),
         "cost_saved": (float((of_classes.min(axis=1) - high).min()), float((of_classes.max(axis=1) - low).max())),
         "argmax_accuracy": (0.0, 1.0),
-        "referral_rate": (0.0, float(costs.shape[1] > k)),
+        rate_metric(REFER): (0.0, 0.0),
+        **{rate_metric(name): (0.0, 1.0) for name in scored.action_names},
         "log_loss": (0.0, -np.log(scored.least_probability)),
         "brier_score": (0.0, 2.0),
     }
@@ -124,7 +126,7 @@ def _cost_ratio_bounds(cells: ConfusionSums, extra: Floats, observed: ConfusionS
 def _agreement_bounds(
     cells: ConfusionSums, values: Mapping[str, Floats], unseen: Floats, largest: LargestGroup
 ) -> Bounds:
-    """Bounds of the metrics of the images that are not referred."""
+    """Bounds of the metrics of the images that are decided as a class."""
     true, decided = cells.true_decided, cells.decided
     total = true.sum(axis=0)
     share = _divide(unseen * largest.images, total)
@@ -159,16 +161,16 @@ def gap_noise(sums: SplitSums, observed: SplitSums, unseen: Floats) -> Floats:
 
 
 def proportions(
-    observed: SplitSums, num_images: int, recall_of: Sequence[tuple[int, str]]
+    observed: SplitSums, num_images: int, recall_of: Sequence[tuple[int, str]], actions: Sequence[str]
 ) -> dict[str, tuple[int, int]]:
-    """Hits and images of each metric that is a proportion of images of weight 1."""
+    """Hits and images of each metric that is a proportion of images of weight 1; ``actions`` are all names."""
     cells = observed.decided
     counts = {
         "accuracy": (cells.right.sum(), cells.decided.sum()),
         "argmax_accuracy": (observed.argmax.right.sum(), num_images),
     }
-    if len(cells.constant_cost) > len(cells.true):  # referral is available
-        counts["referral_rate"] = cells.referred.sum(), num_images
+    for j, name in enumerate(actions):
+        counts[rate_metric(name)] = cells.actions[j].sum(), num_images
     for y, name in recall_of:
         counts[recall_metric(name)] = cells.right[y, 0], cells.true[y, 0]
         counts[miss_rate_metric(name)] = cells.true_decided[y, 0] - cells.right[y, 0], cells.true[y, 0]

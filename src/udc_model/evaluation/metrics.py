@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from udc_model.decisions.actions import REFER
 from udc_model.evaluation.confusion_sums import ConfusionSums, agreement_metrics, cost_metrics, divide
 
 Floats = NDArray[np.float64]
@@ -26,6 +27,7 @@ Metrics = dict[str, float | None]
 
 # In the name of a metric. A class . or .. would be a folder in MLflow's view of it.
 _NOT_IN_METRICS = re.compile(r"[^\w .\-]|^\.{1,2}\Z")
+ACTION_RATE = "action_rate/"
 _LONGEST_CLASS = 200  # characters in the name of a metric
 _MAX_PAIRWISE = 100  # sums of a term that are computed pairwise
 
@@ -37,11 +39,12 @@ class Scored:
     Parameters
     ----------
     targets : (N,) true class indices; every class must be among them.
-    decided : (N,) columns of ``outcome_costs``; K is referral.
+    decided : (N,) columns of ``outcome_costs``; those from K on are actions.
     probabilities : (N, K) calibrated posteriors.
-    outcome_costs : (K, D), rows true, D = K, or K + 1 with referral.
+    outcome_costs : (K, D), rows true.
     weights : (N,) weight of each image; None if all are 1.
     groups : (N,) group indices; None if each image is its own group.
+    actions : names of the D - K actions; None if there is none but referral.
     """
 
     targets: Indices
@@ -50,6 +53,18 @@ class Scored:
     outcome_costs: Floats
     weights: Floats | None = None
     groups: Indices | None = None
+    actions: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.action_names) != self.outcome_costs.shape[1] - self.num_classes:
+            raise ValueError("actions: must have a name for each column of outcome_costs after those of the classes")
+
+    @property
+    def action_names(self) -> list[str]:
+        """The names of the actions, in the order of their columns."""
+        if self.actions is None:
+            return [REFER] * (self.outcome_costs.shape[1] > self.num_classes)
+        return list(self.actions)
 
     @property
     def num_classes(self) -> int:
@@ -166,10 +181,11 @@ def split_metrics(scored: Scored, ece_bins: int, recall_of: Sequence[tuple[int, 
 
     Returns
     -------
-    Of the images that are not referred: ``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``cohen_kappa``,
+    Of the images that are decided as a class: ``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``cohen_kappa``,
     ``matthews_correlation``. Of all images: ``mean_cost``, ``normalised_cost`` (divided by ``constant_mean_cost``, the
     mean cost of the best constant decision; None if that is 0), ``argmax_accuracy``, ``argmax_mean_cost``,
-    ``cost_saved`` (mean cost of argmax minus mean cost), ``referral_rate``. Of named classes: `recall_metric` (share
+    ``cost_saved`` (mean cost of argmax minus mean cost), ``referral_rate``, and the rate of each other action
+    (`rate_metric`: share of images for which it is the decision). Of named classes: `recall_metric` (share
     decided as the class), `miss_rate_metric` (share decided as another class). Of the probabilities: ``log_loss``
     (nats), ``brier_score`` (0 to 2), ``roc_auc`` and ``average_precision`` (one class against the rest, mean over
     classes), and ``expected_calibration_error`` (mean gap between confidence and accuracy over bins; Naeini 2015, Nixon
@@ -177,7 +193,7 @@ def split_metrics(scored: Scored, ece_bins: int, recall_of: Sequence[tuple[int, 
     """
     sums = {name: terms.total()[:, None] for name, terms in metric_terms(scored, ece_bins).items()}
     sums["scores"] = scored.score_sums.reshape(-1, 1)
-    metrics = metrics_of_sums(SplitSums.of(sums, scored.outcome_costs), recall_of)
+    metrics = metrics_of_sums(SplitSums.of(sums, scored.outcome_costs), recall_of, scored.action_names)
     return {name: float(value[0]) if np.isfinite(value[0]) else None for name, value in metrics.items()}
 
 
@@ -214,8 +230,15 @@ class SplitSums:
         )
 
 
-def metrics_of_sums(sums: SplitSums, recall_of: Sequence[tuple[int, str]] = ()) -> dict[str, Floats]:
-    """The metrics (B,) that `split_metrics` describes, of B sets of sums; NaN where a metric is undefined."""
+def metrics_of_sums(
+    sums: SplitSums, recall_of: Sequence[tuple[int, str]] = (), actions: Sequence[str] = ()
+) -> dict[str, Floats]:
+    """The metrics (B,) that `split_metrics` describes, of B sets of sums; NaN where a metric is undefined.
+
+    Parameters
+    ----------
+    actions : names of the actions whose rates are reported, the first ones of the columns; referral's is in any case.
+    """
     weight = sums.argmax.weight
     costs, argmax_mean_cost = cost_metrics(sums.decided), sums.argmax.cost / weight
     auc, average_precision = sums.areas
@@ -225,7 +248,8 @@ def metrics_of_sums(sums: SplitSums, recall_of: Sequence[tuple[int, str]] = ()) 
         "argmax_accuracy": sums.argmax.right.sum(axis=0) / weight,
         "argmax_mean_cost": argmax_mean_cost,
         "cost_saved": argmax_mean_cost - costs["mean_cost"],
-        "referral_rate": sums.decided.referred / weight,
+        rate_metric(REFER): np.zeros_like(weight),
+        **{rate_metric(name): sums.decided.actions[j] / weight for j, name in enumerate(actions)},
         **_class_metrics(sums.decided, recall_of),
         "log_loss": sums.log_loss / weight,
         "brier_score": sums.brier_score / weight,
@@ -233,6 +257,11 @@ def metrics_of_sums(sums: SplitSums, recall_of: Sequence[tuple[int, str]] = ()) 
         "average_precision": average_precision.mean(axis=0),
         "expected_calibration_error": sum(np.abs(sums.calibration_gap)) / weight,
     }
+
+
+def rate_metric(action: str) -> str:
+    """The name of the rate of an action among the metrics."""
+    return "referral_rate" if action == REFER else f"{ACTION_RATE}{escape_class(action)}"
 
 
 def recall_metric(name: str) -> str:

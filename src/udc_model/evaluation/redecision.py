@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from udc_model.config import CostEntry, CostParams, EvaluateParams
 from udc_model.data.packed import group_indices
+from udc_model.decisions.actions import REFER, action_costs
 from udc_model.decisions.calibration import Calibration
 from udc_model.decisions.checks import group_counts
 from udc_model.decisions.matrix import list_classes, no_class
@@ -21,7 +22,14 @@ from udc_model.decisions.policy import POLICY_FILE, Policy, fit_guarantee, fit_p
 from udc_model.errors import UdcError
 from udc_model.evaluation.evidence import warnings_of
 from udc_model.evaluation.intervals import metric_intervals
-from udc_model.evaluation.metrics import Scored, miss_rate_metric, recall_metric, split_metrics
+from udc_model.evaluation.metrics import (
+    ACTION_RATE,
+    Scored,
+    miss_rate_metric,
+    rate_metric,
+    recall_metric,
+    split_metrics,
+)
 from udc_model.evaluation.tables import (
     baselines_table,
     confusion,
@@ -92,8 +100,9 @@ class StoredEvaluation:
         groups = group_indices(list(self.predictions["group"]))
         weights = policy.weights(targets)
         return policy, Scored(
-            targets, decisions.decided, decisions.probabilities, policy.outcome_costs, weights, groups
-        )
+            targets, decisions.decided, decisions.probabilities, policy.outcome_costs, weights, groups,
+            policy.action_names,
+        )  # fmt: skip
 
 
 def decided_by(policy: Policy, predictions: pd.DataFrame) -> pd.DataFrame:
@@ -103,7 +112,7 @@ def decided_by(policy: Policy, predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def under_costs_of(costs: Policy, policy: Policy, calibration: pd.DataFrame | None) -> Policy:
-    """A policy with its own calibration and decision, and the costs, referral and class frequencies of another.
+    """A policy with its own calibration and decision, and the costs, actions and class frequencies of another.
 
     Parameters
     ----------
@@ -116,7 +125,8 @@ def under_costs_of(costs: Policy, policy: Policy, calibration: pd.DataFrame | No
     """
     if costs.classes != policy.classes:
         raise UdcError(f"the results have other classes: {', '.join(costs.classes)}; {', '.join(policy.classes)}")
-    new = replace(policy, class_costs=costs.class_costs, refer=costs.refer, deployment_prior=costs.deployment_prior)
+    new = replace(policy, class_costs=costs.class_costs, refer=costs.refer, actions=costs.actions,
+                  deployment_prior=costs.deployment_prior)  # fmt: skip
     if calibration is None:
         return new
     logits, targets = logits_of(calibration, policy.classes), _targets(calibration, policy.classes)
@@ -161,30 +171,38 @@ class Sweep:
 
         Returns
         -------
-        One row per value (``cost`` of the cell, mean costs, accuracy, referral rate, recall and miss rate of each
+        One row per value (``cost`` of the cell, mean costs, accuracy, rate of each action, recall and miss rate of each
         class, ``images`` in the cell), and the confusion matrix at each (``cost``, ``true``, ``decided``, ``images``).
         """
+        classes = stored.policy.classes
         for key, name in (("true", self.true), ("predicted", self.predicted)):
-            if name not in stored.policy.classes:
-                classes = stored.policy.classes
+            if name not in classes and (key == "true" or name not in (costs.actions or {})):
                 raise UdcError(
                     f"--sweep {key}={name}: {no_class(name, classes)}; its classes are {list_classes(classes)}"
                 )
         rows, cells = [], []
         calibration = stored.decide(evaluate, costs)[0].calibration  # the costs do not change it
         for cost in self.values:
-            entry = CostEntry(true=self.true, predicted=self.predicted, cost=cost)
-            policy, scored = stored.decide(
-                evaluate, costs.model_copy(update={"entries": [*costs.entries, entry]}), calibration
-            )
+            policy, scored = stored.decide(evaluate, self._with_cost(costs, classes, cost), calibration)
             metrics = split_metrics(scored, evaluate.ece_bins, list(enumerate(policy.classes)))
             counts, _ = confusion(scored)
-            columns = [*_SWEEP_METRICS, *(name for name in metrics if name.startswith(("recall/", "miss_rate/")))]
+            columns = [
+                *_SWEEP_METRICS,
+                *(name for name in metrics if name.startswith((ACTION_RATE, "recall/", "miss_rate/"))),
+            ]
             images = int(counts[policy.classes.index(self.true), policy.outcomes.index(self.predicted)])
             rows.append({"cost": cost} | {name: metrics[name] for name in columns} | {"images": images})
             for i, j in zip(*np.nonzero(counts), strict=True):
                 cells.append((cost, policy.classes[i], policy.outcomes[j], int(counts[i, j])))
         return pd.DataFrame(rows), pd.DataFrame(cells, columns=["cost", "true", "decided", "images"])
+
+    def _with_cost(self, costs: CostParams, classes: list[str], cost: float) -> CostParams:
+        """The costs with another one in the cell."""
+        if self.predicted in classes:
+            entry = CostEntry(true=self.true, predicted=self.predicted, cost=cost)
+            return costs.model_copy(update={"entries": [*costs.entries, entry]})
+        by_class = dict(zip(classes, action_costs(costs, classes)[self.predicted], strict=True)) | {self.true: cost}
+        return costs.model_copy(update={"actions": {**(costs.actions or {}), self.predicted: by_class}})
 
 
 def decision_report(
@@ -216,7 +234,8 @@ def decision_report(
         "",
         baselines_table(scored, policy.outcomes, policy.decision).round(4).to_string(index=False, na_rep="-"),
         "",
-        f"referral rate {metrics['referral_rate']:.4f}",
+        *(f"{'referral' if name == REFER else name} rate {metrics[rate_metric(name)]:.4f}"
+          for name in dict.fromkeys((REFER, *policy.action_names))),
         *(f"{name}: recall {with_interval(recall_metric(name))}, miss rate {with_interval(miss_rate_metric(name))}"
           for name in (policy.classes if order is None else [policy.classes[k] for k in order])),
         *(f"note: {warning}" for warning in warnings_of(scored, policy.outcomes, evaluate.confidence)),
@@ -236,7 +255,8 @@ def write_sweep(
 ) -> tuple[str, list[Path]]:
     """Run a sweep and write its table, plot and confusion matrices; returns the table as text and the files."""
     table, cells = sweep.run(stored, evaluate, costs)
-    recalls = list(dict.fromkeys(recall_metric(name) for name in (sweep.true, sweep.predicted)))
+    shown_classes = dict.fromkeys(name for name in (sweep.true, sweep.predicted) if name in stored.policy.classes)
+    recalls = [recall_metric(name) for name in shown_classes]
     name = f"{sweep.true} as {sweep.predicted}"
     panels = [
         ("Cost", ["mean_cost", "argmax_mean_cost", "constant_mean_cost"]),

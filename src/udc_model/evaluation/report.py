@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from numpy.typing import NDArray
 
 from udc_model.data.stored_images import StoredImages
+from udc_model.decisions.actions import REFER
 from udc_model.decisions.policy import Policy
 from udc_model.evaluation.report_images import png_uri, sheet_uri, thumbnail_uri
 from udc_model.evaluation.subgroups import SUBGROUPS, read_sentences, read_subgroup_table
@@ -137,7 +138,7 @@ def _ordered_costs(classes: Sequence[str], outcomes: Sequence[str], policy: Poli
 def _metrics(folder: Path, policy: Policy) -> dict[str, tuple[float, float, float]]:
     """Value and interval of each metric; without the referral rate where referral is not available."""
     table = pd.read_csv(folder / "metrics.csv").set_index("metric")[["value", "low", "high"]]
-    if policy.refer is None:
+    if REFER not in policy.action_names:
         table = table.drop(index="referral_rate")
     values = table.to_numpy(dtype=float).tolist()
     return {str(name): (value, low, high) for name, (value, low, high) in zip(table.index, values, strict=True)}
@@ -147,8 +148,9 @@ def _verdict(
     counts: NDArray[np.int64], policy: Policy, test: Mapping[str, tuple[float, float, float]], constant: str, level: str
 ) -> Verdict:
     k = len(policy.classes)
-    right, referred = int(np.trace(counts[:, :k])), int(counts[:, k:].sum())
-    return verdict(test, int(counts.sum()), right, referred, constant, policy.decision == "argmax", level)
+    right, actions = int(np.trace(counts[:, :k])), dict(zip(policy.action_names, map(int, counts[:, k:].sum(axis=0)),
+                                                             strict=True))  # fmt: skip
+    return verdict(test, int(counts.sum()), right, actions, constant, policy.decision == "argmax", level)
 
 
 def _mistakes(folder: Path, images: StoredImages | NDArray[np.uint8]) -> list[dict[str, Any]]:
@@ -228,8 +230,16 @@ def _costliest_cells(policy: Policy) -> tuple[str, list[tuple[str, str, float]]]
         text += f" The {len(order)} costliest of the others:"
     elif len(order):
         text += " The others:"
+    text = " ".join([*(_action_cost(policy, name) for name in policy.action_names), text])
     cells = zip(*np.unravel_index(order, costs.shape), strict=True)
     return text, [(policy.classes[i], policy.classes[j], float(costs[i, j])) for i, j in cells]
+
+
+def _action_cost(policy: Policy, name: str) -> str:
+    """What an action costs, as a sentence."""
+    costs = policy.outcome_costs[:, policy.outcomes.index(name)]
+    amount = f"{costs.min():g}" if costs.min() == costs.max() else f"{costs.min():g} to {costs.max():g}"
+    return f"The decision {name} costs {amount}."
 
 
 def write_report(evaluation: Path, **contents: Any) -> None:

@@ -143,7 +143,7 @@ def write_split(
     """
     decisions = write_predictions(folder, split, logits, policy)
     scored = Scored(split.labels, decisions.decided, decisions.probabilities, policy.outcome_costs,
-                    policy.weights(split.labels), group_indices(split.groups))  # fmt: skip
+                    policy.weights(split.labels), group_indices(split.groups), policy.action_names)  # fmt: skip
     metrics = split_metrics(scored, evaluate.ece_bins, recall_of)
     intervals = metric_intervals(scored, metrics, evaluate.ece_bins, recall_of, evaluate.resamples, evaluate.confidence)
     write_csv(metrics_table(metrics, intervals), folder / "metrics.csv")
@@ -231,7 +231,7 @@ def read_metrics(path: Path) -> dict[str, float | None]:
 
 
 def per_class_table(targets: Indices, decided: Indices, classes: list[str]) -> pd.DataFrame:
-    """Precision, recall, F1 and support of each class; a referred image counts against recall."""
+    """Precision, recall, F1 and support of each class; an image decided as no class counts against recall."""
     k = len(classes)
     hits = np.bincount(targets[targets == decided], minlength=k)
     support, decisions = np.bincount(targets, minlength=k), np.bincount(decided, minlength=k)[:k]
@@ -350,7 +350,7 @@ def write_curves(
         write_csv(table, folder / f"{name}.csv")
     before = Calibration().probabilities(logits)
     write_csv(reliability(scored, before, evaluate.ece_bins, evaluate.confidence), folder / "reliability.csv")
-    write_csv(referral_curve(scored, policy.refer), folder / "referral.csv")
+    write_csv(referral_curve(scored), folder / "referral.csv")
     curve = cost_curve(scored, policy)
     if curve is not None:
         write_csv(curve, folder / "cost_curve.csv")

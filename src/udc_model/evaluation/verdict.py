@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from udc_model.decisions.actions import REFER
+
 Interval = tuple[float, float, float]  # value, low, high; NaN where undefined
 
 UNIT = "per image, in the unit of the cost matrix"
@@ -19,7 +21,7 @@ class Verdict:
     is_useful : True if the decisions are shown to cost less than the best constant decision, False if they are shown to
         cost more, None if neither is shown.
     warning : what makes the result worthless; empty if it is useful.
-    counts : how many images are decided right, wrong, and referred.
+    counts : how many images are decided right and wrong, and of each action.
     cost : mean cost with interval, against the best constant decision.
     comparisons : against the best constant decision and against argmax.
     """
@@ -38,23 +40,28 @@ def cost_text(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def counts_text(images: int, right: int, referred: int) -> str:
-    """How many images are decided right, wrong, and referred, as a sentence without its full stop."""
-    mistakes = images - right - referred
+def counts_text(images: int, right: int, actions: Mapping[str, int]) -> str:
+    """How many images are decided right and wrong, and of each action, as a sentence without its full stop."""
+    mistakes = images - right - sum(actions.values())
     wrong = {0: "no mistake", 1: "one mistake"}.get(mistakes, f"{mistakes:,} mistakes")
-    text = f"{right:,} of {images:,} test images are decided right; {wrong}"
-    return f"{text}; {referred:,} ({referred / images:.1%}) are referred to a person" if referred else text
+    parts = [f"{right:,} of {images:,} test images are decided right", wrong]
+    for name, count in actions.items():
+        if count:
+            what = "are referred to a person" if name == REFER else f"are decided {name}"
+            parts.append(f"{count:,} ({count / images:.1%}) {what}")
+    return "; ".join(parts)
 
 
 def verdict(
-    metrics: Mapping[str, Interval], images: int, right: int, referred: int, constant: str, is_argmax: bool, level: str
-) -> Verdict:
+    metrics: Mapping[str, Interval], images: int, right: int, actions: Mapping[str, int], constant: str,
+    is_argmax: bool, level: str,
+) -> Verdict:  # fmt: skip
     """The verdict on the decisions of the test split.
 
     Parameters
     ----------
     metrics : of the split, with ``mean_cost``, ``normalised_cost``, ``constant_mean_cost`` and ``cost_saved``.
-    images, right, referred : number of images, of those decided right and of those referred to a person.
+    images, right, actions : number of images, of those decided right, and of those decided as each action.
     constant : name of the best constant decision, as "always 4".
     is_argmax : whether the policy decides by argmax.
     level : of the intervals, as "95%".
@@ -71,12 +78,14 @@ def verdict(
         is_useful, warning = False, f"Worse than {constant}, the best decision without a model: do not use this model."
     elif ratio_low == ratio_low:
         warning = f"Not shown to be better than {constant}, the best decision without a model: do not rely on it."
+    elif metrics["constant_mean_cost"][0] < 0:
+        warning = f"Not shown to be better than {constant}, which has a gain, so that no ratio of costs shows it."
     else:
         warning = f"{constant.capitalize()} costs nothing, so these costs need no model."
     comparisons = [first] if is_useful else []
     if not is_argmax:
         comparisons.append(_against_argmax(*metrics["cost_saved"], level))
-    return Verdict(is_useful, warning, counts_text(images, right, referred), sentence, tuple(comparisons))
+    return Verdict(is_useful, warning, counts_text(images, right, actions), sentence, tuple(comparisons))
 
 
 def _against_argmax(saved: float, low: float, high: float, level: str) -> str:

@@ -24,7 +24,7 @@ def compare(a: str, b: str, split: str, costs: str | None = None) -> Comparison:
 
     Parameters
     ----------
-    costs : name of the result whose costs, referral and class frequencies decide both again; None compares the stored
+    costs : name of the result whose costs, actions and class frequencies decide both again; None compares the stored
         decisions.
 
     Raises
@@ -49,7 +49,7 @@ def compare(a: str, b: str, split: str, costs: str | None = None) -> Comparison:
 def cost_difference(a: Policy | None, b: Policy | None) -> str | None:
     """The first difference between the costs of two policies on the same classes; None if there is none or no policy.
 
-    A referral that only one of them has is no difference: both state what the same decisions cost.
+    An action that only one of them has is no difference: both state what the same decisions cost.
     """
     if a is None or b is None or a.classes != b.classes:
         return None
@@ -58,6 +58,10 @@ def cost_difference(a: Policy | None, b: Policy | None) -> str | None:
                 f"{b.class_costs[i][j]:g}")  # fmt: skip
     if a.refer is not None and b.refer is not None and not np.isclose(a.refer, b.refer):
         return f"referring an image costs {a.refer:g} and {b.refer:g}"
+    for name in (name for name in a.action_names if name in b.action_names):
+        of_a, of_b = (policy.outcome_costs[:, policy.outcomes.index(name)] for policy in (a, b))
+        for i in np.flatnonzero(~np.isclose(of_a, of_b)):
+            return f"{a.classes[i]} decided as {name} costs {of_a[i]:g} and {of_b[i]:g}"
     if (a.deployment_prior is None) != (b.deployment_prior is None) or not np.allclose(
         a.deployment_prior or 0.0, b.deployment_prior or 0.0
     ):
@@ -136,9 +140,10 @@ def _swept_value(run: RecordedRun, swept: str) -> float | None:
             policy = fetch_policy(lambda file: artifact(run.run_id, f"evaluation/{file}", Path(scratch)))
         except UdcError:
             return None
-    if fields["true"] not in policy.classes or fields["predicted"] not in policy.classes:
+    if fields["true"] not in policy.classes or fields["predicted"] not in policy.outcomes:
         return None
-    return policy.class_costs[policy.classes.index(fields["true"])][policy.classes.index(fields["predicted"])]
+    cell = policy.classes.index(fields["true"]), policy.outcomes.index(fields["predicted"])
+    return float(policy.outcome_costs[cell])
 
 
 def _test_metrics(run: RecordedRun) -> pd.DataFrame:

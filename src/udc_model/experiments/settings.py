@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from udc_model.config import Params, full_name, load_params
+from udc_model.config import Params, full_name, load_params, mapping_of
 from udc_model.errors import UdcError
 from udc_model.experiments.values import flat_values
 
@@ -96,7 +96,9 @@ def _apply(setting: str, copy: Path, params_file: Path) -> None:
 
 
 def _advice(name: str) -> str:
-    """What to do about a parameter that DVC cannot set: it has another name, or the file lacks it."""
+    """What to do about a parameter that DVC cannot set: it has another name, or the file lacks it or its key."""
+    if (mapping := mapping_of(name)) is not None:
+        return f"; to add a key write +{name}=…, or set all of {mapping}={{…}}"
     try:
         full_name(name)
     except UdcError as error:

@@ -79,7 +79,7 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
     )  # fmt: skip
     weights = sha256_of(workspace.model / "model.safetensors")
     policy = replace(policy, model_sha256=weights)
-    findings = lint_costs(np.array(policy.class_costs), policy.classes, policy.refer)
+    findings = lint_costs(np.array(policy.class_costs), policy.classes, policy.refer, policy.actions)
     for finding in findings:
         logger.warning("%s", finding)
 

@@ -12,7 +12,7 @@ import udc_model
 from udc_model.config import Params, with_json_mappings
 from udc_model.decisions.policy import POLICY_FILE, Policy
 from udc_model.evaluation.intervals import Intervals
-from udc_model.evaluation.metrics import Metrics, recall_metric
+from udc_model.evaluation.metrics import Metrics, rate_metric, recall_metric
 from udc_model.evaluation.model_card import MODEL_CARD
 from udc_model.evaluation.report import render_report
 from udc_model.files import Workspace
@@ -37,7 +37,8 @@ TABLE = "metrics_with_intervals.json"
 # Metrics of validation among those of the run; the table has the others.
 _VALIDATION = ("mean_cost", "normalised_cost", "accuracy", "balanced_accuracy", "macro_f1", "log_loss")
 _DECISIVE = ("test/mean_cost", "test/normalised_cost", "test/constant_mean_cost", "test/accuracy")  # first on the page
-_MOST_RECALLS = 4  # classes of `evaluate.recall_of` among the metrics of the run, which should not exceed 40
+# Classes of `evaluate.recall_of`, and actions, among the metrics of the run, which should not exceed 40.
+_MOST_RECALLS, _MOST_RATES = 4, 3
 
 SHOWN = ("confusion_matrix", "confusion_cost", "reliability", "cost_curve")  # figures by which runs are compared
 # What loading and running the served model imports.
@@ -68,9 +69,10 @@ def log_scores(run: StageRun, params: Params, policy: Policy, scores: Scores, me
     sections = params.model_dump(include={"costs", "evaluate"})
     run.log_params(with_json_mappings(sections))
     run.log_params(digests(policy, params.evaluate))
-    recalls = [recall_metric(name) for name in params.evaluate.recall_of[:_MOST_RECALLS]]
+    of_names = [*map(recall_metric, params.evaluate.recall_of[:_MOST_RECALLS]),
+                *map(rate_metric, list(policy.actions)[:_MOST_RATES])]  # fmt: skip
     metrics = {f"test/{name}": value for name, value in scores["test"][0].items()
-               if "/" not in name or name in recalls}  # fmt: skip
+               if "/" not in name or name in of_names}  # fmt: skip
     metrics |= {f"validation/{name}": scores["validation"][0][name] for name in _VALIDATION}
     run.log_metrics({name: metrics[name] for name in dict.fromkeys((*_DECISIVE, *metrics))})
     rows = [(name, split, value, *intervals.get(name, (None, None)))

@@ -15,7 +15,7 @@ import yaml
 from udc_model.config import CostParams, EvaluateParams, validate_params
 from udc_model.config.presets import PRESETS
 from udc_model.config.yaml12 import read_yaml
-from udc_model.decisions.matrix import REFER
+from udc_model.decisions.actions import REFER
 from udc_model.decisions.policy import Policy, short_digest
 from udc_model.errors import UdcError
 from udc_model.evaluation.intervals import Intervals
