@@ -21,13 +21,13 @@ COSTS = "costs.entries=[{actual: bar, predicted: dot, cost: 20}]"
 
 @pytest.fixture(scope="module")
 def shapes(new_project, tmp_path_factory):
-    """A small evaluated project on image files, with groups, referral and the recall of a class."""
+    """A small evaluated project on image files, with groups, referral, an action and the recall of a class."""
     from PIL import Image
 
     project = new_project(
         data={"source": "folder", "path": "data/raw/shapes", "image_size": 16, "group": "^(g[0-9]+)_"},
         train={"epochs": 2},
-        costs={"preset": "uniform", "refer": 0.4},
+        costs={"preset": "uniform", "refer": 0.4, "actions": {"retest": {"bar": 0.3, "dot": 0.5, "stripe": 0.6}}},
         evaluate={"recall_of": ["bar"], "resamples": 200},
     )
     rng = np.random.default_rng(0)
@@ -74,9 +74,12 @@ def test_evaluate_predict_and_the_served_model_decide_equally(shapes):
     assert [row["class"] for row in predicted] == served["class"].tolist() == table["predicted"].tolist()
     for costs in ([float(row["expected_cost"]) for row in predicted], served["expected_cost"].tolist()):
         assert costs == pytest.approx(table["expected_cost"].tolist(), abs=1e-5)
-    assert "refer" in set(table["predicted"])
-    text = shapes.udc("predict", str(files[list(table["predicted"]).index("refer")])).stdout
-    assert re.search(r"refer +- +0\.4000", text)
+    assert {"refer", "retest"} <= set(table["predicted"])
+    assert set(table.loc[(table["true"] == "dot") & (table["predicted"] == "retest"), "cost_paid"]) <= {0.5}
+    text = shapes.udc(
+        "predict", *(str(files[list(table["predicted"]).index(name)]) for name in ("refer", "retest"))
+    ).stdout
+    assert re.search(r"refer +- +0\.4000\n.*retest +- +0\.3", text)
 
 
 def test_metrics_intervals_figures_and_the_report_are_logged(shapes):
@@ -85,7 +88,7 @@ def test_metrics_intervals_figures_and_the_report_are_logged(shapes):
     client = shapes.client()
     logged = json.loads(Path(client.download_artifacts(run.info.run_id, "metrics_with_intervals.json")).read_text())
     table = pd.DataFrame(logged["data"], columns=logged["columns"]).set_index(["split", "metric"])
-    for name in ("mean_cost", "cost_saved", "recall/bar", "referral_rate", "roc_auc"):
+    for name in ("mean_cost", "cost_saved", "recall/bar", "referral_rate", "action_rate/retest", "roc_auc"):
         assert run.data.metrics[f"test/{name}"] == pytest.approx(metrics[name])
         value, low, high = table.loc[("test", name)]
         assert low <= value <= high

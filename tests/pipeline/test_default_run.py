@@ -111,6 +111,13 @@ def test_decide_and_compare_as_in_the_readme(demo):
     assert not cautious.startswith("0 of ")
     demo.udc("decide", "--sweep", "true=9,predicted=3,values=0:20:2")
     assert len((demo.root / "sweeps/cost_of_9_as_3.csv").read_text().splitlines()) == 12
+    with_actions = demo.udc("decide", "-S", "costs.actions={retake: 0.3, biopsy: 0.6}", "--out", "with-actions").stdout
+    assert "always retake" in with_actions
+    assert "\nretake rate 0.0" in with_actions
+    assert "biopsy rate 0.0000\n" in with_actions  # costs more than retake, whatever the class
+    demo.udc("decide", "-S", "costs.actions={retake: 0.3}", "-S", "costs.actions.biopsy=0.6", "--sweep",
+             "true=9,predicted=biopsy,values=0:2:0.5")  # fmt: skip
+    assert len((demo.root / "sweeps/cost_of_9_as_biopsy.csv").read_text().splitlines()) == 6
     assert "per image, 95% interval" in demo.udc("compare", ".", "cautious").stdout
 
 

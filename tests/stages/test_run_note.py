@@ -64,6 +64,17 @@ def test_costs_that_differ_are_not_compared(baseline):
     assert "under the same costs" not in changes.to_markdown()
 
 
+@pytest.mark.parametrize(("setting", "value"), [
+    ("costs.actions={retest: {a: 1, b: 2}, discard: 5}", '{"retest": {"a": 1.0, "b": 2.0}, "discard": 5.0}'),
+    ("costs.prior={a: 0.5}", '{"a": 0.5}'),
+])  # fmt: skip
+def test_a_mapping_by_class_name_is_one_change_of_the_costs(baseline, setting, value):
+    changes = changes_since_baseline(_recorded(setting), baseline)
+    assert changes.params == {setting.partition("=")[0]: (None, value)}
+    assert changes.mean_cost is None
+    assert f"`{setting.partition('=')[0]}` null → **{value[:30]}" in changes.to_markdown()
+
+
 def test_an_architecture_is_one_change_and_code_is_named(baseline):
     Path("train.py").write_text("1\n")
     _git("add", "train.py")

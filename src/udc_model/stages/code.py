@@ -12,7 +12,13 @@ import udc_model
 
 STAGES = {
     "prepare": ("data", "stages/prepare.py"),
-    "resolve": ("decisions/checks.py", "decisions/guarantees.py", "decisions/matrix.py", "stages/resolve.py"),
+    "resolve": (
+        "decisions/actions.py",
+        "decisions/checks.py",
+        "decisions/guarantees.py",
+        "decisions/matrix.py",
+        "stages/resolve.py",
+    ),
     "train": (
         "config/presets.py",
         "data/augmentation.py",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,8 @@ TABLE = "metrics_with_intervals.json"
 # Metrics of validation among those of the run; the table has the others.
 _VALIDATION = ("mean_cost", "normalised_cost", "accuracy", "balanced_accuracy", "macro_f1", "log_loss")
 _DECISIVE = ("test/mean_cost", "test/normalised_cost", "test/constant_mean_cost", "test/accuracy")  # first on the page
-# Classes of `evaluate.recall_of`, and actions, among the metrics of the run, which should not exceed 40.
-_MOST_RECALLS, _MOST_RATES = 4, 3
+# Rates of actions, and these with recalls of classes, among the metrics of the run, which should not exceed 40.
+_MOST_RATES, _MOST_BY_NAME = 2, 4
 
 SHOWN = ("confusion_matrix", "confusion_cost", "reliability", "cost_curve")  # figures by which runs are compared
 # What loading and running the served model imports.
@@ -69,10 +70,10 @@ def log_scores(run: StageRun, params: Params, policy: Policy, scores: Scores, me
     sections = params.model_dump(include={"costs", "evaluate"})
     run.log_params(with_json_mappings(sections))
     run.log_params(digests(policy, params.evaluate))
-    of_names = [*map(recall_metric, params.evaluate.recall_of[:_MOST_RECALLS]),
-                *map(rate_metric, list(policy.actions)[:_MOST_RATES])]  # fmt: skip
+    rates, recalls = map(rate_metric, policy.actions), map(recall_metric, params.evaluate.recall_of)
+    by_name = [*islice(rates, _MOST_RATES), *recalls][:_MOST_BY_NAME]
     metrics = {f"test/{name}": value for name, value in scores["test"][0].items()
-               if "/" not in name or name in of_names}  # fmt: skip
+               if "/" not in name or name in by_name}  # fmt: skip
     metrics |= {f"validation/{name}": scores["validation"][0][name] for name in _VALIDATION}
     run.log_metrics({name: metrics[name] for name in dict.fromkeys((*_DECISIVE, *metrics))})
     rows = [(name, split, value, *intervals.get(name, (None, None)))

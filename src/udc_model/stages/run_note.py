@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from udc_model.config import CostParams, EvaluateParams, validate_params
+from udc_model.config import CostParams, EvaluateParams, validate_params, with_json_mappings
 from udc_model.config.presets import PRESETS
 from udc_model.config.yaml12 import read_yaml
 from udc_model.decisions.actions import REFER
@@ -78,7 +78,8 @@ class Changes:
 
 def recorded_params(training: Mapping[str, Any], costs: CostParams, evaluate: EvaluateParams) -> dict[str, Any]:
     """All parameters of a run by dotted name: those of the training run, and costs and policy of its decisions."""
-    return flatten({**training, "costs": costs.model_dump(), "evaluate": evaluate.model_dump()})
+    sections = {**training, "costs": costs.model_dump(), "evaluate": evaluate.model_dump()}
+    return flatten(with_json_mappings(sections))
 
 
 def changes_since_baseline(params: Mapping[str, Any], revision: str) -> Changes:
