@@ -183,7 +183,7 @@ def bca_of_metrics(scored: Scored, point: Metrics, seed: int, resamples: int = 4
 
     def metrics(sums: Floats) -> dict[str, Floats]:
         by_name = dict(zip(terms, np.split(sums, ends), strict=True))
-        return metrics_of_sums(SplitSums.of(by_name, scored.outcome_costs), RECALL_OF)
+        return metrics_of_sums(SplitSums.of(by_name, scored.outcome_costs), RECALL_OF, scored.action_names)
 
     n = features.shape[0]
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples).T

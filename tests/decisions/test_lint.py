@@ -41,6 +41,10 @@ def test_lint_findings_name_the_class(costs, expected):
         assert finding.startswith(start)
 
 
+def test_a_decision_that_only_gains_or_costs_nothing_is_not_always_taken():
+    assert lint_costs(np.array([[-5.0, 3.0], [0.0, -2.0]]), ["a", "b"]) == []
+
+
 def test_lint_agrees_with_random_posteriors():
     rng = np.random.default_rng(0)
     posteriors = rng.dirichlet(np.ones(3) * 0.5, size=20_000)

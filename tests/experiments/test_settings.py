@@ -48,7 +48,7 @@ def test_class_names_arrive_as_dvc_writes_them(folder, written, name):
         ("train.epochs=1,2", r"^train\.epochs=1,2: has several values; `udc run --queue -S train\.epochs=1,2` "),
         (
             "costs.prior.a=0.5",
-            r"^costs\.prior\.a: DVC cannot set it .*to add a key write \+costs\.prior\.a=…, or set all",
+            r"^costs\.prior\.a: DVC cannot set it .*or \+costs\.prior\.a=… to add one$",
         ),
         ("train.epochs", r"^train\.epochs: is not name=value in the form that DVC reads; "),
         ("evaluate.recall_of=[é]", r"recall_of=\[é\]: is not name=value in the form .* needs quotes"),

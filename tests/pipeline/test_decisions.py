@@ -115,7 +115,9 @@ def test_decide_needs_no_model(shapes):
     (shapes.root / "model").rename(shapes.root / "away")
     try:
         assert shapes.udc("decide").stdout.startswith("0 of ")
-        done = shapes.udc("decide", "-S", "costs.refer=null", "-S", COSTS, "--out", "costly")
+        done = shapes.udc(
+            "decide", "-S", "costs.refer=null", "-S", "costs.actions=null", "-S", COSTS, "--out", "costly"
+        )
     finally:
         (shapes.root / "away").rename(shapes.root / "model")
     assert "always bar" in done.stdout
@@ -129,7 +131,15 @@ def test_decide_needs_no_model(shapes):
 
 
 def test_sweep_of_one_cost(shapes):
-    shapes.udc("decide", "-S", "costs.refer=null", "--sweep", "true=bar,predicted=dot,values=0:10:2.5")
+    shapes.udc(
+        "decide",
+        "-S",
+        "costs.refer=null",
+        "-S",
+        "costs.actions=null",
+        "--sweep",
+        "true=bar,predicted=dot,values=0:10:2.5",
+    )
     table = pd.read_csv(shapes.root / "sweeps/cost_of_bar_as_dot.csv")
     assert table["cost of bar as dot"].tolist() == [0, 2.5, 5, 7.5, 10]
     assert (np.diff(table["images"]) <= 0).all()  # fewer as the cost rises

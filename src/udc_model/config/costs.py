@@ -29,7 +29,8 @@ class CostEntry(Section):
 class CostParams(Section):
     """The cost matrix by class name: true class by decision.
 
-    It is built from ``preset``, or ``matrix`` if that is set; ``entries`` then replace single costs.
+    It is built from ``preset``, or ``matrix`` if that is set; ``entries`` then replace single costs. ``refer`` and
+    ``actions`` are decisions other than a class.
     """
 
     preset: Literal["uniform", "absolute_difference"] = Field(

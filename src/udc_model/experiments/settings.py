@@ -98,7 +98,7 @@ def _apply(setting: str, copy: Path, params_file: Path) -> None:
 def _advice(name: str) -> str:
     """What to do about a parameter that DVC cannot set: it has another name, or the file lacks it or its key."""
     if (mapping := mapping_of(name)) is not None:
-        return f"; to add a key write +{name}=…, or set all of {mapping}={{…}}"
+        return f"; write {mapping}={{…}} to change a key that it has, or +{name}=… to add one"
     try:
         full_name(name)
     except UdcError as error:
