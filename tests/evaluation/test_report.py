@@ -227,7 +227,7 @@ def test_size_of_a_report_of_300_classes(tmp_path, rng):
     Image.fromarray(rng.integers(0, 255, (900, 1800, 3), dtype=np.uint8)).save(workspace.training / "augmented.png")
     page = render(workspace, classes)
     assert len(page.encode()) < 3_000_000
-    assert page.count("data:image/") == 12 + 9 - 1 + 1  # cards, figures without the gallery, augmented images
+    assert page.count("data:image/") == 12 + 10 - 1 + 1  # cards, figures without the gallery, augmented images
 
 
 def test_thumbnails_are_small_and_sheets_too(tmp_path, rng):

@@ -97,7 +97,7 @@ def test_metrics_intervals_figures_and_the_report_are_logged(shapes):
     assert metrics["mean_cost"] == json.loads((shapes.root / "metrics.json").read_text())["test"]["mean_cost"]
     names = {item.path for item in client.list_artifacts(run.info.run_id, "evaluation/test")}
     figures = ("confusion_matrix", "confusion_shares", "confusion_cost", "recall_by_class", "reliability", "cost_curve",
-                "referral", "roc", "precision_recall", "costliest_mistakes")  # fmt: skip
+                "threshold_reliability", "referral", "roc", "precision_recall", "costliest_mistakes")  # fmt: skip
     assert {f"evaluation/test/{name}.png" for name in figures} <= names
     shown = {"confusion_matrix.png", "confusion_cost.png", "reliability.png", "cost_curve.png"}
     assert shown <= {item.path for item in client.list_artifacts(run.info.run_id)}

@@ -131,6 +131,39 @@ def plot_reliability(path: Path, table: pd.DataFrame, method: str) -> None:
     save(path, (WIDTH, 4.8), draw)
 
 
+def plot_threshold_reliability(path: Path, table: pd.DataFrame) -> None:
+    """Plot mean probability and observed share of each class among the images below and above its threshold.
+
+    Parameters
+    ----------
+    table : of `threshold_reliability`.
+    """
+    title = "Probabilities near the thresholds of the decision"
+    if table.empty:
+        save_note(path, title, "No image is near a threshold: each has odds more than five times larger or smaller.")
+        return
+    labels = [f"{class_label(row['class'], 24)}, {row['side']} {row['threshold']:.2g}  ({row['images']:,})"
+              for _, row in table.iterrows()]  # fmt: skip
+    places = np.arange(len(table))
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+        ends = [table["share"] - table["low"], table["high"] - table["share"]]
+        axes.errorbar(table["share"], places, xerr=ends, color=COLOURS[0], marker="o", markersize=6, linestyle="none",
+                      elinewidth=1.5, label="observed share of the class")  # fmt: skip
+        axes.plot(table["probability"], places, color=COLOURS[1], marker="D", markersize=6, linestyle="none",
+                  label="mean probability of the class")  # fmt: skip
+        axes.plot(table["threshold"], places, color=NEUTRAL, marker="|", markersize=14, linestyle="none",
+                  label="threshold")  # fmt: skip
+        axes.set_yticks(places, labels)
+        axes.set(ylim=(len(table) - 0.4, -0.6), xlim=(-0.02, 1.02), xlabel="probability of the class")
+        axes.grid(visible=False, axis="y")
+        legend_below(figure, axes)
+
+    save(path, (WIDTH, 2.2 + 0.3 * len(table)), draw)
+
+
 def _confidence(value: float) -> str:
     """A confidence with as many nines as it has: 0.62, 0.997; never rounded up to 1."""
     digits = next((d for d in (2, 3, 4) if round(value, d) < 1), 0)

@@ -152,6 +152,8 @@ def draw_figures(folder: Path, prepared: Path, figures: FigureCache) -> None:
         figures.draw(folder / f"{kind}.png", curve_plots.plot_class_curves, curves, mean, areas, kind)
     method = policy["calibration"]["method"]
     figures.draw(folder / "reliability.png", curve_plots.plot_reliability, _table(folder, "reliability"), method)
+    near = _table(folder, "threshold_reliability")
+    figures.draw(folder / "threshold_reliability.png", curve_plots.plot_threshold_reliability, near)
     if (folder / "cost_curve.csv").is_file():
         figures.draw(folder / "cost_curve.png", curve_plots.plot_cost_curve, _table(folder, "cost_curve"))
     rate = float(_table(folder, "metrics").set_index("metric")["value"]["referral_rate"])

@@ -35,6 +35,8 @@ _FIGURES = {  # of the test split, by section: name, caption
                  "costs.order if it is set; in brackets the number of test images."),),
     "probabilities": (
         ("reliability", "Accuracy minus confidence in bins of equally many images, before and after calibration."),
+        ("threshold_reliability", "Classes with the most cost at stake: mean probability and observed share among the "
+         "images near the threshold from which the class changes the decision."),
         ("cost_curve", "Cost if the costliest class were rarer or more frequent than in the test split."),
         ("referral", "Cost if the images of largest expected cost are referred to a person, by share referred."),
         ("roc", "ROC curves, one class against the rest: the classes of least area."),

@@ -30,6 +30,7 @@ from udc_model.evaluation.evidence import warnings_of
 from udc_model.evaluation.intervals import Intervals, metric_intervals, share_interval
 from udc_model.evaluation.metrics import Indices, Metrics, Scored, Terms, split_metrics
 from udc_model.evaluation.subgroups import SUBGROUPS, subgroup_table
+from udc_model.evaluation.thresholds import threshold_reliability
 from udc_model.files import json_text
 
 _LOGIT = "logit_"
@@ -341,7 +342,7 @@ def write_confusion(
 def write_curves(
     folder: Path, scored: Scored, policy: Policy, logits: NDArray[np.floating], evaluate: EvaluateParams
 ) -> None:
-    """Write the tables of all curves: ROC, precision-recall, reliability, cost, referral."""
+    """Write the tables of all curves: ROC, precision-recall, reliability (also near thresholds), cost, referral."""
     for table, name in zip(class_curves(scored, policy.classes), ("roc", "precision_recall"), strict=True):
         write_csv(table, folder / f"{name}_by_class.csv")
     resamples = max(100, evaluate.resamples // 10)  # a pointwise band needs fewer than a published interval
@@ -350,6 +351,8 @@ def write_curves(
         write_csv(table, folder / f"{name}.csv")
     before = Calibration().probabilities(logits)
     write_csv(reliability(scored, before, evaluate.ece_bins, evaluate.confidence), folder / "reliability.csv")
+    near = threshold_reliability(scored, policy.classes, policy.decision_costs, evaluate.confidence)
+    write_csv(near, folder / "threshold_reliability.csv")
     write_csv(referral_curve(scored), folder / "referral.csv")
     curve = cost_curve(scored, policy)
     if curve is not None:

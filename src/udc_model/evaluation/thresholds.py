@@ -1,0 +1,96 @@
+"""Reliability where decisions are made: the probability of a class near the threshold at which it changes them.
+
+The calibration error is about the most probable class over all images. A decision by cost depends on whether the
+probability of a costly class is right near its threshold, as 0.02, where the most probable class is another one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from udc_model.evaluation.intervals import interval_of, mean_draws, share_interval, sum_by_group
+from udc_model.evaluation.metrics import Scored
+
+Floats = NDArray[np.float64]
+
+NEAR = 5.0  # an image is near a threshold if its odds are at most this many times larger or smaller
+_CLASSES = 6  # at most, those with the most cost at stake
+
+
+def odds_by_threshold(probabilities: Floats, costs: Floats, k: int) -> tuple[Floats, Floats]:
+    """The threshold on the probability of class ``k`` for each image, and the odds of the class divided by its odds.
+
+    The threshold is the probability from which the class changes the decision of least expected cost, if it rises from
+    0 and the other classes keep their proportions.
+
+    Parameters
+    ----------
+    probabilities : (N, K)
+    costs : (K, D) whose least expected value is the decision, rows true.
+
+    Returns
+    -------
+    (N,) each; 1 and 0 for an image whose decision the class never changes.
+    """
+    rest = np.delete(probabilities, k, axis=1)
+    of_rest = np.maximum(rest.sum(axis=1), np.finfo(float).tiny)
+    expected = (rest / of_rest[:, None]) @ np.delete(costs, k, axis=0)
+    first = expected.argmin(axis=1)  # the decision without the class
+    behind = expected - expected.min(axis=1, keepdims=True)
+    gain = costs[k, first][:, None] - costs[k]  # of another decision, if the class is true
+    odds = np.divide(behind, gain, out=np.full_like(behind, np.inf), where=gain > 0).min(axis=1)
+    threshold = np.where(np.isfinite(odds), odds / (1 + np.where(np.isfinite(odds), odds, 0.0)), 1.0)
+    ratio = np.divide(probabilities[:, k] / of_rest, odds, out=np.full(len(odds), np.inf), where=odds > 0)
+    return threshold, ratio
+
+
+def threshold_reliability(
+    scored: Scored, classes: list[str], decision_costs: Floats, confidence: float
+) -> pd.DataFrame:
+    """Mean probability and observed share of costly classes among the images just below and just above the threshold.
+
+    Parameters
+    ----------
+    decision_costs : (K, D) whose least expected value is the decision.
+
+    Returns
+    -------
+    Columns ``class``, ``side`` (below, above), ``threshold`` and ``probability`` (means), ``share`` (observed)
+    with ``low`` and ``high`` (interval by groups), and ``images``. The classes with the most cost at stake come first:
+    share of the class times mean cost of its mistakes. A side without images near the threshold has no row.
+    """
+    rows = []
+    for k in _costly_classes(scored):
+        threshold, ratio = odds_by_threshold(scored.probabilities, decision_costs, k)
+        for side, is_near in (("below", (ratio >= 1 / NEAR) & (ratio < 1)), ("above", (ratio >= 1) & (ratio <= NEAR))):
+            if is_near.any():
+                weights = scored.image_weights[is_near]
+                means = [np.average(x[is_near], weights=weights) for x in (threshold, scored.probabilities[:, k])]
+                is_class = scored.targets[is_near] == k
+                share = np.average(is_class, weights=weights)
+                ends = _interval(scored, is_near, is_class, confidence)
+                rows.append((classes[k], side, *means, share, *ends, len(weights)))
+    return pd.DataFrame(rows, columns=["class", "side", "threshold", "probability", "share", "low", "high", "images"])
+
+
+def _costly_classes(scored: Scored) -> list[int]:
+    """Indices of the classes whose mistakes cost something, those with the most cost at stake first."""
+    k = scored.num_classes
+    classes = scored.outcome_costs[:, :k]
+    mistakes = (classes.sum(axis=1) - np.diag(classes)) / (k - 1) - np.diag(classes)
+    at_stake = mistakes * np.bincount(scored.targets, scored.image_weights, k)
+    return [int(y) for y in np.argsort(-at_stake, kind="stable")[:_CLASSES] if at_stake[y] > 0]
+
+
+def _interval(
+    scored: Scored, chosen: NDArray[np.bool_], is_class: NDArray[np.bool_], confidence: float
+) -> tuple[float, float]:
+    """The interval of the share of a class among chosen images; the unit is the group."""
+    groups = None if scored.groups is None else scored.groups[chosen]
+    if scored.weights is None:
+        return share_interval(is_class, groups, confidence)
+    weights = scored.weights[chosen]
+    sums, sizes = sum_by_group(weights * is_class, groups), sum_by_group(weights, groups)
+    return interval_of(mean_draws(sums, sizes, 0.0, 1.0), confidence)
