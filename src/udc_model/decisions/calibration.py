@@ -19,9 +19,13 @@ logger = logging.getLogger(__name__)
 
 METHODS = ("none", "temperature", "vector", "dirichlet", "isotonic")  # by number of parameters
 _LOG_T_BOUND = 6.0  # temperatures from 1/400 to 400
+_LOG_T_SPREAD = 0.5  # of the prior of a temperature: most of trained models are between 0.4 and 2.7
 _PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # candidates of Dirichlet calibration
 _FOLDS = 5
 _VALUES_AT_A_TIME = 2**16  # 512 KiB
+_FEW = 20  # images of the smallest class; with fewer, methods of many parameters must be shown to be better
+_FEWEST = 2  # images of each class that cross-validation needs
+_SIMPLE = ("none", "temperature")
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,10 @@ class Calibration:
 def fit_calibration(method: str, logits: Floats, targets: Indices, groups: Indices | None = None) -> Calibration:
     """Fit a method on logits (N, K) and targets (N,); ``auto`` selects the method of least cross-validated log loss.
 
+    If a class has fewer than 20 samples, a method of many parameters is used only if its cross-validated log loss is
+    lower by more than one standard error than that of temperature scaling, which is used otherwise (for ``auto``, or
+    none).
+
     Parameters
     ----------
     groups : (N,) group of each sample; cross-validation keeps each group in one fold.
@@ -76,6 +84,19 @@ def fit_calibration(method: str, logits: Floats, targets: Indices, groups: Indic
         ``auto`` or ``dirichlet``, which use cross-validation, and a class has fewer than two samples.
     """
     logits = np.asarray(logits, dtype=np.float64)
+    fewest = _fewest(logits, targets)
+    if method == "auto" or (method not in _SIMPLE and fewest < _FEW):
+        method = _selected(method, logits, targets, groups, fewest)
+    return _fit(method, logits, targets, groups)
+
+
+def _fewest(logits: Floats, targets: Indices) -> int:
+    """Number of samples of the smallest class."""
+    return int(np.bincount(targets, minlength=logits.shape[1]).min())
+
+
+def _fit(method: str, logits: Floats, targets: Indices, groups: Indices | None) -> Calibration:
+    """Fit a method, however few samples there are."""
     match method:
         case "none":
             return Calibration()
@@ -86,26 +107,51 @@ def fit_calibration(method: str, logits: Floats, targets: Indices, groups: Indic
         case "dirichlet":
             losses = [
                 _cross_validated(lambda z, y, penalty=penalty: _fit_dirichlet(z, y, penalty), logits, targets, groups)
-                for penalty in _PENALTIES
+                for penalty in (_PENALTIES if _fewest(logits, targets) >= _FEWEST else ())
             ]
-            return _fit_dirichlet(logits, targets, _PENALTIES[int(np.argmin(losses))])
+            return _fit_dirichlet(logits, targets, _PENALTIES[int(np.argmin(losses))] if losses else _PENALTIES[-1])
         case "isotonic":
             return _fit_isotonic(logits, targets)
-        case "auto":
-            losses = [
-                _cross_validated(lambda z, y, name=name: fit_calibration(name, z, y), logits, targets, groups)
-                for name in METHODS
-            ]
-            best = METHODS[int(np.argmin(losses))]
-            values = ", ".join(f"{name} {loss:.4f}" for name, loss in zip(METHODS, losses, strict=True))
-            logger.info("calibration by cross-validated log loss: %s (%s)", best, values)
-            return fit_calibration(best, logits, targets, groups)
     raise ValueError(f"unknown calibration {method!r}")
 
 
+def _selected(method: str, logits: Floats, targets: Indices, groups: Indices | None, fewest: int) -> str:
+    """The method to fit by cross-validated log loss: for ``auto`` of all, otherwise this one or temperature.
+
+    Parameters
+    ----------
+    fewest : samples of the smallest class.
+    """
+    if method in ("auto", "dirichlet"):
+        check_cross_validation(fewest)
+    if fewest < _FEWEST:
+        logger.warning("calibration: temperature, since a class of %d images is too small to test %s", fewest, method)
+        return "temperature"
+    names = METHODS if method == "auto" else ("temperature", method)
+    losses = {
+        name: _cross_validated_losses(lambda z, y, name=name: _fit(name, z, y, None), logits, targets, groups)
+        for name in names
+    }
+    means = {name: float(each.mean()) for name, each in losses.items()}
+    best, simple = min(means, key=means.__getitem__), min(set(names) & set(_SIMPLE), key=means.__getitem__)
+    gain = losses[simple] - losses[best]
+    if fewest < _FEW and gain.mean() <= gain.std() / np.sqrt(len(gain)):
+        best = simple
+    values = ", ".join(f"{name} {loss:.4f}" for name, loss in means.items())
+    logger.info("calibration by cross-validated log loss: %s (%s)", best, values)
+    if method not in ("auto", best):
+        logger.warning("calibration: %s, since %d images of the smallest class do not show that %s is better",
+                       best, fewest, method)  # fmt: skip
+    return best
+
+
 def _cross_validated(fit: Any, logits: Floats, targets: Indices, groups: Indices | None) -> float:
-    """Cross-validated log loss (nats) of ``fit(logits, targets)``."""
-    from sklearn.metrics import log_loss
+    """Mean of `_cross_validated_losses`."""
+    return float(_cross_validated_losses(fit, logits, targets, groups).mean())
+
+
+def _cross_validated_losses(fit: Any, logits: Floats, targets: Indices, groups: Indices | None) -> Floats:
+    """Cross-validated log loss (nats) of each sample, (N,), of ``fit(logits, targets)``."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     classes = logits.shape[1]
@@ -120,12 +166,12 @@ def _cross_validated(fit: Any, logits: Floats, targets: Indices, groups: Indices
     p = np.empty_like(logits)
     for train, test in parts:
         p[test] = fit(logits[train], targets[train]).probabilities(logits[test])
-    return float(log_loss(targets, p, labels=np.arange(classes)))
+    return np.asarray(-np.log(np.maximum(p[np.arange(len(targets)), targets], np.finfo(float).eps)))
 
 
 def check_cross_validation(fewest: int) -> None:
     """Raise :class:`UdcError` if the smallest class of the calibration split is too small for cross-validation."""
-    if fewest < 2:
+    if fewest < _FEWEST:
         raise UdcError("evaluate.calibration: auto and dirichlet use cross-validation, which needs two "
                        "images of each class in the calibration split; raise data.splits.calibration, or set "
                        "evaluate.calibration: temperature")  # fmt: skip
@@ -150,17 +196,22 @@ def _by_rows(function: Callable[..., Floats], *arrays: NDArray[Any]) -> Floats:
 
 
 def fit_temperature(logits: Floats, targets: Indices) -> float:
-    """The temperature T of least negative log likelihood, in [1/400, 400]; 1 if no other is better.
+    """The most probable temperature T, in [1/400, 400]; 1 if no other is better.
 
-    The negative log likelihood is convex in 1/T, so it has one minimum over log T. If all samples are classified right,
-    it decreases without bound as T approaches 0; the result is then 1.
+    The prior is that log T is normal with mean 0. It matters as long as samples are few: the likelihood of 30 of them
+    is often largest at a T that makes other samples' probabilities worse than without calibration. With many samples,
+    the result is that of the largest likelihood. If all samples are classified right, the likelihood increases as T
+    approaches 0; the result is then 1.
     """
     if not (logits.argmax(axis=1) != targets).any():
         return 1.0
     from scipy.optimize import minimize_scalar  # 0.2 s to import
 
     optimum = minimize_scalar(
-        lambda log_t: negative_log_likelihood(logits, targets, float(np.exp(log_t))),
+        lambda log_t: (
+            negative_log_likelihood(logits, targets, float(np.exp(log_t)))
+            + (log_t / _LOG_T_SPREAD) ** 2 / (2 * len(targets))
+        ),
         bounds=(-_LOG_T_BOUND, _LOG_T_BOUND),
         method="bounded",
         options={"xatol": 1e-6},

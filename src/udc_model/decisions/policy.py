@@ -253,7 +253,7 @@ def fit_policy(
         calibration = fit_calibration(evaluate.calibration, logits.astype(np.float64), targets, groups)
         if calibration.parameters.get("temperature") == 1.0:
             logger.info(
-                "temperature: 1, since no other has a higher likelihood on the %d calibration images", len(targets)
+                "temperature: 1, since no other fits the %d calibration images better", len(targets)
             )
     deployment = class_prior(costs, classes, training_counts)
     policy = Policy(
