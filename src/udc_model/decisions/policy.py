@@ -252,9 +252,7 @@ def fit_policy(
     if calibration is None:
         calibration = fit_calibration(evaluate.calibration, logits.astype(np.float64), targets, groups)
         if calibration.parameters.get("temperature") == 1.0:
-            logger.info(
-                "temperature: 1, since no other fits the %d calibration images better", len(targets)
-            )
+            logger.info("temperature: 1, since no other fits the %d calibration images better", len(targets))
     deployment = class_prior(costs, classes, training_counts)
     policy = Policy(
         classes,
