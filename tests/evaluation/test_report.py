@@ -298,6 +298,15 @@ def test_the_model_card_says_what_was_measured_and_where_it_fails(tmp_path, rng)
     assert f"| weights, SHA-256 | `{'f' * 64}` |" in text
 
 
+def test_the_model_card_knows_actions(tmp_path, rng):
+    options = {"refer": 0.35, "actions": {"retest": [0.3, 0.2, 0.45]}}
+    classes = ["a", "b", "c"]
+    text = card(evaluated(tmp_path, rng, classes, per_class=40, margin=1.2, **options), classes)
+    assert "| `a` | 0 | 1 | 1 | 0.35 | 0.3 |" in text
+    assert "| action rate/retest | 0." in text
+    assert "Every image gets one of these decisions, also" in text
+
+
 def test_the_model_card_of_many_classes_is_short(tmp_path, rng):
     classes = [f"class {k}" for k in range(60)]
     assert len(card(evaluated(tmp_path, rng, classes, per_class=2), classes).splitlines()) < 150

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from udc_model.config import Params
 from udc_model.config.yaml12 import as_yaml
+from udc_model.evaluation.metrics import ACTION_RATE
 from udc_model.evaluation.report import Metric, number_text, report_contents
 from udc_model.evaluation.verdict import UNIT, cost_text
 from udc_model.files import MAX_JSON, read_bytes
@@ -31,7 +32,8 @@ def render_card(evaluation: Path, record: Mapping[str, Any], **facts: Any) -> st
     """
     contents = report_contents(evaluation, record, **facts)
     params, level = contents["params"], contents["level"]
-    metrics = {name: contents["test"][name] for name in _METRICS if name in contents["test"]}
+    rates = [name for name in contents["test"] if name.startswith(ACTION_RATE)]
+    metrics = {name: contents["test"][name] for name in (*_METRICS, *rates) if name in contents["test"]}
     model = params["model"]["preset"] or params["model"]["model_type"]
     extra = {
         "metadata": _metadata(contents["name"], model, record["data"]["digest"], metrics),
