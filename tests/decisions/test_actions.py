@@ -19,6 +19,7 @@ from udc_model.decisions.lint import lint_costs
 from udc_model.decisions.policy import Policy, fit_policy
 from udc_model.errors import UdcError
 from udc_model.evaluation.tables import logits_of, read_predictions
+from udc_model.files import json_text
 
 CLASSES = ["a", "b", "c"]
 
@@ -100,7 +101,7 @@ def test_a_policy_with_referral_only_is_written_as_before():
         "deployment_prior": None, "recall_floor": None, "flip_averaging": False, "model_sha256": None,
         "cost_ceiling": None,
     }  # fmt: skip
-    assert policy.to_json() == json.dumps(values, indent=2) + "\n"
+    assert policy.to_json() == json_text(values) + "\n"
     assert policy.costs_digest == "ae2bdc1b"
 
 
