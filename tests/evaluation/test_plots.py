@@ -9,12 +9,19 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from udc_model.decisions.policy import Policy
-from udc_model.evaluation.curve_plots import plot_class_curves, plot_cost_curve, plot_referral, plot_reliability
+from udc_model.evaluation.curve_plots import (
+    plot_class_curves,
+    plot_cost_curve,
+    plot_referral,
+    plot_reliability,
+    plot_threshold_reliability,
+)
 from udc_model.evaluation.curves import class_curves, cost_curve, mean_curves, referral_curve, reliability
 from udc_model.evaluation.matrix_plots import LARGEST_MATRIX, plot_confusion_matrix, plot_recall
 from udc_model.evaluation.metrics import Scored
 from udc_model.evaluation.plot_style import COLOURS, class_label
 from udc_model.evaluation.plots import CAPTION, plot_gallery, plot_range_test, plot_sweep, plot_training_curves
+from udc_model.evaluation.thresholds import threshold_reliability
 
 
 @pytest.fixture
@@ -177,6 +184,18 @@ def test_referral_ends_where_nothing_costs_anything(tmp_path, drawn):
                                 "mean cost of all images, cost of referral 2", "policy: 7.0% referred"]  # fmt: skip
     plot_referral(tmp_path / "referral.png", table.assign(cost_of_decided=0.0), None, 0.0)
     assert any("No decision costs anything" in text for text in texts(drawn[1]))
+
+
+def test_thresholds_name_class_side_and_images(rng, tmp_path, drawn):
+    table = threshold_reliability(scored_of(3, 1.0, rng), ["a", "b", "c"], 1 - np.eye(3), 0.95)
+    plot_threshold_reliability(tmp_path / "a.png", table)
+    labels = [label.get_text() for label in drawn[0].axes[0].get_yticklabels()]
+    first = table.iloc[0]
+    assert labels[0] == f"{first['class']}, below {first['threshold']:.2g}  ({first['images']})"
+    assert len(labels) == len(table) == 6
+    assert set(legend(drawn[0])) == {"mean probability of the class", "threshold", "observed share of the class"}
+    plot_threshold_reliability(tmp_path / "b.png", table[:0])
+    assert any("No image is near a threshold" in text for text in texts(drawn[1]))
 
 
 def test_curves_of_a_real_table_draw(rng, tmp_path, drawn):

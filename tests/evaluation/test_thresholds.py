@@ -2,10 +2,8 @@
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
-from udc_model.evaluation.curve_plots import plot_threshold_reliability
 from udc_model.evaluation.metrics import Scored
 from udc_model.evaluation.thresholds import odds_by_threshold, threshold_reliability
 
@@ -79,17 +77,3 @@ def test_classes_without_costly_mistakes_are_left_out():
     scored = Scored(targets, (p @ costs).argmin(axis=1), p, costs)
     table = threshold_reliability(scored, ["a", "b", "c"], costs, 0.9)
     assert list(dict.fromkeys(table["class"])) == ["b", "c"]
-
-
-def test_the_plot_names_class_side_threshold_and_images(tmp_path, monkeypatch):
-    drawn = []
-    original = Figure.savefig
-    monkeypatch.setattr(
-        Figure, "savefig", lambda figure, *args, **kw: (drawn.append(figure), original(figure, *args, **kw))
-    )
-    table = table_of(scored_near([0.05] * 40 + [0.2] * 20, [1, 0] * 30)).reset_index()
-    plot_threshold_reliability(tmp_path / "a.png", table)
-    labels = [label.get_text() for label in drawn[0].axes[0].get_yticklabels()]
-    assert labels == ["yes, below 0.1  (40)", "yes, above 0.1  (20)", "no, below 0.9  (20)", "no, above 0.9  (40)"]
-    plot_threshold_reliability(tmp_path / "b.png", table[:0])
-    assert any("No image is near a threshold" in text.get_text() for text in drawn[1].texts)
