@@ -192,8 +192,9 @@ class Policy:
     def apply(self, logits: NDArray[np.floating]) -> Decisions:
         """Decide (N, K) logits."""
         p = self.probabilities(logits)
-        decided = self.decide(p)
-        return Decisions(decided, p, expected_costs(p, self.outcome_costs)[np.arange(len(p)), decided])
+        expected = expected_costs(p, self.outcome_costs)
+        decided = expected.argmin(axis=1) if self.decision == "min_expected_cost" else self.decide(p)
+        return Decisions(decided, p, expected[np.arange(len(p)), decided])
 
 
 def policy_path(path: Path) -> Path:
