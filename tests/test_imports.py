@@ -23,6 +23,7 @@ ALLOWED = {
     "config": ("errors", "files"),
     "records": ("errors", "files", "config"),
     "checksums": ("errors", "files", "records"),
+    "installed": ("errors", "records"),
     # library: images, networks, decisions
     "native": GROUND,
     "data": (*GROUND, "native"),
@@ -36,11 +37,12 @@ ALLOWED = {
     "evaluation": (*LIBRARY, "program"),  # figures.py is a program of its own
     "tracking": ("errors", "files", "records"),
     # entry points: pipeline stages, commands about experiments, the command line
-    "stages": (*APPLICATION, "program"),
-    "experiments": APPLICATION,
-    "cli": (*APPLICATION, "program", "stages", "experiments", "fetch"),
+    "stages": (*APPLICATION, "program", "installed"),
+    "experiments": (*APPLICATION, "installed"),
+    "project": (*GROUND, "data", "installed", "stages"),  # of stages: the code that each depends on
+    "cli": (*APPLICATION, "program", "stages", "experiments", "fetch", "project"),
 }
-ROOT_MODULES = {"__init__", "checksums", "errors", "files", "program", "records"}
+ROOT_MODULES = {"__init__", "checksums", "errors", "files", "installed", "program", "records"}
 WITHOUT_TORCH = ("checksums", "config", "decisions", "model_files", "records", "tracking")
 HEAVY = {"torch", "torchvision", "mlflow", "sklearn", "matplotlib", "pandas", "dvc", "optuna"}  # slow to import
 

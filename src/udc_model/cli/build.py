@@ -32,9 +32,11 @@ def _inspect_arguments(parser: Parser) -> None:
 def _inspect(options: argparse.Namespace) -> None:
     from udc_model.config import override_params
     from udc_model.data.inspection import inspect
+    from udc_model.project.recommendation import has_accelerator, recommend
 
     params = override_params(["data.source=auto", *options.settings]).data
-    sys.stdout.write(inspect(params.model_copy(update={"path": options.path})))
+    images = inspect(params.model_copy(update={"path": options.path}))
+    sys.stdout.write("\n".join([*images.lines, recommend(images, has_gpu=has_accelerator()).to_text()]))
 
 
 def _prepare(options: argparse.Namespace) -> None:

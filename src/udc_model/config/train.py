@@ -73,6 +73,9 @@ class TrainParams(Section):
         "TrivialAugment and random erasing.",
     )
     horizontal_flip: bool = Field(False, description="Mirror half of the training images.")
+    quarter_turns: bool = Field(
+        False, description="Rotate training images by 0, 90, 180 or 270 degrees, for images without an up and down."
+    )
     auto_augment: Literal["none", "randaugment", "trivialaugment"] | None = Field(
         None, description="Automatic augmentation; null is as set by augment."
     )

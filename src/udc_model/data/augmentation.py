@@ -1,4 +1,4 @@
-"""Data augmentation: crops, flips, colour jitter, automatic augmentation, random erasing, MixUp and CutMix.
+"""Data augmentation: crops, flips, turns, colour jitter, automatic augmentation, random erasing, MixUp and CutMix.
 
 The random numbers of an image are a pure function of (seed, epoch, sample index, repeat). The repeat is the number of
 times that the image occurred earlier in the epoch.
@@ -23,7 +23,7 @@ from udc_model.native.library import call, load_library
 if TYPE_CHECKING:
     from torchvision.transforms import v2
 
-_CROP, _ERASE, _PER_IMAGE, _MIX, _DROP = 2, 3, 4, 5, 6  # identifiers of independent streams of random numbers
+_CROP, _ERASE, _PER_IMAGE, _MIX, _DROP, _TURN = 2, 3, 4, 5, 6, 7  # identifiers of independent streams of random numbers
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Augmentation:
     largest_ratio : maximum aspect ratio of the crop, at least 1; the ratio is log-uniform on [1 / largest_ratio,
         largest_ratio].
     horizontal_flip : mirror each image with probability 0.5.
+    quarter_turns : rotate each image by 0, 90, 180 or 270 degrees, with equal probabilities.
     auto_augment : ``none``, ``randaugment`` (Cubuk et al. 2020) or ``trivialaugment`` (Müller and Hutter 2021).
     color_jitter : maximum relative change of brightness, contrast and saturation; 0 disables it.
     random_erasing : probability that a rectangle of an image is erased (Zhong et al. 2020), in [0, 1].
@@ -47,6 +48,7 @@ class Augmentation:
     auto_augment: str = "none"
     color_jitter: float = 0.0
     random_erasing: float = 0.0
+    quarter_turns: bool = False
 
     @classmethod
     def of(cls, params: TrainParams) -> Augmentation:
@@ -62,6 +64,7 @@ class Augmentation:
             auto_augment=auto_augment if params.auto_augment is None else params.auto_augment,
             color_jitter=params.color_jitter,
             random_erasing=erasing if params.random_erasing is None else params.random_erasing,
+            quarter_turns=params.quarter_turns,
         )  # fmt: skip
 
     @property
@@ -149,6 +152,7 @@ class EpochDraws:
         self._seed, self._epoch, shape = seed, epoch, (repeats, n, 5)
         self.crop = np.random.default_rng([seed, _CROP, epoch]).random(shape, dtype=np.float32)
         self.erase = np.random.default_rng([seed, _ERASE, epoch]).random(shape, dtype=np.float32)
+        self.turn = np.random.default_rng([seed, _TURN, epoch]).integers(0, 4, shape[:2], dtype=np.uint8)
 
     def seeds(self, repeats: NDArray[np.intp], indices: NDArray[np.intp]) -> list[int]:
         """Return a seed of torch's generator for each image, given ``repeats`` and ``indices`` (N,)."""
@@ -169,7 +173,7 @@ def training_input(
     augmentation: Augmentation,
     preprocessing: Preprocessing,
 ) -> Tensor:
-    """Crop, flip, normalise and erase a batch.
+    """Turn, crop, flip, normalise and erase a batch.
 
     Parameters
     ----------
@@ -181,6 +185,8 @@ def training_input(
     -------
     (N, C, size, size) float32.
     """
+    if augmentation.quarter_turns:
+        stored = turned(stored, draws.turn[repeats, indices])
     if augmentation.has_crops_or_flips:
         boxes = augmentation.boxes(torch.from_numpy(draws.crop[repeats, indices]))
         images = crop_resize(stored, boxes, preprocessing)
@@ -189,6 +195,15 @@ def training_input(
     if augmentation.random_erasing:
         images = augmentation.erase(images, torch.from_numpy(draws.erase[repeats, indices]).to(stored.device))
     return images
+
+
+def turned(stored: Tensor, turns: NDArray[np.uint8]) -> Tensor:
+    """Rotate each of the square images (N, S, S, C) by its number (N,) of quarter turns, anticlockwise."""
+    result = stored.clone()
+    for count in (1, 2, 3):
+        chosen = torch.from_numpy(turns == count).to(stored.device)
+        result[chosen] = torch.rot90(stored[chosen], count, (1, 2))
+    return result
 
 
 def crop_resize(stored: Tensor, boxes: Tensor, preprocessing: Preprocessing) -> Tensor:

@@ -1,9 +1,11 @@
-"""What ``udc inspect`` prints about images that somebody wants to train on, without decoding them."""
+"""What ``udc inspect`` reports about images that somebody wants to train on, without decoding them."""
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -12,9 +14,78 @@ from udc_model.config import DataParams
 from udc_model.data.sources import ImageSource, describe_source, open_source
 
 _SAMPLE = 1000  # images whose headers are read
+_GREY = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")  # modes of Pillow without colours
 
 
-def inspect(params: DataParams) -> str:
+@dataclass(frozen=True)
+class Headers:
+    """What the headers of up to `_SAMPLE` images contain.
+
+    Attributes
+    ----------
+    kinds : number of images by format and mode of Pillow, as ``("JPEG", "RGB")``; None for those that it cannot read.
+    sizes : (width, height) of each image that it can read, pixels.
+    """
+
+    kinds: Counter[tuple[str, str] | None]
+    sizes: list[tuple[int, int]]
+
+    def to_text(self, n_images: int) -> str:
+        """One line about formats, modes and sizes."""
+        widths, heights = zip(*self.sizes, strict=True) if self.sizes else ((0,), (0,))
+        n_read = self.kinds.total()
+        of = "" if n_read == n_images else f" (of {n_read:,} images, evenly chosen)"
+        kinds = ", ".join(f"{' '.join(kind) if kind else 'damaged or of another format'} {count:,}"
+                          for kind, count in self.kinds.most_common(6))  # fmt: skip
+        return f"formats: {kinds}; sizes {min(widths)} x {min(heights)} to {max(widths)} x {max(heights)} pixels{of}"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was recognised in a source.
+
+    Attributes
+    ----------
+    lines : for a person.
+    counts : number of images of each class.
+    headers : of a sample of the images; None for a source without files.
+    """
+
+    lines: list[str]
+    counts: dict[str, int]
+    headers: Headers | None
+
+    @property
+    def n_images(self) -> int:
+        """Number of images."""
+        return sum(self.counts.values())
+
+    @property
+    def smallest_class(self) -> int:
+        """Number of images of the rarest class."""
+        return min(self.counts.values())
+
+    @property
+    def short_side(self) -> int:
+        """Median of the shorter sides in pixels; 0 if no size is known."""
+        sizes = self.headers.sizes if self.headers else []
+        return int(statistics.median(min(size) for size in sizes)) if sizes else 0
+
+    @property
+    def is_grey(self) -> bool:
+        """Whether all images whose headers can be read have no colours."""
+        modes = {kind[1] for kind in self.headers.kinds if kind} if self.headers else set()
+        return bool(modes) and modes <= set(_GREY)
+
+    def share_of(self, *formats: str) -> float:
+        """Share of the images that have one of these formats."""
+        if self.headers is None:
+            return 0.0
+        n_matching = sum(count for kind, count in self.headers.kinds.items() if kind and kind[0] in formats)
+        return n_matching / max(self.headers.kinds.total(), 1)
+
+
+def inspect(params: DataParams) -> Inspection:
     """Describe a source: what was recognised, and formats and sizes of the images.
 
     Raises
@@ -24,28 +95,25 @@ def inspect(params: DataParams) -> str:
     """
     with tempfile.TemporaryDirectory() as scratch:
         source = open_source(params, Path(scratch) / "unpacked")
-        lines = describe_source(source)
+        lines, headers = describe_source(source), None
         if source.pixels is None:
-            lines.append(_headers(source))
+            headers = _headers(source)
+            lines.append(headers.to_text(len(source.records)))
         if source.rejected:
             lines += [f"cannot be used: {item.path}: {item.reason}" for item in source.rejected[:10]]
-    return "\n".join(lines) + "\n"
+    return Inspection(lines, dict(Counter(record.label for record in source.records)), headers)
 
 
-def _headers(source: ImageSource) -> str:
-    """One line about the formats, modes and sizes of up to `_SAMPLE` images, evenly chosen."""
+def _headers(source: ImageSource) -> Headers:
+    """The headers of up to `_SAMPLE` images, evenly chosen."""
     step = -(-len(source.records) // _SAMPLE)
-    records = source.records[::step]
-    formats: Counter[str] = Counter()
+    kinds: Counter[tuple[str, str] | None] = Counter()
     sizes = []
-    for record in records:
+    for record in source.records[::step]:
         try:
             with Image.open(source.root / record.path) as image:
-                formats[f"{image.format} {image.mode}"] += 1
+                kinds[str(image.format), image.mode] += 1
                 sizes.append(image.size)
         except Exception:  # Pillow raises errors of every kind on damaged files; prepare lists them with their reasons
-            formats["damaged or of another format"] += 1
-    widths, heights = zip(*sizes, strict=True) if sizes else ((0,), (0,))
-    of = "" if len(records) == len(source.records) else f" (of {len(records):,} images, evenly chosen)"
-    kinds = ", ".join(f"{name} {count:,}" for name, count in formats.most_common(6))
-    return f"formats: {kinds}; sizes {min(widths)} x {min(heights)} to {max(widths)} x {max(heights)} pixels{of}"
+            kinds[None] += 1
+    return Headers(kinds, sizes)

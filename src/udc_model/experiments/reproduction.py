@@ -23,6 +23,7 @@ from udc_model.evaluation.tables import read_metrics
 from udc_model.experiments.names import resolve_run
 from udc_model.experiments.stored import Fetch
 from udc_model.files import Workspace, sha256_of
+from udc_model.installed import installed, read_pin
 from udc_model.tracking import provenance
 from udc_model.tracking.journal import SENDER, wait_for_senders
 from udc_model.tracking.lookup import artifact, environment, flat_environment
@@ -130,11 +131,11 @@ def _cloned(run: Run) -> Iterator[tuple[Run, Path]]:
         raise UdcError(f"run {run.info.run_id} has no commit; it was not started in a git repository")
     root = repository_root()
     with tempfile.TemporaryDirectory(prefix="udc-reproduce-", ignore_cleanup_errors=True) as scratch:
-        folder = Path(scratch) / "clone"
+        clone, top = Path(scratch) / "clone", Path(_git(root, "rev-parse", "--show-toplevel"))
         # --shared: commits of experiments are in no branch, but among the repository's objects
-        _git(root, "clone", "--quiet", "--shared", "--no-checkout", str(root), str(folder))
+        _git(root, "clone", "--quiet", "--shared", "--no-checkout", str(top), str(clone))
         try:
-            _git(folder, "checkout", "--quiet", "--detach", commit)
+            _git(clone, "checkout", "--quiet", "--detach", commit)
         except UdcError:
             experiment = read_tag(run.data.tags, EXPERIMENT_NAME)
             command = f"dvc exp pull origin {experiment}" if experiment else f"git fetch origin {commit}"
@@ -142,7 +143,12 @@ def _cloned(run: Run) -> Iterator[tuple[Run, Path]]:
                            f"made: `{command}`") from None  # fmt: skip
         if read_tag(run.data.tags, f"{DIRTY}.{stage}") == "true":
             patch = artifact(run.info.run_id, f"git/{stage}.patch", Path(scratch))
-            _git(folder, "apply", "--binary", "--whitespace=nowarn", str(patch))
+            _git(clone, "apply", "--binary", "--whitespace=nowarn", str(patch))
+        folder = clone / root.relative_to(top.resolve())  # a project may be in a folder of a repository
+        pin = read_pin(folder)
+        if pin is not None and pin.installed != installed():
+            raise UdcError(f"run {run.info.run_id} is of {pin.installed}, but {installed()} is installed; run udc "
+                           "reproduce where the other one is installed")  # fmt: skip
         _fetch_data(root, folder)
         yield run, folder
 
@@ -287,8 +293,8 @@ def _differences(recorded: Mapping[str, str], now: Mapping[str, str], names: Ite
             if name in recorded and recorded[name] != now.get(name)]  # fmt: skip
 
 
-def _git(folder: Path, *arguments: str) -> None:
-    _checked(["git", "-C", str(folder), *arguments], folder if folder.is_dir() else Path())
+def _git(folder: Path, *arguments: str) -> str:
+    return _checked(["git", "-C", str(folder), *arguments], folder if folder.is_dir() else Path())
 
 
 def _dvc(folder: Path, *arguments: str, threads: str | None = None) -> str:

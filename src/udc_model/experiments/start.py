@@ -18,6 +18,7 @@ from udc_model.errors import UdcError
 from udc_model.experiments.settings import combinations, read_with_settings
 from udc_model.experiments.values import changes, flat_values, value_text
 from udc_model.files import Workspace, read_json
+from udc_model.installed import check_pin
 from udc_model.tracking.provenance import git, locked_stages
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ def start_experiment(settings: Sequence[str], arguments: Sequence[str], *, is_qu
     dvc = shutil.which("dvc")
     if dvc is None:
         raise UdcError("the dvc command is not on the PATH; activate the environment (. .venv/bin/activate)")
+    check_pin()
     experiments = []
     for combination in combinations(settings) if is_queued else [list(settings)]:
         params, values = read_with_settings(combination, PARAMS)

@@ -26,6 +26,7 @@ from udc_model.evaluation.tables import read_warnings, write_predictions, write_
 from udc_model.evaluation.training_record import TRAINING_RECORD, read_training_record
 from udc_model.files import Workspace, atomic_folder, only_writer, sha256_of, write_atomically
 from udc_model.inference.stored_logits import Logits, stored_logits
+from udc_model.installed import check_pin
 from udc_model.program import exit_status
 from udc_model.stages.code import LOGITS, code_files
 from udc_model.stages.evaluation_log import Scores, log_evaluation, log_model, log_note, log_scores, log_training
@@ -163,6 +164,7 @@ def read_record(workspace: Workspace, dataset: PackedDataset) -> dict[str, Any]:
 
 def main() -> None:
     """Run the stage in the current folder."""
+    check_pin()
     workspace = Workspace()
     evaluate(load_evaluation_params(workspace), workspace)
 

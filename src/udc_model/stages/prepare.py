@@ -26,6 +26,7 @@ from udc_model.data.sources import (
 from udc_model.data.transforms import Decoding, Preprocessing
 from udc_model.decisions.checks import check_classes
 from udc_model.files import Workspace, atomic_folder, only_writer
+from udc_model.installed import check_pin
 from udc_model.program import exit_status
 
 logger = logging.getLogger("udc_model.stages.prepare")  # __name__ is __main__ when DVC runs the stage
@@ -109,6 +110,7 @@ def _log_summary(info: dict[str, Any]) -> None:
 
 def main() -> None:
     """Run the stage with the parameters and files of the current folder."""
+    check_pin()
     prepare(load_params(), Workspace())
 
 

@@ -25,6 +25,7 @@ from udc_model.decisions.checks import check_data, group_counts
 from udc_model.decisions.matrix import class_prior, cost_matrix
 from udc_model.errors import UdcError
 from udc_model.files import Workspace, atomic_folder, only_writer
+from udc_model.installed import check_pin
 from udc_model.program import exit_status
 from udc_model.tracking.provenance import absent_from_copies
 
@@ -181,6 +182,7 @@ def load_evaluation_params(workspace: Workspace) -> Params:
 
 def main() -> None:
     """Run the stage in the current folder."""
+    check_pin()
     workspace, params = Workspace(), load_params()
     write_resolved(resolve_workspace(params, workspace), workspace)
     for warning in check_test_split(params, workspace):

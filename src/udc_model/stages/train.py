@@ -29,6 +29,7 @@ from udc_model.errors import UdcError
 from udc_model.evaluation.plots import plot_training_curves
 from udc_model.evaluation.training_record import TRAINING_RECORD
 from udc_model.files import Workspace, atomic_folder, only_writer, sha256_of
+from udc_model.installed import check_pin
 from udc_model.model_files.folder import CONFIG, PREPROCESSOR, WEIGHTS
 from udc_model.program import exit_status
 from udc_model.stages.code import STAGES, code_files
@@ -233,6 +234,7 @@ def main() -> None:
     parser.add_argument("--params", type=Path, metavar="FILE", help="resolved parameters (default: see the module)")
     parser.add_argument("--root", type=Path, default=Path(), metavar="DIR", help="folder of inputs and outputs")
     options = parser.parse_args()
+    check_pin()
     workspace = Workspace(options.root)
     if options.params:
         params = load_params(options.params)

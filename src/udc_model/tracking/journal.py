@@ -34,6 +34,7 @@ SENDER = "UDC_SENDER"  # environment variable
 _WARNINGS = "warnings.log"
 RUN_ID_PLACEHOLDER = "{{run_id}}"  # in texts and tags logged with fill_run_id; replaced on delivery
 EXPERIMENT_ID_PLACEHOLDER = "{{experiment_id}}"  # likewise
+_NOT_COPIED = ("__pycache__", "plots.html")  # of the package, whose code is logged with each model
 _WRITER_LOCK, _SENDER_LOCK = "writer.lock", "sender.lock"
 _POLL = 0.05  # seconds
 _SILENT = 2.0  # seconds before wait_for_senders reports that it waits
@@ -78,7 +79,7 @@ class Journal:
         copy = self.folder / "files" / str(self._num_files) / source.name.lstrip(".")
         copy.parent.mkdir()
         if source.is_dir():
-            shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, copy, ignore=shutil.ignore_patterns(*_NOT_COPIED))
         else:
             shutil.copyfile(source, copy)
         return copy.relative_to(self.folder).as_posix()

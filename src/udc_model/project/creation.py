@@ -1,0 +1,197 @@
+"""Makes a project in a folder: repositories, files, images, parameters. A second call completes an interrupted one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from udc_model.config import load_params, override_params
+from udc_model.data.inspection import inspect
+from udc_model.errors import UdcError
+from udc_model.files import make_folder, write_atomically
+from udc_model.installed import PIN, check_pin, installed, read_pin
+from udc_model.project.commands import commit, dvc, ensure_identity, git, git_root, has_commit, is_tracked
+from udc_model.project.recipe import Change, Recipe, apply, find_recipe
+from udc_model.project.recommendation import Recommendation, has_accelerator, recommend
+from udc_model.project.templates import IGNORE, REQUIRED, project_files, with_lines
+
+PARAMS = "params.yaml"
+
+
+@dataclass
+class Creation:
+    """What was done, for a person."""
+
+    root: Path
+    lines: list[str] = field(default_factory=list)
+
+    def to_text(self) -> str:
+        """The lines, and the command that trains."""
+        here = Path.cwd().resolve()
+        change = [] if self.root == here else [f"  cd {os.path.relpath(self.root, here)}"]
+        return "\n".join([*self.lines, "", "Train, and record the result:", *change, "  dvc repro"]) + "\n"
+
+
+def create(folder: Path, images: Path | None = None, recipe: str | None = None) -> Creation:
+    """Make a project in a folder, or complete it; no existing file is overwritten.
+
+    Parameters
+    ----------
+    images : folder or archive of images. In the project's folder DVC tracks them; elsewhere the project refers to them.
+    recipe : name of the recipe; by default the recommended one, without images that of the demo.
+
+    Raises
+    ------
+    UdcError
+        The images are not recognised, files of the project exist already, or git or DVC fail. Before the first error of
+        git or DVC, nothing was written.
+    """
+    root = folder.resolve()
+    chosen = find_recipe(recipe) if recipe else None
+    recommendation = None
+    if images is not None:
+        path = _data_path(root, images)
+        found = inspect(override_params(["data.source=auto"]).data.model_copy(update={"path": str(images)}))
+        recommendation = recommend(found, recipe, has_gpu=has_accelerator())
+    files = project_files(root.name)
+    _check_existing(root, files)
+    make_folder(root)
+    creation = Creation(root)
+    has_dvc = _make_repositories(creation)
+    written = _write_files(creation, files, has_dvc)
+    if images is not None and recommendation is not None:
+        creation.lines += [f"images: {path}", *(f"  {line}" for line in found.lines)]
+        written += _track(creation, path)
+        _write_params(creation, recommendation, path)
+    elif chosen is not None or not (root / PARAMS).exists():
+        changes = apply(root / PARAMS, chosen or find_recipe("digits"), {})
+        creation.lines.append(f"recipe: {(chosen or find_recipe('digits')).name}")
+        creation.lines += [f"  {change}" for change in changes] if chosen else []
+    _record(creation, [*written, PARAMS])
+    return creation
+
+
+def _data_path(root: Path, images: Path) -> str:
+    """``data.path`` of images: relative to the project if they are in its folder, else absolute."""
+    if not images.exists():
+        raise UdcError(f"--images: {images} does not exist")
+    path = images.absolute()
+    if root.is_relative_to(path.resolve()):
+        raise UdcError(f"--images: {images} contains the project's folder {root}; make the project in a folder of its "
+                       f"own: udc init FOLDER --images {images}")  # fmt: skip
+    resolved = path.parent.resolve() / path.name
+    return resolved.relative_to(root).as_posix() if resolved.is_relative_to(root) else str(Path(os.path.normpath(path)))
+
+
+def _check_existing(root: Path, files: Mapping[str, str]) -> None:
+    """Check that the folder is a project of this version already, or has none of the files that a project needs."""
+    if (root / PIN).exists():
+        check_pin(root)
+        return
+    needed = [*(name for name in files if name in REQUIRED), PARAMS]
+    if existing := [name for name in needed if (root / name).exists()]:
+        raise UdcError(f"{root}: has {', '.join(existing)} already, and is no project of udc init; nothing was "
+                       "written. Make the project in another folder: udc init FOLDER")  # fmt: skip
+
+
+def _make_repositories(creation: Creation) -> bool:
+    """Make a git and a DVC repository, unless the folder is in one or is one; returns whether DVC's was there."""
+    root, made = creation.root, []
+    if (top := git_root(root)) is None:
+        git(root, "init", "--quiet")
+        made.append("git")
+    has_dvc = (root / ".dvc/config").exists()
+    if not has_dvc:
+        dvc(root, "init", "--quiet", *(["--subdir"] if top not in (None, root) else []),
+            *(["--force"] if (root / ".dvc").exists() else []))  # fmt: skip
+        made.append("DVC")
+    creation.lines.append(f"project: {root}" + (f" (new {' and '.join(made)} repository)" if made else ""))
+    return has_dvc and bool((root / ".dvc/config").read_text(encoding="utf-8").strip())
+
+
+def _write_files(creation: Creation, files: Mapping[str, str], has_dvc: bool) -> list[str]:
+    """Write the files that are missing, the pin first; returns the names of all files of the project."""
+    root, kept = creation.root, []
+    if not (root / PIN).exists():
+        write_pin(root, files, [name for name in files if _is_missing(root, name, has_dvc)])
+    pin = read_pin(root)
+    assert pin is not None
+    for name, text in files.items():
+        if name == IGNORE and (root / name).exists():
+            write_atomically(root / name, with_lines((root / name).read_text(encoding="utf-8"), text))
+        elif _is_missing(root, name, has_dvc) and name in pin.files:
+            write_atomically(root / name, text)
+        elif name not in pin.files:
+            kept.append(name)
+    if kept:
+        creation.lines.append(f"not written, because they exist: {', '.join(kept)}")
+    names = [str(PIN), *(name for name in files if name in pin.files or name == IGNORE)]
+    return names if has_dvc else [*names, ".dvc/.gitignore", ".dvcignore"]
+
+
+def _is_missing(root: Path, name: str, has_dvc: bool) -> bool:
+    """Whether ``udc init`` writes a file; the configuration that ``dvc init`` has just made is empty."""
+    return not (root / name).exists() or (name == ".dvc/config" and not has_dvc)
+
+
+def write_pin(root: Path, files: Mapping[str, str], names: list[str]) -> None:
+    """Write the pin of a project for the installed version and the files of these names."""
+    digests = {name: digest_of(files[name]) for name in names}
+    pin = {"version": installed().version, "code": installed().code, "files": digests}
+    write_atomically(root / PIN, json.dumps(pin, indent=2) + "\n")
+
+
+def digest_of(text: str) -> str:
+    """SHA-256 of a text file."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _track(creation: Creation, path: str) -> list[str]:
+    """Let DVC track the images unless they are outside, or tracked; returns the files of git that this makes."""
+    root = creation.root
+    if Path(path).is_absolute():
+        creation.lines.append("  they stay where they are, outside of the project; the project refers to them")
+        return []
+    owner = root / f"{path}.dvc"
+    if owner.exists() or is_tracked(root, root / path):
+        creation.lines.append("  they are tracked already")
+    else:
+        dvc(root, "add", "--quiet", path)
+        creation.lines.append("  they are tracked by DVC now")
+    ignore = owner.with_name(IGNORE)
+    return [each.relative_to(root).as_posix() for each in (owner, ignore) if each.exists()]
+
+
+def _write_params(creation: Creation, recommendation: Recommendation, path: str) -> None:
+    """Write the recipe and the place of the images into the parameters, unless they have the place already."""
+    file = creation.root / PARAMS
+    if file.exists() and load_params(file).data.path == path:
+        creation.lines.append(f"{PARAMS}: uses these images already; it stays as it is")
+        return
+    settings = recommendation.settings | {"data.source": "auto", "data.path": path}
+    changes = apply(file, recommendation.recipe, settings)
+    creation.lines += recommendation.to_text().splitlines()
+    creation.lines.append(f"  {PARAMS}: " + _summary(changes, recommendation.recipe))
+
+
+def _summary(changes: list[Change], recipe: Recipe) -> str:
+    return f"{len(changes)} parameters set; `udc recipe {recipe.name}` explains them"
+
+
+def _record(creation: Creation, names: list[str]) -> None:
+    """Put the files into git's index; commit them if the repository has no commit, which a run needs as its origin."""
+    root = creation.root
+    names = [name for name in dict.fromkeys(names) if (root / name).exists()]
+    git(root, "add", "--force", "--", *names)
+    if has_commit(root):
+        if git(root, "diff", "--cached", "--name-only", "--", *names):
+            creation.lines.append("git: the files are staged; commit them")
+        return
+    if ensure_identity(root):
+        creation.lines.append("git: you have no user.name or user.email; this repository got `udc`, change it with "
+                              "`git config user.name NAME` and `git config user.email ADDRESS`")  # fmt: skip
+    creation.lines.append(f"git: first commit {commit(root, names, 'Make the project (udc init)')}")
