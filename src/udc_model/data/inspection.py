@@ -63,7 +63,7 @@ class Inspection:
     @property
     def smallest_class(self) -> int:
         """Number of images of the rarest class."""
-        return min(self.counts.values())
+        return min(self.counts.values(), default=0)
 
     @property
     def short_side(self) -> int:

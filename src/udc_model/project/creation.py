@@ -20,6 +20,7 @@ from udc_model.project.recommendation import Recommendation, has_accelerator, re
 from udc_model.project.templates import IGNORE, REQUIRED, project_files, with_lines
 
 PARAMS = "params.yaml"
+_OF_DVC = (".dvc/.gitignore", ".dvcignore")  # written by `dvc init`, which stages them
 
 
 @dataclass
@@ -65,8 +66,8 @@ def create(folder: Path, images: Path | None = None, recipe: str | None = None) 
     written = _write_files(creation, files, has_dvc)
     if images is not None and recommendation is not None:
         creation.lines += [f"images: {path}", *(f"  {line}" for line in found.lines)]
+        _write_params(creation, recommendation, path)  # before DVC runs: dvc.yaml refers to data.path
         written += _track(creation, path)
-        _write_params(creation, recommendation, path)
     elif chosen is not None or not (root / PARAMS).exists():
         changes = apply(root / PARAMS, chosen or find_recipe("digits"), {})
         creation.lines.append(f"recipe: {(chosen or find_recipe('digits')).name}")
@@ -129,8 +130,7 @@ def _write_files(creation: Creation, files: Mapping[str, str], has_dvc: bool) ->
             kept.append(name)
     if kept:
         creation.lines.append(f"not written, because they exist: {', '.join(kept)}")
-    names = [str(PIN), *(name for name in files if name in pin.files or name == IGNORE)]
-    return names if has_dvc else [*names, ".dvc/.gitignore", ".dvcignore"]
+    return [str(PIN), *(name for name in files if name in pin.files or name == IGNORE)]
 
 
 def _is_missing(root: Path, name: str, has_dvc: bool) -> bool:
@@ -154,14 +154,14 @@ def _track(creation: Creation, path: str) -> list[str]:
     """Let DVC track the images unless they are outside, or tracked; returns the files of git that this makes."""
     root = creation.root
     if Path(path).is_absolute():
-        creation.lines.append("  they stay where they are, outside of the project; the project refers to them")
+        creation.lines.append("images: outside of the project, which refers to them; they stay where they are")
         return []
     owner = root / f"{path}.dvc"
     if owner.exists() or is_tracked(root, root / path):
-        creation.lines.append("  they are tracked already")
+        creation.lines.append("images: tracked already")
     else:
-        dvc(root, "add", "--quiet", path)
-        creation.lines.append("  they are tracked by DVC now")
+        dvc(root, "add", path)
+        creation.lines.append("images: tracked by DVC now")
     ignore = owner.with_name(IGNORE)
     return [each.relative_to(root).as_posix() for each in (owner, ignore) if each.exists()]
 
@@ -185,7 +185,7 @@ def _summary(changes: list[Change], recipe: Recipe) -> str:
 def _record(creation: Creation, names: list[str]) -> None:
     """Put the files into git's index; commit them if the repository has no commit, which a run needs as its origin."""
     root = creation.root
-    names = [name for name in dict.fromkeys(names) if (root / name).exists()]
+    names = [name for name in (*dict.fromkeys(names), *_OF_DVC) if (root / name).exists()]
     git(root, "add", "--force", "--", *names)
     if has_commit(root):
         if git(root, "diff", "--cached", "--name-only", "--", *names):

@@ -16,7 +16,7 @@ _FEW = 100  # images of the rarest class, below which recipe few-images is for
 _LARGE = 200  # pixels of the short side, from which pretrained weights of 224 pixels fit
 _MULTIPLE = 8  # the sizes that are suggested are multiples of it
 _SMALLEST = 16
-_LONG = 100  # epochs
+_LONG = 200_000  # images in all epochs together, which take a CPU an hour or more
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def recommend(images: Inspection, chosen: str | None = None, *, has_gpu: bool) -
     if not chosen:
         reasons += _alternatives(images, name)
     epochs = int(recipe.values.get("train.epochs", 0))
-    if not has_gpu and epochs >= _LONG:
+    if not has_gpu and epochs * images.n_images >= _LONG:
         reasons.append(f"no GPU was found ({os.cpu_count()} CPU cores): {epochs} epochs may take hours; a lower "
                        "train.epochs is faster and less accurate")  # fmt: skip
     return Recommendation(recipe, settings, reasons)

@@ -15,6 +15,8 @@ from udc_model.project.creation import PARAMS, digest_of, write_pin
 from udc_model.project.recipe import with_values
 from udc_model.project.templates import IGNORE, REQUIRED, project_files, with_lines
 
+_CHANGELOG = "what is new: https://github.com/udc-model/udc-model/blob/main/CHANGELOG.md"
+_RUNS = "DVC runs all stages again at the next `dvc repro`; commit the changes first"
 _ASIDE = Path(".udc/upgrade")  # new versions of files that the user has changed
 
 
@@ -51,7 +53,7 @@ def upgrade(folder: Path) -> str:
     if is_same and not lines:
         return f"this project uses {installed()} already; nothing changed\n"
     write_pin(root, files, names)
-    runs = [] if is_same else ["DVC runs all stages again at the next `dvc repro`; commit the changes first"]
+    runs = [] if is_same else [_CHANGELOG, _RUNS]
     return "\n".join([f"{pin.installed} -> {installed()}, installed as {requirement()}", *lines, *runs]) + "\n"
 
 

@@ -1,0 +1,244 @@
+"""``udc init``: what it writes and where, what it never overwrites, how a second call completes a first."""
+
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from udc_model.cli import main
+from udc_model.config import load_params
+from udc_model.files import write_atomically
+from udc_model.installed import check_pin, installed
+from udc_model.project import creation
+from udc_model.project.templates import project_files
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _without_git_settings(tmp_path_factory, monkeypatch):
+    """No user is known to git, and the current folder is an empty one."""
+    monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", "/")
+    folder = tmp_path_factory.mktemp("here")
+    monkeypatch.chdir(folder)
+
+
+@pytest.fixture
+def images(shapes_at, tmp_path):
+    """A folder of images outside of the project."""
+    return shapes_at(tmp_path / "my shapes")
+
+
+def _git(*arguments):
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _contents(folder=Path()):
+    return {path: path.read_bytes() for path in folder.rglob("*")
+            if path.is_file() and not {".git", "tmp", "cache"} & set(path.parts)}  # fmt: skip
+
+
+def test_a_project_in_an_empty_folder(capsys):
+    started = time.monotonic()
+    assert main(["init"]) == 0
+    assert time.monotonic() - started < 60
+    output = capsys.readouterr().out
+    assert output.startswith(f"project: {Path.cwd()} (new git and DVC repository)\nrecipe: digits\n")
+    assert output.endswith("\nTrain, and record the result:\n  dvc repro\n")
+    assert load_params() == load_params(ROOT / "params.yaml")
+    assert Path("params.yaml").read_text() == (ROOT / "params.yaml").read_text()
+    files = project_files(Path.cwd().name)
+    assert all(Path(name).read_text() == text for name, text in files.items())
+    check_pin()
+    tracked = _git("ls-files").splitlines()
+    assert set(tracked) == {*files, "params.yaml", "udc.json", ".dvc/.gitignore", ".dvcignore"}
+    assert _git("log", "--format=%an %s") == "udc Make the project (udc init)"
+    assert _git("status", "--porcelain") == ""
+    before = _contents()
+    assert main(["init"]) == 0  # again
+    assert _contents() == before
+    assert _git("log", "--format=%s").count("\n") == 0
+
+
+def test_images_outside_are_referred_to(images, capsys):
+    assert main(["init", "shapes project", "--images", str(images)]) == 0
+    output = capsys.readouterr().out
+    root = Path("shapes project")
+    params = load_params(root / "params.yaml")
+    assert (params.data.source, params.data.path, params.data.image_size) == ("auto", str(images), 24)
+    assert (params.train.augment, params.costs.preset) == ("strong", "uniform")
+    assert "images: outside of the project, which refers to them; they stay where they are" in output
+    assert "recipe: few-images\n  the rarest of 3 classes has 20 image(s)\n" in output
+    assert output.endswith("  cd shapes project\n  dvc repro\n")
+    assert not list(root.rglob("*.png"))
+    (root / "params.yaml").write_text((root / "params.yaml").read_text().replace("epochs: 200", "epochs: 3"))
+    assert main(["init", "shapes project", "--images", str(images)]) == 0
+    assert "params.yaml: uses these images already; it stays as it is" in capsys.readouterr().out
+    assert load_params(root / "params.yaml").train.epochs == 3
+
+
+def test_images_in_the_folder_are_tracked_by_dvc(shapes_at, capsys):
+    shapes_at(Path("data/raw/shapes").absolute())
+    assert main(["init", "--images", "data/raw/shapes", "--recipe", "microscopy"]) == 0
+    output = capsys.readouterr().out
+    assert "images: tracked by DVC now\n" in output
+    assert "recipe: microscopy\n  as you chose\n" in output
+    params = load_params()
+    assert (params.data.path, params.train.quarter_turns) == ("data/raw/shapes", True)
+    assert {"data/raw/shapes.dvc", "data/raw/.gitignore"} <= set(_git("ls-files").splitlines())
+    assert _git("status", "--porcelain") == ""
+    assert main(["init", "--images", "data/raw/shapes"]) == 0
+    assert "images: tracked already\n" in capsys.readouterr().out
+
+
+def test_a_project_gets_its_images_later(images, capsys):
+    assert main(["init"]) == 0
+    assert main(["init", "--images", str(images)]) == 0
+    params = load_params()
+    assert (params.data.path, params.costs.preset, params.model.preset) == (str(images), "uniform", "resnet-mini")
+    assert "git: the files are staged; commit them" in capsys.readouterr().out
+    assert _git("diff", "--cached", "--name-only") == "params.yaml"
+
+
+def test_existing_files_are_never_overwritten(capsys):
+    mine = {"README.md": "mine\n", "Makefile": "all:\n", ".gitignore": "/mine\n", "notes.txt": "notes\n"}
+    for name, text in mine.items():
+        Path(name).write_text(text)
+    assert main(["init"]) == 0
+    assert "not written, because they exist: Makefile, README.md\n" in capsys.readouterr().out
+    for name, text in mine.items():
+        assert Path(name).read_text().startswith(text)
+    assert "/mlflow.db\n" in Path(".gitignore").read_text()
+    recorded = json.loads(Path("udc.json").read_text())["files"]
+    assert {"README.md", "Makefile", ".gitignore"}.isdisjoint(recorded)
+    assert not {"README.md", "Makefile", "notes.txt"} & set(_git("ls-files").splitlines())
+
+
+@pytest.mark.parametrize("names", [["params.yaml"], ["dvc.yaml", "params.yaml"], ["MLproject"]])
+def test_files_that_a_project_needs_are_refused_and_nothing_is_written(names, caplog):
+    for name in names:
+        Path(name).write_text("mine\n")
+    assert main(["init"]) == 1
+    assert (
+        f"{Path.cwd()}: has {', '.join(names)} already, and is no project of udc init; nothing was written"
+        in caplog.text
+    )
+    assert sorted(path.name for path in Path().iterdir()) == names
+
+
+def test_a_project_of_another_version_is_refused(caplog):
+    Path("udc.json").write_text(json.dumps({"version": "0.1.0", "code": "0" * 16, "files": {}}))
+    assert main(["init"]) == 1
+    assert "`udc upgrade` moves the project to it" in caplog.text
+    assert [path.name for path in Path().iterdir()] == ["udc.json"]
+
+
+def test_images_are_checked_before_anything_is_written(tmp_path, caplog):
+    (tmp_path / "empty").mkdir()
+    for path, message in (("missing", "--images: missing does not exist"), (tmp_path / "empty", "")):
+        assert main(["init", "--images", str(path)]) == 1
+        assert message in caplog.text
+    assert main(["init", "--recipe", "photo"]) == 1
+    assert "photo: no such recipe" in caplog.text
+    assert list(Path().iterdir()) == []
+
+
+def test_a_project_inside_its_images_is_refused(shapes_at, caplog, monkeypatch):
+    images = shapes_at(Path("shapes").absolute())
+    monkeypatch.chdir(images)
+    assert main(["init", "--images", "."]) == 1
+    assert "--images: . contains the project's folder" in caplog.text
+    assert sorted(path.name for path in images.iterdir()) == ["bar", "dot", "stripe"]
+
+
+def test_an_interrupted_call_is_completed_by_the_next(images, monkeypatch, capsys):
+    assert main(["init", "whole", "--images", str(images)]) == 0
+    n_files = 0
+
+    def count(path, text):
+        nonlocal n_files
+        n_files += 1
+        if n_files > allowed:
+            raise KeyboardInterrupt
+        write_atomically(path, text)
+
+    for allowed in (1, 8):
+        root = Path(f"whole{allowed}")
+        n_files = 0
+        monkeypatch.setattr(creation, "write_atomically", count)
+        assert main(["init", str(root), "--images", str(images)]) == 130
+        monkeypatch.setattr(creation, "write_atomically", write_atomically)
+        assert not (root / "params.yaml").exists()
+        assert main(["init", str(root), "--images", str(images)]) == 0
+        expected = {path.relative_to("whole"): text for path, text in _contents(Path("whole")).items()}
+        actual = {path.relative_to(root): text for path, text in _contents(root).items()}
+        assert set(actual) == set(expected)
+        for path, text in expected.items():
+            if path.name not in ("udc.json", "README.md", "MLproject"):  # contain the name of the folder
+                assert actual[path] == text, path
+        assert subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True).stdout == b""
+        shutil.rmtree(root)
+
+
+def test_in_a_folder_of_a_git_repository(capsys):
+    _git("init", "-q")
+    _git("config", "user.name", "Test")
+    _git("config", "user.email", "test@example.org")
+    Path("other.txt").write_text("x")
+    Path("staged.txt").write_text("x")
+    _git("add", "other.txt")
+    _git("commit", "-qm", "start")
+    _git("add", "staged.txt")
+    assert main(["init", "models/spiders"]) == 0
+    output = capsys.readouterr().out
+    assert "(new DVC repository)" in output
+    assert "git: the files are staged; commit them\n" in output
+    assert not Path("models/spiders/.git").exists()
+    assert "models/spiders/dvc.yaml" in _git("diff", "--cached", "--name-only").splitlines()
+    assert _git("log", "--format=%s") == "start"
+    config = subprocess.run(["dvc", "config", "core.no_scm"], cwd="models/spiders", capture_output=True, text=True)
+    assert config.stdout.strip() != "true"
+
+
+def test_a_git_repository_without_a_commit_gets_only_our_files():
+    _git("init", "-q")
+    Path("secret.txt").write_text("x")
+    Path("staged.txt").write_text("x")
+    _git("add", "staged.txt")
+    assert main(["init"]) == 0
+    assert not {"secret.txt", "staged.txt"} & set(_git("ls-tree", "-r", "--name-only", "HEAD").splitlines())
+    assert _git("diff", "--cached", "--name-only") == "staged.txt"
+
+
+def test_an_existing_dvc_repository_keeps_its_configuration(capsys):
+    _git("init", "-q")
+    subprocess.run(["dvc", "init", "-q"], check=True)
+    subprocess.run(["dvc", "remote", "add", "-d", "store", "/tmp/store"], check=True)
+    config = Path(".dvc/config").read_text()
+    assert main(["init"]) == 0
+    assert "not written, because they exist: .dvc/config\n" in capsys.readouterr().out
+    assert Path(".dvc/config").read_text() == config
+
+
+def test_errors_of_git_are_one_line(monkeypatch, caplog):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert main(["init"]) == 1
+    assert "error: the git command is not on the PATH; install it" in caplog.text
+
+
+def test_nothing_heavy_is_imported(images):
+    import sys
+
+    code = "import sys; from udc_model.cli import main; main(sys.argv[1:]); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code, "init", "--images", str(images)], capture_output=True, text=True,
+                          check=True)  # fmt: skip
+    loaded = done.stdout.rsplit("\n[", 1)[1]
+    for name in ("torch", "mlflow", "sklearn", "matplotlib", "pandas"):
+        assert f"'{name}'" not in loaded
+    assert str(installed().version) in Path("udc.json").read_text()
