@@ -55,6 +55,7 @@ package: setup ## build and check the source archive and the wheel in dist/
 	@python -m build > /dev/null
 	@twine check --strict dist/*
 	@python -m zipfile -l dist/*.whl | grep -q udc_native || (echo "the wheel has no native kernels" && false)
+	@python -m zipfile -l dist/*.whl | grep -q project/templates/dvc.yaml.j2 || (echo "the wheel has no templates" && false)
 
 bench: setup ## measure models and training runs beside transformers, torchvision and timm
 	@python benchmarks/models.py

@@ -17,6 +17,7 @@ COMMANDS = [
 RUN_BY = {
     "make test": "test_make_test_starts_this_suite",
     "make ui": "test_make_ui_answers",
+    "cd ~/spider-project && dvc repro": "test_images_to_a_recorded_model_in_an_empty_folder",
     "udc decide": "test_decide_and_compare_as_in_the_readme",
     "udc decide -S costs.refer=0.2 --out cautious": "test_decide_and_compare_as_in_the_readme",
     "udc decide --sweep true=9,predicted=3,values=0:20:2": "test_decide_and_compare_as_in_the_readme",
@@ -77,6 +78,7 @@ def test_commands_run_in_order(project, shapes_folder, tmp_path):
     assert "data.image_size" in differences, "the commit after `make demo` has nothing to compare with"
     assert "test.accuracy" in differences
     assert (project.root / "data/raw/spiders.dvc").is_file()
+    assert (tmp_path / "spider-project/udc.json").is_file()
     assert (project.root / "model.onnx").is_file()
     assert (project.root / "results/resnet_example/metrics.json").is_file()
 

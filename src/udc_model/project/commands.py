@@ -1,11 +1,13 @@
-"""Runs git and DVC in the folder of a project; their errors become one line."""
+"""What git and DVC do in the folder of a project; their errors become one line."""
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from udc_model.errors import UdcError, without_credentials
@@ -27,9 +29,38 @@ def git(folder: Path, *arguments: str) -> str:
     return _checked(["git", *arguments], folder)
 
 
-def dvc(folder: Path, *arguments: str) -> str:
-    """Run a DVC command and return its output; its progress is shown; :class:`UdcError` if it fails."""
-    return _checked([sys.executable, "-m", "dvc", *arguments], folder)
+def make_dvc_repository(folder: Path, *, is_in_git_root: bool) -> None:
+    """``dvc init`` in a folder; what an interrupted one has left there is replaced."""
+    from dvc.repo import Repo
+
+    with _one_line_errors("dvc init", folder):
+        Repo.init(str(folder), subdir=not is_in_git_root, force=(folder / ".dvc").exists()).close()
+
+
+def dvc_add(folder: Path, path: str) -> None:
+    """``dvc add`` of a file or folder of the project."""
+    from dvc.repo import Repo
+
+    with _one_line_errors("dvc add", folder), Repo(str(folder)) as repository:
+        repository.add([str(folder / path)])
+
+
+@contextmanager
+def _one_line_errors(command: str, folder: Path) -> Iterator[None]:
+    """Let DVC print nothing; its errors become one line."""
+    from dvc.exceptions import DvcException
+
+    logger = logging.getLogger("dvc")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    except DvcException as error:
+        reason = " ".join(f"{error}: {error.__cause__ or ''}".split()).rstrip(": ")
+        raise UdcError(f"`{command}` failed in {folder}: {without_credentials(reason)}") from None
+    finally:
+        logger.setLevel(level)
 
 
 def ensure_identity(folder: Path) -> bool:
@@ -56,10 +87,9 @@ def commit(folder: Path, paths: Sequence[str], message: str) -> str:
 
 
 def _run(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    # the settings of an experiment or hook that started this process are those of another folder
-    foreign = ("DVC_ROOT", "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+    # the settings of a hook that started this process are those of another folder
+    foreign = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
     env = {key: value for key, value in os.environ.items() if key not in foreign}
-    env["DVC_NO_ANALYTICS"] = "true"
     try:
         return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     except FileNotFoundError:
@@ -69,8 +99,7 @@ def _run(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[st
 def _checked(command: Sequence[str], folder: Path) -> str:
     done = _run(command, folder)
     if done.returncode:
-        words = command[2:] if command[1] == "-m" else command
         lines = [line for line in (done.stderr.strip() or done.stdout.strip()).splitlines() if line.strip()]
         reason = without_credentials(" ".join(lines[:3])) or f"status {done.returncode}"
-        raise UdcError(f"`{' '.join(words[:2])}` failed in {folder}: {reason}")
+        raise UdcError(f"`{' '.join(command[:2])}` failed in {folder}: {reason}")
     return done.stdout.strip()

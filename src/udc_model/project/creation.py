@@ -14,7 +14,16 @@ from udc_model.data.inspection import inspect
 from udc_model.errors import UdcError
 from udc_model.files import make_folder, write_atomically
 from udc_model.installed import PIN, check_pin, installed, read_pin
-from udc_model.project.commands import commit, dvc, ensure_identity, git, git_root, has_commit, is_tracked
+from udc_model.project.commands import (
+    commit,
+    dvc_add,
+    ensure_identity,
+    git,
+    git_root,
+    has_commit,
+    is_tracked,
+    make_dvc_repository,
+)
 from udc_model.project.recipe import Change, Recipe, apply, find_recipe
 from udc_model.project.recommendation import Recommendation, has_accelerator, recommend
 from udc_model.project.templates import IGNORE, REQUIRED, project_files, with_lines
@@ -107,8 +116,7 @@ def _make_repositories(creation: Creation) -> bool:
         made.append("git")
     has_dvc = (root / ".dvc/config").exists()
     if not has_dvc:
-        dvc(root, "init", "--quiet", *(["--subdir"] if top not in (None, root) else []),
-            *(["--force"] if (root / ".dvc").exists() else []))  # fmt: skip
+        make_dvc_repository(root, is_in_git_root=top in (None, root))
         made.append("DVC")
     creation.lines.append(f"project: {root}" + (f" (new {' and '.join(made)} repository)" if made else ""))
     return has_dvc and bool((root / ".dvc/config").read_text(encoding="utf-8").strip())
@@ -160,7 +168,7 @@ def _track(creation: Creation, path: str) -> list[str]:
     if owner.exists() or is_tracked(root, root / path):
         creation.lines.append("images: tracked already")
     else:
-        dvc(root, "add", path)
+        dvc_add(root, path)
         creation.lines.append("images: tracked by DVC now")
     ignore = owner.with_name(IGNORE)
     return [each.relative_to(root).as_posix() for each in (owner, ignore) if each.exists()]
@@ -185,9 +193,10 @@ def _summary(changes: list[Change], recipe: Recipe) -> str:
 def _record(creation: Creation, names: list[str]) -> None:
     """Put the files into git's index; commit them if the repository has no commit, which a run needs as its origin."""
     root = creation.root
-    names = [name for name in (*dict.fromkeys(names), *_OF_DVC) if (root / name).exists()]
+    is_first = not has_commit(root)
+    names = [name for name in (*dict.fromkeys(names), *(_OF_DVC if is_first else ())) if (root / name).exists()]
     git(root, "add", "--force", "--", *names)
-    if has_commit(root):
+    if not is_first:
         if git(root, "diff", "--cached", "--name-only", "--", *names):
             creation.lines.append("git: the files are staged; commit them")
         return
