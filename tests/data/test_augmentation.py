@@ -7,7 +7,7 @@ from torchvision.transforms import v2
 
 from udc_model.config import TrainParams
 from udc_model.data import augmentation as augmentation_module
-from udc_model.data.augmentation import Augmentation, EpochDraws, Mixing, crop_resize, training_input
+from udc_model.data.augmentation import Augmentation, EpochDraws, Mixing, crop_resize, training_input, turned
 from udc_model.data.transforms import Decoding, Preprocessing
 from udc_model.native.library import load_library
 
@@ -19,7 +19,9 @@ def _stored(n, side=20):
 @pytest.mark.parametrize("name", ["light", "standard", "strong"])
 def test_augmented_image_does_not_depend_on_its_batch(name):
     stored, draws = _stored(6), EpochDraws(6, seed=0, epoch=4)
-    augmentation = Augmentation.of(TrainParams(augment=name, horizontal_flip=True, color_jitter=0.2))
+    augmentation = Augmentation.of(
+        TrainParams(augment=name, horizontal_flip=True, quarter_turns=True, color_jitter=0.2)
+    )
     indices, repeats = np.array([4, 0, 2]), np.zeros(3, np.intp)
     batch = training_input(stored[indices], indices, repeats, draws, augmentation, Preprocessing(16))
     torch.manual_seed(99)  # the global generator must not matter
@@ -39,6 +41,7 @@ def test_repeated_image_is_augmented_differently():
     assert not torch.equal(images[0], images[1])
     once = EpochDraws(3, seed=0, epoch=0)
     assert np.array_equal(once.crop[0], draws.crop[0])  # independent of the maximum number of repeats
+    assert np.array_equal(once.turn[0], draws.turn[0])
 
 
 @pytest.fixture(params=["native", "torch"])
@@ -169,3 +172,29 @@ def test_training_input_of_grey_images():
     out = training_input(_stored(4, 16)[..., :1], indices, np.zeros(4, np.intp), draws, augmentation, GREY)
     assert out.shape == (4, 1, 16, 16)
     assert (out == 0).any(dim=(1, 2, 3)).all()  # erased
+
+
+def test_quarter_turns_are_those_of_numpy():
+    stored = _stored(5)
+    before = stored.clone()
+    turns = np.array([0, 1, 2, 3, 1], np.uint8)
+    expected = [np.rot90(image, k) for image, k in zip(stored.numpy(), turns, strict=True)]
+    np.testing.assert_array_equal(turned(stored, turns).numpy(), np.stack(expected))
+    assert torch.equal(stored, before)
+
+
+@pytest.mark.parametrize("horizontal_flip", [False, True])
+def test_quarter_turns_and_mirrors_are_the_symmetries_of_the_square(horizontal_flip):
+    image = torch.arange(16 * 16 * 3, dtype=torch.int64).remainder(251).to(torch.uint8).reshape(1, 16, 16, 3)
+    augmentation = Augmentation.of(TrainParams(quarter_turns=True, horizontal_flip=horizontal_flip))
+    n, preprocessing = 400, Preprocessing(16)
+    draws, indices = EpochDraws(n, seed=0, epoch=0), np.arange(n)
+    stored = image.expand(n, -1, -1, -1).contiguous()
+    images = training_input(stored, indices, np.zeros(n, np.intp), draws, augmentation, preprocessing)
+    plain = preprocessing.to_input(image)[0]
+    symmetries = [
+        torch.rot90(side, k, (1, 2)) for k in range(4) for side in ([plain, plain.flip(2)][: 1 + horizontal_flip])
+    ]
+    counts = [sum(torch.allclose(each, one, rtol=1e-4, atol=1e-4) for each in images) for one in symmetries]
+    assert sum(counts) == n
+    assert min(counts) > 0.7 * n / len(symmetries)
