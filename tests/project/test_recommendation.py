@@ -23,7 +23,10 @@ def _images(side=144, counts=(403, 137), kind=("JPEG", "RGB")):
     (_images(counts=(403, 99)), "few-images", {}),
     (_images(side=50), "photographs", {"data.image_size": 48}),
     (_images(side=9), "photographs", {"data.image_size": 16}),
-    (_images(side=28, kind=("PNG", "L")), "small-grey", {"data.image_size": 24}),
+    (_images(side=77), "photographs", {}),
+    (_images(side=76), "photographs", {"data.image_size": 72}),
+    (_images(side=28, kind=("PNG", "L")), "small-grey", {}),
+    (_images(side=24, kind=("PNG", "L")), "small-grey", {"data.image_size": 24}),
     (_images(side=64, kind=("PNG", "I;16")), "small-grey", {}),
     (_images(side=65, kind=("PNG", "L")), "photographs", {"data.image_size": 64, "model.resnet.num_channels": 1}),
     (_images(kind=("TIFF", "RGB")), "microscopy", {}),
@@ -70,5 +73,5 @@ def test_inspect_recommends(shapes_folder, capsys):
     position = lines.index("recipe: few-images")
     assert lines[position + 1 : position + 3] == [
         "  the rarest of 3 classes has 20 image(s)",
-        "  data.image_size 24 instead of 96: half of the images have a short side of 24 px or less",
+        "  data.image_size 24 instead of 96: the images have a median short side of 24 px",
     ]

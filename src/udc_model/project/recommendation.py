@@ -14,6 +14,7 @@ from udc_model.project.recipe import Recipe, find_recipe
 _SMALL = 64  # pixels of the short side, up to which grey images are those of recipe small-grey
 _FEW = 100  # images of the rarest class, below which recipe few-images is for
 _LARGE = 200  # pixels of the short side, from which pretrained weights of 224 pixels fit
+_NEAR = 0.8  # of the recipe's size: enlarging images that little costs less than leaving the measured size
 _MULTIPLE = 8  # the sizes that are suggested are multiples of it
 _SMALLEST = 16
 _LONG = 200_000  # images in all epochs together, which take a CPU an hour or more
@@ -50,10 +51,10 @@ def recommend(images: Inspection, chosen: str | None = None, *, has_gpu: bool) -
     recipe = find_recipe(name)
     settings: dict[str, Any] = {}
     size, side = int(recipe.values.get("data.image_size", 32)), images.short_side
-    if side and side < size and "model.weights" not in recipe.values:  # weights fit the size they were trained on
+    if 0 < side < _NEAR * size and "model.weights" not in recipe.values:  # weights fit the size they were trained on
         settings["data.image_size"] = max(side // _MULTIPLE * _MULTIPLE, _SMALLEST)
-        reasons.append(f"data.image_size {settings['data.image_size']} instead of {size}: half of the images have a "
-                       f"short side of {side} px or less")  # fmt: skip
+        reasons.append(f"data.image_size {settings['data.image_size']} instead of {size}: the images have a median "
+                       f"short side of {side} px")  # fmt: skip
     if images.is_grey and "model.resnet.num_channels" not in recipe.values:
         settings["model.resnet.num_channels"] = 1
         reasons.append("model.resnet.num_channels 1: all images are grey")
