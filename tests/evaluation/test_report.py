@@ -265,7 +265,7 @@ def test_tables_and_costs_follow_the_order_of_ordinal_classes(tmp_path, rng):
 def card(workspace, classes):
     counts = {name: dict.fromkeys(classes, 1400) for name in ("train", "validation", "calibration", "test")}
     record = RECORD | {"params": RECORD["params"] | {"data": RECORD["params"]["data"] | {"path": "/home/me/x"}}}
-    return render_card(workspace.evaluation, record, counts=counts, findings=["costs: odd"], confidence=0.95,
+    return render_card(workspace.evaluation, record, counts=counts, findings=["costs: odd <i>"], confidence=0.95,
                        provenance=PROVENANCE, data_notes=["3 copies left out"])  # fmt: skip
 
 
@@ -292,7 +292,7 @@ def test_the_model_card_says_what_was_measured_and_where_it_fails(tmp_path, rng)
     per_class = pd.read_csv(workspace.evaluation / "test" / "per_class.csv")
     weakest = per_class.loc[per_class["recall"].idxmin()]
     assert f"with recall {weakest['recall']:.2f} (95% interval {weakest['recall_low']:.2f} to" in text
-    assert "- costs: odd\n" in text
+    assert "- costs: odd &lt;i&gt;\n" in text
     assert "3 copies left out." in text
     assert "/home/me" not in text
     assert f"| weights, SHA-256 | `{'f' * 64}` |" in text
@@ -320,6 +320,7 @@ def test_subgroups_have_a_section_with_what_is_shown(tmp_path, rng):
     text = text_of(page)
     sentence = "No subgroup is shown to differ in cost from the rest (smallest p = "
     assert text.index(" Subgroups ") < text.index(sentence) < text.index("site NA 40") < text.index("Images by split")
+    assert f"\n- {sentence}" in card(workspace, ["a", "b"])
     table = read_subgroup_table(workspace.evaluation / "test/subgroups.csv").set_index("subgroup")
     row = table.loc["NA"]
     assert f"site NA 40 {row['costly_mistakes']} {cost_text(row['mean_cost'])} (" in text

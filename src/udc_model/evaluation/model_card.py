@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -106,10 +107,15 @@ def _code(text: object) -> str:
     return f"`{shown}`"
 
 
+def _plain(text: str) -> str:
+    """A sentence that may have names in it, whose angle brackets are no HTML."""
+    return html.escape(text, quote=False)
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("udc_model.evaluation", ""), autoescape=False, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"number": number_text, "cost": cost_text, "code": _code}
+    environment.filters |= {"number": number_text, "cost": cost_text, "code": _code, "plain": _plain}
     return environment
