@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from udc_model.evaluation import figures as figures_module
 from udc_model.evaluation.figures import FigureCache, drawing_code
@@ -17,10 +18,16 @@ def plot():
 
     def draw(path, *inputs):
         draw.count += 1
-        path.write_bytes(b"png %d" % draw.count)
+        Image.new("L", (32, 32), draw.count).save(path)
 
     draw.count = 0
     return draw
+
+
+def _number(path):
+    """How often the plot was drawn before the figure."""
+    with Image.open(path) as image:
+        return image.getpixel((0, 0))
 
 
 def test_a_figure_is_drawn_again_only_if_an_input_changes(tmp_path, plot):
@@ -29,7 +36,7 @@ def test_a_figure_is_drawn_again_only_if_an_input_changes(tmp_path, plot):
     inputs = (table, np.eye(2), [np.ones(3)], ["caption"], "title", None)
     for _ in range(2):
         figures.draw(path, plot, *inputs)
-    assert (plot.count, path.read_bytes()) == (1, b"png 1")
+    assert (plot.count, _number(path)) == (1, 1)
     changes = (
         (table.assign(x=[1.0, 2.0 + 1e-15]), *inputs[1:]),
         (table, np.eye(2) * 2, *inputs[2:]),
@@ -41,7 +48,7 @@ def test_a_figure_is_drawn_again_only_if_an_input_changes(tmp_path, plot):
         figures.draw(path, plot, *changed)
         assert plot.count == number
     figures.draw(path, plot, *inputs)
-    assert path.read_bytes() == b"png 1"
+    assert _number(path) == 1
 
 
 def test_a_folder_that_cannot_be_written_does_no_harm(tmp_path, plot):
@@ -77,3 +84,19 @@ def test_the_drawing_code_is_every_module_that_uses_matplotlib():
     modules = [path for path in folder.glob("*.py") if re.search("^(import|from) matplotlib", path.read_text(), re.M)]
     assert len(modules) > 3
     assert set(modules) <= set(drawing_code())
+
+
+@pytest.mark.parametrize("damage", [
+    lambda contents: b"",
+    lambda contents: contents[: len(contents) // 2],
+    lambda contents: contents[: len(contents) // 2] + bytes([contents[len(contents) // 2] ^ 1])
+    + contents[len(contents) // 2 + 1 :],
+])  # fmt: skip
+def test_a_damaged_stored_figure_is_drawn_again(tmp_path, plot, damage):
+    figures, path = FigureCache(tmp_path / "cache"), tmp_path / "figure.png"
+    figures.draw(path, plot, "input")
+    (stored,) = (tmp_path / "cache").iterdir()
+    stored.write_bytes(damage(stored.read_bytes()))
+    for _ in range(2):
+        figures.draw(path, plot, "input")
+        assert (plot.count, _number(path), path.read_bytes()) == (2, 2, stored.read_bytes())

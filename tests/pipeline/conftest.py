@@ -96,7 +96,7 @@ class Project:
         """The environment of an activated .venv."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         # mlflow.set_tracking_uri() writes MLFLOW_TRACKING_URI, and make passes its options to make commands below it
-        foreign = ("PYTHONPATH", "VIRTUAL_ENV", "MLFLOW_TRACKING_URI", "MAKEFLAGS", "MAKEOVERRIDES")
+        foreign = ("PYTHONPATH", "VIRTUAL_ENV", "MLFLOW_TRACKING_URI", "MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
         inherited = {key: value for key, value in os.environ.items() if key not in foreign}
         # OMP_WAIT_POLICY: several tests share the cores; waiting threads must not occupy them
         settings = {"OMP_WAIT_POLICY": "PASSIVE", "MLFLOW_DISABLE_TELEMETRY": "true", "DVC_NO_ANALYTICS": "true",

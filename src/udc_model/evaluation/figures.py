@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 import udc_model
 from udc_model.data.packed import PackedDataset
@@ -86,12 +87,12 @@ class FigureCache:
     def draw(self, path: Path, plot: Callable[..., None], *inputs: Any) -> None:
         """Write ``plot(path, *inputs)``, or copy the stored figure of the same plot and inputs."""
         stored = self.folder / f"{_digest(plot.__name__, *inputs)}.png"
-        try:
+        with suppress(OSError, SyntaxError, ValueError):  # not drawn before, or damaged
+            with Image.open(stored) as image:
+                image.verify()  # the checksums of its chunks
             shutil.copyfile(stored, path)
             os.utime(stored)
             return
-        except OSError:  # not drawn before
-            pass
         plot(path, *inputs)
         with suppress(OSError):  # a figure that cannot be stored is drawn again
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,7 @@ def test_columns_of_a_table_and_images_without(tmp_path, shapes_folder):
     paths, subgroups = dataset.split("test").paths, dataset.subgroups("test")
     assert subgroups["age band"] == [bands[path] for path in paths]
     assert subgroups["site"] == [path.split("/")[1][:2] for path in paths]
-    text = inspect(DataParams(source="auto", path=str(shapes_folder), subgroups=["age band"]))
+    text = "\n".join(inspect(DataParams(source="auto", path=str(shapes_folder), subgroups=["age band"])).lines)
     assert "subgroup: age band" in text
     assert "age band: <40 20, >=40 20; 20 images without" in text
 
