@@ -99,6 +99,7 @@ def test_one_run_has_parameters_metrics_data_and_artifacts(demo):
 
 
 def test_no_pickle_is_written(demo):
+    demo.wait_for_senders()  # they remove what they have logged
     for path in demo.root.rglob("*"):
         if path.is_file() and ".git" not in path.parts and "cache" not in path.parts:
             assert path.suffix not in (".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib"), path
