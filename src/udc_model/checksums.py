@@ -15,7 +15,6 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from udc_model.errors import UdcError
-from udc_model.files import sha256_of
 from udc_model.records import Record, read_record
 
 CHECKSUMS = "checksums.json"
@@ -63,8 +62,12 @@ class Checksums(Record):
 
 def write_checksums(folder: Path, names: Sequence[str]) -> None:
     """Write ``checksums.json`` with the checksums of some files of a folder."""
-    sha256 = {name: sha256_of(folder / name) for name in names}
-    crc32 = {name: _crc32((folder / name).read_bytes(), digest) for name, digest in sha256.items()}
+    sha256: dict[str, str] = {}
+    crc32: dict[str, int] = {}
+    for name in names:
+        contents = (folder / name).read_bytes()
+        sha256[name] = hashlib.sha256(contents).hexdigest()
+        crc32[name] = _crc32(contents, sha256[name])
     (folder / CHECKSUMS).write_text(json.dumps({"sha256": sha256, "crc32": crc32}, indent=2) + "\n", encoding="utf-8")
 
 
