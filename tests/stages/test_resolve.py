@@ -162,6 +162,9 @@ def test_a_test_split_that_decides_nothing_is_named_before_training(tmp_path, sh
     params = validate_params(sections, "test")
     prepare(params, Workspace(tmp_path))
     assert check_test_split(params, Workspace(tmp_path)) == []
+    action = validate_params(sections | {"costs": {"preset": "uniform", "actions": {"retest": 0.01}}}, "test")
+    (warning,) = check_test_split(action, Workspace(tmp_path))
+    assert "cost less than always retest" in warning  # (1 + 0.01/0.99) ** -9 = 0.91
     costly = [{"actual": "bar", "predicted": name, "cost": 20} for name in ("dot", "stripe")]
     params = validate_params(sections | {"costs": {"preset": "uniform", "entries": costly}}, "test")
     monkeypatch.chdir(tmp_path)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import udc_model
+from udc_model.files import sha256_of
 
 STAGES = {
     "prepare": ("data", "stages/prepare.py"),
@@ -50,3 +51,9 @@ def code_files(names: Iterable[str]) -> list[Path]:
     package = Path(udc_model.__file__).parent
     paths = [path for name in names for path in sorted([package / name, *(package / name).rglob("*")])]
     return [path for path in paths if path.suffix in (".py", ".c", ".h") and path.is_file()]
+
+
+def code_digests(names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of each of `code_files`, by its path in the package."""
+    package = Path(udc_model.__file__).parent
+    return {path.relative_to(package).as_posix(): sha256_of(path) for path in code_files(names)}

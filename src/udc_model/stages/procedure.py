@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import udc_model
 from udc_model.config import Params
-from udc_model.files import Workspace, sha256_of
-from udc_model.stages.code import STAGES, code_files
+from udc_model.files import Workspace
+from udc_model.stages.code import STAGES, code_digests
 from udc_model.stages.evaluate import evaluate
 from udc_model.stages.resolve import WITHOUT_EFFECT, reduce, resolve_workspace
 from udc_model.stages.train import train
@@ -33,10 +31,9 @@ def train_and_evaluate(params: Params, workspace: Workspace) -> None:
 def procedure_inputs(params: Params) -> dict[str, Any]:
     """Everything besides the data that the result of `train_and_evaluate` depends on, as JSON values."""
     resolved = reduce(params)
-    package = Path(udc_model.__file__).parent
     return {
         "train": resolved.train.model_dump(exclude={"data": True, "train": set(WITHOUT_EFFECT)}),
         "splits": params.data.model_dump(include={"splits", "split_seed"}),
         "evaluate": resolved.evaluate.model_dump(include={"costs", "evaluate"}),
-        "code": {path.relative_to(package).as_posix(): sha256_of(path) for path in code_files(_CODE)},
+        "code": code_digests(_CODE),
     }

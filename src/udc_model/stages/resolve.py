@@ -21,6 +21,7 @@ from udc_model.config import CostParams, EvaluateParams, LossParams, Params, loa
 from udc_model.config.limits import check_sizes
 from udc_model.config.yaml12 import as_yaml
 from udc_model.data.dataset_file import read_dataset
+from udc_model.decisions.actions import action_costs
 from udc_model.decisions.checks import check_data, group_counts
 from udc_model.decisions.matrix import class_prior, cost_matrix
 from udc_model.errors import UdcError
@@ -133,7 +134,8 @@ def check_test_split(params: Params, workspace: Workspace) -> list[str]:
     classes = list(info["classes"])
     prior = class_prior(params.costs, classes, [info["counts"]["train"][name] for name in classes])
     policy = Policy(classes, cost_matrix(params.costs, classes).tolist(), refer=params.costs.refer,
-                    deployment_prior=None if prior is None else prior.tolist())  # fmt: skip
+                    deployment_prior=None if prior is None else prior.tolist(),
+                    actions=action_costs(params.costs, classes))  # fmt: skip
     labels, groups = _labels_and_groups(workspace, "test")
     targets = np.array([classes.index(label) for label in labels], dtype=np.intp)
     weights = policy.weights(targets)

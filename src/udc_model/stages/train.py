@@ -19,7 +19,6 @@ from typing import Any
 import pandas as pd
 import torch
 
-import udc_model
 from udc_model.checksums import write_checksums
 from udc_model.config import Params, load_params, with_json_mappings
 from udc_model.config.limits import check_processes, check_sizes
@@ -32,7 +31,7 @@ from udc_model.files import Workspace, atomic_folder, only_writer, sha256_of
 from udc_model.installed import check_pin
 from udc_model.model_files.folder import CONFIG, PREPROCESSOR, WEIGHTS
 from udc_model.program import exit_status
-from udc_model.stages.code import STAGES, code_files
+from udc_model.stages.code import STAGES, code_digests
 from udc_model.stages.resolve import (
     WITHOUT_EFFECT,
     load_training_params,
@@ -157,7 +156,6 @@ def train_and_record(session: TrainingSession, dataset: PackedDataset, workspace
 def checkpoint_inputs(session: TrainingSession, data_digest: str) -> dict[str, Any]:
     """Everything that the bits of the result depend on, as JSON values; a checkpoint of other inputs is not used."""
     values = session.params.model_dump(exclude={"data": True, "train": set(_NO_INPUTS)})
-    package = Path(udc_model.__file__).parent
     return {
         "params": values,
         "data": data_digest,
@@ -165,7 +163,7 @@ def checkpoint_inputs(session: TrainingSession, data_digest: str) -> dict[str, A
         "hardware": session.hardware.describe(),
         "processes": session.ranks.world,
         "torch": torch.__version__,
-        "code": {path.relative_to(package).as_posix(): sha256_of(path) for path in code_files(STAGES["train"])},
+        "code": code_digests(STAGES["train"]),
     }
 
 
