@@ -35,10 +35,10 @@ from udc_model.stages.train import training_params
 SHARES = {"train": 1.0, "validation": 0.5, "calibration": 0.5, "test": 1.0}  # of --images
 SIDE = 16  # pixels
 PARTS = {
-    stage: ("evaluate", "fit_policy", "lint_costs", "write_predictions", "write_split", "log_scores", "log_model",
-            "write_report", "log_evaluation"),
-    tables: ("write_predictions", "split_metrics", "metric_intervals", "write_confusion", "write_curves", "mean_curves",
-             "class_curves"),
+    stage: ("evaluate", "fit_policy", "lint_costs", "write_predictions", "write_split", "write_curves", "log_scores",
+            "log_model", "write_report", "log_evaluation"),
+    tables: ("write_predictions", "split_metrics", "metric_intervals", "write_confusion", "mean_curves", "class_curves",
+             "threshold_reliability"),
     figures.FigureProcess: ("finish",),
 }  # fmt: skip
 

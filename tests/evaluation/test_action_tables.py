@@ -27,7 +27,7 @@ from udc_model.evaluation.redecision import (
     under_costs_of,
     write_sweep,
 )
-from udc_model.evaluation.tables import read_predictions, write_split
+from udc_model.evaluation.tables import read_predictions, write_curves, write_split
 from udc_model.experiments.results import cost_difference
 
 CLASSES = ["a", "b", "c"]
@@ -51,7 +51,8 @@ def folder(tmp_path, rng, policy):
     folder.mkdir()
     (folder / "policy.json").write_text(policy.to_json())
     for name in ("validation", "test"):
-        write_split(folder / name, split, logits, policy, EvaluateParams(resamples=100), [], has_curves=name == "test")
+        scored, *_ = write_split(folder / name, split, logits, policy, EvaluateParams(resamples=100), [])
+    write_curves(folder / "test", scored, policy, logits, EvaluateParams(resamples=100))
     return folder
 
 

@@ -20,7 +20,7 @@ from udc_model.evaluation.model_card import render_card
 from udc_model.evaluation.report import render_report
 from udc_model.evaluation.report_images import sheet_uri, thumbnail_uri
 from udc_model.evaluation.subgroups import read_subgroup_table
-from udc_model.evaluation.tables import read_metrics, read_warnings, write_split
+from udc_model.evaluation.tables import read_metrics, read_warnings, write_curves, write_split
 from udc_model.evaluation.verdict import cost_text
 from udc_model.files import Workspace
 from udc_model.stages.train import training_params
@@ -52,19 +52,13 @@ def evaluated(
     split = PackedSplit(images, labels, names, [""] * len(labels), [""] * len(labels))
     logits = (rng.normal(0, 1, (len(labels), n)) + margin * np.eye(n)[labels]).astype(np.float32)
     for name in ("test", "validation"):
-        write_split(
-            workspace.evaluation / name,
-            split,
-            logits,
-            policy,
-            EvaluateParams(resamples=100),
-            [],
-            name == "test",
-            order,
-            subgroups,
-        )
+        folder, evaluate = workspace.evaluation / name, EvaluateParams(resamples=100)
+        scored, *_ = write_split(folder, split, logits, policy, evaluate, [], order, subgroups)
+        if name == "test":
+            write_curves(folder, scored, policy, logits, evaluate)
     if with_figures:
-        draw_figures(workspace.evaluation / "test", workspace.prepared, FigureCache(root / "cache"))
+        for kind in ("classes", "curves"):
+            draw_figures(workspace.evaluation / "test", kind, workspace.prepared, FigureCache(root / "cache"))
     return workspace
 
 

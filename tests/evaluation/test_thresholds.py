@@ -1,9 +1,11 @@
 """Reliability near the thresholds of the decision, against brute force and counts by hand."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
+from udc_model.evaluation import thresholds
 from udc_model.evaluation.metrics import Scored
 from udc_model.evaluation.thresholds import odds_by_threshold, threshold_reliability
 
@@ -77,3 +79,16 @@ def test_classes_without_costly_mistakes_are_left_out():
     scored = Scored(targets, (p @ costs).argmin(axis=1), p, costs)
     table = threshold_reliability(scored, ["a", "b", "c"], costs, 0.9)
     assert list(dict.fromkeys(table["class"])) == ["b", "c"]
+
+
+def test_no_image_near_a_threshold_is_left_out(rng, monkeypatch):
+    """Exact odds are computed of the images that may be near a threshold only."""
+    for _ in range(30):
+        costs = np.column_stack([rng.exponential(10 ** rng.uniform(-1, 4, (4, 4))), rng.random((4, 1))])
+        p = rng.dirichlet(np.full(4, 10 ** rng.uniform(-1.5, 0.5)), 200)
+        scored = Scored(np.arange(200) % 4, (p @ costs).argmin(axis=1), p, costs)
+        table = threshold_reliability(scored, list("abcd"), costs, 0.95)
+        with monkeypatch.context() as patch:
+            patch.setattr(thresholds, "_may_be_near", lambda probabilities, *_: np.ones(len(probabilities), dtype=bool))
+            of_all_images = threshold_reliability(scored, list("abcd"), costs, 0.95)
+        pd.testing.assert_frame_equal(table, of_all_images)

@@ -30,7 +30,7 @@ SECTIONS = {
 class NoFigures(nullcontext):
     """Draws nothing: a process that draws takes longer than the rest of a small fold."""
 
-    def draw(self, folder):
+    def draw(self, folder, kind):
         """Do nothing."""
 
     def finish(self):

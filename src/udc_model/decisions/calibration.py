@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 
+from udc_model.decisions.rows import by_rows
 from udc_model.errors import UdcError
 
 Floats = NDArray[np.float64]
@@ -22,7 +22,6 @@ _LOG_T_BOUND = 6.0  # temperatures from 1/400 to 400
 _LOG_T_SPREAD = 0.5  # of the prior of a temperature: most of trained models are between 0.4 and 2.7
 _PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # candidates of Dirichlet calibration
 _FOLDS = 5
-_VALUES_AT_A_TIME = 2**16  # 512 KiB
 _FEW = 20  # images of the smallest class; with fewer, temperatures have a prior and other methods must be tested
 _FEWEST = 2  # images of each class that cross-validation needs
 _SIMPLE = ("none", "temperature")
@@ -43,7 +42,7 @@ class Calibration:
 
     def probabilities(self, logits: NDArray[np.floating]) -> Floats:
         """Calibrated probabilities (N, K) of logits (N, K), in double precision."""
-        return _by_rows(self._of_rows, logits)
+        return by_rows(self._of_rows, logits)
 
     def _of_rows(self, logits: NDArray[np.floating]) -> Floats:
         z = np.asarray(logits, dtype=np.float64)
@@ -185,14 +184,7 @@ def negative_log_likelihood(logits: NDArray[np.floating], targets: Indices, temp
         z -= z.max(axis=1, keepdims=True)
         return np.asarray(z[np.arange(len(z)), of_rows] - np.log(np.exp(z).sum(axis=1)))
 
-    return float(-_by_rows(of_targets, logits, targets).mean())
-
-
-def _by_rows(function: Callable[..., Floats], *arrays: NDArray[Any]) -> Floats:
-    """A function of the rows of arrays (N, …), computed in parts that stay in the processor's cache: twice as fast."""
-    size = max(1, _VALUES_AT_A_TIME // max(1, arrays[0][:1].size))
-    starts = range(0, max(1, len(arrays[0])), size)
-    return np.concatenate([function(*(array[start : start + size] for array in arrays)) for start in starts])
+    return float(-by_rows(of_targets, logits, targets).mean())
 
 
 def fit_temperature(logits: Floats, targets: Indices) -> float:

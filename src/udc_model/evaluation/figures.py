@@ -1,7 +1,8 @@
 """All figures of an evaluation, drawn from its tables: ``python -m udc_model.evaluation.figures PREPARED CACHE``.
 
 Drawing takes as long as the rest of the stage evaluate and needs neither torch nor MLflow, so another process draws
-while evaluate logs. It reads the folders of splits from standard input, one per line.
+while evaluate writes other tables and logs. It reads which figures to draw from standard input, one kind and folder of
+a split per line.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -32,6 +33,7 @@ from udc_model.program import exit_status
 
 GALLERY = 24  # images
 _STORED = 100  # figures
+FigureKind = Literal["classes", "curves"]  # confusion matrices, recall and costliest mistakes; all others
 
 
 class FigureProcess:
@@ -56,11 +58,11 @@ class FigureProcess:
         self.process.kill()
         self.process.communicate()
 
-    def draw(self, folder: Path) -> None:
-        """Start to draw from the tables in the folder of a split."""
+    def draw(self, folder: Path, kind: FigureKind) -> None:
+        """Start to draw the figures of a kind from the tables in the folder of a split."""
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):  # finish() raises with the process's error output
-            self.process.stdin.write(f"{folder}\n")
+            self.process.stdin.write(f"{kind} {folder}\n")
             self.process.stdin.flush()
 
     def finish(self) -> None:
@@ -131,21 +133,26 @@ def _digest(*inputs: Any) -> str:
     return digest.hexdigest()
 
 
-def draw_figures(folder: Path, prepared: Path, figures: FigureCache) -> None:
-    """Draw the figures of one split: the confusion matrix and, for the test split, all others.
+def draw_figures(folder: Path, kind: FigureKind, prepared: Path, figures: FigureCache) -> None:
+    """Draw the figures of one kind of a split.
 
     Parameters
     ----------
     folder : the split's folder in the evaluation folder; its name is the name of the split.
-    prepared : folder with the packed splits, which hold the images of the gallery.
+    prepared : folder with the packed splits, which hold the images of the costliest mistakes.
     figures : figures drawn before.
     """
+    if kind == "curves":
+        _draw_curves(folder, figures)
+        return
+    _draw_by_class(folder, figures)
+    if folder.name == "test":
+        _draw_gallery(folder, prepared, figures)
+
+
+def _draw_curves(folder: Path, figures: FigureCache) -> None:
     from udc_model.evaluation import curve_plots  # matplotlib, which the process that waits does not need
 
-    split = folder.name
-    _draw_by_class(folder, split, figures)
-    if split != "test":
-        return
     policy = json.loads((folder.parent / "policy.json").read_text(encoding="utf-8"))
     areas = _table(folder, "areas")
     for kind in ("roc", "precision_recall"):
@@ -159,7 +166,6 @@ def draw_figures(folder: Path, prepared: Path, figures: FigureCache) -> None:
         figures.draw(folder / "cost_curve.png", curve_plots.plot_cost_curve, _table(folder, "cost_curve"))
     rate = float(_table(folder, "metrics").set_index("metric")["value"]["referral_rate"])
     figures.draw(folder / "referral.png", curve_plots.plot_referral, _table(folder, "referral"), policy["refer"], rate)
-    _draw_gallery(folder, prepared, split, figures)
 
 
 def _table(folder: Path, name: str) -> pd.DataFrame:
@@ -168,9 +174,10 @@ def _table(folder: Path, name: str) -> pd.DataFrame:
     return pd.read_csv(folder / f"{name}.csv", dtype=text, keep_default_na=False, na_values=empty)
 
 
-def _draw_by_class(folder: Path, split: str, figures: FigureCache) -> None:
+def _draw_by_class(folder: Path, figures: FigureCache) -> None:
     from udc_model.evaluation.matrix_plots import plot_confusion_matrix, plot_recall
 
+    split = folder.name
     confusion = json.loads((folder / "confusion_matrix.json").read_text(encoding="utf-8"))
     counts, costs = np.array(confusion["counts"]), np.array(confusion["costs"])
     names, of_split = (confusion["classes"], confusion["outcomes"]), f"{split} ({counts.sum():,} images)"
@@ -187,11 +194,11 @@ def _draw_by_class(folder: Path, split: str, figures: FigureCache) -> None:
                      confusion.get("is_ordinal", False))  # fmt: skip
 
 
-def _draw_gallery(folder: Path, prepared: Path, split: str, figures: FigureCache) -> None:
+def _draw_gallery(folder: Path, prepared: Path, figures: FigureCache) -> None:
     from udc_model.evaluation.plot_style import class_label
     from udc_model.evaluation.plots import CAPTION, plot_gallery
 
-    mistakes = _table(folder, "costliest_mistakes")
+    mistakes, split = _table(folder, "costliest_mistakes"), folder.name
     stored = PackedDataset.open(prepared).split(split).images
     images = [np.asarray(stored[row]) for row in mistakes["row"][:GALLERY]]
     title = f"Costliest mistakes (true → decided), {split}"
@@ -208,8 +215,9 @@ if __name__ == "__main__":
     from udc_model.evaluation import curve_plots as curve_plots  # imports matplotlib while the tables are written
 
     def main() -> None:
-        """Draw the figures of each folder on standard input."""
+        """Draw the figures that the lines of standard input name."""
         for line in sys.stdin:
-            draw_figures(Path(line.rstrip("\n")), Path(sys.argv[1]), FigureCache(Path(sys.argv[2])))
+            kind, _, folder = line.rstrip("\n").partition(" ")
+            draw_figures(Path(folder), cast(FigureKind, kind), Path(sys.argv[1]), FigureCache(Path(sys.argv[2])))
 
     sys.exit(exit_status(main))

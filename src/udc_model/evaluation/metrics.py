@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from udc_model.decisions.actions import REFER
+from udc_model.decisions.rows import by_rows
 from udc_model.evaluation.confusion_sums import ConfusionSums, agreement_metrics, cost_metrics, divide
 
 Floats = NDArray[np.float64]
@@ -128,11 +129,12 @@ def metric_terms(scored: Scored, ece_bins: int) -> dict[str, Terms]:
     by_confidence = np.concatenate(bins)
     bin_of_row = np.repeat(np.arange(len(bins)), [len(part) for part in bins])
     column = np.zeros(n, dtype=np.intp)
+    brier = by_rows(lambda q, targets: ((q - np.eye(k)[targets]) ** 2).sum(axis=1), p, scored.targets)
     return {
         "decided": Terms(rows, scored.targets * d + scored.decided, weights, k * d),
         "argmax": Terms(rows, scored.targets * k + argmax, weights, k * k),
         "log_loss": Terms(rows, column, -weights * np.log(target_p), 1),
-        "brier_score": Terms(rows, column, weights * ((p - np.eye(k)[scored.targets]) ** 2).sum(axis=1), 1),
+        "brier_score": Terms(rows, column, weights * brier, 1),
         "calibration_gap": Terms(by_confidence, bin_of_row, gap[by_confidence], len(bins)),
     }
 

@@ -130,15 +130,15 @@ def write_split(
     policy: Policy,
     evaluate: EvaluateParams,
     recall_of: Sequence[tuple[int, str]],
-    has_curves: bool,
     order: Sequence[int] | None = None,
     subgroups: Mapping[str, Sequence[str]] | None = None,
-) -> tuple[Metrics, Intervals]:
+) -> tuple[Scored, Metrics, Intervals]:
     """Decide and score the images of a split, and write its tables into ``folder``, which is created.
+
+    Those of curves are `write_curves`'s.
 
     Parameters
     ----------
-    has_curves : whether to write the tables of curves too.
     order : indices of the classes in the order of tables and plots by class; None is the order of the policy.
     subgroups : of each image, by division, for `subgroup_table`.
     """
@@ -149,15 +149,13 @@ def write_split(
     intervals = metric_intervals(scored, metrics, evaluate.ece_bins, recall_of, evaluate.resamples, evaluate.confidence)
     write_csv(metrics_table(metrics, intervals), folder / "metrics.csv")
     write_confusion(folder, scored, policy, evaluate.confidence, order)
-    if has_curves:
-        write_curves(folder, scored, policy, logits, evaluate)
     write_csv(costliest_mistakes(split.paths, scored, policy), folder / "costliest_mistakes.csv")
     if subgroups and any(map(any, subgroups.values())):
         table = subgroup_table(scored, subgroups, recall_of, policy.classes, evaluate.confidence)
         write_csv(table, folder / SUBGROUPS)
     warnings = warnings_of(scored, policy.outcomes, evaluate.confidence)
     (folder / WARNINGS).write_text(json.dumps(warnings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return metrics, intervals
+    return scored, metrics, intervals
 
 
 def read_warnings(folder: Path) -> list[str]:

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from udc_model.decisions.decision import expected_costs
+from udc_model.decisions.rows import by_rows
 from udc_model.evaluation.intervals import interval_of, mean_draws, share_interval, sum_by_group
 from udc_model.evaluation.metrics import Scored
 
@@ -61,18 +63,43 @@ def threshold_reliability(
     with ``low`` and ``high`` (interval by groups), and ``images``. The classes with the most cost at stake come first:
     share of the class times mean cost of its mistakes. A side without images near the threshold has no row.
     """
-    rows = []
+    rows, expected = [], expected_costs(scored.probabilities, decision_costs)
     for k in _costly_classes(scored):
-        threshold, ratio = odds_by_threshold(scored.probabilities, decision_costs, k)
+        images = np.flatnonzero(_may_be_near(scored.probabilities, expected, decision_costs, k))
+        threshold, ratio = odds_by_threshold(scored.probabilities[images], decision_costs, k)
         for side, is_near in (("below", (ratio >= 1 / NEAR) & (ratio < 1)), ("above", (ratio >= 1) & (ratio <= NEAR))):
             if is_near.any():
-                weights = scored.image_weights[is_near]
-                means = [np.average(x[is_near], weights=weights) for x in (threshold, scored.probabilities[:, k])]
-                is_class = scored.targets[is_near] == k
+                near = images[is_near]
+                weights = scored.image_weights[near]
+                means = [np.average(x, weights=weights) for x in (threshold[is_near], scored.probabilities[near, k])]
+                is_class = scored.targets[near] == k
                 share = np.average(is_class, weights=weights)
-                ends = _interval(scored, is_near, is_class, confidence)
-                rows.append((classes[k], side, *means, share, *ends, len(weights)))
+                ends = _interval(scored, near, is_class, confidence)
+                rows.append((classes[k], side, *means, share, *ends, len(near)))
     return pd.DataFrame(rows, columns=["class", "side", "threshold", "probability", "share", "low", "high", "images"])
+
+
+def _may_be_near(probabilities: Floats, expected: Floats, costs: Floats, k: int) -> NDArray[np.bool_]:
+    """Whether larger odds of class ``k`` change a decision (N,): true of all images near its threshold.
+
+    It takes a fifth of the time of `odds_by_threshold`. Its differences of expected costs are inaccurate if nearly all
+    of the probability is that of the class, but then the image is far above the threshold.
+
+    Parameters
+    ----------
+    expected : (N, D) expected costs of ``probabilities``.
+    """
+    largest = 1.01 * NEAR  # a little more than needed, for rounding
+
+    def of_rows(p: Floats, of_decisions: Floats) -> Floats:
+        of_class = p[:, k, None] * costs[k]
+        rest = of_decisions - of_class
+        of_class *= largest
+        first = rest.argmin(axis=1)
+        rest += of_class
+        return np.asarray(rest.argmin(axis=1) != first, dtype=np.float64)
+
+    return np.asarray(by_rows(of_rows, probabilities, expected), dtype=np.bool_)
 
 
 def _costly_classes(scored: Scored) -> list[int]:
@@ -85,9 +112,9 @@ def _costly_classes(scored: Scored) -> list[int]:
 
 
 def _interval(
-    scored: Scored, chosen: NDArray[np.bool_], is_class: NDArray[np.bool_], confidence: float
+    scored: Scored, chosen: NDArray[np.intp], is_class: NDArray[np.bool_], confidence: float
 ) -> tuple[float, float]:
-    """The interval of the share of a class among chosen images; the unit is the group."""
+    """The interval of the share of a class among images (M,) of the split; the unit is the group."""
     groups = None if scored.groups is None else scored.groups[chosen]
     if scored.weights is None:
         return share_interval(is_class, groups, confidence)

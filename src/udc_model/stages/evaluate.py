@@ -22,7 +22,7 @@ from udc_model.evaluation.metrics import Metrics
 from udc_model.evaluation.model_card import write_card
 from udc_model.evaluation.report import model_identity, write_report
 from udc_model.evaluation.subgroups import read_sentences
-from udc_model.evaluation.tables import read_warnings, write_predictions, write_split
+from udc_model.evaluation.tables import read_warnings, write_curves, write_predictions, write_split
 from udc_model.evaluation.training_record import TRAINING_RECORD, read_training_record
 from udc_model.files import Workspace, atomic_folder, only_writer, sha256_of, write_atomically
 from udc_model.inference.stored_logits import Logits, stored_logits
@@ -96,10 +96,15 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         (folder / POLICY_FILE).write_text(policy.to_json(), encoding="utf-8")
         write_predictions(folder / "calibration", splits["calibration"], logits["calibration"], policy)
         for name in SCORED:
-            scores[name] = write_split(folder / name, splits[name], logits[name], policy, params.evaluate, recall_of,
-                                       has_curves=name == "test", order=order,
-                                       subgroups=subgroups if name == "test" else None)  # fmt: skip
-            figures.draw(folder / name)
+            scored, metrics, intervals = write_split(
+                folder / name, splits[name], logits[name], policy, params.evaluate, recall_of, order,
+                subgroups if name == "test" else None,
+            )  # fmt: skip
+            scores[name] = metrics, intervals
+            figures.draw(folder / name, "classes")
+            if name == "test":
+                write_curves(folder / name, scored, policy, logits[name], params.evaluate)
+                figures.draw(folder / name, "curves")
         metrics_json = json.dumps(headlines(scores), indent=2) + "\n"
         log_scores(run, params, policy, scores, metrics_json)
         log_training(run, record, workspace.prepared / "dataset.json", dataset.info["counts"])
