@@ -43,6 +43,8 @@ COMMANDS = {
     "inspect": ["inspect", "data/raw/shapes"],
     "params": ["params", "--write"],
     "find-lr": ["find-lr", "--steps", "10", "--out", "rates"],
+    "init": ["init", "own", "--images", "data/raw/shapes"],
+    "cross-validate": ["cross-validate", "--folds", "2", "--repeats", "1"],
 }
 
 

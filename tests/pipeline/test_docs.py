@@ -107,7 +107,6 @@ def test_tutorial_from_a_folder_of_images_to_a_decision(new_project):
 @pytest.mark.pipeline
 def test_experiments_are_run_shared_and_promoted_in_order(by_hand, tmp_path, free_port):
     project = by_hand
-    project.has_senders = True
     home = {"HOME": str(tmp_path)}
     subprocess.run(["git", "init", "-q", "--bare", str(tmp_path / "udc-model.git")], check=True)
     project.run("git", "remote", "add", "origin", str(tmp_path / "udc-model.git"))
@@ -117,12 +116,15 @@ def test_experiments_are_run_shared_and_promoted_in_order(by_hand, tmp_path, fre
     for block in (block for page in IN_ORDER for block in _blocks(_text(page))):
         if _run_by(block) not in (None, RUN_BY["udc compare"]):
             continue
+        project.deliver()
         if "MLFLOW_TRACKING_URI" in block:
+            project.has_senders = True  # that deliver to the server
             command = ["mlflow", "server", "--port", str(free_port), "--workers", "1", "--backend-store-uri",
                        f"sqlite:///{server / 'server.db'}", "--artifacts-destination", str(server)]  # fmt: skip
             with project.server(*command, ready=f"http://127.0.0.1:{free_port}/health"):
                 outputs.append(project.run("bash", "-ec", block.replace("5050", str(free_port)), **home).stdout)
                 _check_server(free_port)
+            project.has_senders = False
             continue
         outputs.append(project.run("bash", "-ec", block, **home).stdout)
     output = "\n".join(outputs)

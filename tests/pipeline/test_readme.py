@@ -46,7 +46,6 @@ def _runs(prefix, command):
 def project(new_project):
     """A project that is set up: .venv is the environment that runs this test."""
     project = new_project(train={"epochs": 1}, evaluate={"resamples": 100})
-    project.has_senders = True
     (project.root / ".venv").symlink_to(sys.prefix)
     (project.root / ".venv" / ".ready").touch()
     return project
@@ -92,6 +91,7 @@ def test_make_test_starts_this_suite(project):
 @pytest.mark.pipeline
 def test_make_ui_answers(project, free_port):
     experiment = "api/2.0/mlflow/experiments/get-by-name?experiment_name=udc-model"
+    project.deliver()
     address = f"http://127.0.0.1:{free_port}/{experiment}"
     with project.server("make", "ui", f"PORT={free_port}", ready=address) as answer:
         assert "udc-model" in answer

@@ -81,7 +81,6 @@ def _processes(project, variable):
 def test_two_killed_processes_resume(by_hand):
     """A killed process ends the other. The training run resumes in its MLflow run, to the bits of an unkilled one."""
     project = by_hand
-    project.has_senders = True
     project.set_params(train={"epochs": 30, "processes": 2, "ema_decay": 0.9, "mixup": 0.2})
     project.udc("prepare")
     process = project.start("udc", "train")
@@ -117,7 +116,6 @@ def test_two_killed_processes_resume(by_hand):
 
 def test_interrupted_training_run_resumes(by_hand):
     project = by_hand
-    project.has_senders = True
     project.set_params(train={"epochs": 30})
     project.udc("prepare")
     process = project.start("udc", "train")
