@@ -18,7 +18,7 @@ pytestmark = pytest.mark.pipeline
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
-TRIALS = int(os.environ.get("UDC_STUDY_TRIALS", "2"))
+TRIALS = int(os.environ.get("UDC_STUDY_TRIALS", "3"))
 
 
 @pytest.fixture(scope="module")
