@@ -24,6 +24,7 @@ Case = tuple[str, Callable[[], str | None]]
 _ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES)
 _SLOW = ("evaluate", "cross-validate")
 _OF_STUDY = re.compile(r"cross-validation/#/[^/]*$|-cross-validate-|data/prepared/")
+_RUNS = {"train": 1, "evaluate": 1, "cross-validate": 5}  # journals of an undisturbed command
 _READERS = ("predict", "decide", "sweep", "compare", "summary", "inspect")
 
 
@@ -118,13 +119,12 @@ def _run_both(bench, names, delay):
                 return f"{name}, which only reads, is refused: {ended.output}"
         if all(ended.status for ended in both):
             return "both are refused"
-        finished = sum(name in ("train", "evaluate") and not ended.status
-                       for name, ended in zip(names, both, strict=True))  # fmt: skip
+        finished = sum(_RUNS.get(name, 0) for name, ended in zip(names, both, strict=True) if not ended.status)
         ends = [json.loads(line)["status"] for journal in (project / ".udc/tracking").glob("*/journal.jsonl")
                 if journal.parent.name not in _journals(bench.old)
                 for line in journal.read_text().splitlines() if json.loads(line)["kind"] == "end"]  # fmt: skip
         if ends != ["FINISHED"] * finished:
-            return f"{finished} command(s) finished, but the runs ended with {ends}"
+            return f"{finished} run(s) finished, but they ended with {ends}"
         for name in OUTPUTS:
             for output, digest in digests(project, name).items():
                 if digest == "absent":

@@ -145,7 +145,6 @@ def test_mlflow_page_shows_result_changes_and_confusion_matrices(project, free_p
 def test_a_killed_study_is_resumed(by_hand):
     """Killed in the second trial; with another sampler and metric than the defaults."""
     project = by_hand
-    project.has_senders = True  # trials learn the id of the study's run
     command = ["udc", "tune", "-S", "train.learning_rate=log(1e-4,1e-1)", "--trials", str(TRIALS), "--study", "s",
                "--sampler", "random", "--metric", "validation/log_loss"]  # fmt: skip
     process = project.start(*command)
@@ -168,7 +167,6 @@ def test_a_killed_cross_validation_is_resumed_below_one_run(by_hand):
     """Killed after its first fold."""
     project = by_hand
     project.run("udc", "prepare")
-    project.has_senders = True  # folds learn the id of the study's run
     command = ["udc", "cross-validate", "--folds", "2", "--repeats", "1"]
     process = project.start(*command)
     project.wait_for(".udc/cross-validation/*/repeat-1-fold-1/metrics.json", process)

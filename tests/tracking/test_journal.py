@@ -29,10 +29,11 @@ from udc_model.tracking.journal import (
     sender_lock,
     wait_for_senders,
 )
+from udc_model.tracking.provenance import STUDY_KEY
 from udc_model.tracking.run import stage_run
 from udc_model.tracking.sender import EndedStage, Sender, State, deliver_pending
 from udc_model.tracking.store import tracking_uri
-from udc_model.tracking.tags import MODEL_SHA256, TRAINED_BY
+from udc_model.tracking.tags import MODEL_SHA256, PARENT, TRAINED_BY
 
 WRITER = """
 import sys
@@ -42,7 +43,8 @@ from udc_model.tracking.run import stage_run
 with stage_run("train", {"about": "test"}) as run:
     run.log_params({"a": {"b": 1}})
     run.log_metrics({"x": 0.5}, step=1)
-    print(run.run_id(), flush=True)
+    run._wait_for("run_id")
+    print(run._messages["run_id"], flush=True)
     sys.stdin.readline()
     if MODE:
         raise ValueError("broken")
@@ -235,6 +237,26 @@ def test_stages_with_the_same_key_fill_one_run(root):
     assert recorded.info.status == "FINISHED"
 
 
+@pytest.mark.parametrize("is_study_first", [True, False])
+def test_parts_are_below_their_study_in_whatever_order_they_are_delivered(root, monkeypatch, is_study_first):
+    monkeypatch.setenv("UDC_SENDER", "off")
+    with stage_run("cross-validate", {}) as study:
+        monkeypatch.setenv(STUDY_KEY, study.key)
+        with stage_run("train", {}):
+            pass
+        monkeypatch.delenv(STUDY_KEY)
+    with stage_run("train", {}):
+        pass
+    journals = pending_journals(root)
+    assert [path.name.split("-", 1)[1][:5] for path in journals] == ["cross", "train", "train"]
+    for path in journals if is_study_first else reversed(journals):
+        Delivery(path).send()
+    by_stage = {run.data.tags["mlflow.source.name"]: run for run in runs_of(root)}
+    below = [run for run in runs_of(root) if PARENT in run.data.tags]
+    assert len(runs_of(root)) == 3
+    assert [run.data.tags[PARENT] for run in below] == [by_stage["udc cross-validate"].info.run_id]
+
+
 @pytest.mark.slow
 def test_status_on_error_other_than_failed_logs_no_traceback(root):
     with suppress(UdcError), stage_run("train", {}) as run:
@@ -410,7 +432,7 @@ def test_output_of_a_stage_is_complete_when_the_stage_ends(root):
     """Whoever reads the stage's output to its end, such as a shell pipe, does not wait for the sender."""
     listener = socket.create_server(("127.0.0.1", 0))  # a tracking server that never answers
     uri = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    code = WRITER.replace("MODE", "False").replace("print(run.run_id(), flush=True)", "")
+    code = WRITER.replace("MODE", "False").replace('run._wait_for("run_id")', "").replace("run._messages", "")
     subprocess.run([sys.executable, "-c", code], input="\n", cwd=root, env=os.environ | {"MLFLOW_TRACKING_URI": uri},
                    capture_output=True, text=True, check=True)  # fmt: skip
     assert not wait_for_senders(root, timeout=0)

@@ -29,7 +29,7 @@ from udc_model.errors import UdcError
 from udc_model.evaluation.cross_validation import CrossValidation, FoldDecisions, cross_validation
 from udc_model.evaluation.tables import read_predictions
 from udc_model.files import Workspace, atomic_file, atomic_folder, make_folder, only_writer, read_json, write_atomically
-from udc_model.tracking.provenance import STUDY_PART, STUDY_RUN
+from udc_model.tracking.provenance import STUDY_KEY, STUDY_PART
 from udc_model.tracking.run import StageRun, stage_run
 from udc_model.tracking.store import repository_root
 
@@ -85,7 +85,7 @@ def cross_validate(params: Params, workspace: Workspace, folds: int, repeats: in
         with stage_run("cross-validate", {"mlflow.runName": f"cross-validation {study.key[:4]}"}, study.key) as run:
             run.log_params({"cross_validation": {"folds": folds, "repeats": repeats, "images": len(pool.rows)}})
             for fold in pending:
-                study.run(fold, params, procedure, run.run_id())
+                study.run(fold, params, procedure)
                 _report_fold(study, fold, len(planned), params)
             result = study.result(planned, params)
             _log(run, result)
@@ -155,7 +155,7 @@ class Study:
         """Whether the result of this number of repeats is in MLflow."""
         return read_json(self.folder / _STUDY, _ADVICE).get("logged") == repeats
 
-    def run(self, fold: Fold, params: Params, procedure: Procedure, run_id: str | None) -> None:
+    def run(self, fold: Fold, params: Params, procedure: Procedure) -> None:
         """Prepare, train and evaluate a fold; only its evaluation remains on disk, the rest is in its MLflow run."""
         workspace = self.workspace(fold)
         if not workspace.prepared.is_dir():
@@ -167,7 +167,7 @@ class Study:
             with atomic_folder(workspace.prepared) as folder:
                 self.pool.write(fold, folder, images)
         of_fold = params.model_copy(update={"seed": seed_of(params.seed, fold.repeat, fold.number)})
-        with _part_of(run_id, f"{fold.number} of repeat {fold.repeat}"), _quiet_stages():
+        with _part_of(self.key, f"{fold.number} of repeat {fold.repeat}"), _quiet_stages():
             procedure.run(of_fold, workspace)
         for path in (workspace.prepared, workspace.model, workspace.training):
             shutil.rmtree(path, ignore_errors=True)
@@ -203,9 +203,9 @@ class Study:
 
 
 @contextmanager
-def _part_of(run_id: str | None, part: str) -> Iterator[None]:
-    """Stages in the block log to runs below the run ``run_id``, as ``udc tune``'s trials do."""
-    values = {STUDY_PART: part} | ({} if run_id is None else {STUDY_RUN: run_id})
+def _part_of(key: str, part: str) -> Iterator[None]:
+    """Stages in the block log to runs below the run with this key, as ``udc tune``'s trials do."""
+    values = {STUDY_PART: part, STUDY_KEY: key}
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

@@ -28,7 +28,7 @@ from udc_model.experiments.settings import check_settings
 from udc_model.experiments.stored import from_dvc
 from udc_model.tracking.journal import pending_journals, read_entries, wait_for_senders
 from udc_model.tracking.links import dvc_experiments
-from udc_model.tracking.provenance import STUDY_RUN, absent_from_copies
+from udc_model.tracking.provenance import STUDY_KEY, absent_from_copies
 from udc_model.tracking.run import StageRun, stage_run
 from udc_model.tracking.store import repository_root
 from udc_model.tracking.tags import EXPERIMENT_NAME, read_tag, runs_with_tag
@@ -227,7 +227,7 @@ def _run_trials(study: Study, plan: TuningPlan, monitor: str, run: StageRun, roo
         settings = [f"{r.name}={r.suggest(trial)}" for r in plan.ranges]
         name = f"{plan.study}-{trial.number}"
         logger.info("trial %d of %d: %s", trial.number + 1, plan.trials, ", ".join(settings))
-        process = TrialProcess(name, settings, root, root / STUDIES / plan.study, run.run_id())
+        process = TrialProcess(name, settings, root, root / STUDIES / plan.study, run.key)
         metrics = process.run(partial(_should_prune, trial, monitor, plan))
         if metrics is None:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
@@ -265,8 +265,8 @@ class TrialProcess:
     taken with ``fcntl``, because filelock closes its descriptor on exec and cannot pass it to a child process.
     """
 
-    def __init__(self, name: str, settings: Sequence[str], root: Path, folder: Path, study_run: str | None) -> None:
-        self.name, self.settings, self.root, self.study_run = name, settings, root, study_run
+    def __init__(self, name: str, settings: Sequence[str], root: Path, folder: Path, study_key: str) -> None:
+        self.name, self.settings, self.root, self.study_key = name, settings, root, study_key
         self.lock, self.prune_file, self.log = (folder / f"{name}.{kind}" for kind in ("lock", "prune", "log"))
 
     def run(self, should_prune: Callable[[dict[int, dict[str, float]]], bool]) -> Mapping[str, float | None] | None:
@@ -305,9 +305,7 @@ class TrialProcess:
         """Run the experiment; False if it was pruned."""
         command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", self.name]
         command += [part for setting in self.settings for part in ("-S", setting)]
-        env = os.environ | {"UDC_PRUNE_FILE": str(self.prune_file)}
-        if self.study_run:
-            env[STUDY_RUN] = self.study_run
+        env = os.environ | {"UDC_PRUNE_FILE": str(self.prune_file), STUDY_KEY: self.study_key}
         with self.lock.open("w") as lock, self.log.open("wb") as log:
             fcntl.flock(lock, fcntl.LOCK_EX)
             process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True,

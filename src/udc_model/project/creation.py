@@ -12,7 +12,7 @@ from pathlib import Path
 from udc_model.config import load_params, override_params
 from udc_model.data.inspection import inspect
 from udc_model.errors import UdcError
-from udc_model.files import make_folder, write_atomically
+from udc_model.files import Workspace, make_folder, only_writer, write_atomically
 from udc_model.installed import PIN, check_pin, installed, read_pin
 from udc_model.project.commands import (
     commit,
@@ -57,8 +57,8 @@ def create(folder: Path, images: Path | None = None, recipe: str | None = None) 
     Raises
     ------
     UdcError
-        The images are not recognised, files of the project exist already, or git or DVC fail. Before the first error of
-        git or DVC, nothing was written.
+        The images are not recognised, files of the project exist already, another process writes to the folder, or git
+        or DVC fail. Before the first error of git or DVC, nothing was written.
     """
     root = folder.resolve()
     chosen = find_recipe(recipe) if recipe else None
@@ -71,17 +71,18 @@ def create(folder: Path, images: Path | None = None, recipe: str | None = None) 
     _check_existing(root, files)
     make_folder(root)
     creation = Creation(root)
-    has_dvc = _make_repositories(creation)
-    written = _write_files(creation, files, has_dvc)
-    if images is not None and recommendation is not None:
-        creation.lines += [f"images: {path}", *(f"  {line}" for line in found.lines)]
-        _write_params(creation, recommendation, path)  # before DVC runs: dvc.yaml refers to data.path
-        written += _track(creation, path)
-    elif chosen is not None or not (root / PARAMS).exists():
-        changes = apply(root / PARAMS, chosen or find_recipe("digits"), {})
-        creation.lines.append(f"recipe: {(chosen or find_recipe('digits')).name}")
-        creation.lines += [f"  {change}" for change in changes] if chosen else []
-    _record(creation, [*written, PARAMS])
+    with only_writer(Workspace(root)):
+        has_dvc = _make_repositories(creation)
+        written = _write_files(creation, files, has_dvc)
+        if images is not None and recommendation is not None:
+            creation.lines += [f"images: {path}", *(f"  {line}" for line in found.lines)]
+            _write_params(creation, recommendation, path)  # before DVC runs: dvc.yaml refers to data.path
+            written += _track(creation, path)
+        elif chosen is not None or not (root / PARAMS).exists():
+            changes = apply(root / PARAMS, chosen or find_recipe("digits"), {})
+            creation.lines.append(f"recipe: {(chosen or find_recipe('digits')).name}")
+            creation.lines += [f"  {change}" for change in changes] if chosen else []
+        _record(creation, [*written, PARAMS])
     return creation
 
 

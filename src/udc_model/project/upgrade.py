@@ -9,7 +9,7 @@ from udc_model.config import Params, load_params
 from udc_model.config.reference import parameters, to_yaml
 from udc_model.config.yaml12 import read_yaml
 from udc_model.errors import UdcError
-from udc_model.files import write_atomically
+from udc_model.files import Workspace, only_writer, write_atomically
 from udc_model.installed import PIN, Pin, installed, read_pin, requirement
 from udc_model.project.creation import PARAMS, digest_of, write_pin
 from udc_model.project.recipe import with_values
@@ -29,12 +29,19 @@ def upgrade(folder: Path) -> str:
     Raises
     ------
     UdcError
-        The folder has no project, or a parameter of it is unknown to the installed version; nothing was written then.
+        The folder has no project, a parameter of it is unknown to the installed version, or another process writes to
+        it; nothing was written then.
     """
     root = folder.resolve()
+    if (root / PIN).exists():
+        with only_writer(Workspace(root)):
+            return _upgrade(root)
+    raise UdcError(f"{root / PIN}: no such file; run udc upgrade in the folder of a project that udc init made")
+
+
+def _upgrade(root: Path) -> str:
     pin = read_pin(root)
-    if pin is None:
-        raise UdcError(f"{root / PIN}: no such file; run udc upgrade in the folder of a project that udc init made")
+    assert pin is not None
     added = _missing_parameters(root / PARAMS)
     files = project_files(root.name)
     names, lines = [], []

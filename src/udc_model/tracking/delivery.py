@@ -22,7 +22,17 @@ from udc_model.errors import UdcError, without_credentials
 from udc_model.tracking.journal import EXPERIMENT_ID_PLACEHOLDER, RUN_ID_PLACEHOLDER, Entry, read_entries
 from udc_model.tracking.model import LOADER_0_1, log_classifier
 from udc_model.tracking.store import default_uri, open_store, reason_of, tracking_uri
-from udc_model.tracking.tags import CLAIMED, EXPERIMENT_NAME, JOURNAL, MODEL_SHA256, TRAINED_BY, read_tag, runs_with_tag
+from udc_model.tracking.tags import (
+    CLAIMED,
+    EXPERIMENT_NAME,
+    JOURNAL,
+    MODEL_SHA256,
+    PARENT,
+    STUDY,
+    TRAINED_BY,
+    read_tag,
+    runs_with_tag,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,6 +40,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+STUDIES = ("tune", "cross-validate")  # stages whose runs have those of their parts below them
 _MAX_METRICS, _MAX_OTHERS = 1000, 100  # limits of one request of MLflow
 
 
@@ -100,6 +111,7 @@ class Delivery:
             if self.progress.run_id is None:
                 with FileLock(self.folder.parent / "open.lock"):  # of two evaluations of a model, one joins its run
                     run = self._find_or_create(client)
+                self._put_below_study(client, run)
                 self.progress.run_id, self.progress.name = run.info.run_id, run.info.run_name or ""
                 self.progress.save(self.folder)
             return self.progress.run_id
@@ -169,6 +181,12 @@ class Delivery:
             return client.get_run(outer.info.run_id)
         return client.create_run(self.experiment, start_time=header["time"], tags=tags, run_name=name)
 
+    def _put_below_study(self, client: MlflowClient, run: Run) -> None:
+        """Put the run of a part below the run of its study; if that does not exist yet, the study's end does it."""
+        if key := self.header["tags"].get(STUDY):
+            for study in runs_with_tag(client, [self.experiment], JOURNAL, key):
+                client.set_tag(run.info.run_id, PARENT, study.info.run_id)
+
     def _deliver(self, client: MlflowClient, run_id: str, batch: list[Entry]) -> None:
         first = batch[0]
         match first["kind"]:
@@ -183,6 +201,9 @@ class Delivery:
             case "model":
                 self._log_model(client, run_id, first)
             case "end":
+                if self.header["stage"] in STUDIES:
+                    for part in runs_with_tag(client, [self.experiment], STUDY, self.header["key"]):
+                        client.set_tag(part.info.run_id, PARENT, run_id)
                 client.set_terminated(run_id, first["status"], end_time=first["time"])
             case kind:
                 raise UdcError(f"{self.folder}: unknown kind of entry: {kind}; update this project, a later version "

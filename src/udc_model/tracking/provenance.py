@@ -20,9 +20,9 @@ from typing import Any
 
 import yaml
 
-from udc_model.tracking.tags import BASELINE, COMMIT, DATA, DIRTY, EXPERIMENT_NAME, FOLD
+from udc_model.tracking.tags import BASELINE, COMMIT, DATA, DIRTY, EXPERIMENT_NAME, FOLD, STUDY
 
-STUDY_RUN = "UDC_STUDY_RUN"  # environment variable: id of the run that the runs of stages are below
+STUDY_KEY = "UDC_STUDY_KEY"  # environment variable: key of the study whose run the runs of stages are below
 STUDY_PART = "UDC_STUDY_PART"  # environment variable: the fold of a cross-validation
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pillow", "dvc", "mlflow")
 
@@ -36,8 +36,8 @@ def provenance(stage: str) -> dict[str, str]:
         tags[EXPERIMENT_NAME] = name
     if baseline := os.environ.get("DVC_EXP_BASELINE_REV"):
         tags[BASELINE] = baseline
-    if study := os.environ.get(STUDY_RUN):
-        tags["mlflow.parentRunId"] = study
+    if study := os.environ.get(STUDY_KEY):
+        tags[STUDY] = study
     if part := os.environ.get(STUDY_PART):
         tags[FOLD] = part
     if commit := git("rev-parse", "HEAD"):

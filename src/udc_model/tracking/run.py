@@ -43,12 +43,14 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class StageRun:
-    """Logs what a stage does. Nothing waits for MLflow, except :meth:`run_id`.
+    """Logs what a stage does; nothing waits for MLflow.
 
     ``new_only`` marks what an evaluation logs about the training: it is left out if the run has the training already.
 
     Attributes
     ----------
+    key : identifies the run before MLflow has one. Stages with it in the environment variable
+        :data:`~udc_model.tracking.provenance.STUDY_KEY` log to runs below this one.
     status_on_error : status of the run if the stage ends with an exception; FAILED also logs the traceback.
     """
 
@@ -56,7 +58,7 @@ class StageRun:
 
     def __init__(self, stage: str, tags: Mapping[str, str], key: str | None = None, name: str | None = None) -> None:
         self.tags = {**provenance(stage), **tags}
-        key = key or uuid.uuid4().hex
+        self.key = key or uuid.uuid4().hex
         root = repository_root()
         report_warnings(root)
         self._uri = without_credentials(tracking_uri())
@@ -66,9 +68,9 @@ class StageRun:
             "experiment": experiment_name(),
             "outer": os.environ.get("MLFLOW_RUN_ID"),
             "tags": self.tags,
-            "name": name and f"{name} {key[:4]}",
+            "name": name and f"{name} {self.key[:4]}",
         }
-        self._journal = Journal.create(root, stage, header, key)
+        self._journal = Journal.create(root, stage, header, self.key)
         self._messages: dict[str, Any] = {}
         self._sender = None if sender_is_off() else SenderProcess(self._journal.folder, root)
 
@@ -172,12 +174,6 @@ class StageRun:
         """
         self._append("model", bundle=self._journal.copy(bundle), package=self._journal.copy(package), loader=LOADER,
                      requirements=[f"{name}=={version(name).split('+')[0]}" for name in requirements])  # fmt: skip
-
-    def run_id(self) -> str | None:
-        """The id of the run. Waits until the sender has opened it; None if MLflow cannot be reached."""
-        self._wait_for("run_id", "trouble")
-        run_id: str | None = self._messages.get("run_id")
-        return run_id
 
     def _wait_for(self, *names: str, timeout: float | None = None) -> None:
         """Wait until the sender has sent one of these messages, or has ended."""
