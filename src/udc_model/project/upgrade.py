@@ -33,16 +33,15 @@ def upgrade(folder: Path) -> str:
         it; nothing was written then.
     """
     root = folder.resolve()
-    if (root / PIN).exists():
-        with only_writer(Workspace(root)):
-            return _upgrade(root)
-    raise UdcError(f"{root / PIN}: no such file; run udc upgrade in the folder of a project that udc init made")
-
-
-def _upgrade(root: Path) -> str:
     pin = read_pin(root)
-    assert pin is not None
+    if pin is None:
+        raise UdcError(f"{root / PIN}: no such file; run udc upgrade in the folder of a project that udc init made")
     added = _missing_parameters(root / PARAMS)
+    with only_writer(Workspace(root)):
+        return _upgrade(root, pin, added)
+
+
+def _upgrade(root: Path, pin: Pin, added: Mapping[str, object]) -> str:
     files = project_files(root.name)
     names, lines = [], []
     for name, text in files.items():
