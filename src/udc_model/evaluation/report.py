@@ -28,9 +28,10 @@ _LONGEST_TABLE = 24  # rows
 _MISTAKES = 12  # images
 _PAIRS = 5  # rows of the table beside the confusion matrix
 _FIGURES = {  # of the test split, by section: name, caption
-    "cost": (("confusion_cost", "Total cost by true class and decision. The darkest cell is the costliest one of this "
-              "result: between reports, compare numbers, not colours."),
-             ("confusion_matrix", "Images by true class and decision; colours are shares of the true class.")),
+    "cost": (("confusion_cost", "Total cost by true class and decision; of many classes, the costliest pairs. Colours "
+              "compare costs within this result: between reports, compare numbers."),
+             ("confusion_matrix", "Images by true class and decision; of many classes, the most frequent mistakes. "
+              "Colours of a matrix are shares of the true class.")),
     "classes": (("recall_by_class", "Recall of each class with its interval, lowest first, or in the order of "
                  "costs.order if it is set; in brackets the number of test images."),),
     "probabilities": (
