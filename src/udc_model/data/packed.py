@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -223,21 +223,16 @@ def write_packed(
     UdcError
         All training images have the same single colour.
     """
-    digest = hashlib.sha256()
-    statistics = ChannelStatistics(preprocessing.channels)
-    shape = (preprocessing.stored_size, preprocessing.stored_size, preprocessing.channels)
-    lines: list[dict[str, Any]] = []
-    checksums: list[NDArray[np.uint32]] = [np.empty(0, np.uint32)]
-    for split in SPLITS:
-        members = [row for row in rows if row["split"] == split]
-        lines += [{**row, "row": k} for k, row in enumerate(members)]
-        with _npy_writer(folder / f"{split}.npy", len(members), shape) as handle:
-            for block in _stored_rows(scratch, [row["scratch_row"] for row in members], shape):
-                checksums.append(checksums_of(block))
-                handle.write(block.tobytes())
-                digest.update(block.tobytes())
-                if split == "train":
-                    statistics.add(block)
+    members = {split: [row for row in rows if row["split"] == split] for split in SPLITS}
+    digest, statistics = hashlib.sha256(), ChannelStatistics(preprocessing.channels)
+
+    def add(split: str, block: NDArray[np.uint8]) -> None:
+        digest.update(block.tobytes())
+        if split == "train":
+            statistics.add(block)
+
+    checksums = _write_arrays(folder, scratch, members, preprocessing, add)
+    lines = [{**row, "row": k} for split in SPLITS for k, row in enumerate(members[split])]
     manifest = pd.DataFrame(lines, columns=list(MANIFEST_COLUMNS))
     text = manifest.to_csv(index=False, lineterminator="\n")
     (folder / MANIFEST).write_text(text, encoding="utf-8")
@@ -257,11 +252,36 @@ def write_packed(
     }
     text = json.dumps(info, indent=2, ensure_ascii=False) + "\n"
     (folder / DATASET).write_text(text, encoding="utf-8")
-    np.save(folder / IMAGE_CHECKSUMS, np.concatenate(checksums))
+    np.save(folder / IMAGE_CHECKSUMS, checksums)
     if divisions:
         write_subgroups(folder, divisions, lines)
     write_checksums(folder, [DATASET, MANIFEST, IMAGE_CHECKSUMS, *([SUBGROUPS] if divisions else [])])
     return info
+
+
+def _write_arrays(
+    folder: Path,
+    scratch: Path,
+    members: Mapping[str, Sequence[dict[str, Any]]],
+    preprocessing: Preprocessing,
+    add: Callable[[str, NDArray[np.uint8]], None],
+) -> NDArray[np.uint32]:
+    """Write the array of each split; returns the checksums of all images.
+
+    Parameters
+    ----------
+    members : rows of `write_packed`, by split.
+    add : is called with the split and each block of images (n, S, S, C).
+    """
+    shape = (preprocessing.stored_size, preprocessing.stored_size, preprocessing.channels)
+    checksums: list[NDArray[np.uint32]] = [np.empty(0, np.uint32)]
+    for split, rows in members.items():
+        with _npy_writer(folder / f"{split}.npy", len(rows), shape) as handle:
+            for block in _stored_rows(scratch, [row["scratch_row"] for row in rows], shape):
+                checksums.append(checksums_of(block))
+                handle.write(block.tobytes())
+                add(split, block)
+    return np.concatenate(checksums)
 
 
 @contextmanager

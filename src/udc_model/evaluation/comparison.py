@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,7 +15,7 @@ from udc_model.data.packed import group_indices
 from udc_model.errors import UdcError
 from udc_model.evaluation.evidence import few_mistakes
 from udc_model.evaluation.intervals import interval_of, mean_draws, sum_by_group, two_sided_p_value
-from udc_model.evaluation.paired_test import holm, paired_test
+from udc_model.evaluation.paired_test import paired_test
 
 Floats = NDArray[np.float64]
 _SHOWN = 10  # images of each kind in the text
@@ -46,7 +45,6 @@ class Comparison:
         difference, or its interval is unknown.
     warnings : why the numbers say little, one sentence each.
     changed : the images that only A or only B decides right.
-    comparisons : number of comparisons that the p-values are corrected for, see `corrected`.
     """
 
     images: int
@@ -58,7 +56,6 @@ class Comparison:
     more_images: int | None
     warnings: list[str]
     changed: list[dict[str, Any]]
-    comparisons: int = 1
 
     @property
     def cheaper(self) -> str | None:
@@ -79,7 +76,7 @@ class Comparison:
         if cost.p_value is None or cost.low is None or cost.high is None:
             return (f"{observed}; whether this is chance is not tested, because no policy.json beside the tables "
                     "states what other mistakes would cost; compare evaluation folders or runs")  # fmt: skip
-        p = f"p = {cost.p_value:.2g}" + (f", corrected for {self.comparisons} comparisons" * (self.comparisons > 1))
+        p = f"p = {cost.p_value:.2g}"
         level = f"{self.confidence:.0%} interval"
         if self.cheaper == "B":
             return (f"B is cheaper by {-cost.difference:.4f} per image, {level} {-cost.high:.4f} to {-cost.low:.4f} "
@@ -118,18 +115,6 @@ class Comparison:
                           for r in rows[:_SHOWN]]  # fmt: skip
                 lines += [f"  … and {len(rows) - _SHOWN} more (--json lists all)"] if len(rows) > _SHOWN else []
         return "\n".join(lines) + "\n"
-
-
-def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Comparisons made together, with p-values of the costs adjusted by Holm (1979) for their number."""
-    tested = [i for i, each in enumerate(comparisons) if each.differences[0].p_value is not None]
-    result = list(comparisons)
-    adjusted = holm([p for i in tested if (p := comparisons[i].differences[0].p_value) is not None])
-    for i, p_value in zip(tested, adjusted, strict=True):
-        cost, *others = comparisons[i].differences
-        differences = [replace(cost, p_value=p_value), *others]
-        result[i] = replace(comparisons[i], differences=differences, comparisons=len(tested))
-    return result
 
 
 def compare_predictions(
