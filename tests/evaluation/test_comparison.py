@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,7 +9,7 @@ import pytest
 from scipy.stats import binom, norm
 
 from udc_model.errors import UdcError
-from udc_model.evaluation.comparison import compare_predictions, corrected, images_needed
+from udc_model.evaluation.comparison import compare_predictions, images_needed
 from udc_model.evaluation.paired_test import paired_test
 from udc_model.evaluation.tables import read_predictions
 
@@ -113,18 +112,6 @@ def test_images_needed_solves_its_equation():
     n = images_needed(sums.mean(), sums, np.ones(500), 20.0, 0.95)
     half_width = (norm.ppf(0.975) + norm.ppf(0.8)) * sums.std() / np.sqrt(n) + np.log(40) * 20 / n
     assert half_width == pytest.approx(abs(sums.mean()))
-
-
-def test_comparisons_made_together_are_corrected(pair):
-    a, b = pair
-    alone = compare_predictions(a, b, MATRIX)
-    many = corrected([alone] * 3)
-    p_value = alone.differences[0].p_value
-    assert [each.differences[0].p_value for each in many] == pytest.approx([3 * p_value] * 3)
-    assert many[0].sentence.endswith(f"(p = {3 * p_value:.2g}, corrected for 3 comparisons)")
-    barely = replace(alone, differences=[replace(alone.differences[0], p_value=0.04), *alone.differences[1:]])
-    assert barely.cheaper == "B"
-    assert [each.cheaper for each in corrected([barely, barely])] == [None, None]
 
 
 def test_groups_widen_the_interval(pair):
