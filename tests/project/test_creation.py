@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -45,9 +44,7 @@ def _contents(folder=Path()):
 
 
 def test_a_project_in_an_empty_folder(capsys):
-    started = time.monotonic()
     assert main(["init"]) == 0
-    assert time.monotonic() - started < 60
     output = capsys.readouterr().out
     assert output.startswith(f"project: {Path.cwd()} (new git and DVC repository)\nrecipe: digits\n")
     assert output.endswith("\nTrain, and record the result:\n  dvc repro\n")
