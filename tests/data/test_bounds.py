@@ -19,7 +19,7 @@ LIMIT = Decoding(max_pixels=1_000_000)
 
 @contextmanager
 def at_most(calls):
-    """The block makes at most this many calls of functions; unlike its time, they do not depend on the machine's load."""
+    """The block makes at most this many calls of functions; unlike seconds, they do not depend on other processes."""
     counted = 0
 
     def count(_frame, event, _function):
