@@ -59,7 +59,8 @@ class Batch:
 
     Attributes
     ----------
-    images : (n, C, size, size) float32, the part of the batch that this process trains on.
+    images : (n, C, size, size) float32, the part of the batch that this process trains on; or their features (n, D),
+        see `TrainingBatches`.
     targets : (n,) class indices of ``images``.
     all_targets : (N,) class indices of the complete batch.
     overlap : number of leading images that only serve as partners of `Mixing`.
@@ -103,6 +104,10 @@ class TrainingBatches(Dataset[Tensor]):
         this process.
     rank, world : this process gets part ``rank`` of the ``world`` parts of each batch.
     overlap : include the image before this part as well, the partner of the part's first image in `Mixing`.
+
+    Attributes
+    ----------
+    features : (N, D) float32 of the training images, which batches have instead of images; None loads images.
     """
 
     split: PackedSplit
@@ -118,6 +123,7 @@ class TrainingBatches(Dataset[Tensor]):
 
     def __post_init__(self) -> None:
         self._planned: tuple[int, EpochPlan] | None = None
+        self.features: Tensor | None = None
 
     @property
     def steps(self) -> int:
@@ -157,9 +163,13 @@ class TrainingBatches(Dataset[Tensor]):
     def load(self, epoch: int, start: int, device: torch.device) -> Iterator[tuple[int, Batch]]:
         """Yield the steps of an epoch from step ``start`` on, each with its augmented, normalised batch."""
         keys = [(epoch, step) for step in range(start, self.steps)]
+        if self.features is not None:
+            for _, step in keys:
+                yield step, self._batch(epoch, step, self.features[self._local(epoch, step)[0]].to(device))
+            return
         loaded = map(self.__getitem__, keys) if not self.workers else self._loaded_ahead(keys)
         for (_, step), stored in zip(keys, loaded, strict=True):
-            yield step, self._batch(epoch, step, stored, device)
+            yield step, self._batch(epoch, step, self._input(epoch, step, stored, device))
 
     def _loaded_ahead(self, keys: list[tuple[int, int]]) -> Iterator[Tensor]:
         try:
@@ -172,13 +182,16 @@ class TrainingBatches(Dataset[Tensor]):
         start = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
         return DataLoader(self, None, sampler=keys, num_workers=self.workers, multiprocessing_context=start)
 
-    def _batch(self, epoch: int, step: int, stored: Tensor, device: torch.device) -> Batch:
+    def _input(self, epoch: int, step: int, stored: Tensor, device: torch.device) -> Tensor:
         if device.type == "cuda":
             stored = stored.pin_memory()
         indices, repeats = self._local(epoch, step)
-        images = training_input(stored.to(device, non_blocking=True), indices, repeats, self.plan(epoch).draws,
-                                self.augmentation, self.preprocessing)  # fmt: skip
-        labels = self.split.labels
+        return training_input(stored.to(device, non_blocking=True), indices, repeats, self.plan(epoch).draws,
+                              self.augmentation, self.preprocessing)  # fmt: skip
+
+    def _batch(self, epoch: int, step: int, images: Tensor) -> Batch:
+        indices, _ = self._local(epoch, step)
+        labels, device = self.split.labels, images.device
         targets = torch.from_numpy(labels[indices]).to(device)
         all_targets = torch.from_numpy(labels[self.plan(epoch).indices[step]]).to(device)
         return Batch(images, targets, all_targets, int(self.overlap))

@@ -118,6 +118,14 @@ class ImageClassifier(CustomPreTrainedModel):
         output = ImageClassifierOutputWithNoAttention(loss, logits, encoded.hidden_states)
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """Map (N, num_channels, H, W) to the input of the head (N, D)."""
+        return cast(Tensor, self.base_model(pixel_values, return_dict=True).pooler_output.flatten(1))
+
+    def head(self, features: Tensor) -> Tensor:
+        """Map `features` (N, D) to logits (N, num_labels)."""
+        return cast(Tensor, self.classifier(features))
+
     def gradient_checkpointing_enable(self, enable: bool = True) -> None:
         """Enable or disable gradient checkpointing, see `StagedEncoder`."""
         self.base_model.encoder.gradient_checkpointing = enable

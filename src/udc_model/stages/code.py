@@ -43,6 +43,14 @@ STAGES = {
         "stages/evaluate.py",
     ),
 }
+FEATURES = (
+    "data/logits.py",
+    "data/transforms.py",
+    "models",
+    "native",
+    "training/features.py",
+    "training/hardware.py",
+)
 LOGITS = ("data/logits.py", "data/transforms.py", "inference/classifier.py", "models", "native")
 
 

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from udc_model.files import Workspace, atomic_folder, only_writer, sha256_of
 from udc_model.installed import check_pin
 from udc_model.model_files.folder import CONFIG, PREPROCESSOR, WEIGHTS
 from udc_model.program import exit_status
-from udc_model.stages.code import STAGES, code_digests
+from udc_model.stages.code import FEATURES, STAGES, code_digests
 from udc_model.stages.resolve import (
     WITHOUT_EFFECT,
     load_training_params,
@@ -53,6 +54,7 @@ from udc_model.tracking.tags import COMMIT, MODEL_SHA256, NOTE, OUTS
 from udc_model.training.checkpoints import CheckpointFolder, open_checkpoints
 from udc_model.training.contact_sheet import contact_sheet
 from udc_model.training.distribution import is_launched, launch, process_group
+from udc_model.training.features import CACHE, FeatureCache
 from udc_model.training.loop import TrainingResult
 from udc_model.training.members import joint_result, member_params, train_members, trained_model
 from udc_model.training.session import EpochRecord, TrainingSession
@@ -90,6 +92,8 @@ def train(params: Params, workspace: Workspace) -> None:
     with process_group() as ranks, only_writer(workspace) if ranks.is_first else nullcontext():
         dataset = PackedDataset.open(workspace.prepared)
         session = set_up(params, dataset, ranks)
+        inputs = {"data": dataset.info["digest"], "code": code_digests(FEATURES)}
+        session.feature_cache = FeatureCache(repository_root() / CACHE, inputs)
         if ranks.is_first:
             train_and_record(session, dataset, workspace)
         else:
@@ -98,7 +102,14 @@ def train(params: Params, workspace: Workspace) -> None:
 
 def _sessions(first: TrainingSession, dataset: PackedDataset) -> Callable[[int], TrainingSession]:
     """A function that returns the session of each member (from 0), of which the first is set up."""
-    return lambda number: set_up(member_params(first.params, number), dataset, first.ranks) if number > 0 else first
+
+    def session_of(number: int) -> TrainingSession:
+        if number == 0:
+            return first
+        session = set_up(member_params(first.params, number), dataset, first.ranks)
+        return replace(session, feature_cache=first.feature_cache)
+
+    return session_of
 
 
 def train_and_record(session: TrainingSession, dataset: PackedDataset, workspace: Workspace) -> None:

@@ -42,6 +42,12 @@ def freeze_stages(model: ImageClassifier, n: int | Literal["all"]) -> list[nn.Mo
     return frozen
 
 
+def names_of_weights(model: nn.Module, modules: list[nn.Module]) -> frozenset[str]:
+    """The names of the weights and statistics of some modules of a model, in the model's ``state_dict``."""
+    prefixes = tuple(f"{name}." for name, module in model.named_modules() if module in modules)
+    return frozenset(key for key in model.state_dict() if key.startswith(prefixes))
+
+
 def train_mode(model: nn.Module, frozen: list[nn.Module]) -> None:
     """Set training mode, but evaluation mode for frozen modules: no BatchNorm updates and no drop path."""
     model.train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -26,9 +27,12 @@ from udc_model.models.checkpoints import WeightsReport
 from udc_model.models.staged import ImageClassifier
 from udc_model.training.checkpoints import Checkpoint, CheckpointFolder
 from udc_model.training.distribution import ALONE, Ranks, full_tensor, shard_like
+from udc_model.training.features import FeatureCache, FrozenNetwork, num_features, why_features_change
 from udc_model.training.hardware import Hardware, set_arithmetic
-from udc_model.training.optimisation import averaged_model, build_optimizer, freeze_stages
+from udc_model.training.optimisation import averaged_model, build_optimizer, freeze_stages, names_of_weights
 from udc_model.training.training_loss import TrainingLoss
+
+logger = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
 
@@ -103,6 +107,7 @@ class TrainingSession:
     cost_monitor : required by ``train.monitor: normalised_cost``; without it that metric is not computed.
     checkpoints : where the state is saved; None saves nothing. Only the first process has a folder.
     weights : report of the weights that were loaded into the model; None for random weights.
+    feature_cache : where features of a frozen network are stored; None stores none.
 
     Attributes
     ----------
@@ -111,6 +116,9 @@ class TrainingSession:
     forward : the module that a training step calls: ``trained``, or a wrapper that averages gradients over processes.
     averaged : moving average of the weights of ``trained``; None without ``train.ema_decay``.
     frozen : modules that are not trained.
+    constants : names of the weights and statistics of ``frozen``, which never change.
+    features : features (N, D) of the images of each split, by its name, if they are the same in every epoch; the head
+        is trained on them. Empty if the model is trained on images.
     optimizer, scaler : optimiser and loss scaler.
     progress : counters, sums and the records of completed epochs.
     best_state : weights of the best epoch so far, on the CPU.
@@ -127,12 +135,15 @@ class TrainingSession:
     cost_monitor: CostMonitor | None = None
     checkpoints: CheckpointFolder | None = None
     weights: WeightsReport | None = None
+    feature_cache: FeatureCache | None = None
 
     batches: TrainingBatches = field(init=False)
     trained: ImageClassifier = field(init=False)
     forward: nn.Module = field(init=False)
     averaged: AveragedModel | None = field(init=False)
     frozen: list[nn.Module] = field(init=False)
+    constants: frozenset[str] = field(init=False)
+    features: dict[str, Tensor] = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     progress: Progress = field(init=False)
@@ -180,6 +191,7 @@ class TrainingSession:
                 raise UdcError("train.sync_batchnorm: PyTorch supports it on GPUs only; set it to false")
             nn.SyncBatchNorm.convert_sync_batchnorm(self.trained)  # type: ignore[no-untyped-call]
         self.frozen = freeze_stages(self.trained, params.num_frozen_stages)
+        self.constants = names_of_weights(self.trained, self.frozen)
         self.averaged = averaged_model(self.trained, params.ema_decay)
         if params.sharded:
             ranks.shard(self.trained, hardware.device)
@@ -195,6 +207,30 @@ class TrainingSession:
             size = self.preprocessing.size
             example = torch.zeros(1, 3, size, size, device=hardware.device).to(memory_format=hardware.memory_format)
             self.forward = ranks.parallel(self.trained, hardware.device, example)
+        self.features = self._frozen_features()
+        self.batches.features = self.features.get("train")
+
+    def _frozen_features(self) -> dict[str, Tensor]:
+        """The features of each split that the training run reads; none if they are not the same in every epoch."""
+        params, ranks = self.params.train, self.ranks
+        if params.num_frozen_stages != "all":
+            return {}
+        splits = {"train": self.train_split, "validation": self.validation_split}
+        if self.cost_monitor is not None and len(self.cost_monitor.calibration):
+            splits["calibration"] = self.cost_monitor.calibration
+        num_bytes = 4 * num_features(self.trained) * sum(map(len, splits.values()))
+        if reason := why_features_change(params, ranks.world, num_bytes):
+            if ranks.is_first:
+                logger.info("train.num_frozen_stages: the frozen network runs in every epoch, because of %s", reason)
+            return {}
+        network = FrozenNetwork.of(self.trained, self.frozen, self.preprocessing, self.hardware, params)
+        return {name: network.features(name, split, self.feature_cache) for name, split in splits.items()}
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """The logits (n, K) of a part of a training batch: of images (n, C, size, size), or of ``features`` (n, D)."""
+        if self.features:
+            return self.trained.head(inputs)
+        return torch.as_tensor(self.forward(inputs.to(memory_format=self.hardware.memory_format)).logits)
 
     @property
     def evaluated_model(self) -> ImageClassifier:
@@ -219,8 +255,8 @@ class TrainingSession:
         progress.records.append(record)
         if score > progress.best_score:
             progress.best_score, progress.best_epoch, progress.epochs_since_best = score, record.epoch, 0
-            state = self.evaluated_model.state_dict()
-            self.best_state = {key: full_tensor(value.detach()).cpu().clone() for key, value in state.items()}
+            state = {key: full_tensor(value.detach()).cpu() for key, value in self.evaluated_model.state_dict().items()}
+            self.best_state = {key: value if key in self.constants else value.clone() for key, value in state.items()}
         else:
             progress.epochs_since_best += 1
         progress.epoch, progress.step, progress.total_loss, progress.epoch_seconds = record.epoch, 0, 0.0, 0.0
@@ -234,6 +270,7 @@ class TrainingSession:
         """Free the state but ``best_state``, and the gradients: another session follows."""
         self.model.zero_grad(set_to_none=True)
         del self.batches, self.trained, self.forward, self.averaged, self.frozen, self.optimizer, self.scaler
+        self.features = {}
 
     def checkpoint_is_due(self) -> bool:
         """Whether to save within an epoch; equal in all processes of a sharded model, which save together."""
@@ -269,17 +306,26 @@ class TrainingSession:
             raise UdcError(f"{path}: cannot be restored ({reason}); delete it to resume from an earlier one") from None
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for key, value in self.trained.state_dict().items():
-            yield f"model.{key}", value
+        """The state, without frozen weights: the inputs of the training run determine them."""
+        states = {"model": self.trained.state_dict(), "best": self.best_state}
         if self.averaged is not None:
-            for key, value in self.averaged.state_dict().items():
-                yield f"averaged.{key}", value
-        for key, value in self.best_state.items():
-            yield f"best.{key}", value
+            states["averaged"] = self.averaged.state_dict()
+        for prefix, state in states.items():
+            for key, value in state.items():
+                if not self._is_constant(key):
+                    yield f"{prefix}.{key}", value
         for number, parameter in enumerate(self._parameters()):
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 yield f"optimizer.{number}.{key}", value
         yield "loss.seesaw_counts", self.loss_fn.seesaw.counts
+
+    def _frozen_weights(self, module: nn.Module) -> dict[str, Tensor]:
+        """The part of a module's state that checkpoints leave out, on the CPU."""
+        state = module.state_dict().items()
+        return {key: full_tensor(value.detach()).cpu() for key, value in state if self._is_constant(key)}
+
+    def _is_constant(self, key: str) -> bool:
+        return key.removeprefix("module.") in self.constants  # the averaged model is a module within AveragedModel
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -290,9 +336,13 @@ class TrainingSession:
         records = [EpochRecord(**record) for record in values.pop("records")]
         self.progress = Progress(**values, records=records)
         self.best_state = _with_prefix("best.", checkpoint.tensors)
-        _load(self.trained, _with_prefix("model.", checkpoint.tensors))
+        if self.best_state:
+            self.best_state |= self._frozen_weights(self.evaluated_model)
+        modules: dict[str, nn.Module] = {"model": self.trained}
         if self.averaged is not None:
-            _load(self.averaged, _with_prefix("averaged.", checkpoint.tensors))
+            modules["averaged"] = self.averaged
+        for name, module in modules.items():
+            _load(module, self._frozen_weights(module) | _with_prefix(f"{name}.", checkpoint.tensors))
         self.loss_fn.seesaw.counts = checkpoint.tensors["loss.seesaw_counts"]
         for number, parameter in enumerate(self._parameters()):
             for key, value in _with_prefix(f"optimizer.{number}.", checkpoint.tensors).items():
