@@ -165,8 +165,14 @@ def test_killed_twice_gives_the_same_bits(trial, train_and_kill, uninterrupted, 
     assert not list((tmp_path / CHECKPOINTS).glob("*/*"))  # deleted after success
 
 
-@pytest.mark.parametrize("options", [{"optimizer": "sgd", "schedule": "one_cycle"}, {"early_stopping_patience": 1}])
-def test_sgd_and_early_stopping_resume_to_the_same_bits(options, train_and_kill, tmp_path):
+FROZEN = {"num_frozen_stages": "all", "augment": "none", "horizontal_flip": False, "mixup": 0.0, "cutmix": 0.0}
+
+
+@pytest.mark.parametrize(
+    "options", [{"optimizer": "sgd", "schedule": "one_cycle"}, {"early_stopping_patience": 1}, FROZEN],
+    ids=["sgd", "early stopping", "frozen"],
+)  # fmt: skip
+def test_sgd_early_stopping_and_frozen_networks_resume_to_the_same_bits(options, train_and_kill, tmp_path):
     expected = train_and_kill(tmp_path, "resnet", options)
     assert train_and_kill(tmp_path, "resnet", options, write=5) is None
     resumed = train_and_kill(tmp_path, "resnet", options)
