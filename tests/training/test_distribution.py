@@ -219,6 +219,17 @@ def test_sharded_model_gives_the_result_of_one_process_and_resumes(train):
 
 
 @pytest.mark.parametrize("sharded", [False, True])
+def test_processes_with_a_frozen_network_give_the_result_of_one_on_features(sharded, train):
+    options = PLAIN | {"num_frozen_stages": "all", "optimizer": "adamw", "epochs": 2, "augment": "none"}
+    (single,) = train(1, "resnet", options)
+    pair = train(2, "resnet", options | {"sharded": sharded})
+    assert _shared(pair[0]) == _shared(pair[1])
+    assert pair[0]["losses"] == pytest.approx(single["losses"], rel=1e-4)
+    for row, expected in zip(pair[0]["curves"], single["curves"], strict=True):
+        assert row == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
 def test_ensemble_gives_the_result_of_one_process_and_resumes_in_its_second_member(sharded, train):
     """Stopped after the first epoch of the second member; the first is not trained again."""
     options = PLAIN | {"optimizer": "adamw", "learning_rate": 0.003, "ema_decay": 0.9, "epochs": 2, "members": 2}
