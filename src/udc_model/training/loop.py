@@ -199,7 +199,7 @@ def validation_scores(session: TrainingSession) -> Metrics:
     Each process runs the model on its part of the images; all processes get the metrics of the complete split.
     """
     split, monitor = session.validation_split, session.cost_monitor
-    logits = _gathered_logits(session, "validation", split.images)
+    logits = _gathered_logits(session, session.features.get("validation", split.images))
     decisions: NDArray[np.intp] = logits.argmax(axis=1)
     scores = {
         "validation_log_loss": negative_log_likelihood(logits, split.labels),
@@ -207,7 +207,8 @@ def validation_scores(session: TrainingSession) -> Metrics:
     }
     if monitor is not None:
         # the split may be empty: some policies need no calibration data
-        calibration_logits = _gathered_logits(session, "calibration", monitor.calibration.images)
+        calibration_images = session.features.get("calibration", monitor.calibration.images)
+        calibration_logits = _gathered_logits(session, calibration_images)
         scores["validation_normalised_cost"] = monitor.cost(calibration_logits, logits)
     return scores
 
@@ -230,17 +231,17 @@ def classification_scores(labels: NDArray[np.integer], decisions: NDArray[np.int
 def best_validation_logits(session: TrainingSession) -> NDArray[np.float32]:
     """Logits (N, K) of the validation split under the best weights, which replace the last ones of the session."""
     session.load_best()
-    return _gathered_logits(session, "validation", session.validation_split.images)
+    return _gathered_logits(session, session.features.get("validation", session.validation_split.images))
 
 
-def _gathered_logits(session: TrainingSession, split: str, images: Images) -> NDArray[np.float32]:
-    """Logits (N, K) of the stored images (N, S, S, C) of a split, of which each process computes a part."""
+def _gathered_logits(session: TrainingSession, images: Images | Tensor) -> NDArray[np.float32]:
+    """Logits (N, K) of stored images (N, S, S, C), of which each process computes a part; or of features (N, D)."""
     model, hardware, ranks, n = session.evaluated_model.eval(), session.hardware, session.ranks, len(images)
     if not n:
         return np.empty((0, model.config.num_labels), np.float32)
-    if split in session.features:
+    if isinstance(images, Tensor):
         with hardware.autocast(), torch.inference_mode():
-            return model.head(session.features[split].to(hardware.device)).float().cpu().numpy()
+            return model.head(images.to(hardware.device)).float().cpu().numpy()
 
     def forward(inputs: Tensor) -> Tensor:
         inputs = inputs.to(hardware.device, memory_format=hardware.memory_format)
