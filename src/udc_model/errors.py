@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import re
 
+INTERRUPTED = 130  # exit status after Ctrl-C: 128 and the number of SIGINT
+
 
 class UdcError(Exception):
     """An error that the user can fix: the message names the file, line or parameter, what is wrong, and what to do.
 
     Command-line entry points print the message without a traceback and exit with status 1.
+    """
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, after which a command ended in order; the message says what is stored and how to resume.
+
+    Without a message another process has printed it. Command-line entry points exit with status 130.
     """
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from udc_model.errors import UdcError, without_credentials
+from udc_model.errors import INTERRUPTED, Interrupted, UdcError, without_credentials
 from udc_model.files import remove_oldest, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -49,9 +49,13 @@ def exit_status(main: Callable[[], None]) -> int:
     except UdcError as error:
         logger.error("error: %s", error)
         return 1
+    except Interrupted as interrupt:
+        if str(interrupt):
+            logger.error("error: %s", interrupt)
+        return INTERRUPTED
     except KeyboardInterrupt:
         logger.error("error: interrupted")
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         _discard_output()
         return 128 + signal.SIGPIPE

@@ -30,6 +30,8 @@ RUN_BY = {
     "udc compare": "test_decide_and_compare_as_in_the_readme",
     "udc find-lr": "test_profile_and_range_test_record_nothing",
     "udc train --profile": "test_profile_and_range_test_record_nothing",
+    "udc train --dry-run": "test_dry_run_checks_and_estimates_and_writes_nothing",
+    "udc evaluate --checkpoint": "test_interrupted_training_run_resumes",
     "udc run --name five": "test_an_ensemble_is_one_run_and_one_model_that_decides_equally_everywhere",
     "udc run --name focal": "test_every_loss_of_the_pages_can_be_chosen",
     "udc init": "test_images_to_a_recorded_model_in_an_empty_folder",

@@ -114,20 +114,134 @@ def test_two_killed_processes_resume(by_hand):
     }
 
 
+def _interrupt_after(process, start):
+    """Press Ctrl-C when the process prints a line that starts so; returns all of its output."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith(start):
+            os.killpg(process.pid, signal.SIGINT)
+    process.wait()
+    return "".join(lines)
+
+
+def _files(project):
+    """Time and size of each file and folder of the project."""
+    paths = [path for path in project.root.rglob("*") if "__pycache__" not in path.parts]
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in paths}
+
+
 def test_interrupted_training_run_resumes(by_hand):
+    """Ctrl-C ends it after the epoch. Meanwhile its best model is scored, which changes no file."""
     project = by_hand
     project.set_params(train={"epochs": 30})
     project.udc("prepare")
+    done = project.udc("evaluate", "--checkpoint", check=False)
+    assert done.returncode == 1
+    assert re.search("^error: .*checkpoints: there is no checkpoint with a finished epoch", done.stderr, re.MULTILINE)
     process = project.start("udc", "train")
-    project.wait_for(".udc/checkpoints/*/000002-*", process)
-    os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
+    output = _interrupt_after(process, "epoch 2:")
     assert process.returncode == 130, output
-    assert output.rstrip().endswith("error: interrupted")
+    epoch = len(re.findall("^epoch ", output, re.MULTILINE))
+    assert output.rstrip().endswith(f"error: interrupted after epoch {epoch} of 30, whose checkpoint is stored; "
+                                    "`udc train` resumes from it")  # fmt: skip
+    assert epoch >= 2
     assert [run.info.status for run in project.runs()] == ["KILLED"]
+    before = _files(project)
+    shown = project.run("udc", "evaluate", "--checkpoint").stdout
+    assert _files(project) == before
+    best, finished = map(int, re.search(r"resnet: best epoch (\d+), of (\d+) finished of 30\n", shown).groups())
+    assert finished == epoch
+    accuracy = re.search(rf"^epoch {best}: .*log loss (\S+), accuracy (\S+) ", output, re.MULTILINE)
+    assert f"accuracy {accuracy[2]}, log loss {accuracy[1]}, mean cost " in shown
+    project.set_params(data={"split_seed": 7})
+    project.udc("prepare")
+    assert project.udc("evaluate", "--checkpoint", check=False).returncode == 1  # of other data
+    project.set_params(data={"split_seed": None})
+    project.udc("prepare")
     done = project.udc("train")
     assert "resuming " in done.stderr
     assert [run.info.status for run in project.runs()] == ["FINISHED"]
+
+
+def test_repro_after_ctrl_c_gives_the_bits_of_an_undisturbed_one(by_hand):
+    project = by_hand
+    project.set_params(train={"epochs": 12})
+    process = project.start("dvc", "repro", "train")
+    output = _interrupt_after(process, "epoch 2:")
+    assert process.returncode != 0
+    message = (
+        r"^error: interrupted after epoch \d+ of 12, whose checkpoint is stored; `dvc repro train` resumes from it$"
+    )
+    assert re.search(message, output, re.MULTILINE)
+    assert "train" not in yaml.safe_load((project.root / "dvc.lock").read_text())["stages"]
+    assert not (project.root / "model").exists()
+    assert "resuming after epoch" in project.run("dvc", "repro", "train").stderr
+    outputs = yaml.safe_load((project.root / "dvc.lock").read_text())["stages"]["train"]["outs"]
+    process = project.start("dvc", "repro", "--force", "--single-item", "train")
+    assert "resuming" not in process.communicate()[0]
+    assert yaml.safe_load((project.root / "dvc.lock").read_text())["stages"]["train"]["outs"] == outputs
+
+
+def test_ctrl_c_ends_two_processes_after_the_epoch(by_hand):
+    project = by_hand
+    project.set_params(train={"epochs": 8, "processes": 2})
+    project.udc("prepare")
+    process = project.start("udc", "train")
+    output = _interrupt_after(process, "epoch 1:")
+    assert process.returncode == 130, output
+    assert output.count("error: ") == 1
+    message = r"error: interrupted after epoch \d of 8, whose checkpoint is stored; `udc train` resumes from it$"
+    assert re.search(message, output.rstrip())
+    before = _files(project)
+    done = project.run("udc", "train", "--dry-run")
+    assert "steps of 12 images in 2 processes" in done.stdout
+    assert "resuming after epoch" in project.run("udc", "train").stderr
+    assert _files(project).keys() - before.keys()
+
+
+def test_dry_run_checks_and_estimates_and_writes_nothing(by_hand):
+    project = by_hand
+    project.set_params(train={"epochs": 4, "members": 2, "early_stopping_patience": 3})
+    project.udc("prepare")
+    before = _files(project)
+    done = project.run("udc", "train", "--dry-run")
+    assert _files(project) == before
+    checked, measured, estimate, last = done.stdout.splitlines()
+    assert checked == "checked: parameters, data, weights, memory, disk space, folders"
+    assert re.fullmatch(r"measured: 10 steps of 12 images, [\d.]+ ms each; [\d.]+ s of each epoch for validation and "
+                        "checkpoint", measured)  # fmt: skip
+    assert re.fullmatch(
+        r"estimate: 2 members × 4 epochs × \(3 steps × [\d.]+ ms \+ [\d.]+ s\) \+ \d+ s = \d+ \w+ "
+        r"\(less if train.early_stopping_patience ends it\); begun now, it ends at [\d:]+",
+        estimate,
+    )
+    assert last == "nothing was written"
+    assert done.stderr == ""
+    project.set_params(model={"weights": "none.pth"})
+    done = project.udc("train", "--dry-run", check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "none.pth" in done.stderr
+    project.set_params(model={"weights": None}, train={"device": "cuda"})
+    assert "error: train.device: cuda is not available" in project.udc("train", "--dry-run", check=False).stderr
+
+
+def test_hopeless_training_run_is_reported_once(by_hand):
+    project = by_hand
+    project.set_params(train={"epochs": 5, "learning_rate": 2.0, "members": 2})
+    project.udc("prepare")
+    done = project.udc("train")
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("this training run is probably in vain")]
+    assert len(warnings) == 1
+    reason = warnings[0].partition(": ")[2]
+    assert re.fullmatch(
+        r"after epoch 3 the training loss, [\d.]+, is no better than that of the class frequencies, 1\.09\d+: either "
+        "train.learning_rate, 2, is too high, or the labels do not .*",
+        reason,
+    )
+    (run,) = project.runs()
+    assert run.data.tags["warning"] == reason
+    assert run.info.status == "FINISHED"
 
 
 def test_pruned_training_run_is_killed_and_leaves_no_outputs(by_hand):

@@ -75,7 +75,7 @@ with process_group() as ranks, ExitStack() as stack:
     results = train_members(session_of, params.members, checkpoints, on_epoch)
     model = trained_model(build_model(model_params, data.CLASSES, 1), results)
     out = {"sha256": data.sha256_of_tensors(model.state_dict()), "curves": joint_result(results).curves,
-           "losses": losses, "images": images, "is_pruned": results[-1].is_pruned,
+           "losses": losses, "images": images, "is_stopped": results[-1].is_stopped,
            "temperatures": [result.temperature for result in results]}
     Path(sys.argv[2], f"{ranks.rank}.json").write_text(json.dumps(out))
 """
@@ -187,7 +187,7 @@ def test_two_processes_give_the_result_of_one(train):
 
 def test_first_process_ends_the_training_run_of_all(train):
     pair = train(2, "resnet", PLAIN, prune=2)
-    assert [result["is_pruned"] for result in pair] == [True, True]
+    assert [result["is_stopped"] for result in pair] == [True, True]
     assert [len(result["curves"]) for result in pair] == [2, 2]
 
 

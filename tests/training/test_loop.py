@@ -133,7 +133,7 @@ def test_early_stopping_ends_after_epochs_without_improvement():
     _, result = _train(epochs=40, early_stopping_patience=2, learning_rate=1e-9, monitor="accuracy")
     assert len(result.curves) < 40
     assert len(result.curves) >= result.best_epoch + 2
-    assert not result.is_pruned
+    assert not result.is_stopped
 
 
 def test_on_epoch_ends_the_training_run():
@@ -141,7 +141,7 @@ def test_on_epoch_ends_the_training_run():
     result = train_model(_session(epochs=5), lambda record: bool(epochs.append(record.epoch)) or record.epoch == 2)
     assert epochs == [1, 2]
     assert len(result.curves) == 2
-    assert result.is_pruned
+    assert result.is_stopped
 
 
 def test_cost_monitor_selects_the_epoch_of_least_cost():

@@ -48,24 +48,42 @@ def _prepare(options: argparse.Namespace) -> None:
 
 def _train_arguments(parser: Parser) -> None:
     add_params_file(parser)
-    parser.add_argument(
-        "--profile", action="store_true", help="print where the time of a step goes, and record nothing"
-    )
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--profile", action="store_true", help="print where the time of a step goes, and record nothing")
+    only.add_argument("--dry-run", action="store_true",
+                      help="check everything, run ten steps, estimate the time, and write nothing")  # fmt: skip
 
 
 def _train(options: argparse.Namespace) -> None:
-    params = _resolved(options.params).train
+    resolved = _resolved(options.params)
     if options.profile:
         from udc_model.experiments.exploration import profile_training
 
-        sys.stdout.write(profile_training(params, Workspace()))
+        sys.stdout.write(profile_training(resolved.train, Workspace()))
+        return
+    if options.dry_run:
+        from udc_model.stages.dry_run import dry_run
+
+        sys.stdout.write(dry_run(resolved.train, Workspace()))
         return
     from udc_model.stages.train import train
 
-    train(params, Workspace())
+    train(resolved.train, Workspace(), resolved.evaluate.costs)
+
+
+def _evaluate_arguments(parser: Parser) -> None:
+    add_params_file(parser)
+    parser.add_argument("--checkpoint", action="store_true",
+                        help="show the best model so far of a training run that is not finished, on validation images; "
+                        "write nothing")  # fmt: skip
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    if options.checkpoint:
+        from udc_model.stages.interim import best_so_far
+
+        sys.stdout.write(best_so_far(_resolved(options.params), Workspace()))
+        return
     from udc_model.stages.evaluate import evaluate
 
     evaluate(_resolved(options.params).evaluate, Workspace())
@@ -180,7 +198,7 @@ COMMANDS = (
     Command("Build", "inspect", "show what is recognised in a folder of images", _inspect, _inspect_arguments),
     Command("Build", "prepare", "check, split and pack the images", _prepare, add_params_file),
     Command("Build", "train", "train on the prepared images", _train, _train_arguments),
-    Command("Build", "evaluate", "score the model; write metrics, tables and plots", _evaluate, add_params_file),
+    Command("Build", "evaluate", "score the model; write metrics, tables and plots", _evaluate, _evaluate_arguments),
     Command("Build", "run", "run the DVC pipeline with other parameters, as an experiment", _run, _run_arguments),
     Command("Build", "tune", "search for parameters; each trial is a DVC experiment", _tune, _tune_arguments),
     Command(

@@ -24,7 +24,7 @@ def train_and_evaluate(params: Params, workspace: Workspace) -> None:
     """
     resolved = resolve_workspace(params, workspace)
     if not (workspace.model.is_dir() and workspace.training.is_dir()):
-        train(resolved.train, workspace)
+        train(resolved.train, workspace, resolved.evaluate.costs)
     evaluate(resolved.evaluate, workspace)
 
 

@@ -21,11 +21,11 @@ import pandas as pd
 import torch
 
 from udc_model.checksums import write_checksums
-from udc_model.config import Params, load_params, with_json_mappings
+from udc_model.config import CostParams, Params, load_params, with_json_mappings
 from udc_model.config.limits import check_processes, check_sizes
 from udc_model.config.yaml12 import as_yaml
 from udc_model.data.packed import PackedDataset
-from udc_model.errors import UdcError
+from udc_model.errors import Interrupted, UdcError
 from udc_model.evaluation.plots import plot_training_curves
 from udc_model.evaluation.training_record import TRAINING_RECORD
 from udc_model.files import Workspace, atomic_folder, only_writer, sha256_of
@@ -35,6 +35,7 @@ from udc_model.program import exit_status
 from udc_model.stages.code import FEATURES, STAGES, code_digests
 from udc_model.stages.resolve import (
     WITHOUT_EFFECT,
+    load_evaluation_params,
     load_training_params,
     read_dataset_info,
     resolve_workspace,
@@ -50,11 +51,14 @@ from udc_model.stages.system_metrics import SystemMetrics
 from udc_model.tracking.provenance import dvc_hash
 from udc_model.tracking.run import StageRun, flatten, stage_run
 from udc_model.tracking.store import repository_root
-from udc_model.tracking.tags import COMMIT, MODEL_SHA256, NOTE, OUTS
+from udc_model.tracking.tags import COMMIT, MODEL_SHA256, NOTE, OUTS, WARNING
 from udc_model.training.checkpoints import CheckpointFolder, open_checkpoints
 from udc_model.training.contact_sheet import contact_sheet
+from udc_model.training.diagnosis import DisplayedCost, check_epoch, hopeless
+from udc_model.training.display import RunDisplay
 from udc_model.training.distribution import is_launched, launch, process_group
 from udc_model.training.features import CACHE, FeatureCache
+from udc_model.training.interruption import command_to_resume, deferred_interrupt
 from udc_model.training.loop import TrainingResult
 from udc_model.training.members import joint_result, member_params, train_members, trained_model
 from udc_model.training.session import EpochRecord, TrainingSession
@@ -63,31 +67,28 @@ from udc_model.training.setup import check_disk, set_up
 logger = logging.getLogger("udc_model.stages.train")  # __name__ is __main__ if DVC runs the stage
 
 PRUNE_FILE = "UDC_PRUNE_FILE"  # environment variable: path of a file whose existence ends the training run
-_NO_INPUTS = (*WITHOUT_EFFECT, "processes")  # parameters of train; the real number of processes is an input itself
+NO_INPUTS = (*WITHOUT_EFFECT, "processes")  # parameters of train; the real number of processes is an input itself
 
 
-def train(params: Params, workspace: Workspace) -> None:
+def train(params: Params, workspace: Workspace, costs: CostParams | None = None) -> None:
     """Train the model that ``params`` describe; writes ``model/`` and ``training/``.
 
     Parameters
     ----------
     params : resolved by stage ``resolve``.
+    costs : of the decisions, to display their cost and to warn; they change no result (default: those of ``params``).
 
     Raises
     ------
     UdcError
         The prepared data is missing or does not fit the parameters, or the training run failed or was pruned.
+    Interrupted
+        Ctrl-C was pressed; the epoch is finished, and its checkpoint is stored.
     """
     if params.train.processes > 1 and not is_launched():
         with only_writer(workspace):
             pass  # otherwise the processes would start first
-        check_processes(params.train)
-        check_sizes(params.train, read_dataset_info(workspace)["counts"]["train"])
-        with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch) / "params.yaml"
-            file.write_text(as_yaml(params.model_dump()), encoding="utf-8")
-            arguments = ["--params", str(file), "--root", str(workspace.root)]
-            launch("udc_model.stages.train", arguments, params.train.processes)
+        launch_stage("udc_model.stages.train", params, workspace, costs)
         return
     with process_group() as ranks, only_writer(workspace) if ranks.is_first else nullcontext():
         dataset = PackedDataset.open(workspace.prepared)
@@ -95,9 +96,24 @@ def train(params: Params, workspace: Workspace) -> None:
         inputs = {"data": dataset.info["digest"], "code": code_digests(FEATURES)}
         session.feature_cache = FeatureCache(repository_root() / CACHE, inputs)
         if ranks.is_first:
-            train_and_record(session, dataset, workspace)
-        else:
-            train_members(_sessions(session, dataset), params.train.members)
+            train_and_record(session, dataset, workspace, params.costs if costs is None else costs)
+            return
+        with deferred_interrupt() as is_interrupted:
+            train_members(_sessions(session, dataset), params.train.members, on_epoch=lambda record: is_interrupted())
+
+
+def launch_stage(module: str, params: Params, workspace: Workspace, costs: CostParams | None = None) -> None:
+    """Run the main function of a module in ``train.processes`` processes, see `parse_arguments`."""
+    check_processes(params.train)
+    check_sizes(params.train, read_dataset_info(workspace)["counts"]["train"])
+    with tempfile.TemporaryDirectory() as scratch:
+        sections = {"params": params, "evaluation": Params(costs=params.costs if costs is None else costs)}
+        arguments = ["--root", str(workspace.root)]
+        for name, values in sections.items():
+            file = Path(scratch) / f"{name}.yaml"
+            file.write_text(as_yaml(values.model_dump()), encoding="utf-8")
+            arguments += [f"--{name}", str(file)]
+        launch(module, arguments, params.train.processes)
 
 
 def _sessions(first: TrainingSession, dataset: PackedDataset) -> Callable[[int], TrainingSession]:
@@ -112,8 +128,8 @@ def _sessions(first: TrainingSession, dataset: PackedDataset) -> Callable[[int],
     return session_of
 
 
-def train_and_record(session: TrainingSession, dataset: PackedDataset, workspace: Workspace) -> None:
-    """Train in the first process, which writes checkpoints, outputs and the MLflow run."""
+def train_and_record(session: TrainingSession, dataset: PackedDataset, workspace: Workspace, costs: CostParams) -> None:
+    """Train in the first process, which writes checkpoints, outputs and the MLflow run; ``costs`` are displayed."""
     params, hardware = session.params, session.hardware.describe()
     recorded, data = training_params(params), dataset_input(params, dataset)
     inputs = checkpoint_inputs(session, dataset.info["digest"])
@@ -136,16 +152,9 @@ def train_and_record(session: TrainingSession, dataset: PackedDataset, workspace
         run.log_file(workspace.prepared / "dataset.json", "data")
         changes = changes_since_baseline(flatten(recorded), baseline_revision(run.tags.get(COMMIT)))
         run.set_tags({NOTE: training_note(changes, data)} | changes.tags(), fill_run_id=True)
-        system = SystemMetrics(session.hardware.device)
-
-        def on_epoch(record: EpochRecord) -> bool:
-            _log_epoch(run, record, system.read())
-            return PRUNE_FILE in os.environ and Path(os.environ[PRUNE_FILE]).exists()
-
-        results = train_members(_sessions(session, dataset), params.train.members, checkpoints, on_epoch)
+        cost = DisplayedCost(costs, dataset.classes, dataset.training_counts)
+        results = _train_members(session, dataset, checkpoints, run, cost)
         result = joint_result(results)
-        if result.is_pruned:
-            _end_pruned(checkpoints, run, len(result.curves))
         trained_model(session.model, results).save_pretrained(model_folder)
         session.preprocessing.save(model_folder)
         write_checksums(model_folder, [CONFIG, PREPROCESSOR, WEIGHTS])
@@ -164,9 +173,51 @@ def train_and_record(session: TrainingSession, dataset: PackedDataset, workspace
                 len(result.curves), run)  # fmt: skip
 
 
+def _train_members(
+    session: TrainingSession,
+    dataset: PackedDataset,
+    checkpoints: CheckpointFolder | None,
+    run: StageRun,
+    cost: DisplayedCost,
+) -> list[TrainingResult]:
+    """The results of all members, whose epochs are logged; an error or `Interrupted` if they are not complete."""
+    members, system = session.params.train.members, SystemMetrics(session.hardware.device)
+    with RunDisplay(cost) as display, deferred_interrupt() as is_interrupted:
+
+        def on_epoch(record: EpochRecord) -> bool:
+            _log_epoch(run, record, system.read())
+            if record.epoch == check_epoch(session.params) and (
+                reason := hopeless(session, record, display.least_cost)
+            ):
+                logger.warning("this training run is probably in vain: %s", reason)
+                run.set_tags({WARNING: reason})
+            return _is_pruned() or is_interrupted()
+
+        results = train_members(_sessions(session, dataset), members, checkpoints, on_epoch, display)
+        if results[-1].is_stopped and _is_pruned():
+            _end_pruned(checkpoints, run, len(joint_result(results).curves))
+        if results[-1].is_stopped:
+            raise Interrupted(_interrupted(results, session.params, checkpoints))
+    return results
+
+
+def _is_pruned() -> bool:
+    return PRUNE_FILE in os.environ and Path(os.environ[PRUNE_FILE]).exists()
+
+
+def _interrupted(results: list[TrainingResult], params: Params, checkpoints: CheckpointFolder | None) -> str:
+    """The message after Ctrl-C."""
+    members = params.train.members
+    place = f"epoch {len(results[-1].curves)} of {params.train.epochs}"
+    place += f" of member {len(results)} of {members}" if members > 1 else ""
+    if checkpoints is None:  # another process has them open
+        return f"interrupted after {place}, without a checkpoint"
+    return f"interrupted after {place}, whose checkpoint is stored; {command_to_resume()} resumes from it"
+
+
 def checkpoint_inputs(session: TrainingSession, data_digest: str) -> dict[str, Any]:
     """Everything that the bits of the result depend on, as JSON values; a checkpoint of other inputs is not used."""
-    values = session.params.model_dump(exclude={"data": True, "train": set(_NO_INPUTS)})
+    values = session.params.model_dump(exclude={"data": True, "train": set(NO_INPUTS)})
     return {
         "params": values,
         "data": data_digest,
@@ -237,21 +288,28 @@ def write_training(folder: Path, result: TrainingResult, record: dict[str, Any])
     (folder / TRAINING_RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def main() -> None:
-    """Run the stage, by default in the current folder."""
-    parser = argparse.ArgumentParser(description="Run stage train; torchrun can start it too.")
+def parse_arguments(description: str) -> tuple[Params, CostParams, Workspace]:
+    """Parameters, displayed costs and workspace of a process that DVC, torchrun or `launch_stage` started."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--params", type=Path, metavar="FILE", help="resolved parameters (default: see the module)")
+    parser.add_argument("--evaluation", type=Path, metavar="FILE", help="parameters whose costs are displayed")
     parser.add_argument("--root", type=Path, default=Path(), metavar="DIR", help="folder of inputs and outputs")
     options = parser.parse_args()
     check_pin()
     workspace = Workspace(options.root)
     if options.params:
         params = load_params(options.params)
-    elif is_launched():  # by a person, outside DVC: resolved/train.yaml may be older than params.yaml
-        params = resolve_workspace(load_params(), workspace).train
-    else:
-        params = load_training_params(workspace)
-    train(params, workspace)
+        return params, load_params(options.evaluation).costs if options.evaluation else params.costs, workspace
+    if is_launched():  # by a person, outside DVC: resolved/train.yaml may be older than params.yaml
+        resolved = resolve_workspace(load_params(), workspace)
+        return resolved.train, resolved.evaluate.costs, workspace
+    return load_training_params(workspace), load_evaluation_params(workspace).costs, workspace
+
+
+def main() -> None:
+    """Run the stage, by default in the current folder."""
+    params, costs, workspace = parse_arguments("Run stage train; torchrun can start it too.")
+    train(params, workspace, costs)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from udc_model.errors import UdcError
+from udc_model.errors import Interrupted, UdcError
 from udc_model.records import Record
 
 logger = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ class CheckpointFolder:
                 synced.result()
             self.last = scratch.rename(self.folder / f"{epoch:06d}-{step:09d}-{digest}{_SUFFIX}")
             _sync_folder(self.folder)
-            for path in _newest_first(self.folder)[_NUM_FILES:]:
+            for path in newest_first(self.folder)[_NUM_FILES:]:
                 path.unlink()
         except (OSError, SafetensorError) as error:
             scratch.unlink(missing_ok=True)
@@ -179,7 +179,7 @@ class CheckpointFolder:
 
     def keep_last(self) -> None:
         """Delete all checkpoints but the newest."""
-        for path in _newest_first(self.folder)[1:]:
+        for path in newest_first(self.folder)[1:]:
             path.unlink()
 
     def remove(self) -> None:
@@ -188,7 +188,7 @@ class CheckpointFolder:
 
     def _newest(self) -> bytes | None:
         """The contents of the newest valid checkpoint; deletes damaged ones with a warning."""
-        for path in _newest_first(self.folder):
+        for path in newest_first(self.folder):
             try:
                 return self._read(path)
             except (OSError, SafetensorError, ValueError, RecursionError) as error:
@@ -198,10 +198,7 @@ class CheckpointFolder:
         return None
 
     def _read(self, path: Path) -> bytes:
-        with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            if _digest(mapped) != path.stem.rpartition("-")[2]:  # before anything is allocated
-                raise ValueError("its contents do not match the digest in its name")
-            contents = mapped[:]
+        contents = verified_contents(path)
         checkpoint = Checkpoint.parse(contents)
         if difference := _difference(checkpoint.inputs, json.loads(json.dumps(self.inputs))):
             raise UdcError(f"{path}: belongs to another training run: {difference}; delete {self.folder}")
@@ -234,6 +231,8 @@ def open_checkpoints(root: Path, inputs: Mapping[str, Any], minutes: float) -> I
             _warn_of_unusable(root / CHECKPOINTS, json.loads(json.dumps(inputs)))
         yield checkpoints
         checkpoints.remove()
+    except Interrupted:  # its message has the epoch
+        raise
     except BaseException:
         if any(folder.rglob(f"*{_SUFFIX}")):
             position = checkpoints.current.position()
@@ -246,7 +245,15 @@ def open_checkpoints(root: Path, inputs: Mapping[str, Any], minutes: float) -> I
         lock.release()
 
 
-def _newest_first(folder: Path) -> list[Path]:
+def verified_contents(path: Path) -> bytes:
+    """The contents of a checkpoint; `ValueError` if they do not match the digest in its name, `OSError` without it."""
+    with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        if _digest(mapped) != path.stem.rpartition("-")[2]:  # before anything is allocated
+            raise ValueError("its contents do not match the digest in its name")
+        return mapped[:]
+
+
+def newest_first(folder: Path) -> list[Path]:
     """The checkpoints in a folder."""
     return sorted(folder.glob(f"*{_SUFFIX}"), reverse=True)
 
@@ -254,9 +261,9 @@ def _newest_first(folder: Path) -> list[Path]:
 def _warn_of_unusable(root: Path, inputs: dict[str, Any]) -> None:
     """Log one line for each folder whose checkpoints have the same ``inputs`` but other code, torch or hardware."""
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        for path in _newest_first(folder)[:1]:
+        for path in newest_first(folder)[:1]:
             try:
-                metadata = _read_metadata(path)
+                metadata = read_header(path)
                 other = json.loads(metadata["inputs"])
                 differing = [name for name in inputs.keys() | other.keys() if inputs.get(name) != other.get(name)]
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -270,7 +277,7 @@ def _warn_of_unusable(root: Path, inputs: dict[str, Any]) -> None:
                                "this training run starts from the beginning", folder, names)  # fmt: skip
 
 
-def _read_metadata(path: Path) -> dict[str, str]:
+def read_header(path: Path) -> dict[str, str]:
     """The metadata of a checkpoint, from safetensors' header alone; `ValueError` or `KeyError` if it is damaged."""
     with path.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")

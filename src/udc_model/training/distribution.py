@@ -11,11 +11,13 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +26,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from udc_model.errors import UdcError
+from udc_model.errors import INTERRUPTED, Interrupted, UdcError
+from udc_model.training.interruption import COMMAND, STOP_FILE, deferred_interrupt, this_command
 
 if TYPE_CHECKING:
     from torch.nn.parallel import DistributedDataParallel
@@ -33,7 +36,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_LAUNCHED = "UDC_LAUNCHED"  # environment variable of the processes that `launch` started
 _PR_SET_PDEATHSIG = 1  # of prctl.h
 _TIMEOUT = timedelta(minutes=10)  # of a collective operation; one process may be writing a checkpoint meanwhile
 _SHUTDOWN_SECONDS = 10  # for the other processes to end, once one has failed
@@ -187,7 +189,7 @@ def process_group() -> Iterator[Ranks]:
     if not is_launched():
         yield ALONE
         return
-    if os.environ.get(_LAUNCHED):
+    if os.environ.get(COMMAND):
         _die_with_parent()
     ranks = Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
     if not ranks.is_first:
@@ -211,10 +213,15 @@ def process_group() -> Iterator[Ranks]:
 def launch(module: str, arguments: Sequence[str], processes: int) -> None:
     """Run a module in several processes on this machine, like ``torchrun --nproc-per-node``, until all have ended.
 
+    They have sessions of their own, which Ctrl-C does not reach: the first one creates the file `STOP_FILE`, the second
+    one ends them.
+
     Raises
     ------
     UdcError
         One of them failed; the others were terminated.
+    Interrupted
+        The first process has ended after Ctrl-C, and printed the message.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -223,27 +230,33 @@ def launch(module: str, arguments: Sequence[str], processes: int) -> None:
     for name in ("torch.distributed", "torch.distributed.elastic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are reported below and by the process itself
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
-    os.environ[_LAUNCHED] = "1"
-    config = LaunchConfig(
-        1, 1, processes, rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1",
-        run_id=f"udc-{socket.gethostname()}-{os.getpid()}", max_restarts=0, monitor_interval=0.1,
-        shutdown_timeout=_SHUTDOWN_SECONDS, logs_specs=DefaultLogsSpecs(),
-    )  # fmt: skip
-    try:
-        elastic_launch(config, sys.executable)("-u", "-m", module, *arguments)
-    except SignalException:
-        raise KeyboardInterrupt from None
-    except ChildFailedError as error:
-        rank, first = error.get_first_failure()
-        if first.exitcode > 0:
-            raise UdcError(f"process {rank} of {processes} failed, and the others were terminated; its error is "
-                           "above") from None  # fmt: skip
-        raise UdcError(
-            f"process {rank} of {processes} ended by signal {-first.exitcode}, and the others were "
-            "terminated; start the training run again, and it resumes from its last checkpoint"
-        ) from None
-    finally:
-        del os.environ[_LAUNCHED]
+    with tempfile.TemporaryDirectory() as scratch, deferred_interrupt(Path(scratch, "stop").touch) as was_interrupted:
+        config = LaunchConfig(
+            1, 1, processes, rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1",
+            run_id=f"udc-{socket.gethostname()}-{os.getpid()}", max_restarts=0, monitor_interval=0.1,
+            shutdown_timeout=_SHUTDOWN_SECONDS, logs_specs=DefaultLogsSpecs(),
+            signals_to_handle="SIGTERM,SIGHUP,SIGQUIT",
+        )  # fmt: skip
+        os.environ |= {COMMAND: this_command(), STOP_FILE: str(Path(scratch, "stop"))}
+        try:
+            elastic_launch(config, sys.executable)("-u", "-m", module, *arguments)
+        except SignalException:
+            raise KeyboardInterrupt from None
+        except ChildFailedError as error:
+            rank, first = error.get_first_failure()
+            if first.exitcode == INTERRUPTED and was_interrupted():
+                raise Interrupted from None
+            raise UdcError(_failure(rank, processes, first.exitcode)) from None
+        finally:
+            del os.environ[COMMAND], os.environ[STOP_FILE]
+
+
+def _failure(rank: int, processes: int, status: int) -> str:
+    """The message for a process that has ended with an exit status, or by a signal (negative)."""
+    if status > 0:
+        return f"process {rank} of {processes} failed, and the others were terminated; its error is above"
+    return (f"process {rank} of {processes} ended by signal {-status}, and the others were "
+            "terminated; start the training run again, and it resumes from its last checkpoint")  # fmt: skip
 
 
 def _die_with_parent() -> None:

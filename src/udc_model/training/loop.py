@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.profiler import record_function
-from tqdm import tqdm
 
 from udc_model.data.augmentation import Mixing, seed_drop_path
 from udc_model.data.batches import Batch
@@ -34,7 +33,7 @@ class TrainingResult:
     curves : one row of metrics for each epoch.
     best_epoch : number of the best epoch, from 1.
     best_state : weights of the best epoch.
-    is_pruned : whether ``on_epoch`` of `train_model` ended the training run.
+    is_stopped : whether ``on_epoch`` of `train_model` ended the training run.
     best_score : ``train.monitor`` of the best epoch, negative if smaller is better.
     temperature : divisor of the logits, see `udc_model.training.members.train_members`.
     """
@@ -42,7 +41,7 @@ class TrainingResult:
     curves: list[Metrics] = field(default_factory=list)
     best_epoch: int = 0
     best_state: dict[str, Tensor] = field(default_factory=dict)
-    is_pruned: bool = False
+    is_stopped: bool = False
     best_score: float = -np.inf
     temperature: float = 1.0
 
@@ -69,12 +68,14 @@ def train_model(
     """
     session.start()
     session.resume()
+    if session.display is not None:
+        session.display.start(session)
     progress, params = session.progress, session.params.train
     # the process may have been killed before it reported this epoch
-    is_pruned = bool(progress.records) and _is_stopped(session, on_epoch)
+    is_stopped = bool(progress.records) and _is_stopped(session, on_epoch)
 
-    while not is_pruned and not session.is_finished():
-        started = time.perf_counter()
+    while not is_stopped and not session.is_finished():
+        started, num_steps = time.perf_counter(), session.batches.steps - progress.step
         train_mode(session.trained, session.frozen)
         session.loss_fn.start_epoch(progress.epoch, params.epochs)
         train_epoch(session)
@@ -93,12 +94,14 @@ def train_model(
         session.end_epoch(metrics, images_per_second, score)
         progress.seconds += time.perf_counter() - started
         session.save()
-        is_pruned = _is_stopped(session, on_epoch)
+        if session.display is not None:
+            session.display.end_epoch(time.perf_counter() - started, num_steps)
+        is_stopped = _is_stopped(session, on_epoch)
 
-    if not progress.best_epoch and not is_pruned:
+    if not progress.best_epoch and not is_stopped:
         raise UdcError(f"train.monitor: no epoch had a finite validation {params.monitor}; lower train.learning_rate")
     curves = [{"epoch": record.epoch, **record.metrics} for record in progress.records]
-    return TrainingResult(curves, progress.best_epoch, session.best_state, is_pruned, progress.best_score)
+    return TrainingResult(curves, progress.best_epoch, session.best_state, is_stopped, progress.best_score)
 
 
 def _is_stopped(session: TrainingSession, on_epoch: Callable[[EpochRecord], bool]) -> bool:
@@ -106,18 +109,12 @@ def _is_stopped(session: TrainingSession, on_epoch: Callable[[EpochRecord], bool
     return session.ranks.sum(on_epoch(session.progress.records[-1])) > 0
 
 
-def train_epoch(session: TrainingSession) -> None:
-    """Run the steps of the current epoch, from ``session.progress.step`` to the last."""
-    progress, params, batches, ranks = session.progress, session.params.train, session.batches, session.ranks
-    last_score = ""
-    if progress.records:
-        value = progress.records[-1].metrics[f"validation_{params.monitor}"]
-        last_score = f"validation {params.monitor} {value:.4f}, "
+def train_epoch(session: TrainingSession, limit: int | None = None) -> None:
+    """Run the steps of the current epoch, from ``session.progress.step`` to the last, or ``limit`` of them at most."""
+    progress, params, batches = session.progress, session.params.train, session.batches
+    last = batches.steps if limit is None else min(batches.steps, progress.step + limit)
     loaded = iter(batches.load(progress.epoch, progress.step, session.hardware.device))
-    bar = tqdm(range(progress.step, batches.steps), desc=f"epoch {progress.epoch + 1}/{params.epochs}", unit="batch",
-               initial=progress.step, total=batches.steps, disable=None if ranks.is_first else True,
-               leave=False)  # fmt: skip
-    for step in bar:
+    for step in range(progress.step, last):
         started = time.perf_counter()
         with record_function("udc: load and augment"):
             _, batch = next(loaded)
@@ -127,12 +124,13 @@ def train_epoch(session: TrainingSession) -> None:
         if not np.isfinite(loss):
             raise UdcError(_not_finite(session, loss))
         progress.total_loss += loss * len(batch.all_targets)
-        progress.epoch_seconds += time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        progress.epoch_seconds += seconds
         progress.step = step + 1
         if progress.step < batches.steps and session.checkpoint_is_due():
             session.save()
-        num_images = progress.step * len(session.train_split) / batches.steps
-        bar.set_postfix_str(f"loss {loss:.3f}, {last_score}{num_images / progress.epoch_seconds:,.0f} img/s")
+        if session.display is not None:
+            session.display.add_step(session, loss, seconds)
 
 
 def train_step(session: TrainingSession, batch: Batch, key: tuple[int, int, int]) -> float:
@@ -199,7 +197,7 @@ def validation_scores(session: TrainingSession) -> Metrics:
     Each process runs the model on its part of the images; all processes get the metrics of the complete split.
     """
     split, monitor = session.validation_split, session.cost_monitor
-    logits = _gathered_logits(session, session.features.get("validation", split.images))
+    logits = score_images(session, session.features.get("validation", split.images))
     decisions: NDArray[np.intp] = logits.argmax(axis=1)
     scores = {
         "validation_log_loss": negative_log_likelihood(logits, split.labels),
@@ -208,8 +206,10 @@ def validation_scores(session: TrainingSession) -> Metrics:
     if monitor is not None:
         # the split may be empty: some policies need no calibration data
         calibration_images = session.features.get("calibration", monitor.calibration.images)
-        calibration_logits = _gathered_logits(session, calibration_images)
+        calibration_logits = score_images(session, calibration_images)
         scores["validation_normalised_cost"] = monitor.cost(calibration_logits, logits)
+    if session.display is not None:
+        session.display.add_validation(session, logits, scores)
     return scores
 
 
@@ -231,11 +231,14 @@ def classification_scores(labels: NDArray[np.integer], decisions: NDArray[np.int
 def best_validation_logits(session: TrainingSession) -> NDArray[np.float32]:
     """Logits (N, K) of the validation split under the best weights, which replace the last ones of the session."""
     session.load_best()
-    return _gathered_logits(session, session.features.get("validation", session.validation_split.images))
+    return score_images(session, session.features.get("validation", session.validation_split.images))
 
 
-def _gathered_logits(session: TrainingSession, images: Images | Tensor) -> NDArray[np.float32]:
-    """Logits (N, K) of stored images (N, S, S, C), of which each process computes a part; or of features (N, D)."""
+def score_images(session: TrainingSession, images: Images | Tensor) -> NDArray[np.float32]:
+    """Logits (N, K) of stored images (N, S, S, C), of which each process computes a part; or of features (N, D).
+
+    The model that is evaluated is in eval mode afterwards.
+    """
     model, hardware, ranks, n = session.evaluated_model.eval(), session.hardware, session.ranks, len(images)
     if not n:
         return np.empty((0, model.config.num_labels), np.float32)

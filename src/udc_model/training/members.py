@@ -13,6 +13,7 @@ from udc_model.decisions.calibration import fit_temperature
 from udc_model.models.ensemble import Ensemble
 from udc_model.models.staged import ImageClassifier
 from udc_model.training.checkpoints import CheckpointFolder
+from udc_model.training.display import RunDisplay
 from udc_model.training.loop import TrainingResult, best_validation_logits, train_model
 from udc_model.training.session import EpochRecord, TrainingSession
 
@@ -33,6 +34,7 @@ def train_members(
     members: int,
     checkpoints: CheckpointFolder | None = None,
     on_epoch: Callable[[EpochRecord], bool] = lambda record: False,
+    display: RunDisplay | None = None,
 ) -> list[TrainingResult]:
     """Train each member; the results have the temperatures with which their probabilities are averaged.
 
@@ -44,6 +46,7 @@ def train_members(
     session_of : the session of a member (from 0), which is not started.
     checkpoints : where states are saved. A finished member is restored from its checkpoint, not trained again.
     on_epoch : see `train_model`; the epochs of an ensemble are counted over all members.
+    display : what prints the progress; in the first process only.
 
     Returns
     -------
@@ -53,20 +56,21 @@ def train_members(
     for number in range(members):
         before = sum(len(result.curves) for result in results)
         session = session_of(number)
+        session.display, session.member = display, number
         session.checkpoints = checkpoints and checkpoints.of_member(number, members)
         if session.checkpoints and session.checkpoints.last:
             logger.info("resuming %s", session.checkpoints.position())
         elif members > 1 and session.ranks.is_first:
             logger.info("training member %d of %d", number + 1, members)
         result = train_model(session, lambda record: on_epoch(replace(record, epoch=before + record.epoch)))  # noqa: B023
-        if members > 1 and not result.is_pruned:
+        if members > 1 and not result.is_stopped:
             logits = best_validation_logits(session).astype(np.float64)
             result = replace(result, temperature=fit_temperature(logits, session.validation_split.labels))
             session.end()
             if session.checkpoints:
                 session.checkpoints.keep_last()
         results.append(result)
-        if result.is_pruned:
+        if result.is_stopped:
             break
     return results
 
@@ -91,4 +95,4 @@ def joint_result(results: list[TrainingResult]) -> TrainingResult:
     curves = [{"member": number, **row, "epoch": epoch} for epoch, (number, row) in enumerate(rows, 1)]
     best = max(range(len(results)), key=lambda number: results[number].best_score)
     before = sum(len(result.curves) for result in results[:best])
-    return TrainingResult(curves, before + results[best].best_epoch, is_pruned=results[-1].is_pruned)
+    return TrainingResult(curves, before + results[best].best_epoch, is_stopped=results[-1].is_stopped)

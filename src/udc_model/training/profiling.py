@@ -10,6 +10,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler's libr
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from udc_model.training.display import RunDisplay
 from udc_model.training.loop import train_epoch
 from udc_model.training.optimisation import train_mode
 from udc_model.training.session import TrainingSession
@@ -27,15 +28,18 @@ def profile_steps(session: TrainingSession) -> str:
     session.start()
     train_mode(session.trained, session.frozen)
     session.loss_fn.start_epoch(0, session.params.train.epochs)
-    train_epoch(session)
-    images_per_second = len(session.train_split) / session.progress.epoch_seconds
-    session.progress.epoch, session.progress.step = 1, 0
     has_gpu = session.hardware.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if has_gpu else [])]
-    with profile(activities=activities) as profiler:
-        started = time.perf_counter()
+    with RunDisplay(has_estimate=False) as display:
+        session.display = display
+        display.start(session)
         train_epoch(session)
-        seconds = time.perf_counter() - started
+        images_per_second = len(session.train_split) / session.progress.epoch_seconds
+        session.progress.epoch, session.progress.step = 1, 0
+        with profile(activities=activities) as profiler:
+            started = time.perf_counter()
+            train_epoch(session)
+            seconds = time.perf_counter() - started
     return _tables(profiler, seconds, session.batches.steps, images_per_second)
 
 

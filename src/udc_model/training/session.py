@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -95,6 +95,22 @@ class CostMonitor:
     cost: Callable[[NDArray[np.float32], NDArray[np.float32]], float]
 
 
+class ProgressDisplay(Protocol):
+    """What prints the progress of a session, see `udc_model.training.display`; nothing of it changes the result."""
+
+    def start(self, session: TrainingSession) -> None:
+        """Called once, after the session has started or resumed."""
+
+    def add_step(self, session: TrainingSession, loss: float, seconds: float) -> None:
+        """Called after each step."""
+
+    def add_validation(self, session: TrainingSession, logits: NDArray[np.float32], scores: Metrics) -> None:
+        """Called with the validation logits (N, K) of each epoch, and their scores."""
+
+    def end_epoch(self, seconds: float, steps: int) -> None:
+        """Called after each epoch, of which this process has run ``steps``, with the duration of all of it."""
+
+
 @dataclass(eq=False, repr=False)
 class TrainingSession:
     """A training run with everything that it uses; `start` builds the state, the attributes without parameter.
@@ -108,6 +124,8 @@ class TrainingSession:
     checkpoints : where the state is saved; None saves nothing. Only the first process has a folder.
     weights : report of the weights that were loaded into the model; None for random weights.
     feature_cache : where features of a frozen network are stored; None stores none.
+    display : what prints the progress; None prints nothing.
+    member : number of the network in an ensemble, from 0.
 
     Attributes
     ----------
@@ -136,6 +154,8 @@ class TrainingSession:
     checkpoints: CheckpointFolder | None = None
     weights: WeightsReport | None = None
     feature_cache: FeatureCache | None = None
+    display: ProgressDisplay | None = None
+    member: int = 0
 
     batches: TrainingBatches = field(init=False)
     trained: ImageClassifier = field(init=False)
@@ -236,6 +256,24 @@ class TrainingSession:
     def evaluated_model(self) -> ImageClassifier:
         """The model that is validated and whose best weights are stored: the averaged one, if there is one."""
         return self.trained if self.averaged is None else self.averaged.module  # type: ignore[return-value]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Bytes of a checkpoint: the weights, those of the best epoch, the averaged ones, and the optimiser's state."""
+        params = self.params.train
+        copies = 2 + (params.ema_decay is not None) + (2 if params.optimizer == "adamw" else 1)
+        return copies * self.weight_bytes
+
+    @property
+    def scored_share(self) -> float:
+        """Number of images that are scored after each epoch, divided by that of the training images."""
+        scored = len(self.validation_split) + (len(self.cost_monitor.calibration) if self.cost_monitor else 0)
+        return scored / len(self.train_split)
 
     def is_finished(self) -> bool:
         """Whether all epochs are done, or ``train.early_stopping_patience`` or ``train.max_minutes`` is exhausted."""

@@ -101,19 +101,16 @@ def check_memory(params: Params, classes: list[str], memory: int, is_cpu: bool =
 def check_disk(session: TrainingSession, folder: Path) -> None:
     """Check that checkpoints and outputs fit on the disk of ``folder``, before the first step.
 
-    A checkpoint has the weights, those of the best epoch, the averaged ones, and the optimiser's state. Three are there
-    for a moment, and one of each finished member of an ensemble. The trained weights are stored twice: in ``model/``,
-    and for MLflow until they are delivered.
+    Three checkpoints are there for a moment, and one of each finished member of an ensemble. The trained weights are
+    stored twice: in ``model/``, and for MLflow until they are delivered.
 
     Raises
     ------
     UdcError
         They do not fit.
     """
-    train = session.params.train
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in session.model.state_dict().values())
-    copies = 2 + (train.ema_decay is not None) + (2 if train.optimizer == "adamw" else 1)
-    needed = ((2 + train.members) * copies + 2 * train.members) * weights
+    members = session.params.train.members
+    needed = (2 + members) * session.checkpoint_bytes + 2 * members * session.weight_bytes
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UdcError(f"{folder.resolve()}: checkpoints and the model need {needed / 2**30:.2g} GiB, but "
