@@ -21,7 +21,7 @@ from udc_model.training.rehearsal import Rehearsal, rehearse
 from udc_model.training.setup import check_disk, set_up
 from udc_model.training.timing import clock_text, duration_text
 
-_END_SECONDS = 0.5  # after the last epoch: curves, examples of augmented images, the end of the MLflow run
+_END_SECONDS = 1.0  # after the last epoch: curves, examples of augmented images, the end of the MLflow run
 
 
 def dry_run(params: Params, workspace: Workspace) -> str:
