@@ -29,7 +29,7 @@ def _load(tmp_path, text):
         ("train: {epochs: true}", r"train\.epochs: got true; allowed: integer above 0$"),
         ("train: {epochs: 0}", r"train\.epochs: got 0; allowed: integer above 0$"),
         ("train: {learning_rate: .nan}", r"train\.learning_rate: got \.nan; allowed: number above 0$"),
-        ("model: {model_type: vit}", r"model\.model_type: got 'vit'; allowed: resnet, convnext$"),
+        ("model: {model_type: vit}", r"model\.model_type: got 'vit'; allowed: resnet, convnext, timm$"),
         (
             "model: {resnet: {depths: [1, 1]}}",
             r"model\.resnet: .*same number of stages, got depths: 2, hidden_sizes: 4",

@@ -5,9 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from udc_model.config import ModelParams
 from udc_model.errors import UdcError
 from udc_model.experiments import reproduction
-from udc_model.experiments.reproduction import Reproduction, _check_data, _metric_differences, _raw_data
+from udc_model.experiments.reproduction import Reproduction, _check_data, _check_weights, _metric_differences, _raw_data
+from udc_model.files import sha256_of
+from udc_model.models import build_model
 from udc_model.tracking.provenance import dvc_hash
 
 
@@ -59,6 +62,27 @@ def test_the_hash_of_the_data_is_compared(clone):
     (root / "data/raw/a/2.png").write_bytes(b"more")
     with pytest.raises(UdcError, match="the images differ"):
         _check_data(run, root, clone)
+
+
+def test_the_weights_of_the_run_are_demanded(clone):
+    """By a relative path, of a file that git and DVC do not track: the one in the repository is used."""
+    root, params = clone.parent / "root", ModelParams(preset="resnet-mini")
+    (root / "weights").mkdir()
+    build_model(params, ["a", "b"], 1).save_pretrained(root / "weights")
+    (clone / "params.yaml").write_text("model: {preset: resnet-mini, weights: weights}\n")
+    recorded = sha256_of(root / "weights/model.safetensors")
+    run = _run()
+    run.data.params = {"model.weights": "weights", "model.weights_sha256": recorded}
+    _check_weights(run, root, clone)
+    assert (clone / "weights").resolve() == root / "weights"
+    build_model(params, ["a", "b"], 2).save_pretrained(root / "weights")
+    other = sha256_of(root / "weights/model.safetensors")
+    with pytest.raises(UdcError, match=rf"^run 1 cannot be reproduced: model.weights: .*is {other}, .* is {recorded};"):
+        _check_weights(run, root, clone)
+    run.data.params = {"model.weights": "null", "model.weights_sha256": "null"}
+    _check_weights(run, root, clone)
+    run.data.params = {"model.weights": "weights"}  # of a version that recorded no digest
+    _check_weights(run, root, clone)
 
 
 def test_digits_need_no_data(clone):

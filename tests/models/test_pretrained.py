@@ -1,7 +1,6 @@
 """Tests of published weights: found in caches, rejected if damaged, with instructions if they cannot be downloaded."""
 
 import hashlib
-import json
 import sys
 import types
 from urllib.error import URLError
@@ -18,7 +17,7 @@ from udc_model.models import build_model
 from udc_model.models.pretrained import find_weights
 from udc_model.training.setup import load_initial_weights
 
-RESNET_18 = ModelParams(preset="resnet-18", weights="imagenet")
+RESNET_18 = ModelParams(preset="resnet-18", weights="imagenet", download=True)
 PREPROCESSING = Preprocessing(32)
 
 
@@ -67,7 +66,7 @@ def test_damaged_file_in_the_cache_raises(torch_home, monkeypatch):
     with path.open("ab") as handle:
         handle.write(b"x")
     with pytest.raises(UdcError, match=rf"{path.name} is damaged"):
-        find_weights("imagenet", "resnet", RESNET_18.architecture.model_dump())
+        find_weights(RESNET_18)
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if "mini" not in name and "xlarge" not in name])
@@ -76,10 +75,10 @@ def test_error_without_network_names_url_and_cache_path(preset, torch_home, monk
         raise URLError("no route to host")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    params = ModelParams(model_type=PRESETS[preset].model_type, preset=preset, weights="imagenet")
+    params = ModelParams(model_type=PRESETS[preset].model_type, preset=preset, weights="imagenet", download=True)
     name = preset.replace("resnet-", "resnet").replace("-", "_")
     with pytest.raises(UdcError) as error:
-        find_weights("imagenet", params.model_type, params.architecture.model_dump())
+        find_weights(params)
     url = torchvision.models.get_model_weights(name).DEFAULT.url
     assert f"{url} cannot be downloaded" in str(error.value)
     assert f"copy it to {torch_home / url.rsplit('/', 1)[-1]}" in str(error.value)
@@ -89,7 +88,7 @@ def test_error_without_network_names_url_and_cache_path(preset, torch_home, monk
 def test_size_without_imagenet_weights_raises(preset):
     params = ModelParams(model_type=PRESETS[preset].model_type, preset=preset, weights="imagenet")
     with pytest.raises(UdcError, match=f"no ImageNet weights for a {preset}"):
-        find_weights("imagenet", params.model_type, params.architecture.model_dump())
+        find_weights(params)
 
 
 def _put_in_hub_cache(hub, name):
@@ -125,32 +124,15 @@ def test_hub_names_determine_the_architecture():
         ModelParams(preset="resnet-51")
 
 
-def test_uncached_hub_name_without_the_extra_raises(hub_home, monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UdcError, match=r"udc-model\[hub\].*https://huggingface.co/microsoft/resnet-50"):
-        find_weights("microsoft/resnet-50", "resnet", {})
-
-
-def test_uncached_hub_name_is_downloaded_with_the_extra(hub_home, tmp_path, monkeypatch):
-    folder = tmp_path / "download"
-    folder.mkdir()
-    (folder / "preprocessor_config.json").write_text(
-        json.dumps({"size": 224, "image_mean": [0.5] * 3, "image_std": [1] * 3})
+def test_imagenet_weights_are_not_downloaded_unless_asked(torch_home):
+    with pytest.raises(UdcError) as error:
+        find_weights(RESNET_18.model_copy(update={"download": False}))
+    url = torchvision.models.get_model_weights("resnet18").DEFAULT.url
+    assert str(error.value) == (
+        f"model.weights: imagenet: {url} is not in torch's cache, and model.download is false; set model.download: "
+        f"true, or download it on another machine and copy it to {torch_home / url.rsplit('/', 1)[-1]}; "
+        "model.weights: null trains from random weights"
     )
-    calls = []
-    hub = types.SimpleNamespace(snapshot_download=lambda name, **kwargs: calls.append((name, kwargs)) or str(folder))
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    source = find_weights("microsoft/resnet-50", "resnet", {})
-    assert (source.path, source.image_size, source.std) == (folder, 224, (1.0, 1.0, 1.0))
-    assert calls[0][0] == "microsoft/resnet-50"
-    assert "*.safetensors" in calls[0][1]["allow_patterns"]
-
-    def offline(name, **_):
-        raise ConnectionError("no network")
-
-    hub.snapshot_download = offline
-    with pytest.raises(UdcError, match=r"cannot be downloaded \(ConnectionError: no network"):
-        find_weights("microsoft/resnet-50", "resnet", {})
 
 
 def test_missing_path_is_not_looked_up_on_the_hub(monkeypatch):

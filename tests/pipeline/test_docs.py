@@ -42,6 +42,7 @@ RUN_BY = {
     "udc fetch torchvision": "test_fetched_set_is_tracked_trained_on_and_recorded",
     "udc fetch huggingface": "test_download_is_pinned_to_the_commit_and_works_offline_later",
     "udc fetch s3": "test_import_from_s3_is_tracked_and_can_be_updated",
+    "udc weights fetch": "test_weights_fetch_writes_a_file_that_training_accepts",
     "dvc update": "test_import_from_s3_is_tracked_and_can_be_updated",
     "torchrun": "test_two_killed_processes_resume",
     "udc --print-completion": "test_completion_scripts_are_printed",

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from udc_model.config import Params, validate_params
+from udc_model.config.model import MODEL_TYPES
 from udc_model.config.yaml12 import as_yaml
 from udc_model.data.packed import MANIFEST_COLUMNS
 from udc_model.errors import UdcError
@@ -148,7 +149,7 @@ def test_dvc_yaml_lists_the_code_of_each_stage():
 def test_prepare_depends_on_the_parameters_that_it_reads():
     """The channels of the model besides its own section; any other parameter of the model must not run it again."""
     params = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["prepare"]["params"]
-    architectures = [f"model.{kind}.num_channels" for kind in ("resnet", "convnext")]
+    architectures = [f"model.{kind}.num_channels" for kind in MODEL_TYPES]
     assert set(params) == {"seed", "data", *architectures}
 
 

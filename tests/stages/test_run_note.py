@@ -57,6 +57,20 @@ def test_changed_parameters_are_named_with_both_values_and_the_cost_of_the_basel
     assert text.endswith("There the test cost is 0.5000 an image, under the same costs.")
 
 
+def test_what_resolve_finds_is_no_change(baseline):
+    """The name that auto stands for, and the SHA-256 of the file."""
+    weights = "model.weights=facebook/convnext-tiny-224"
+    chosen = ("model.model_type=convnext", "model.preset=convnext-tiny", weights, f"model.weights_sha256={'a' * 64}")
+    changes = changes_since_baseline(_recorded(*chosen), baseline)
+    assert changes.params["model.weights"] == (None, "facebook/convnext-tiny-224")
+    assert "model.weights_sha256" not in changes.params
+    automatic = {"model": {"model_type": "convnext", "preset": "convnext-tiny", "weights": "auto"}}
+    Path("params.yaml").write_text(as_yaml(automatic))
+    _git("commit", "-qam", "auto")
+    assert changes_since_baseline(_recorded(*chosen), "HEAD").params == {}
+    assert changes_since_baseline(_recorded(*chosen[:2]), "HEAD").params == {"model.weights": ("auto", None)}
+
+
 def test_costs_that_differ_are_not_compared(baseline):
     changes = changes_since_baseline(_recorded("costs.refer=0.2"), baseline)
     assert changes.params == {"costs.refer": (None, 0.2)}

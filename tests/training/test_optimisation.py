@@ -16,8 +16,8 @@ from udc_model.models import (
     ResNetForImageClassification,
     build_model,
 )
-from udc_model.models.checkpoints import to_our_layout
 from udc_model.models.convnext import ConvNextDropPath
+from udc_model.models.layouts import LAYOUTS, to_our_layout
 from udc_model.training.optimisation import (
     averaged_model,
     build_optimizer,
@@ -155,7 +155,7 @@ def test_layer_decay_equals_timm():
     """Learning rate and weight decay of each parameter of a ResNet-18."""
     timm_model = timm.create_model("resnet18", num_classes=1000)
     model = ResNetForImageClassification(ResNetConfig(num_labels=1000, **PRESETS["resnet-18"].settings))
-    _, renamed = to_our_layout(timm_model.state_dict(), "resnet")
+    _, renamed = to_our_layout(timm_model.state_dict(), LAYOUTS["resnet"])
     timm_names = {id(parameter): renamed[key][0] for key, parameter in timm_model.named_parameters()}
     expected = {
         timm_names[id(parameter)]: (group["lr_scale"], group["weight_decay"])

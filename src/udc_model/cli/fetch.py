@@ -1,4 +1,4 @@
-"""The command that brings a data set into the project."""
+"""The commands that bring data sets and published weights into the project."""
 
 from __future__ import annotations
 
@@ -31,4 +31,21 @@ def _fetch(options: argparse.Namespace) -> None:
     )
 
 
-COMMANDS = (Command("Build", "fetch", "bring a data set into the project, tracked by DVC", _fetch, _fetch_arguments),)
+def _weights_arguments(parser: Parser) -> None:
+    parser.add_argument("action", choices=("fetch",), help="download weights, and check them")
+    parser.add_argument("name", metavar="NAME", help="microsoft/resnet-18 or so, a preset, or a network of timm")
+    parser.add_argument("--to", type=Path, required=True, metavar="PATH", help="file *.safetensors or folder to write")
+
+
+def _weights(options: argparse.Namespace) -> None:
+    from udc_model.models.fetched_weights import fetch_weights
+
+    weights, files = fetch_weights(options.name, options.to)
+    lines = [weights.to_text(), *map(str, files)]
+    sys.stdout.write("\n".join(lines) + f"\n\nTo use them:\n  udc run -S model.weights={options.to.as_posix()}\n")
+
+
+COMMANDS = (
+    Command("Build", "fetch", "bring a data set into the project, tracked by DVC", _fetch, _fetch_arguments),
+    Command("Build", "weights", "download published weights to a file or folder", _weights, _weights_arguments),
+)

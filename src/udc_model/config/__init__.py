@@ -5,7 +5,7 @@ from udc_model.config.data import CsvFile, DataParams, SplitShares
 from udc_model.config.evaluate import CostCeiling, EvaluateParams, RecallFloor
 from udc_model.config.loading import load_params, override_params, validate_params
 from udc_model.config.loss import COST_SENSITIVE_LOSSES, LossParams
-from udc_model.config.model import ConvNextParams, ModelParams, ResNetParams
+from udc_model.config.model import ConvNextParams, ModelParams, ResNetParams, TimmParams
 from udc_model.config.params import Params, full_name, mapping_of, parameter_names, with_json_mappings
 from udc_model.config.section import SPLITS
 from udc_model.config.train import TrainParams
@@ -29,6 +29,7 @@ __all__ = [
     "RecallFloor",
     "ResNetParams",
     "SplitShares",
+    "TimmParams",
     "TrainParams",
     "full_name",
     "load_params",

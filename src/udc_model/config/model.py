@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from udc_model.config.presets import find_preset
+from udc_model.config.presets import PRESETS, find_preset
 from udc_model.config.section import Section, Share
 
 Activation = Literal[
@@ -16,6 +16,11 @@ Activation = Literal[
 ]  # fmt: skip
 
 
+ModelType = Literal["resnet", "convnext", "timm"]
+MODEL_TYPES: tuple[ModelType, ...] = get_args(ModelType)  # each has a block of its name in the section
+AUTO = "auto"  # of weights: those that are published for the architecture
+
+_FREE = {"num_channels", "drop_path_rate"}  # of an architecture: published weights fit whatever their value
 _PUBLISHED = ("microsoft/resnet-", "facebook/convnext-")  # begin of the names of weights that are of a known size
 Channels = Annotated[int, Field(gt=0, le=2**16)]
 Blocks = Annotated[int, Field(gt=0, le=1000)]
@@ -76,6 +81,19 @@ class ConvNextParams(Section):
         return self
 
 
+class TimmParams(Section):
+    """A network of the library timm (extra ``[timm]``), by its name."""
+
+    num_channels: Literal[1, 3] = Field(
+        3, description="Channels of the input image: 3 for RGB, 1 for grey; stage prepare converts the images."
+    )
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?$", max_length=100)] = Field(
+        "efficientnet_lite0",
+        description="Name in timm, as efficientnet_lite0, or resnet50.a1_in1k with one of its published weights.",
+    )
+    drop_path_rate: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Stochastic depth rate.")
+
+
 def _check_lengths(**lengths: int) -> None:
     if len(set(lengths.values())) > 1:
         text = ", ".join(f"{name}: {length}" for name, length in lengths.items())
@@ -83,9 +101,9 @@ def _check_lengths(**lengths: int) -> None:
 
 
 class ModelParams(Section):
-    """Which network is trained. Both architectures have a block; ``model_type`` chooses one."""
+    """Which network is trained. Each architecture has a block; ``model_type`` chooses one."""
 
-    model_type: Literal["resnet", "convnext"] = Field("resnet", description="Architecture of the model.")
+    model_type: ModelType = Field("resnet", description="Architecture of the model.")
     preset: str | None = Field(
         None,
         description="Published size that replaces the sizes below, as resnet-50, convnext-tiny or "
@@ -96,8 +114,15 @@ class ModelParams(Section):
     )
     weights: str | None = Field(
         None,
-        description="Weights to start from: a folder, a file, imagenet, or a name such as microsoft/resnet-50; null "
-        "starts from random weights.",
+        description="Weights to start from: auto (those published for the architecture), a folder, a file, imagenet, "
+        "or a name such as microsoft/resnet-50; null starts from random weights.",
+    )
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = Field(
+        None,
+        description="SHA-256 that the file of the weights must have; null accepts any, and stage resolve records it.",
+    )
+    download: bool = Field(
+        False, description="Download published weights that are in no local cache; false is an error that names them."
     )
     weights_include: list[str] | None = Field(
         None, description="Patterns of the weights to load, as ['convnext.*']; null loads all."
@@ -105,6 +130,7 @@ class ModelParams(Section):
     weights_exclude: list[str] = Field([], description="Patterns of the weights to leave out, as ['*.stages.3.*'].")
     resnet: ResNetParams = Field(ResNetParams(), description="Used if model_type is resnet.")
     convnext: ConvNextParams = Field(ConvNextParams(), description="Used if model_type is convnext.")
+    timm: TimmParams = Field(TimmParams(), description="Used if model_type is timm.")
 
     @field_validator("preset", "weights")
     @classmethod
@@ -114,11 +140,19 @@ class ModelParams(Section):
         return name
 
     @property
-    def architecture(self) -> ResNetParams | ConvNextParams:
+    def architecture(self) -> ResNetParams | ConvNextParams | TimmParams:
         """The block that ``model_type`` chooses, with the sizes that ``preset`` or ``weights`` names."""
-        block = self.resnet if self.model_type == "resnet" else self.convnext
+        block: ResNetParams | ConvNextParams | TimmParams = getattr(self, self.model_type)
         name = self._size_name()
         return block if name is None else block.model_copy(update=find_preset(name).settings)
+
+    @property
+    def fitting_preset(self) -> str | None:
+        """The preset of exactly this architecture, whatever its num_channels and drop path; None without one."""
+        settings = self.architecture.model_dump(exclude=_FREE)
+        defaults = type(self.architecture)().model_dump(exclude=_FREE)
+        sizes = ((name, preset.settings) for name, preset in PRESETS.items() if preset.model_type == self.model_type)
+        return next((name for name, size in sizes if settings == defaults | size), None)
 
     def _size_name(self) -> str | None:
         published = self.weights is not None and self.weights.startswith(_PUBLISHED)
@@ -134,4 +168,16 @@ class ModelParams(Section):
             )
         if self.weights is None and (self.weights_include is not None or self.weights_exclude):
             raise ValueError("weights_include and weights_exclude choose among the weights, but weights is null")
+        if self.weights is None and self.weights_sha256 is not None:
+            raise ValueError("weights_sha256 is of the file of the weights, but weights is null")
+        return self
+
+    @model_validator(mode="after")
+    def _auto_has_published_weights(self) -> ModelParams:
+        if self.weights != AUTO or self.model_type == "timm":  # timm knows its own
+            return self
+        if self.fitting_preset is None or PRESETS[self.fitting_preset].published is None:
+            names = [n for n, p in PRESETS.items() if p.model_type == self.model_type and p.published is not None]
+            raise ValueError(f"weights: auto: no published weights fit this {self.model_type}; set preset to "
+                             f"{', '.join(names)}, or weights to null to train from random weights")  # fmt: skip
         return self

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from udc_model.checksums import Sha256
+from udc_model.config.model import ModelType
 from udc_model.config.train import MAX_MEMBERS
 from udc_model.files import Workspace, parse_json, read_bytes
 from udc_model.records import Record, validated
@@ -26,11 +27,12 @@ class _DataSection(Record):
 
 
 class _ModelSection(Record):
-    model_type: Literal["resnet", "convnext"]
+    model_type: ModelType
     preset: str | None = None
     weights: str | None = None
     resnet: dict[str, Any] | None = None
     convnext: dict[str, Any] | None = None
+    timm: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _has_architecture(self) -> _ModelSection:

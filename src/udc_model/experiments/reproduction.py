@@ -10,13 +10,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
+from udc_model.config import load_params
 from udc_model.errors import UdcError
 from udc_model.evaluation.metrics import Metrics
 from udc_model.evaluation.tables import read_metrics
@@ -150,6 +151,7 @@ def _cloned(run: Run) -> Iterator[tuple[Run, Path]]:
             raise UdcError(f"run {run.info.run_id} is of {pin.installed}, but {installed()} is installed; run udc "
                            "reproduce where the other one is installed")  # fmt: skip
         _fetch_data(root, folder)
+        _check_weights(run, root, folder)
         yield run, folder
 
 
@@ -177,6 +179,31 @@ def _fetch_data(root: Path, folder: Path) -> None:
         shutil.rmtree(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.symlink_to(root / raw)
+
+
+def _check_weights(run: Run, root: Path, folder: Path) -> None:
+    """Put the weights that training starts from into the clone, and check that they are those of the run.
+
+    Raises
+    ------
+    UdcError
+        They are missing, or another file; the message has both digests. Runs of old versions are not checked.
+    """
+    name, sha256 = (run.data.params.get(f"model.{key}", "null") for key in ("weights", "weights_sha256"))
+    if "null" in (name, sha256):
+        return
+    from udc_model.models.pretrained import preprocessor_file, resolve_weights
+
+    for path in (Path(name), preprocessor_file(Path(name))):
+        if not path.is_absolute() and (root / path).exists() and not (folder / path).exists():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).symlink_to((root / path).absolute())
+    model = load_params(folder / "params.yaml").model
+    try:
+        with chdir(folder):
+            resolve_weights(model.model_copy(update={"weights": name, "weights_sha256": sha256}))
+    except UdcError as error:
+        raise UdcError(f"run {run.info.run_id} cannot be reproduced: {error}") from None
 
 
 def _pull(folder: Path, tracked: list[str], cache: str) -> None:

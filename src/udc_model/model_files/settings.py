@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from udc_model.config.model import ConvNextParams, ResNetParams
+from udc_model.config.model import MODEL_TYPES, ConvNextParams, ModelType, ResNetParams, TimmParams
 from udc_model.config.train import MAX_MEMBERS
 from udc_model.errors import UdcError
 from udc_model.records import Record, validated
@@ -56,12 +56,25 @@ class StoredConvNext(_Labels, ConvNextParams):
     initializer_range: Annotated[float, Field(ge=0, le=1)] = 0.02
 
 
+class StoredTimm(_Labels, TimmParams):
+    """``config.json`` of a network of timm."""
+
+    model_config = _IGNORES_UNKNOWN
+
+
+StoredNetwork = StoredResNet | StoredConvNext | StoredTimm
+STORED: dict[ModelType, type[StoredNetwork]] = {
+    "resnet": StoredResNet, "convnext": StoredConvNext, "timm": StoredTimm,
+}  # fmt: skip
+assert tuple(STORED) == MODEL_TYPES
+
+
 class _Architecture(Record):
-    model_type: Literal["resnet", "convnext", "ensemble"]
+    model_type: ModelType | Literal["ensemble"]
 
 
 class _Ensemble(Record):
-    member_type: Literal["resnet", "convnext"]
+    member_type: ModelType
     temperatures: Annotated[list[_Temperature], Field(min_length=1, max_length=MAX_MEMBERS)]
 
 
@@ -69,7 +82,7 @@ class _Ensemble(Record):
 class StoredEnsemble:
     """``config.json`` of an ensemble: that of each member, and a temperature for each."""
 
-    member: StoredResNet | StoredConvNext
+    member: StoredNetwork
     temperatures: list[float]
 
     @property
@@ -83,7 +96,7 @@ class StoredEnsemble:
         return self.member.num_channels
 
 
-Architecture = StoredResNet | StoredConvNext | StoredEnsemble
+Architecture = StoredNetwork | StoredEnsemble
 
 
 def check_settings(settings: Settings, origin: str, advice: str) -> Architecture:
@@ -100,9 +113,7 @@ def check_settings(settings: Settings, origin: str, advice: str) -> Architecture
         member = check_settings(settings | {"model_type": ensemble.member_type}, origin, advice)
         assert not isinstance(member, StoredEnsemble)
         return StoredEnsemble(member, ensemble.temperatures)
-    if model_type == "resnet":
-        return validated(settings, StoredResNet, origin, advice)
-    return validated(settings, StoredConvNext, origin, advice)
+    return validated(settings, STORED[model_type], origin, advice)
 
 
 def check_channels(architecture: Architecture, channels: int, folder: str) -> None:

@@ -1,10 +1,17 @@
-"""Names and shapes of a network's weights, computed without the network."""
+"""Names and shapes of a network's weights, computed without allocating them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from udc_model.model_files.settings import Architecture, StoredConvNext, StoredEnsemble, StoredResNet
+from udc_model.model_files.settings import (
+    Architecture,
+    StoredConvNext,
+    StoredEnsemble,
+    StoredResNet,
+    StoredTimm,
+)
+from udc_model.model_files.timm_networks import shapes_and_features
 
 Shape = tuple[int, ...]
 Shapes = Iterator[tuple[str, Shape]]
@@ -21,6 +28,8 @@ def expected_shapes(architecture: Architecture) -> Shapes:
             yield from _resnet(architecture)
         case StoredConvNext():
             yield from _convnext(architecture)
+        case StoredTimm():
+            yield from _timm(architecture)
 
 
 def _resnet(settings: StoredResNet) -> Shapes:
@@ -63,6 +72,13 @@ def _convnext(settings: StoredConvNext) -> Shapes:
         channels = size
     yield from _affine("convnext.layernorm", (channels,))
     yield from _affine("classifier", (len(settings.id2label), channels))
+
+
+def _timm(settings: StoredTimm) -> Shapes:
+    shapes, features = shapes_and_features(settings.name, settings.num_channels, settings.drop_path_rate)
+    for name, shape in shapes.items():
+        yield f"timm.network.{name}", shape
+    yield from _affine("classifier", (len(settings.id2label), features))
 
 
 def _affine(name: str, weight: Shape) -> Shapes:

@@ -13,12 +13,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 from udc_model.errors import UdcError
 from udc_model.files import open_regular, parse_json
 from udc_model.model_files.shapes import Shape
+from udc_model.model_files.timm_networks import COUNTER
 from udc_model.records import Record
 
 _MAX_HEADER = 4 * 2**20  # bytes; ConvNeXt-xlarge needs 40,000
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_COUNTER = "num_batches_tracked"  # the only weights that are integers
 
 _Size = Annotated[int, Field(ge=0, lt=2**53)]
 
@@ -92,7 +92,7 @@ def _compare(tensors: dict[str, Tensor], expected: Iterable[tuple[str, Shape]], 
         if tuple(tensor.shape) != shape:
             raise UdcError(f"{path}: {name} has the shape {tuple(tensor.shape)}, but config.json describes {shape}; "
                            f"{advice}")  # fmt: skip
-        if tensor.dtype not in (("I64",) if name.endswith(_COUNTER) else _FLOATS):
+        if tensor.dtype not in (("I64",) if name.endswith(COUNTER) else _FLOATS):
             raise UdcError(f"{path}: {name} has the type {tensor.dtype}; allowed: {', '.join(_FLOATS)} (counters: "
                            f"I64); {advice}")  # fmt: skip
     if unexpected:

@@ -1,4 +1,4 @@
-"""ResNet and ConvNeXt with the weight names, outputs and folder format of Hugging Face transformers."""
+"""ResNet and ConvNeXt as in Hugging Face transformers (weight names, outputs, folders), and networks of timm."""
 
 from udc_model.models.base import CustomConfig, CustomPreTrainedModel
 from udc_model.models.convnext import (
@@ -32,6 +32,7 @@ from udc_model.models.resnet import (
     ResNetStage,
 )
 from udc_model.models.staged import ImageClassifier
+from udc_model.models.timm_classifier import TimmConfig, TimmForImageClassification, TimmModel
 
 __all__ = [
     "BaseModelOutputWithNoAttention",
@@ -61,6 +62,9 @@ __all__ = [
     "ResNetModel",
     "ResNetShortCut",
     "ResNetStage",
+    "TimmConfig",
+    "TimmForImageClassification",
+    "TimmModel",
     "build_model",
     "load_model",
 ]

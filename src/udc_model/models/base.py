@@ -1,4 +1,4 @@
-"""Base classes of both architectures: configuration, classification loss, saving and loading.
+"""Base classes of all architectures: configuration, classification loss, saving and loading.
 
 Class names, attributes and file formats follow Hugging Face transformers, so model folders can be exchanged with it.
 """

@@ -8,9 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -22,12 +21,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from udc_model.errors import UdcError
-from udc_model.files import open_regular
+from udc_model.files import open_regular, sha256_of
 from udc_model.model_files.weights import check_fits_memory, read_header
+from udc_model.models.hub import check_blob
+from udc_model.models.layouts import to_our_layout
 from udc_model.models.staged import ImageClassifier
 from udc_model.records import Record, read_record
 
 State = dict[str, Tensor]
+
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")  # one is in each folder
 
 _ADVICE = "set model.weights to a complete checkpoint, or to null"
 _MAX_JSON = 16 * 2**20  # bytes of an index of shards
@@ -45,7 +48,7 @@ class WeightsReport:
     Attributes
     ----------
     path : file or folder of the checkpoint.
-    sha256 : digest of its files.
+    sha256 : SHA-256 of its file; of several files, that of their SHA-256.
     layout : name of its key layout.
     loaded : keys of the model that were loaded.
     converted : model key by checkpoint key, for renamed keys.
@@ -80,8 +83,9 @@ class WeightsReport:
 
 
 def load_weights(
-    model: ImageClassifier, path: str | Path, include: Sequence[str] | None = None, exclude: Sequence[str] = ()
-) -> WeightsReport:
+    model: ImageClassifier, path: str | Path, include: Sequence[str] | None = None, exclude: Sequence[str] = (),
+    expected_sha256: str | None = None,
+) -> WeightsReport:  # fmt: skip
     """Load the weights of a checkpoint whose names and shapes match the model.
 
     A head for another number of classes is skipped. If the model takes one channel and the checkpoint three, the first
@@ -94,19 +98,20 @@ def load_weights(
         wrapped by Lightning, DistributedDataParallel or torch.compile.
     include, exclude : patterns (``*``, ``?``, ``[…]``) of the model's keys. A key is loaded if it matches one of
         ``include`` (None: any key) and none of ``exclude``.
+    expected_sha256 : SHA-256 that the checkpoint must have; None accepts any.
 
     Raises
     ------
     UdcError
-        The file is missing, damaged or contains code, or no weight matches the model.
+        The file is missing, damaged, another one than expected or contains code, or no weight matches the model.
     """
     path = Path(path)
-    files = _weight_files(path)
+    sha256 = weights_sha256(path, expected_sha256)
     state: State = {}
-    for file in files:
+    for file in _weight_files(path):
         state |= _unwrap(_read_file(file))
-    layout, renamed = to_our_layout(state, model.config.model_type)
-    report = WeightsReport(str(path), _digest(files), layout)
+    layout, renamed = to_our_layout(state, model.key_layouts())
+    report = WeightsReport(str(path), sha256, layout)
     model_state = model.state_dict()
     matching: State = {}
     for original, (key, tensor) in renamed.items():
@@ -228,122 +233,30 @@ def _unwrap(checkpoint: Any) -> State:
     return state
 
 
-def _digest(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()
+def weights_sha256(path: Path, expected: str | None = None) -> str:
+    """SHA-256 of the file of a checkpoint; of several files, that of their SHA-256.
+
+    Raises
+    ------
+    UdcError
+        The file is missing, damaged in the cache of Hugging Face, or another one than ``expected``.
+    """
+    digests = []
+    for file in _weight_files(path):
+        with open_regular(file, _ADVICE) as (_, size):
+            check_fits_memory(size, file)  # a sparse file of any size could be read for ever
+        digests.append(sha256_of(file))
+        check_blob(file, digests[-1])
+    sha256 = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    if expected is not None and sha256 != expected:
+        raise UdcError(
+            f"model.weights: {path} is another file: its SHA-256 is {sha256}, but model.weights_sha256 is {expected}; "
+            "restore that file, or train with this one (dvc repro -f resolve)"
+        )
+    return sha256
 
 
 def _mismatch(key: str, tensor: Tensor, model_tensor: Tensor) -> str:
     if key.startswith("classifier") and tensor.ndim and tensor.shape[0] != model_tensor.shape[0]:
         return f"head for {tensor.shape[0]} classes, the model has {model_tensor.shape[0]}"
     return f"shape {tuple(tensor.shape)}, the model has {tuple(model_tensor.shape)}"
-
-
-Rule = tuple[str, str | Callable[[re.Match[str]], str]]
-
-_TORCHVISION_BLOCK = {"0": "dwconv", "2": "layernorm", "3": "pwconv1", "5": "pwconv2"}
-_BLOCK = r"convnext.encoder.stages.\1.layers.\2."
-_LAYOUTS: dict[str, list[tuple[str, str, list[Rule]]]] = {
-    # For each architecture: name of the layout, a key that only this layout has, and rules that rename its keys.
-    "convnext": [
-        ("Hugging Face", "convnext.embeddings.patch_embeddings.weight", [(r"(.*)", r"\1")]),
-        (
-            "torchvision",
-            "features.0.0.weight",
-            [
-                (r"features\.0\.0\.(.*)", r"convnext.embeddings.patch_embeddings.\1"),
-                (r"features\.0\.1\.(.*)", r"convnext.embeddings.layernorm.\1"),
-                (r"features\.([246])\.([01])\.(weight|bias)",
-                 lambda m: f"convnext.encoder.stages.{int(m[1]) // 2}.downsampling_layer.{m[2]}.{m[3]}"),
-                (r"features\.([1357])\.(\d+)\.(?:block\.(\d)\.(.*)|(layer_scale))",
-                 lambda m: f"convnext.encoder.stages.{int(m[1]) // 2}.layers.{m[2]}."
-                 + ("layer_scale_parameter" if m[5] else f"{_TORCHVISION_BLOCK[m[3]]}.{m[4]}")),
-                (r"classifier\.0\.(.*)", r"convnext.layernorm.\1"),
-                (r"classifier\.2\.(.*)", r"classifier.\1"),
-            ],
-        ),
-        (
-            "timm",
-            "stem.0.weight",
-            [
-                (r"stem\.0\.(.*)", r"convnext.embeddings.patch_embeddings.\1"),
-                (r"stem\.1\.(.*)", r"convnext.embeddings.layernorm.\1"),
-                (r"stages\.(\d)\.downsample\.(\d)\.(.*)", r"convnext.encoder.stages.\1.downsampling_layer.\2.\3"),
-                (r"stages\.(\d)\.blocks\.(\d+)\.conv_dw\.(.*)", _BLOCK + r"dwconv.\3"),
-                (r"stages\.(\d)\.blocks\.(\d+)\.norm\.(.*)", _BLOCK + r"layernorm.\3"),
-                (r"stages\.(\d)\.blocks\.(\d+)\.mlp\.fc([12])\.(.*)", _BLOCK + r"pwconv\3.\4"),
-                (r"stages\.(\d)\.blocks\.(\d+)\.gamma", _BLOCK + "layer_scale_parameter"),
-                (r"head\.norm\.(.*)", r"convnext.layernorm.\1"),
-                (r"head\.fc\.(.*)", r"classifier.\1"),
-            ],
-        ),
-        (
-            "facebookresearch",
-            "downsample_layers.0.0.weight",
-            [
-                (r"downsample_layers\.0\.0\.(.*)", r"convnext.embeddings.patch_embeddings.\1"),
-                (r"downsample_layers\.0\.1\.(.*)", r"convnext.embeddings.layernorm.\1"),
-                (r"downsample_layers\.(\d)\.(\d)\.(.*)", r"convnext.encoder.stages.\1.downsampling_layer.\2.\3"),
-                (r"stages\.(\d)\.(\d+)\.(dwconv|pwconv1|pwconv2)\.(.*)", _BLOCK + r"\3.\4"),
-                (r"stages\.(\d)\.(\d+)\.norm\.(.*)", _BLOCK + r"layernorm.\3"),
-                (r"stages\.(\d)\.(\d+)\.gamma", _BLOCK + "layer_scale_parameter"),
-                (r"norm\.(.*)", r"convnext.layernorm.\1"),
-                (r"head\.(.*)", r"classifier.\1"),
-            ],
-        ),
-        ("Hugging Face without head", "embeddings.patch_embeddings.weight", [(r"(.*)", r"convnext.\1")]),
-    ],
-    "resnet": [
-        ("Hugging Face", "resnet.embedder.embedder.convolution.weight", [(r"(.*)", r"\1")]),
-        (
-            "torchvision or timm",
-            "conv1.weight",
-            [
-                (r"conv1\.weight", "resnet.embedder.embedder.convolution.weight"),
-                (r"bn1\.(.*)", r"resnet.embedder.embedder.normalization.\1"),
-                (r"layer(\d)\.(\d+)\.(conv|bn)(\d)\.(.*)",
-                 lambda m: f"resnet.encoder.stages.{int(m[1]) - 1}.layers.{m[2]}.layer.{int(m[4]) - 1}."
-                 f"{'convolution' if m[3] == 'conv' else 'normalization'}.{m[5]}"),
-                (r"layer(\d)\.(\d+)\.downsample\.([01])\.(.*)",
-                 lambda m: f"resnet.encoder.stages.{int(m[1]) - 1}.layers.{m[2]}.shortcut."
-                 f"{'convolution' if m[3] == '0' else 'normalization'}.{m[4]}"),
-                (r"fc\.(.*)", r"classifier.1.\1"),
-            ],
-        ),
-        ("Hugging Face without head", "embedder.embedder.convolution.weight", [(r"(.*)", r"resnet.\1")]),
-    ],
-}  # fmt: skip
-
-
-def to_our_layout(state: State, model_type: str) -> tuple[str, dict[str, tuple[str | None, Tensor]]]:
-    """Detect the layout of a state dict by its keys and rename the keys to Hugging Face's layout.
-
-    Parameters
-    ----------
-    state : the state dict.
-    model_type : ``convnext`` or ``resnet``.
-
-    Returns
-    -------
-    The name of the layout, and by original key the new key (None if no rule applies) and the tensor.
-    """
-    for name, marker, rules in _LAYOUTS[model_type]:
-        if marker in state:
-            return name, {key: (_rename(key, rules), _flat_scale(key, tensor)) for key, tensor in state.items()}
-    return "unknown", {key: (None, tensor) for key, tensor in state.items()}
-
-
-def _rename(key: str, rules: list[Rule]) -> str | None:
-    for pattern, target in rules:
-        match = re.fullmatch(pattern, key)
-        if match:
-            return target(match) if callable(target) else match.expand(target)
-    return None
-
-
-def _flat_scale(key: str, tensor: Tensor) -> Tensor:
-    """Flatten the layer scale, which is (C, 1, 1) in torchvision and (C,) elsewhere."""
-    return tensor.flatten() if key.endswith("layer_scale") else tensor

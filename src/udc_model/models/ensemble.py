@@ -9,15 +9,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from udc_model.models.architectures import CLASSIFIERS
 from udc_model.models.base import CustomConfig, CustomPreTrainedModel
-from udc_model.models.convnext import ConvNextForImageClassification
 from udc_model.models.outputs import ImageClassifierOutputWithNoAttention
-from udc_model.models.resnet import ResNetForImageClassification
-from udc_model.models.staged import ImageClassifier
-
-CLASSIFIERS: dict[str, type[ImageClassifier]] = {
-    kind.config_class.model_type: kind for kind in (ConvNextForImageClassification, ResNetForImageClassification)
-}
 
 
 class EnsembleConfig(CustomConfig):
@@ -41,7 +35,7 @@ class EnsembleConfig(CustomConfig):
     @property
     def num_channels(self) -> int:
         """Channels of the input image."""
-        return int(self.member.num_channels)  # type: ignore[attr-defined]  # both architectures define it
+        return int(self.member.num_channels)  # type: ignore[attr-defined]  # all architectures define it
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings as JSON values."""

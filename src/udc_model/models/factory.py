@@ -8,10 +8,9 @@ import torch
 
 from udc_model.config import ModelParams
 from udc_model.model_files.folder import ModelFolder
-from udc_model.model_files.settings import StoredConvNext, StoredEnsemble
-from udc_model.models.convnext import ConvNextConfig, ConvNextForImageClassification
+from udc_model.model_files.settings import StoredEnsemble
+from udc_model.models.architectures import CLASSIFIERS
 from udc_model.models.ensemble import Ensemble
-from udc_model.models.resnet import ResNetConfig, ResNetForImageClassification
 from udc_model.models.staged import ImageClassifier
 
 
@@ -28,9 +27,8 @@ def build_model(params: ModelParams, classes: list[str], seed: int) -> ImageClas
     id2label = dict(enumerate(classes))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if params.model_type == "convnext":
-            return ConvNextForImageClassification(ConvNextConfig(**settings, id2label=id2label))
-        return ResNetForImageClassification(ResNetConfig(**settings, id2label=id2label))
+        kind = CLASSIFIERS[params.model_type]
+        return kind(kind.config_class(**settings, id2label=id2label))
 
 
 def best_device() -> str:
@@ -55,6 +53,4 @@ def model_of_folder(stored: ModelFolder) -> ImageClassifier | Ensemble:
     """The model of a folder that was read, in eval mode."""
     if isinstance(stored.architecture, StoredEnsemble):
         return Ensemble.of_folder(stored)
-    if isinstance(stored.architecture, StoredConvNext):
-        return ConvNextForImageClassification.of_folder(stored)
-    return ResNetForImageClassification.of_folder(stored)
+    return CLASSIFIERS[stored.settings["model_type"]].of_folder(stored)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from udc_model.models.base import CustomPreTrainedModel
+from udc_model.models.layouts import LAYOUTS, KeyLayout
 from udc_model.models.outputs import (
     BaseModelOutputWithNoAttention,
     BaseModelOutputWithPoolingAndNoAttention,
@@ -98,6 +99,10 @@ class ImageClassifier(CustomPreTrainedModel):
 
     base_model_prefix: ClassVar[str]
     classifier: nn.Module
+
+    def key_layouts(self) -> list[KeyLayout]:
+        """The layouts of checkpoints that the model can load."""
+        return LAYOUTS[self.config.model_type]
 
     @property
     def base_model(self) -> StagedModel:

@@ -18,6 +18,8 @@ STAGES = {
         "decisions/checks.py",
         "decisions/guarantees.py",
         "decisions/matrix.py",
+        "models/hub.py",
+        "models/pretrained.py",
         "stages/resolve.py",
     ),
     "train": (

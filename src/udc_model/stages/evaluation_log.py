@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from udc_model.evaluation.metrics import Metrics, rate_metric, recall_metric
 from udc_model.evaluation.model_card import MODEL_CARD
 from udc_model.evaluation.report import render_report
 from udc_model.files import Workspace
+from udc_model.model_files.folder import CONFIG
 from udc_model.stages.run_note import (
     baseline_revision,
     changes_since_baseline,
@@ -102,7 +104,9 @@ def log_model(run: StageRun, model: Path, evaluation: Path) -> None:
         shutil.copytree(model, Workspace(bundle).model)
         for name in (POLICY_FILE, MODEL_CARD):
             shutil.copy(evaluation / name, bundle / name)
-        run.log_classifier(bundle, Path(udc_model.__file__).parent, _REQUIREMENTS)
+        is_timm = json.loads((model / CONFIG).read_text(encoding="utf-8"))["model_type"] == "timm"
+        requirements = (*_REQUIREMENTS, "timm") if is_timm else _REQUIREMENTS
+        run.log_classifier(bundle, Path(udc_model.__file__).parent, requirements)
 
 
 def log_evaluation(run: StageRun, folder: Path, origin: Mapping[str, str], report: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ from udc_model.files import Workspace
 from udc_model.models import build_model
 from udc_model.models.ensemble import Ensemble
 from udc_model.stages.resolve import ResolvedParams
-from udc_model.stages.train import NO_INPUTS
+from udc_model.stages.train import params_of_bits
 from udc_model.tracking.store import repository_root
 from udc_model.training.checkpoints import CHECKPOINTS, Checkpoint, newest_first, read_header, verified_contents
 from udc_model.training.hardware import Hardware, pick_hardware
@@ -81,7 +81,7 @@ def _find_run(root: Path, digest: str, present: Params) -> InterimRun:
     """The training run on the data with this digest whose checkpoints are shown."""
     for _ in range(_MAX_READS):
         try:
-            folders = _folders(root, digest, _inputs_of(present))
+            folders = _folders(root, digest, json.loads(json.dumps(params_of_bits(present))))
             runs = (_read_run(folder) for folder in folders)
             run = next((run for run in runs if run.members), None)
         except FileNotFoundError:  # replaced by a newer one meanwhile
@@ -91,12 +91,6 @@ def _find_run(root: Path, digest: str, present: Params) -> InterimRun:
         return run
     raise UdcError(f"{root}: there is no checkpoint with a finished epoch of the prepared data; they are there while a "
                    "training run is not finished (udc train, dvc repro)")  # fmt: skip
-
-
-def _inputs_of(params: Params) -> dict[str, Any]:
-    """The parameters as a checkpoint stores them."""
-    values: dict[str, Any] = json.loads(json.dumps(params.model_dump(exclude={"data": True, "train": set(NO_INPUTS)})))
-    return values
 
 
 def _folders(root: Path, digest: str, present: Mapping[str, Any]) -> list[Path]:

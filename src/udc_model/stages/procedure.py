@@ -8,7 +8,7 @@ from udc_model.config import Params
 from udc_model.files import Workspace
 from udc_model.stages.code import STAGES, code_digests
 from udc_model.stages.evaluate import evaluate
-from udc_model.stages.resolve import WITHOUT_EFFECT, reduce, resolve_workspace
+from udc_model.stages.resolve import WITHOUT_EFFECT, reduce, resolve_workspace, with_weights
 from udc_model.stages.train import train
 
 _CODE = ("data/folds.py", "data/splits.py", *STAGES["train"], *STAGES["evaluate"])
@@ -30,9 +30,9 @@ def train_and_evaluate(params: Params, workspace: Workspace) -> None:
 
 def procedure_inputs(params: Params) -> dict[str, Any]:
     """Everything besides the data that the result of `train_and_evaluate` depends on, as JSON values."""
-    resolved = reduce(params)
+    resolved = reduce(with_weights(params))
     return {
-        "train": resolved.train.model_dump(exclude={"data": True, "train": set(WITHOUT_EFFECT)}),
+        "train": resolved.train.model_dump(exclude={"data": True, "model": {"download"}, "train": set(WITHOUT_EFFECT)}),
         "splits": params.data.model_dump(include={"splits", "split_seed"}),
         "evaluate": resolved.evaluate.model_dump(include={"costs", "evaluate"}),
         "code": code_digests(_CODE),

@@ -19,6 +19,7 @@ import numpy as np
 
 from udc_model.config import CostParams, EvaluateParams, LossParams, Params, load_params
 from udc_model.config.limits import check_sizes
+from udc_model.config.model import MODEL_TYPES
 from udc_model.config.yaml12 import as_yaml
 from udc_model.data.dataset_file import read_dataset
 from udc_model.decisions.actions import action_costs
@@ -69,9 +70,8 @@ def resolve(
 
 def reduce(params: Params) -> ResolvedParams:
     """Reduce parameters to what each later stage depends on."""
-    model_type = params.model.model_type
-    unused = "convnext" if model_type == "resnet" else "resnet"
-    architectures = {model_type: params.model.architecture, unused: type(getattr(params.model, unused))()}
+    architectures: dict[str, Any] = {name: type(getattr(params.model, name))() for name in MODEL_TYPES}
+    architectures[params.model.model_type] = params.model.architecture
     loss = LossParams(name=params.loss.name, **{name: getattr(params.loss, name) for name in params.loss.used})
     sections = {
         "model": params.model.model_copy(update=architectures),
@@ -85,7 +85,7 @@ def reduce(params: Params) -> ResolvedParams:
 
 def training_params(params: Params) -> dict[str, Any]:
     """The parameters to record with a training run: the architecture in use, and costs and policy if it uses them."""
-    model = params.model.model_dump(exclude={"resnet", "convnext"})
+    model = {key: value for key, value in params.model.model_dump().items() if key not in MODEL_TYPES}
     model[params.model.model_type] = params.model.architecture.model_dump()
     sections = {
         "seed": params.seed,
@@ -150,10 +150,25 @@ def check_test_split(params: Params, workspace: Workspace) -> list[str]:
 
 
 def resolve_workspace(params: Params, workspace: Workspace) -> ResolvedParams:
-    """`resolve` with the prepared data of a workspace."""
+    """`resolve` with the prepared data and the weights of a workspace, see `with_weights`."""
     info = read_dataset_info(workspace)
     needs_groups = params.evaluate.decision in ("recall_floor", "cost_ceiling")
-    return resolve(params, info, read_calibration_groups(workspace) if needs_groups else None)
+    return resolve(with_weights(params), info, read_calibration_groups(workspace) if needs_groups else None)
+
+
+def with_weights(params: Params) -> Params:
+    """The parameters with name and SHA-256 of the weights that training starts from; unchanged without weights.
+
+    Raises
+    ------
+    UdcError
+        There are no such weights, or no such network in timm.
+    """
+    if params.model.weights is None and params.model.model_type != "timm":
+        return params
+    from udc_model.models.pretrained import resolve_weights  # with torch
+
+    return params.model_copy(update={"model": resolve_weights(params.model)})
 
 
 def write_resolved(resolved: ResolvedParams, workspace: Workspace) -> None:
@@ -161,6 +176,7 @@ def write_resolved(resolved: ResolvedParams, workspace: Workspace) -> None:
     train = resolved.train.model_dump(exclude={"data"})
     for name in WITHOUT_EFFECT:
         del train["train"][name]
+    del train["model"]["download"]
     evaluate = resolved.evaluate.model_dump(include={"costs", "evaluate"})
     with only_writer(workspace), atomic_folder(workspace.resolved) as folder:
         for name, values in ((TRAIN, train), (EVALUATE, evaluate)):
@@ -170,11 +186,12 @@ def write_resolved(resolved: ResolvedParams, workspace: Workspace) -> None:
 
 def load_training_params(workspace: Workspace, params_file: Path = Path("params.yaml")) -> Params:
     """The parameters of stage ``train``: those in ``resolved/train.yaml``, and from ``params.yaml`` those without
-    effect on its result (the section ``data``, which is only recorded, and how often it writes checkpoints)."""
+    effect on its result (the section ``data``, which is only recorded, how often it writes checkpoints, downloads)."""
     resolved, current = load_params(workspace.resolved / TRAIN), load_params(params_file)
     without_effect = {name: getattr(current.train, name) for name in WITHOUT_EFFECT}
     train = resolved.train.model_copy(update=without_effect)
-    return resolved.model_copy(update={"data": current.data, "train": train})
+    model = resolved.model.model_copy(update={"download": current.model.download})
+    return resolved.model_copy(update={"data": current.data, "model": model, "train": train})
 
 
 def load_evaluation_params(workspace: Workspace) -> Params:
@@ -191,6 +208,8 @@ def main() -> None:
         logger.warning("the test split: %s", warning)
     if params.data.source != "digits" and (absent := absent_from_copies(Path(params.data.path))):
         logger.warning("data.path: queued experiments will lack the images: %s", absent)
+    if params.model.weights is not None and (absent := absent_from_copies(Path(params.model.weights))):
+        logger.warning("model.weights: queued experiments will lack the weights: %s", absent)
 
 
 if __name__ == "__main__":

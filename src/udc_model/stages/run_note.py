@@ -13,6 +13,7 @@ import pandas as pd
 import yaml
 
 from udc_model.config import CostParams, EvaluateParams, validate_params, with_json_mappings
+from udc_model.config.model import AUTO
 from udc_model.config.presets import PRESETS
 from udc_model.config.yaml12 import read_yaml
 from udc_model.decisions.actions import REFER
@@ -28,6 +29,10 @@ from udc_model.tracking.tags import CHANGED
 
 _LONGEST_VALUE = 40  # characters of a parameter's value
 _MOST_CHANGES, _MOST_PAIRS = 12, 3
+_RESOLVED = (
+    ("model.weights", AUTO),
+    ("model.weights_sha256", None),
+)  # values that stage resolve replaces by what it finds
 _OUTPUTS = ("params.yaml", "dvc.lock", "metrics.json")  # files that differ in each experiment
 
 
@@ -99,7 +104,9 @@ def changes_since_baseline(params: Mapping[str, Any], revision: str) -> Changes:
         return Changes(baseline=code(subject))
     former = recorded_params(training_params(committed.train), committed.evaluate.costs, committed.evaluate.evaluate)
     changed = {
-        name: (former[name], value) for name, value in params.items() if name in former and former[name] != value
+        name: (former[name], value)
+        for name, value in params.items()
+        if name in former and former[name] != value and not (value and (name, former[name]) in _RESOLVED)
     }
     files = [name for name in git("diff", "--name-only", "--relative", revision).splitlines() if name not in _OUTPUTS]
     is_same_cost = not any(name.startswith("costs.") for name in changed)
@@ -124,7 +131,9 @@ def run_name(params: Mapping[str, Any]) -> str:
     block = model[model["model_type"]]
     names = (name for name, preset in PRESETS.items() if preset.settings.items() <= block.items())
     rate = params["train"].get("learning_rate")
-    return next(names, str(model["model_type"])) + (f" lr={rate:g}" if isinstance(rate, float | int) else "")
+    return next(names, str(block.get("name", model["model_type"]))) + (
+        f" lr={rate:g}" if isinstance(rate, float | int) else ""
+    )
 
 
 def digests(policy: Policy, evaluate: EvaluateParams) -> dict[str, dict[str, str]]:

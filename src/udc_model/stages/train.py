@@ -67,7 +67,7 @@ from udc_model.training.setup import check_disk, set_up
 logger = logging.getLogger("udc_model.stages.train")  # __name__ is __main__ if DVC runs the stage
 
 PRUNE_FILE = "UDC_PRUNE_FILE"  # environment variable: path of a file whose existence ends the training run
-NO_INPUTS = (*WITHOUT_EFFECT, "processes")  # parameters of train; the real number of processes is an input itself
+_NO_INPUTS = (*WITHOUT_EFFECT, "processes")  # parameters of train; the real number of processes is an input itself
 
 
 def train(params: Params, workspace: Workspace, costs: CostParams | None = None) -> None:
@@ -215,11 +215,15 @@ def _interrupted(results: list[TrainingResult], params: Params, checkpoints: Che
     return f"interrupted after {place}, whose checkpoint is stored; {command_to_resume()} resumes from it"
 
 
+def params_of_bits(params: Params) -> dict[str, Any]:
+    """The parameters that the bits of the trained weights depend on."""
+    return params.model_dump(exclude={"data": True, "model": {"download"}, "train": set(_NO_INPUTS)})
+
+
 def checkpoint_inputs(session: TrainingSession, data_digest: str) -> dict[str, Any]:
     """Everything that the bits of the result depend on, as JSON values; a checkpoint of other inputs is not used."""
-    values = session.params.model_dump(exclude={"data": True, "train": set(NO_INPUTS)})
     return {
-        "params": values,
+        "params": params_of_bits(session.params),
         "data": data_digest,
         "weights": session.weights and session.weights.sha256,
         "hardware": session.hardware.describe(),

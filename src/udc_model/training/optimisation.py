@@ -30,10 +30,11 @@ def freeze_stages(model: ImageClassifier, n: int | Literal["all"]) -> list[nn.Mo
     UdcError
         The model has fewer stages.
     """
-    stages = model.stages()
+    if n == 0:
+        return []
     if n == "all":
         frozen: list[nn.Module] = [model.base_model]
-    elif n > len(stages):
+    elif n > len(stages := model.stages()):
         raise UdcError(f"train.num_frozen_stages: is {n}, but the model has {len(stages)} stages")
     else:
         frozen = [module for stage in stages[:n] for module in stage]

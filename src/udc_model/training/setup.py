@@ -47,6 +47,7 @@ def set_up(params: Params, dataset: PackedDataset, ranks: Ranks = ALONE) -> Trai
     hardware = pick_hardware(params.train, ranks.local)
     keep_freed_memory()
     check_memory(params, dataset.classes, memory_of(hardware.device), hardware.device.type == "cpu")
+    check_image_size(params, dataset.classes, dataset.preprocessing.size)
     model = build_model(params.model, dataset.classes, params.seed)
     weights, preprocessing = load_initial_weights(model, params.model, dataset.preprocessing)
     costs = torch.from_numpy(cost_matrix(params.costs, dataset.classes))
@@ -96,6 +97,18 @@ def check_memory(params: Params, classes: list[str], memory: int, is_cpu: bool =
             f"gradients, optimiser, best weights), but there are {available:,.1f} GiB; the largest layer is {largest} "
             f"with {layers[largest].numel():,}. Lower hidden_sizes or depths"
         )
+
+
+def check_image_size(params: Params, classes: list[str], size: int) -> None:
+    """:class:`UdcError` if the network cannot compute logits of images of ``size`` pixels; nothing is allocated."""
+    try:
+        with torch.device("meta"), torch.no_grad():
+            model = build_model(params.model, classes, params.seed).eval()
+            model(torch.empty(2, params.model.architecture.num_channels, size, size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UdcError(f"data.image_size: is {size}, but the {params.model.model_type} cannot take such images "
+                       f"({reason}); choose another size or network") from None  # fmt: skip
 
 
 def check_disk(session: TrainingSession, folder: Path) -> None:
@@ -159,8 +172,8 @@ def load_initial_weights(
     """
     if params.weights is None:
         return None, preprocessing
-    source = find_weights(params.weights, params.model_type, params.architecture.model_dump())
-    report = load_weights(model, source.path, params.weights_include, params.weights_exclude)
+    source = find_weights(params)
+    report = load_weights(model, source.path, params.weights_include, params.weights_exclude, params.weights_sha256)
     logger.info("%s", report.summary())
     if source.image_size not in (None, preprocessing.size):
         logger.warning("model.weights: trained on images of %d px, but data.image_size is %d",
@@ -181,5 +194,5 @@ def check_channels(params: Params, preprocessing: Preprocessing) -> None:
     channels = params.model.architecture.num_channels
     if channels != preprocessing.channels:
         raise UdcError(f"model.{params.model.model_type}.num_channels: is {channels}, but the prepared images have "
-                       f"{preprocessing.channels}; give model.resnet.num_channels and model.convnext.num_channels the "
-                       "same value, so that prepare follows (dvc repro)")  # fmt: skip
+                       f"{preprocessing.channels}; give num_channels in all blocks of section model the same "
+                       "value, so that prepare follows (dvc repro)")  # fmt: skip
