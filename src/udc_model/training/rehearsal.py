@@ -9,6 +9,7 @@ from udc_model.training.display import RunDisplay
 from udc_model.training.loop import score_images, train_epoch
 from udc_model.training.optimisation import train_mode
 from udc_model.training.session import TrainingSession
+from udc_model.training.setup import checkpoint_bytes
 from udc_model.training.timing import Position
 
 _STEPS = 10
@@ -61,7 +62,7 @@ def rehearse(session: TrainingSession) -> Rehearsal:
             train_epoch(session, _STEPS - done)
         times = display.times
     progress.step, progress.epoch_seconds = 0, 0.0
-    rest = _validation_seconds(session) + _CHECKPOINT_SECONDS + session.checkpoint_bytes / _CHECKPOINT_RATE
+    rest = _validation_seconds(session) + _CHECKPOINT_SECONDS + checkpoint_bytes(session) / _CHECKPOINT_RATE
     times.add_rest(rest)
     total = times.remaining(params, session.batches.steps, session.scored_share, Position(0, 0, 0))
     return Rehearsal(session.batches.steps, times.step, rest, times.warm_up, total)

@@ -258,18 +258,6 @@ class TrainingSession:
         return self.trained if self.averaged is None else self.averaged.module  # type: ignore[return-value]
 
     @property
-    def weight_bytes(self) -> int:
-        """Bytes of the weights."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
-
-    @property
-    def checkpoint_bytes(self) -> int:
-        """Bytes of a checkpoint: the weights, those of the best epoch, the averaged ones, and the optimiser's state."""
-        params = self.params.train
-        copies = 2 + (params.ema_decay is not None) + (2 if params.optimizer == "adamw" else 1)
-        return copies * self.weight_bytes
-
-    @property
     def scored_share(self) -> float:
         """Number of images that are scored after each epoch, divided by that of the training images."""
         scored = len(self.validation_split) + (len(self.cost_monitor.calibration) if self.cost_monitor else 0)

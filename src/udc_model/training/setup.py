@@ -123,11 +123,22 @@ def check_disk(session: TrainingSession, folder: Path) -> None:
         They do not fit.
     """
     members = session.params.train.members
-    needed = (2 + members) * session.checkpoint_bytes + 2 * members * session.weight_bytes
+    needed = (2 + members) * checkpoint_bytes(session) + 2 * members * weight_bytes(session)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UdcError(f"{folder.resolve()}: checkpoints and the model need {needed / 2**30:.2g} GiB, but "
                        f"{free / 2**30:.2g} GiB are free; free disk space, or choose a smaller model")  # fmt: skip
+
+
+def weight_bytes(session: TrainingSession) -> int:
+    """Bytes of the weights."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in session.model.state_dict().values())
+
+
+def checkpoint_bytes(session: TrainingSession) -> int:
+    """Bytes of a checkpoint: the weights, those of the best epoch, the averaged ones, and the optimiser's state."""
+    train = session.params.train
+    return (2 + (train.ema_decay is not None) + (2 if train.optimizer == "adamw" else 1)) * weight_bytes(session)
 
 
 def build_cost_monitor(params: Params, dataset: PackedDataset) -> CostMonitor:
