@@ -9,7 +9,6 @@ from udc_model.config import ModelParams, Params, ResNetParams, TrainParams, val
 from udc_model.errors import UdcError
 from udc_model.models import build_model
 from udc_model.training import setup
-from udc_model.training.session import TrainingSession
 from udc_model.training.setup import check_disk, check_memory
 
 
@@ -57,8 +56,6 @@ def test_the_best_weights_of_all_members_are_in_the_memory_of_the_cpu():
 def test_the_disk_must_hold_checkpoints_and_the_model(train, copies, tmp_path, monkeypatch):
     params = Params(model=_params(hidden_sizes=[8], depths=[1]).model, train=TrainParams(**train))
     session = SimpleNamespace(params=params, model=build_model(params.model, ["a", "b"], 0))
-    for name in ("weight_bytes", "checkpoint_bytes"):
-        setattr(session, name, getattr(TrainingSession, name).fget(session))
     state = session.model.state_dict().values()
     needed = copies * sum(tensor.numel() * tensor.element_size() for tensor in state)
     monkeypatch.setattr(setup.shutil, "disk_usage", lambda folder: SimpleNamespace(free=needed))
