@@ -44,7 +44,7 @@ def test_grey_model_trains_on_augmented_images(grey_digits, tmp_path):
 
 def test_data_of_another_number_of_channels_is_refused(grey_digits):
     with pytest.raises(
-        UdcError, match=r"model\.resnet\.num_channels: is 3, but the prepared images have 1; give model"
+        UdcError, match=r"model\.resnet\.num_channels: is 3, but the prepared images have 1; give num_channels"
     ):
         set_up(_params(3), grey_digits)
 
