@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from udc_model.checksums import write_checksums
 from udc_model.config import CostParams, Params, load_params, with_json_mappings
@@ -58,6 +57,7 @@ from udc_model.training.diagnosis import DisplayedCost, check_epoch, hopeless
 from udc_model.training.display import RunDisplay
 from udc_model.training.distribution import is_launched, launch, process_group
 from udc_model.training.features import CACHE, FeatureCache
+from udc_model.training.hardware import model_versions
 from udc_model.training.interruption import command_to_resume, deferred_interrupt
 from udc_model.training.loop import TrainingResult
 from udc_model.training.members import joint_result, member_params, train_members, trained_model
@@ -228,7 +228,7 @@ def checkpoint_inputs(session: TrainingSession, data_digest: str) -> dict[str, A
         "weights": session.weights and session.weights.sha256,
         "hardware": session.hardware.describe(),
         "processes": session.ranks.world,
-        "torch": torch.__version__,
+        **model_versions(session.params.model.model_type),
         "code": code_digests(STAGES["train"]),
     }
 

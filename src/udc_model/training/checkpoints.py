@@ -34,7 +34,12 @@ _NUM_FILES = 2  # checkpoints in a folder
 _BLOCK = 2**25  # bytes of which a digest is computed at a time
 _MAX_HEADER = 2**24  # bytes of a header that is read without its tensors
 _SUFFIX = ".safetensors"
-_ENVIRONMENT = {"code": "code", "torch": "torch version", "hardware": "hardware"}  # names of inputs that are no data
+_ENVIRONMENT = {
+    "code": "code",
+    "torch": "torch version",
+    "timm": "timm version",
+    "hardware": "hardware",
+}  # names of inputs that are no data
 
 
 _OBJECT = TypeAdapter(dict[str, Any])

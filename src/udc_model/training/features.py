@@ -34,7 +34,7 @@ from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
 from udc_model.files import atomic_folder, read_bytes
 from udc_model.models.staged import ImageClassifier
-from udc_model.training.hardware import Hardware
+from udc_model.training.hardware import Hardware, model_versions
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class FrozenNetwork:
             "hardware": hardware.describe(),
             "batch_size": batch_size,
             "arithmetic": [params.deterministic, params.tf32],
-            "torch": torch.__version__,
+            **model_versions(model.config.model_type),
         }
         return cls(model, preprocessing, hardware, batch_size, inputs)
 

@@ -7,6 +7,7 @@ import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import torch
 
@@ -126,3 +127,8 @@ def _has_fast_bf16(device: torch.device) -> bool:
         features = torch.cpu.get_capabilities()
         return bool(features.get("avx512_bf16") or features.get("amx_bf16") or features.get("bf16"))
     return False
+
+
+def model_versions(model_type: str) -> dict[str, str]:
+    """Versions of the libraries whose code computes a model."""
+    return {"torch": torch.__version__} | ({"timm": version("timm")} if model_type == "timm" else {})
