@@ -231,7 +231,9 @@ def test_hopeless_training_run_is_reported_once(by_hand):
     project.set_params(train={"epochs": 5, "learning_rate": 2.0, "members": 2})
     project.udc("prepare")
     done = project.udc("train")
-    warnings = [line for line in done.stderr.splitlines() if line.startswith("this training run is probably in vain")]
+    warnings = [
+        line for line in done.stderr.splitlines() if line.startswith("this training run will probably not succeed")
+    ]
     assert len(warnings) == 1
     reason = warnings[0].partition(": ")[2]
     assert re.fullmatch(

@@ -1,4 +1,4 @@
-"""What a training run prints, its end by Ctrl-C, the warning that it is in vain, and the rehearsal."""
+"""What a training run prints, its end by Ctrl-C, the warning that it will not succeed, and the rehearsal."""
 
 import io
 import logging

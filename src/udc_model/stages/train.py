@@ -189,7 +189,7 @@ def _train_members(
             if record.epoch == check_epoch(session.params) and (
                 reason := hopeless(session, record, display.least_cost)
             ):
-                logger.warning("this training run is probably in vain: %s", reason)
+                logger.warning("this training run will probably not succeed: %s", reason)
                 run.set_tags({WARNING: reason})
             return _is_pruned() or is_interrupted()
 

@@ -30,7 +30,7 @@ CLAIMED = f"{PREFIX}evaluation_journal"
 STUDY = f"{PREFIX}study"  # the key of the study (tuning, cross-validation) that a run is part of
 PARENT = "mlflow.parentRunId"  # MLflow shows a run below this one
 FOLD = "fold"  # of a cross-validation, for people too
-WARNING = "warning"  # why a training run is probably in vain, for people
+WARNING = "warning"  # why a training run will probably not succeed, for people
 CHANGED, COST_INTERVAL = "changed", "cost interval"  # for people, in the table of runs
 NOTE = "mlflow.note.content"  # MLflow shows it as the description
 

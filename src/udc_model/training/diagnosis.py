@@ -94,7 +94,7 @@ def check_epoch(params: Params) -> int:
 
 
 def hopeless(session: TrainingSession, record: EpochRecord, least_cost: float | None) -> str | None:
-    """Why a training run is probably in vain, with the two likeliest causes; None if nothing speaks for it.
+    """Why a training run will probably not succeed, with the two likeliest causes; None if nothing speaks for it.
 
     Parameters
     ----------
