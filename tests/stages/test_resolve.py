@@ -6,7 +6,6 @@ import pytest
 import yaml
 
 from udc_model.config import Params, validate_params
-from udc_model.config.model import MODEL_TYPES
 from udc_model.config.yaml12 import as_yaml
 from udc_model.data.packed import MANIFEST_COLUMNS
 from udc_model.errors import UdcError
@@ -146,11 +145,15 @@ def test_dvc_yaml_lists_the_code_of_each_stage():
         assert (ROOT / "src/udc_model" / path).exists(), path
 
 
-def test_prepare_depends_on_the_parameters_that_it_reads():
+def test_prepare_depends_on_the_parameters_that_it_reads(tmp_path):
     """The channels of the model besides its own section; any other parameter of the model must not run it again."""
     params = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["prepare"]["params"]
-    architectures = [f"model.{kind}.num_channels" for kind in MODEL_TYPES]
-    assert set(params) == {"seed", "data", *architectures}
+    # files of earlier versions have no block timm, whose channels must be those of the others
+    assert set(params) == {"seed", "data", "model.resnet.num_channels", "model.convnext.num_channels"}
+    grey = validate_params({"model": {"model_type": "timm", "timm": {"num_channels": 1}}}, "test")
+    for stage in (lambda: prepare(grey, Workspace(tmp_path)), lambda: resolve(grey, INFO)):
+        with pytest.raises(UdcError, match=r"^model\.timm\.num_channels: must .*, got resnet 3, convnext 3, timm 1$"):
+            stage()
 
 
 def test_a_test_split_that_decides_nothing_is_named_before_training(tmp_path, shapes_folder, monkeypatch, caplog):

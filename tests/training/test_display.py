@@ -154,13 +154,18 @@ def test_ctrl_c_in_a_step_ends_after_the_epoch_and_twice_at_once(presses, is_fin
         return step(session, batch, key)
 
     monkeypatch.setattr(loop, "train_step", train_step)
-    with deferred_interrupt() as was_interrupted:
-        if not is_finished:
-            with pytest.raises(KeyboardInterrupt):
-                train_model(_session(epochs=5), lambda record: was_interrupted())
-            assert len(steps) == 12
-            return
-        result = train_model(_session(epochs=5), lambda record: was_interrupted())
+    # the tests may run in the background, where shells let programs ignore Ctrl-C
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with deferred_interrupt() as was_interrupted:
+            if not is_finished:
+                with pytest.raises(KeyboardInterrupt):
+                    train_model(_session(epochs=5), lambda record: was_interrupted())
+                assert len(steps) == 12
+                return
+            result = train_model(_session(epochs=5), lambda record: was_interrupted())
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(steps) == 20
     assert result.is_stopped
     assert [row["epoch"] for row in result.curves] == [1, 2]

@@ -11,6 +11,14 @@ import pytest
 from udc_model.training.interruption import COMMAND, STOP_FILE, command_to_resume, deferred_interrupt
 
 
+@pytest.fixture(autouse=True)
+def _default_handler():
+    """The tests may run in the background, where shells let programs ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def _press():
     os.kill(os.getpid(), signal.SIGINT)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from udc_model.config.model import MODEL_TYPES, ModelParams
 from udc_model.config.train import TrainParams
 from udc_model.errors import UdcError
 
@@ -52,3 +53,19 @@ def check_processes(train: TrainParams) -> None:
 def loader_workers(train: TrainParams) -> int:
     """``train.loader_workers``, which changes no result, but not more than this machine can run at once."""
     return min(train.loader_workers, max(1, _PER_CORE * available_cores() // train.processes))
+
+
+def check_channels(model: ModelParams) -> None:
+    """Check that a network of timm has the channels of the other blocks, on which stage ``prepare`` depends.
+
+    Files of earlier versions have no block ``timm``, so the stage cannot depend on it.
+
+    Raises
+    ------
+    UdcError
+        The blocks differ.
+    """
+    channels = {name: getattr(model, name).num_channels for name in MODEL_TYPES}
+    if model.model_type == "timm" and len(set(channels.values())) > 1:
+        values = ", ".join(f"{name} {value}" for name, value in channels.items())
+        raise UdcError(f"model.timm.num_channels: must be that of the other blocks of section model, got {values}")
