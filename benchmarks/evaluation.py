@@ -109,6 +109,7 @@ def synthetic_workspace(root: Path, options: argparse.Namespace) -> tuple[Params
     info = _prepare(workspace, names, options, rng)
     workspace.model.mkdir(parents=True, exist_ok=True)
     (workspace.model / "model.safetensors").write_bytes(b"synthetic")
+    (workspace.model / "config.json").write_text('{"model_type": "resnet"}', encoding="utf-8")
     workspace.training.mkdir(parents=True, exist_ok=True)
     record = {"params": training_params(params), "data": {"name": "synthetic", "digest": info["digest"],
               "source": {"source": "folder", "path": "data/raw/synthetic"}}, "hardware": {"device": "cpu"},
