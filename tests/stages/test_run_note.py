@@ -58,7 +58,7 @@ def test_changed_parameters_are_named_with_both_values_and_the_cost_of_the_basel
 
 
 def test_what_resolve_finds_is_no_change(baseline):
-    """The name that auto stands for, and the SHA-256 of the file."""
+    """The name of the weights that auto chooses, and the SHA-256 of the file."""
     weights = "model.weights=facebook/convnext-tiny-224"
     chosen = ("model.model_type=convnext", "model.preset=convnext-tiny", weights, f"model.weights_sha256={'a' * 64}")
     changes = changes_since_baseline(_recorded(*chosen), baseline)

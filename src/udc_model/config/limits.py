@@ -55,7 +55,7 @@ def loader_workers(train: TrainParams) -> int:
     return min(train.loader_workers, max(1, _PER_CORE * available_cores() // train.processes))
 
 
-def check_channels(model: ModelParams) -> None:
+def check_timm_channels(model: ModelParams) -> None:
     """Check that a network of timm has the channels of the other blocks, on which stage ``prepare`` depends.
 
     Files of earlier versions have no block ``timm``, so the stage cannot depend on it.

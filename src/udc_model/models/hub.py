@@ -86,9 +86,9 @@ def download(name: str) -> HubWeights:
     except Exception as error:  # huggingface_hub raises exceptions of several libraries
         raise UnreachableError(f"{name}: cannot be downloaded ({_one_line(error)})") from None
     files = _weight_files(name, info)
-    wanted = [*files, *([_INDEX] if SAFETENSORS not in files else []), *_SETTINGS]
+    patterns = [*files, *([_INDEX] if SAFETENSORS not in files else []), *_SETTINGS]
     try:
-        folder = Path(snapshot_download(name, allow_patterns=wanted))
+        folder = Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:
         raise UdcError(f"{name}: cannot be downloaded ({_one_line(error)}); try again to resume") from None
     for file, (_, sha256) in files.items():

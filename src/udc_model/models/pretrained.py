@@ -84,12 +84,12 @@ def published_name(params: ModelParams) -> str | None:
 
 
 def weights_name(params: ModelParams) -> str:
-    """The value of ``model.weights``, with ``auto`` replaced by the name that it stands for.
+    """The value of ``model.weights``, with ``auto`` replaced by the name of the published weights.
 
     Raises
     ------
     UdcError
-        ``auto`` stands for no weights, because none are published for the architecture.
+        It is ``auto``, and no weights are published for the architecture.
     """
     assert params.weights is not None
     if params.weights != AUTO:

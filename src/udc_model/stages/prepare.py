@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from udc_model.config import SPLITS, Params, load_params
-from udc_model.config.limits import check_channels
+from udc_model.config.limits import check_timm_channels
 from udc_model.data.assignment import assign_images, usable_images
 from udc_model.data.audit import check_images, raise_for_rejections
 from udc_model.data.packed import write_packed
@@ -46,7 +46,7 @@ def prepare(params: Params, workspace: Workspace) -> dict[str, Any]:
         The source or an image is invalid, a parameter contradicts the classes, or a class has too few images.
     """
     data = params.data
-    check_channels(params.model)
+    check_timm_channels(params.model)
     with only_writer(workspace), atomic_folder(workspace.prepared) as folder:
         unpacked = folder / "unpacked"
         source = open_source(data, unpacked)

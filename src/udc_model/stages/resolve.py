@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from udc_model.config import CostParams, EvaluateParams, LossParams, Params, load_params
-from udc_model.config.limits import check_channels, check_sizes
+from udc_model.config.limits import check_sizes, check_timm_channels
 from udc_model.config.model import MODEL_TYPES
 from udc_model.config.yaml12 import as_yaml
 from udc_model.data.dataset_file import read_dataset
@@ -63,7 +63,7 @@ def resolve(
     UdcError
         A parameter does not fit the classes or the number of images.
     """
-    check_channels(params.model)
+    check_timm_channels(params.model)
     check_data(params, dataset_info["classes"], dataset_info["counts"]["calibration"], calibration_groups)
     check_sizes(params.train, dataset_info["counts"]["train"])
     return reduce(params)
