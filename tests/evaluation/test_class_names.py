@@ -1,6 +1,7 @@
 """Class names in metrics, tables, figures and sweeps: no two collide, and none breaks a table, a figure or MLflow."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -65,6 +66,14 @@ def _stored(tmp_path, classes, rng):
         write_predictions(tmp_path / name, split, logits, policy)
     (tmp_path / "policy.json").write_text(policy.to_json(), encoding="utf-8")
     return load_evaluation(str(tmp_path), "test"), logits
+
+
+def test_a_policy_fitted_again_says_how_its_logits_were_computed(tmp_path, rng):
+    """Whatever the parameters say now: the stored logits stay as they are."""
+    stored, _ = _stored(tmp_path, NAMES, rng)
+    stored = replace(stored, policy=replace(stored.policy, precision="bf16", flip_averaging=True))
+    policy, _ = stored.decide(EvaluateParams(precision="fp32", flip_averaging=False), CostParams())
+    assert (policy.precision, policy.flip_averaging) == ("bf16", True)
 
 
 def test_tables_are_read_back_with_every_class_name(tmp_path, rng):

@@ -76,6 +76,7 @@ _POLICY = {
     "recall_floor": [5, "x", {}, {"class": "z", "floor": 0.5, "confidence": 0.5, "surcharge": 1},
                      {"class": "a", "floor": 0.5, "confidence": 0.5, "surcharge": 1}],
     "flip_averaging": _SWITCHES,
+    "precision": ["", "int3", "auto", 5, None, [], True],
     "model_sha256": ["", "x", 5, "0" * 64, [], "A" * 64],
 }  # fmt: skip
 _BYTES = {

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -126,4 +127,15 @@ def test_a_missing_folder_is_explained_by_the_command_that_writes_it(workspace, 
         open_stored(workspace)
     holder.write_text(json.dumps({"pid": 2**22 + 1, "command": "train.py"}))  # it has ended
     with pytest.raises(UdcError, match="no such file"):
+        open_stored(workspace)
+
+
+def test_the_model_runs_in_the_precision_of_its_policy(workspace):
+    path = workspace.evaluation / "policy.json"
+    assert open_stored(workspace).load().precision == "fp32"
+    path.write_text(replace(Policy.load(path), precision="bf16", flip_averaging=True).to_json())
+    classifier = open_stored(workspace).load()
+    assert (classifier.precision, classifier.flip_averaging) == ("bf16", True)
+    path.write_text(path.read_text().replace("bf16", "int3"))
+    with pytest.raises(UdcError, match=r"policy.json: precision: got 'int3'; allowed: fp32, fp32_fused, bf16"):
         open_stored(workspace)

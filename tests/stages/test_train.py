@@ -10,8 +10,11 @@ import torch
 
 from udc_model.config import Params, override_params
 from udc_model.data.packed import PackedDataset
+from udc_model.decisions.policy import Policy
+from udc_model.evaluation.tables import logits_of, read_predictions
 from udc_model.files import Workspace, sha256_of
 from udc_model.inference.classifier import TrainedClassifier
+from udc_model.inference.stored_model import open_stored
 from udc_model.models import ResNetModel
 from udc_model.models.factory import build_model
 from udc_model.stages.evaluate import evaluate
@@ -95,3 +98,19 @@ def test_model_on_stored_features_is_an_ordinary_model(run):
     params = override_params(["costs.preset=uniform"])
     assert evaluate(params, workspace)["validation"]["argmax_accuracy"] == pytest.approx(record["validation_accuracy"])
     assert (workspace.training / "augmented.png").is_file()
+
+
+def test_decisions_are_compared_with_fp32_and_predictions_are_in_the_precision_of_the_evaluation(run, caplog):
+    caplog.set_level(logging.INFO)
+    workspace = run("one", "train.learning_rate=0.05", "train.epochs=20")
+    for setting, precision in (("auto", "fp32_fused"), ("bf16", "bf16"), ("fp32", "fp32")):
+        caplog.clear()
+        evaluate(override_params(["costs.preset=uniform", f"evaluate.precision={setting}"]), workspace)
+        policy = Policy.load(workspace.evaluation)
+        assert policy.precision == precision
+        compared = [message for message in caplog.messages if message.startswith(f"precision {precision}: decides ")]
+        assert len(compared) == (precision != "fp32")
+        split = PackedDataset.open(workspace.prepared).split("test")
+        expected = logits_of(read_predictions(workspace.evaluation / "test/predictions.csv"), policy.classes)
+        logits = open_stored(workspace).load().logits_of_stored(split.images)
+        assert np.array_equal(logits, expected)

@@ -60,6 +60,11 @@ class EvaluateParams(Section):
         15, description="Bins of equal mass of the expected calibration error."
     )
     flip_averaging: bool = Field(False, description="Average the logits of an image and its mirror image.")
+    precision: Literal["auto", "fp32", "fp32_fused", "bf16"] = Field(
+        "auto",
+        description="Precision of predictions: fp32 runs every layer as it is, fp32_fused folds norms into "
+        "convolutions, bf16 also computes in bfloat16; auto is bf16 for a model trained in it, else fp32_fused.",
+    )
     batch_size: Annotated[int, Field(gt=0, le=65_536)] = Field(256, description="Images per forward pass.")
 
     @model_validator(mode="after")

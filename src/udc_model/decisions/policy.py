@@ -74,6 +74,7 @@ class Policy:
     flip_averaging : whether the logits are means over an image and its mirror image.
     model_sha256 : digest of the weights whose logits the policy was fitted on; None if it is not recorded.
     actions : costs, (K,) by true class, of each further decision that is no class, by name.
+    precision : of the forward pass that computes the logits: ``fp32``, ``fp32_fused`` or ``bf16``.
     """
 
     classes: list[str]
@@ -88,6 +89,7 @@ class Policy:
     model_sha256: str | None = None
     cost_ceiling: dict[str, float] | None = None
     actions: dict[str, list[float]] = field(default_factory=dict)
+    precision: str = "fp32"
 
     @property
     def costs_digest(self) -> str:
@@ -119,10 +121,12 @@ class Policy:
         return cls(**fields | {"calibration": Calibration(method, parameters.model_dump())})
 
     def to_json(self) -> str:
-        """The contents of ``policy.json``; without actions, the same as in earlier versions."""
+        """The contents of ``policy.json``; without actions and in fp32, the same as in earlier versions."""
         values = vars(self) | {"calibration": vars(self.calibration)}
         if not self.actions:
             del values["actions"]
+        if self.precision == "fp32":
+            del values["precision"]
         return json_text(values) + "\n"
 
     @property

@@ -96,6 +96,7 @@ class PolicyRecord(Record):
     cost_ceiling: CostCeilingRecord | None = None
     model_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     actions: dict[_Name, list[_Cost]] = Field(default_factory=dict)
+    precision: Literal["fp32", "fp32_fused", "bf16"] = "fp32"
 
     @model_validator(mode="after")
     def _fits_the_classes(self) -> PolicyRecord:

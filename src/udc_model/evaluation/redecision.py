@@ -94,7 +94,9 @@ class StoredEvaluation:
             evaluate, costs, classes, prior, logits_of(self.calibration, classes), _targets(self.calibration, classes),
             group_indices(list(self.calibration["group"])), calibration,
         )  # fmt: skip
-        policy = replace(policy, model_sha256=self.policy.model_sha256)
+        stored = self.policy  # the logits are computed, whatever ``evaluate`` says of them
+        policy = replace(policy, model_sha256=stored.model_sha256, flip_averaging=stored.flip_averaging,
+                         precision=stored.precision)  # fmt: skip
         decisions = policy.apply(logits_of(self.predictions, classes))
         targets = _targets(self.predictions, classes)
         groups = group_indices(list(self.predictions["group"]))

@@ -13,6 +13,7 @@ from PIL import Image
 
 from udc_model.data.logits import Images, compute_logits
 from udc_model.data.transforms import Preprocessing
+from udc_model.inference.engine import build_forward
 from udc_model.model_files.folder import ModelFolder
 from udc_model.model_files.settings import check_channels
 from udc_model.models.ensemble import Ensemble
@@ -22,7 +23,7 @@ from udc_model.models.staged import ImageClassifier
 
 @dataclass
 class TrainedClassifier:
-    """A trained model and its preprocessing on one device, in float32.
+    """A trained model and its preprocessing on one device.
 
     Attributes
     ----------
@@ -30,15 +31,21 @@ class TrainedClassifier:
     preprocessing : converts images to inputs of the model.
     device : device of the model.
     flip_averaging : average the logits of each image and its mirror image.
+    precision : of the forward pass, see `build_forward`; unless it is ``fp32``, the model is changed.
     """
 
     model: ImageClassifier | Ensemble
     preprocessing: Preprocessing
     device: torch.device
     flip_averaging: bool = False
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        """Prepare the forward pass."""
+        self._forward = build_forward(self.model, self.device, self.precision)
 
     @classmethod
-    def load(cls, folder: Path, flip_averaging: bool = False) -> TrainedClassifier:
+    def load(cls, folder: Path, flip_averaging: bool = False, precision: str = "fp32") -> TrainedClassifier:
         """Load a model folder onto the best available device.
 
         Raises
@@ -46,14 +53,16 @@ class TrainedClassifier:
         UdcError
             The folder is incomplete or damaged.
         """
-        return cls.of(ModelFolder.open(folder), Preprocessing.load(folder), flip_averaging)
+        return cls.of(ModelFolder.open(folder), Preprocessing.load(folder), flip_averaging, precision)
 
     @classmethod
-    def of(cls, stored: ModelFolder, preprocessing: Preprocessing, flip_averaging: bool = False) -> TrainedClassifier:
+    def of(
+        cls, stored: ModelFolder, preprocessing: Preprocessing, flip_averaging: bool = False, precision: str = "fp32"
+    ) -> TrainedClassifier:
         """The model of a folder that was read, on the best available device."""
         check_channels(stored.architecture, preprocessing.channels, str(stored.folder))
         device = torch.device(best_device())
-        return cls(model_of_folder(stored).to(device), preprocessing, device, flip_averaging)
+        return cls(model_of_folder(stored).to(device), preprocessing, device, flip_averaging, precision)
 
     @property
     def classes(self) -> list[str]:
@@ -65,13 +74,9 @@ class TrainedClassifier:
         self, stored: Images, batch_size: int = 256, progress: str | None = None
     ) -> NDArray[np.float32]:
         """Compute logits (N, K) of prepared images (N, S, S, C) uint8; ``progress`` is the label of a progress bar."""
-
-        def forward(images: torch.Tensor) -> torch.Tensor:
-            return torch.as_tensor(self.model(images.to(self.device)).logits)
-
         if not len(stored):
             return np.empty((0, len(self.classes)), np.float32)
-        return compute_logits(forward, stored, self.preprocessing, batch_size, progress, self.flip_averaging)
+        return compute_logits(self._forward, stored, self.preprocessing, batch_size, progress, self.flip_averaging)
 
     def logits(self, images: Sequence[Image.Image], batch_size: int = 256) -> NDArray[np.float32]:
         """Compute logits (N, K) of N > 0 images of any size, with the mode that `decode` returns."""

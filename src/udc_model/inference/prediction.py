@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from textwrap import indent
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,7 @@ _BATCH = 64
 
 
 Row = dict[str, Any]
+Item = TypeVar("Item")
 
 
 def predict(
@@ -65,9 +68,20 @@ def _logits(
     """Yield names and logits (n, K) of the images, in batches."""
     classifier = stored.load()
     prepared = (image for each in inputs for image in _prepared(each, classifier.preprocessing, report))
-    while batch := list(islice(prepared, _BATCH)):
+    batches = iter(lambda: list(islice(prepared, _BATCH)), [])
+    for batch in computed_ahead(batches):
         names, images = zip(*batch, strict=True)
         yield list(names), classifier.logits_of_stored(np.stack(images))
+
+
+def computed_ahead(items: Iterator[Item], count: int = 2) -> Iterator[Item]:
+    """Yield the items of an iterator; a thread computes the next ``count`` of them meanwhile."""
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        pending = deque(pool.submit(next, items, end) for _ in range(count))
+        while (item := pending.popleft().result()) is not end:
+            pending.append(pool.submit(next, items, end))
+            yield cast(Item, item)
 
 
 def _prepared(

@@ -41,7 +41,7 @@ def stored_logits(
     folder : folder of the cache; it keeps the 20 most recently used files.
     model : model folder.
     data_digest : digest of the prepared data.
-    evaluate : batch size and flip averaging.
+    evaluate : batch size, flip averaging and precision, which is resolved.
     code : files that compute logits.
     compute : computes the logits.
 
@@ -75,6 +75,6 @@ def _key(model: Path, data_digest: str, evaluate: EvaluateParams, code: Sequence
     for path in [*sorted(model.iterdir()), *code]:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     versions = (version("torch"), version("numpy"), os.environ.get("UDC_KERNELS"))
-    settings = (data_digest, evaluate.batch_size, evaluate.flip_averaging, versions)
+    settings = (data_digest, evaluate.batch_size, evaluate.flip_averaging, evaluate.precision, versions)
     digest.update(repr(settings).encode())
     return digest.hexdigest()

@@ -56,7 +56,8 @@ class StoredModel:
         """The model on the best available device."""
         from udc_model.inference.classifier import TrainedClassifier
 
-        return TrainedClassifier.of(self.model, self.preprocessing, self.policy.flip_averaging)
+        return TrainedClassifier.of(self.model, self.preprocessing, self.policy.flip_averaging,
+                                    self.policy.precision)  # fmt: skip
 
 
 def open_stored(workspace: Workspace) -> StoredModel:

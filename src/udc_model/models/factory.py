@@ -38,6 +38,16 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether the hardware supports bf16 products; emulated ones are slower than fp32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        features = torch.cpu.get_capabilities()
+        return bool(features.get("avx512_bf16") or features.get("amx_bf16") or features.get("bf16"))
+    return False
+
+
 def load_model(folder: Path) -> ImageClassifier | Ensemble:
     """Load a model folder, in eval mode.
 

@@ -14,12 +14,13 @@ from udc_model.config import EvaluateParams, Params
 from udc_model.data.packed import PackedDataset, PackedSplit, group_indices
 from udc_model.decisions.lint import lint_costs
 from udc_model.decisions.matrix import display_order
-from udc_model.decisions.policy import POLICY_FILE, fit_policy
+from udc_model.decisions.policy import POLICY_FILE, Policy, fit_policy
 from udc_model.errors import UdcError
 from udc_model.evaluation.figures import FigureProcess
 from udc_model.evaluation.intervals import Intervals
 from udc_model.evaluation.metrics import Metrics
 from udc_model.evaluation.model_card import write_card
+from udc_model.evaluation.precision import REFERENCE, PrecisionCheck, compared_rows, resolve_precision
 from udc_model.evaluation.report import model_identity, write_report
 from udc_model.evaluation.subgroups import read_sentences
 from udc_model.evaluation.tables import read_warnings, write_curves, write_predictions, write_split
@@ -68,6 +69,7 @@ def evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
 def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
     dataset = PackedDataset.open(workspace.prepared)
     record = read_record(workspace, dataset)
+    params = resolve_precision(params, record)
     splits = {name: dataset.split(name) for name in ("calibration", *SCORED)}
     logits = stored_logits(
         repository_root() / CACHE / "logits", workspace.model, dataset.info["digest"], params.evaluate,
@@ -79,7 +81,7 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         splits["calibration"].labels, group_indices(splits["calibration"].groups),
     )  # fmt: skip
     weights = sha256_of(workspace.model / "model.safetensors")
-    policy = replace(policy, model_sha256=weights)
+    policy = replace(policy, model_sha256=weights, precision=params.evaluate.precision)
     findings = lint_costs(np.array(policy.class_costs), policy.classes, policy.refer, policy.actions)
     for finding in findings:
         logger.warning("%s", finding)
@@ -107,6 +109,7 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
                 figures.draw(folder / name, "curves")
         metrics_json = json.dumps(headlines(scores), indent=2) + "\n"
         log_scores(run, params, policy, scores, metrics_json)
+        log_precision(run, policy, splits["calibration"], logits)
         log_training(run, record, workspace.prepared / "dataset.json", dataset.info["counts"])
         run.log_dataset(**record["data"], context="evaluation", counts=dataset.info["counts"])
         log_note(run, folder, params, policy, record, scores["test"])
@@ -145,17 +148,39 @@ def _report(metrics: Metrics, intervals: Intervals, confidence: float, run: Stag
                 metrics["mean_cost"], 100 * confidence, low, high, metrics["argmax_mean_cost"], run)  # fmt: skip
 
 
+def log_precision(run: StageRun, policy: Policy, calibration: PackedSplit, logits: Logits) -> None:
+    """Report which decisions the precision changes, if it is not fp32."""
+    if REFERENCE not in logits:
+        return
+    rows = compared_rows(calibration)
+    check = PrecisionCheck.of(policy, logits["calibration"][rows], logits[REFERENCE], calibration.labels[rows])
+    logger.info("%s", check.to_text(policy.precision))
+    run.log_metrics(check.metrics())
+
+
 def run_model(
     workspace: Workspace, classes: list[str], splits: dict[str, PackedSplit], evaluate: EvaluateParams
 ) -> Logits:
-    """The logits of each split; :class:`UdcError` if the model is incomplete or has other classes."""
+    """The logits of each split, and with another precision those in fp32 of `compared_rows`.
+
+    Raises
+    ------
+    UdcError
+        The model is incomplete or has other classes.
+    """
     from udc_model.inference.classifier import TrainedClassifier  # torch, which stored logits do not need
 
-    classifier = TrainedClassifier.load(workspace.model, evaluate.flip_averaging)
+    classifier = TrainedClassifier.load(workspace.model, evaluate.flip_averaging, evaluate.precision)
     if classifier.classes != classes:
         raise UdcError(f"{workspace.model} was trained on other classes than {workspace.prepared}; run `dvc repro`")
-    return {name: classifier.logits_of_stored(split.images, evaluate.batch_size, f"scoring {name}")
-            for name, split in splits.items()}  # fmt: skip
+    logits = {name: classifier.logits_of_stored(split.images, evaluate.batch_size, f"scoring {name}")
+              for name, split in splits.items()}  # fmt: skip
+    if evaluate.precision != REFERENCE:
+        exact = TrainedClassifier.load(workspace.model, evaluate.flip_averaging)
+        calibration = splits["calibration"]
+        images = calibration.images[compared_rows(calibration)]
+        logits[REFERENCE] = exact.logits_of_stored(images, evaluate.batch_size, "scoring calibration in fp32")
+    return logits
 
 
 def read_record(workspace: Workspace, dataset: PackedDataset) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 
 from udc_model.config import TrainParams
 from udc_model.errors import UdcError
-from udc_model.models.factory import best_device
+from udc_model.models.factory import best_device, has_fast_bf16
 from udc_model.native.library import load_library
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of malloc.h
@@ -103,7 +103,7 @@ def pick_hardware(params: TrainParams, local_rank: int = 0) -> Hardware:
     if device.type == "cuda":
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
     if params.precision == "auto":
-        return Hardware(device, "bf16" if _has_fast_bf16(device) else "fp32")
+        return Hardware(device, "bf16" if has_fast_bf16(device) else "fp32")
     if params.precision == "fp16" and device.type == "cpu":
         raise UdcError("train.precision: fp16 needs a GPU (its small range needs a loss scaler); on a CPU use bf16")
     return Hardware(device, params.precision)
@@ -117,16 +117,6 @@ def _pick_device(name: str) -> str:
         available = ", ".join(device for device, yes in is_available.items() if yes)
         raise UdcError(f"train.device: {name} is not available on this machine (available: {available}); use auto")
     return name
-
-
-def _has_fast_bf16(device: torch.device) -> bool:
-    """Whether the hardware supports bf16 products; emulated ones are slower than fp32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        features = torch.cpu.get_capabilities()
-        return bool(features.get("avx512_bf16") or features.get("amx_bf16") or features.get("bf16"))
-    return False
 
 
 def model_versions(model_type: str) -> dict[str, str]:

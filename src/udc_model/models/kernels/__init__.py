@@ -67,7 +67,7 @@ class DepthwiseConv2d(nn.Conv2d):
 def linear_act(x: Tensor, linear: nn.Linear, act: nn.Module) -> Tensor:
     """Compute ``act(linear(x))``; for an exact GELU, bias and activation are one pass over memory."""
     is_gelu = isinstance(act, nn.GELU) and act.approximate == "none"
-    if not is_gelu or not _is_fused(x) or not _is_native((x,), (linear.weight,)):
+    if not is_gelu or not _is_fused(x) or not _is_native((x,), (linear.bias,)):
         return act(linear(x))  # type: ignore[no-any-return]
     return torch.ops.udc.bias_gelu(F.linear(x, linear.weight), linear.bias)  # type: ignore[no-any-return]
 

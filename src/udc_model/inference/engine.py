@@ -1,0 +1,94 @@
+"""The forward pass of a trained model: the exact one in float32, or as fast as the hardware allows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from udc_model.models.ensemble import Ensemble
+from udc_model.models.factory import has_fast_bf16
+from udc_model.models.resnet import ResNetConvLayer, ResNetShortCut
+from udc_model.models.staged import ImageClassifier
+
+logger = logging.getLogger(__name__)
+
+
+class _Float32Head(nn.Module):
+    """A head in float32 within autocast: in bfloat16, logits would have two to three digits and ties be common."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features to logits (N, num_labels)."""
+        with torch.autocast(features.device.type, enabled=False):
+            return torch.as_tensor(self.head(features.float()))
+
+
+def build_forward(
+    model: ImageClassifier | Ensemble, device: torch.device, precision: str = "fp32"
+) -> Callable[[Tensor], Tensor]:
+    """Prepare a model for inference, in place unless ``precision`` is ``fp32``.
+
+    Parameters
+    ----------
+    model : in eval mode, on ``device``.
+    precision : ``fp32`` computes every layer of the model as it is. ``fp32_fused`` folds BatchNorm into the
+        convolutions before it and stores images with the channels last: equal up to rounding, and faster. ``bf16`` also
+        computes convolutions and products in bfloat16, and the head in float32; hardware that only emulates bfloat16
+        uses ``fp32_fused`` instead.
+
+    Returns
+    -------
+    A function from an input batch (n, C, size, size) to logits (n, K).
+    """
+    if precision == "fp32":
+        return lambda images: torch.as_tensor(model(images.to(device)).logits)
+    if precision == "bf16" and not has_fast_bf16(device):
+        logger.info("evaluate.precision: this %s only emulates bf16, so fp32 is used; decisions can differ where two "
+                    "cost almost the same", "processor" if device.type == "cpu" else device.type)  # fmt: skip
+        precision = "fp32_fused"
+    _fold_norms(model)
+    if precision == "bf16":
+        _to_bf16(model)
+    model.to(memory_format=torch.channels_last)
+
+    def forward(images: Tensor) -> Tensor:
+        with _autocast(device, precision):
+            return torch.as_tensor(model(images.to(device, memory_format=torch.channels_last)).logits)
+
+    return forward
+
+
+def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def _classifiers(model: ImageClassifier | Ensemble) -> Iterator[ImageClassifier]:
+    if isinstance(model, Ensemble):
+        yield from model.members  # type: ignore[misc]
+    else:
+        yield model
+
+
+def _fold_norms(model: nn.Module) -> None:
+    """Multiply the scales of each BatchNorm into the convolution before it, which becomes one with a bias."""
+    for module in model.modules():
+        if isinstance(module, ResNetConvLayer | ResNetShortCut):
+            module.convolution = fuse_conv_bn_eval(module.convolution, module.normalization)
+            module.normalization = nn.Identity()  # type: ignore[assignment]
+
+
+def _to_bf16(model: ImageClassifier | Ensemble) -> None:
+    """Store the weights of convolutions and products in bfloat16, which autocast would convert in every batch."""
+    for classifier in _classifiers(model):
+        for module in classifier.base_model.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.weight.data = module.weight.data.to(torch.bfloat16)
+        classifier.classifier = _Float32Head(classifier.classifier)
