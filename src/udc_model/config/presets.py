@@ -1,4 +1,4 @@
-"""Published architectures by name, and two small ones for small images and CPUs."""
+"""Published architectures by name, and small ones for small images and CPUs."""
 
 from __future__ import annotations
 
@@ -46,6 +46,12 @@ PRESETS = {
         "resnet",
         {"layer_type": "basic", "embedding_size": 32, "hidden_sizes": [32, 64, 128], "depths": [1, 1, 1]},
         image_size=32,
+        crop_pct=1.0,
+    ),
+    "resnet-small": Preset(
+        "resnet",
+        {"layer_type": "basic", "embedding_size": 32, "hidden_sizes": [32, 64, 128, 256], "depths": [1, 1, 1, 1]},
+        image_size=96,
         crop_pct=1.0,
     ),
     "convnext-mini": Preset(
