@@ -37,8 +37,9 @@ from udc_model.decisions.matrix import cost_matrix
 from udc_model.decisions.policy import fit_policy
 from udc_model.files import Workspace
 from udc_model.models import build_model
+from udc_model.native.memory import keep_freed_memory
 from udc_model.stages.prepare import prepare
-from udc_model.training.hardware import keep_freed_memory, pick_hardware
+from udc_model.training.hardware import pick_hardware
 from udc_model.training.loop import train_model
 from udc_model.training.session import CostMonitor, TrainingSession
 from udc_model.training.training_loss import TrainingLoss

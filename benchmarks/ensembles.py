@@ -41,8 +41,9 @@ from udc_model.decisions.policy import fit_policy
 from udc_model.files import Workspace
 from udc_model.inference.classifier import TrainedClassifier
 from udc_model.models import build_model
+from udc_model.native.memory import keep_freed_memory
 from udc_model.stages.prepare import prepare
-from udc_model.training.hardware import keep_freed_memory, pick_hardware
+from udc_model.training.hardware import pick_hardware
 from udc_model.training.loop import TrainingResult
 from udc_model.training.members import member_params, train_members, trained_model
 from udc_model.training.session import TrainingSession

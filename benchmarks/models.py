@@ -92,7 +92,8 @@ def prepare_step(library: str, case: Case) -> Callable[[], None]:
     import torch
 
     from udc_model.config import TrainParams
-    from udc_model.training.hardware import keep_freed_memory, pick_hardware
+    from udc_model.native.memory import keep_freed_memory
+    from udc_model.training.hardware import pick_hardware
 
     torch.manual_seed(0)
     precision, channels_last = case.precision, case.channels_last

@@ -43,9 +43,9 @@ from udc_model.decisions.calibration import negative_log_likelihood
 from udc_model.files import Workspace, sha256_of
 from udc_model.inference.classifier import TrainedClassifier
 from udc_model.models.pretrained import resolve_weights
+from udc_model.native.memory import keep_freed_memory
 from udc_model.project.recipe import find_recipe
 from udc_model.stages.prepare import prepare
-from udc_model.training.hardware import keep_freed_memory
 from udc_model.training.members import train_members, trained_model
 from udc_model.training.setup import set_up
 

@@ -114,7 +114,8 @@ def ours(name: str, case: Case, folder: Path) -> Contender:
     from udc_model.config import validate_params
     from udc_model.data.packed import PackedDataset
     from udc_model.models import build_model
-    from udc_model.training.hardware import keep_freed_memory, pick_hardware
+    from udc_model.native.memory import keep_freed_memory
+    from udc_model.training.hardware import pick_hardware
     from udc_model.training.loop import train_epoch
     from udc_model.training.optimisation import train_mode
     from udc_model.training.session import TrainingSession

@@ -1,5 +1,6 @@
 """Tests of the forward pass: fused and reduced precision compute the same as the model itself."""
 
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 
 import numpy as np
@@ -12,6 +13,7 @@ from udc_model.data.transforms import Preprocessing
 from udc_model.inference import engine
 from udc_model.inference.classifier import TrainedClassifier
 from udc_model.inference.engine import build_forward
+from udc_model.inference.fused import FusedConvolution, FusedLinear, has_fused_operators
 from udc_model.models import build_model
 from udc_model.models.ensemble import Ensemble
 
@@ -48,6 +50,14 @@ def model(request):
     return Ensemble.of_members(members[0].config, [1.0, 2.0], [member.state_dict() for member in members])
 
 
+@pytest.fixture(params=[True, False], ids=["operators of oneDNN", "operators of torch"])
+def _operators(request, monkeypatch):
+    if not request.param:
+        monkeypatch.setattr(engine, "has_fused_operators", lambda device: False)
+    elif not has_fused_operators(CPU):
+        pytest.skip("this build of torch has no fused operators of oneDNN")
+
+
 @pytest.fixture
 def images():
     return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -65,11 +75,13 @@ def test_fp32_computes_the_model_as_it_is(model, images):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.usefixtures("_operators")
 def test_fused_float32_differs_by_rounding_only(model, images):
     expected = _run(build_forward(deepcopy(model), CPU), images)
     torch.testing.assert_close(_run(build_forward(model, CPU, "fp32_fused"), images), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("_operators")
 @pytest.mark.parametrize("name", ["basic", "bottleneck"])
 def test_no_norm_remains_in_a_fused_resnet(name):
     model = _randomised(MODELS[name])
@@ -77,6 +89,7 @@ def test_no_norm_remains_in_a_fused_resnet(name):
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
 
+@pytest.mark.usefixtures("_operators")
 def test_bf16_is_close_and_its_head_computes_in_float32(model, images, monkeypatch):
     monkeypatch.setattr(engine, "has_fast_bf16", lambda device: True)
     expected = _run(build_forward(deepcopy(model), CPU), images)
@@ -85,11 +98,29 @@ def test_bf16_is_close_and_its_head_computes_in_float32(model, images, monkeypat
     assert not torch.equal(logits, logits.bfloat16().float())  # not rounded to bfloat16
     spread = expected.std()
     assert 0 < (logits - expected).abs().max() < 0.1 * spread
-    weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d | FusedConvolution | FusedLinear)]
     assert {weight.dtype for weight in weights} == {torch.bfloat16}
     heads = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == len(CLASSES)]
     assert heads
     assert {weight.dtype for weight in heads} == {torch.float32}
+
+
+def test_the_size_of_the_batch_and_earlier_batches_change_rounding_only(model, images):
+    """Weights are ordered when the first images come, and always for the same number of images."""
+    expected = _run(lambda x: model(x).logits, images)
+    forward = build_forward(model, CPU, "fp32_fused")
+    for order in ([0], [1, 2, 3], [3, 2], [0, 1, 2, 3]):
+        torch.testing.assert_close(_run(forward, images[order]), expected[order], rtol=1e-4, atol=1e-4)
+
+
+def test_several_threads_may_begin_at_once(images):
+    model = _randomised(MODELS["convnext"])
+    expected = _run(build_forward(deepcopy(model), CPU, "fp32_fused"), images)
+    for _ in range(5):
+        forward = build_forward(deepcopy(model), CPU, "fp32_fused")
+        with ThreadPoolExecutor(4) as pool:
+            for logits in pool.map(lambda _, forward=forward: _run(forward, images), range(4)):
+                assert torch.equal(logits, expected)
 
 
 def test_hardware_that_emulates_bf16_computes_in_fused_float32(model, images, monkeypatch, caplog):

@@ -46,8 +46,9 @@ def test_an_unknown_or_invalid_parameter_is_an_error(tmp_path, text, message):
 def test_photographs_has_the_measured_values():
     values = find_recipe("photographs").values
     assert values == {
-        "data.image_size": 96, "model.preset": "resnet-mini", "train.epochs": 300, "train.learning_rate": 0.003,
+        "data.image_size": 96, "model.preset": "resnet-small", "train.epochs": 400, "train.learning_rate": 0.003,
         "train.ema_decay": 0.999, "train.augment": "standard", "train.horizontal_flip": True, "train.cutmix": 1.0,
+        "evaluate.flip_averaging": True,
     }  # fmt: skip
 
 
@@ -65,13 +66,13 @@ def test_writing_keeps_comments_and_values_that_are_not_its(params_file):
     before = params_file.read_text()
     changes = apply(params_file, find_recipe("photographs"), {})
     assert [(change.name, change.old, change.new) for change in changes][:2] == [
-        ("data.image_size", 32, 96), ("model.preset", None, "resnet-mini")]  # fmt: skip
+        ("data.image_size", 32, 96), ("model.preset", None, "resnet-small")]  # fmt: skip
     after = params_file.read_text()
     comments = [line for line in before.splitlines() if line.lstrip().startswith("#")]
     assert [line for line in after.splitlines() if line.lstrip().startswith("#")] == comments
     assert "seed: 7  # as in the paper" in after
     params = load_params(params_file)
-    assert (params.data.path, params.seed, params.train.epochs) == ("data/raw/it's: #1", 7, 300)
+    assert (params.data.path, params.seed, params.train.epochs) == ("data/raw/it's: #1", 7, 400)
     assert len(before.splitlines()) == len(after.splitlines())
     assert apply(params_file, find_recipe("photographs"), {}) == []
     assert params_file.read_text() == after
@@ -97,7 +98,7 @@ def test_defaults_follow_no_recipe():
 def test_a_file_that_would_not_be_valid_stays(params_file):
     params_file.write_text(params_file.read_text().replace("model_type: resnet", "model_type: convnext"))
     before = params_file.read_text()
-    with pytest.raises(UdcError, match=r"with recipe photographs is not valid:\n.*resnet-mini is a resnet"):
+    with pytest.raises(UdcError, match=r"with recipe photographs is not valid:\n.*resnet-small is a resnet"):
         apply(params_file, find_recipe("photographs"), {})
     assert params_file.read_text() == before
 

@@ -49,10 +49,10 @@ def test_the_hardware_and_other_recipes_are_named():
     def text(**kwargs):
         return recommend(_images(**{"counts": (603, 137)} | kwargs), has_gpu=False).to_text()
 
-    many = (15_000, 5_000)
+    many = (10_000, 5_000)
     assert "no GPU was found" in text(counts=many)
-    assert "300 epochs may take an hour or more" in text(counts=many)
-    assert "no GPU" not in text(counts=(15_000, 4_999))
+    assert "400 epochs may take an hour or more" in text(counts=many)
+    assert "no GPU" not in text(counts=(10_000, 4_999))
     assert "no GPU" not in recommend(_images(counts=many), has_gpu=True).to_text()
     assert "photographs-pretrained and frozen-features start from weights to download" in text(side=200)
     assert "frozen-features starts from weights to download" in text(counts=(50, 50))

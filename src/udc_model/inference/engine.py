@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from udc_model.inference.fused import fuse_layers, has_fused_operators
 from udc_model.models.ensemble import Ensemble
 from udc_model.models.factory import has_fast_bf16
 from udc_model.models.resnet import ResNetConvLayer, ResNetShortCut
@@ -39,10 +39,10 @@ def build_forward(
     Parameters
     ----------
     model : in eval mode, on ``device``.
-    precision : ``fp32`` computes every layer of the model as it is. ``fp32_fused`` folds BatchNorm into the
-        convolutions before it and stores images with the channels last: equal up to rounding, and faster. ``bf16`` also
-        computes convolutions and products in bfloat16, and the head in float32; hardware that only emulates bfloat16
-        uses ``fp32_fused`` instead.
+    precision : ``fp32`` computes every layer of the model as it is. ``fp32_fused`` folds norms into convolutions and
+        computes several layers in one pass where it can, with the channels of images last: equal up to rounding, and
+        faster. ``bf16`` also computes convolutions and products in bfloat16, and the head in float32; hardware that
+        only emulates bfloat16 uses ``fp32_fused`` instead.
 
     Returns
     -------
@@ -54,20 +54,25 @@ def build_forward(
         logger.info("evaluate.precision: this %s only emulates bf16, so fp32 is used; decisions can differ where two "
                     "cost almost the same", "processor" if device.type == "cpu" else device.type)  # fmt: skip
         precision = "fp32_fused"
-    _fold_norms(model)
-    if precision == "bf16":
+    is_bf16 = precision == "bf16"
+    has_autocast = False
+    for classifier in _classifiers(model):
+        if has_fused_operators(device) and classifier.config.model_type in ("resnet", "convnext"):
+            fuse_layers(classifier.base_model, torch.bfloat16 if is_bf16 else torch.float32)
+        else:
+            _fold_norms(classifier)
+            has_autocast = is_bf16
+        if is_bf16:
+            classifier.classifier = _Float32Head(classifier.classifier)
+    if has_autocast:
         _to_bf16(model)
     model.to(memory_format=torch.channels_last)
 
     def forward(images: Tensor) -> Tensor:
-        with _autocast(device, precision):
+        with torch.autocast(device.type, torch.bfloat16, enabled=has_autocast):
             return torch.as_tensor(model(images.to(device, memory_format=torch.channels_last)).logits)
 
     return forward
-
-
-def _autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def _classifiers(model: ImageClassifier | Ensemble) -> Iterator[ImageClassifier]:
@@ -91,4 +96,3 @@ def _to_bf16(model: ImageClassifier | Ensemble) -> None:
         for module in classifier.base_model.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 module.weight.data = module.weight.data.to(torch.bfloat16)
-        classifier.classifier = _Float32Head(classifier.classifier)

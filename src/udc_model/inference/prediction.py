@@ -22,6 +22,7 @@ from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.policy import Policy
 from udc_model.inference.inputs import BadInput, Input
 from udc_model.inference.stored_model import StoredModel
+from udc_model.native.memory import keep_freed_memory
 
 _BATCH = 64
 
@@ -66,6 +67,7 @@ def _logits(
     inputs: Iterable[Input], stored: StoredModel, report: Callable[[BadInput], None]
 ) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
     """Yield names and logits (n, K) of the images, in batches."""
+    keep_freed_memory()
     classifier = stored.load()
     prepared = (image for each in inputs for image in _prepared(each, classifier.preprocessing, report))
     batches = iter(lambda: list(islice(prepared, _BATCH)), [])

@@ -100,7 +100,7 @@ class ResNetShortCut(nn.Module):
         return cast(Tensor, self.normalization(self.convolution(x)))
 
 
-class _ResidualLayer(nn.Module):
+class ResidualLayer(nn.Module):
     """``act(layer(x) + shortcut(x))``; the shortcut is the identity if the shape does not change.
 
     ``hidden_act`` is used in the stem and after the sum. Between the convolutions of a block the activation is always
@@ -121,7 +121,7 @@ class _ResidualLayer(nn.Module):
         return cast(Tensor, self.activation(out))
 
 
-class ResNetBasicLayer(_ResidualLayer):
+class ResNetBasicLayer(ResidualLayer):
     """Two 3x3 convolutions (the paper's figure 5, left)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, act: str = "relu") -> None:
@@ -132,7 +132,7 @@ class ResNetBasicLayer(_ResidualLayer):
         super().__init__(in_channels, out_channels, stride, layers, act)
 
 
-class ResNetBottleNeckLayer(_ResidualLayer):
+class ResNetBottleNeckLayer(ResidualLayer):
     """1x1 to C / 4, 3x3, 1x1 back to C (the paper's figure 5, right)."""
 
     def __init__(

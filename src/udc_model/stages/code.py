@@ -53,7 +53,15 @@ FEATURES = (
     "training/features.py",
     "training/hardware.py",
 )
-LOGITS = ("data/logits.py", "data/transforms.py", "inference/classifier.py", "inference/engine.py", "models", "native")
+LOGITS = (
+    "data/logits.py",
+    "data/transforms.py",
+    "inference/classifier.py",
+    "inference/engine.py",
+    "inference/fused.py",
+    "models",
+    "native",
+)
 
 
 def code_files(names: Iterable[str]) -> list[Path]:

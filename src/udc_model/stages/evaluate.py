@@ -28,6 +28,7 @@ from udc_model.evaluation.training_record import TRAINING_RECORD, read_training_
 from udc_model.files import Workspace, atomic_folder, only_writer, sha256_of, write_atomically
 from udc_model.inference.stored_logits import Logits, stored_logits
 from udc_model.installed import check_pin
+from udc_model.native.memory import keep_freed_memory
 from udc_model.program import exit_status
 from udc_model.stages.code import LOGITS, code_files
 from udc_model.stages.evaluation_log import Scores, log_evaluation, log_model, log_note, log_scores, log_training
@@ -170,6 +171,7 @@ def run_model(
     """
     from udc_model.inference.classifier import TrainedClassifier  # torch, which stored logits do not need
 
+    keep_freed_memory()
     classifier = TrainedClassifier.load(workspace.model, evaluate.flip_averaging, evaluate.precision)
     if classifier.classes != classes:
         raise UdcError(f"{workspace.model} was trained on other classes than {workspace.prepared}; run `dvc repro`")

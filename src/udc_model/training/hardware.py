@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,7 +14,6 @@ from udc_model.errors import UdcError
 from udc_model.models.factory import best_device, has_fast_bf16
 from udc_model.native.library import load_library
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of malloc.h
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -56,22 +53,6 @@ def memory_of(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def keep_freed_memory() -> None:
-    """Make glibc reuse freed memory instead of returning it to the system; does nothing with other C libraries.
-
-    Activations exceed malloc's limit for mapped blocks, so each training step would map, clear and unmap them again.
-    Meant for a process that only trains.
-    """
-    if sys.platform != "linux":
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:  # another C library
-        return
-    for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, 2**28)):
-        mallopt(option, value)
 
 
 def set_arithmetic(params: TrainParams) -> None:

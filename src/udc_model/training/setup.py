@@ -22,9 +22,10 @@ from udc_model.models import build_model
 from udc_model.models.checkpoints import WeightsReport, load_weights
 from udc_model.models.pretrained import find_weights
 from udc_model.models.staged import ImageClassifier
+from udc_model.native.memory import keep_freed_memory
 from udc_model.training.batch_size import largest_batch_size
 from udc_model.training.distribution import ALONE, Ranks
-from udc_model.training.hardware import keep_freed_memory, memory_of, pick_hardware
+from udc_model.training.hardware import memory_of, pick_hardware
 from udc_model.training.session import CostMonitor, TrainingSession
 from udc_model.training.training_loss import TrainingLoss
 
