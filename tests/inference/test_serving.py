@@ -2,21 +2,26 @@
 
 import base64
 import io
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+import udc_model
 from udc_model.config import ModelParams, ResNetParams
 from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.calibration import Calibration
 from udc_model.decisions.policy import Policy
 from udc_model.errors import UdcError
 from udc_model.files import sha256_of
+from udc_model.inference import serving
 from udc_model.inference.serving import ServedClassifier
 from udc_model.models import build_model
+from udc_model.tracking.model import save_model
 
 CLASSES = ["a", "b", "c"]
 
@@ -64,6 +69,7 @@ def test_grey_array_and_grey_file_give_the_same_decision(served, rng):
         ([[0.5, 0.5]], "image 0: an array must hold integers"),
         ([[300, 0]], "image 0: an array must hold integers from 0 to 255"),
         ([[[1, 2]]], r"image 0: an array must be \(H, W\) or \(H, W, 3\), got shape \(1, 1, 2\)"),
+        ([[1, 2, 3]] * 8, r"image 0: an array of shape \(8, 3\) may be a row of pixels, not an image; send a list"),
         ([], "image 0: an array must be"),
         (7, "image 0: an array must be"),
     ],
@@ -71,6 +77,73 @@ def test_grey_array_and_grey_file_give_the_same_decision(served, rng):
 def test_value_that_is_not_an_image_raises(served, value, message):
     with pytest.raises(UdcError, match=message):
         served.predict(pd.DataFrame({"image": pd.Series([value], dtype=object)}))
+
+
+@pytest.fixture(scope="module")
+def requested(served, tmp_path_factory):
+    """What MLflow's scoring server answers to a request: status and text."""
+    import mlflow.pyfunc
+    from mlflow.exceptions import MlflowException
+    from mlflow.models import Model
+    from mlflow.pyfunc.scoring_server import invocations
+
+    folder = tmp_path_factory.mktemp("served")
+    package = Path(udc_model.__file__).parent
+    save_model(folder / "mlflow", Model(), _bundle(folder, served, served.policy), package, [], serving.__name__)
+    model = mlflow.pyfunc.load_model(str(folder / "mlflow"))
+
+    def answer(content):
+        text = content if isinstance(content, str) else json.dumps(content)
+        try:
+            response = invocations(text, "application/json", model, model.metadata.get_input_schema())
+        except MlflowException as error:
+            return error.get_http_status_code(), error.serialize_as_json()
+        return response.status, response.response
+
+    return answer
+
+
+def test_a_request_that_is_no_image_is_answered_with_a_sentence(requested, rng):
+    pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    status, text = requested({"inputs": [pixels.tolist()]})
+    assert status == 200
+    assert json.loads(text)["predictions"][0]["class"] in CLASSES
+    large = base64.b64encode(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + b"\x7f\xff\xff\xff" * 2 + b"\x08\x02\0\0\0").decode()
+    bad = [
+        "",
+        "not base64!",
+        base64.b64encode(b"text").decode(),
+        _encoded(pixels)[:80],
+        large,
+        7,
+        None,
+        True,
+        [],
+        {},
+        {"a": 1},
+        [[1, 2], [3]],
+        [[0.5, 0.5]],
+        [[300, 0]],
+        [[-1, 0]],
+        [[[1, 2]]],
+        [["x"]],
+        "data:image/png;base64,",
+    ]
+    requests = [{"dataframe_records": [{"image": value}]} for value in bad]
+    requests += [
+        {"inputs": pixels.tolist()},
+        {"inputs": "x"},
+        {"dataframe_records": [{"picture": "x"}]},
+        {},
+        "[1, 2",
+        "",
+    ]
+    for request in requests:
+        status, text = requested(request)
+        assert status == 400, (request, text)
+        assert "stack_trace" not in text, request
+        assert "Traceback" not in text, request
+        assert json.loads(text)["message"], request
 
 
 def test_missing_column_raises(served):

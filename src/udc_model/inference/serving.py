@@ -97,11 +97,36 @@ def _pixels(value: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
         array = np.array(array.tolist())
     if array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
         raise BadImageError(f"an array must be (H, W) or (H, W, 3), got shape {array.shape}")
+    if array.ndim == 2 and array.shape[1] == 3:  # of {"inputs": image}, MLflow makes every row of pixels an image
+        raise BadImageError(f"an array of shape {array.shape} may be a row of pixels, not an image; send a list of "
+                            "images, also for a single one")  # fmt: skip
     if not np.issubdtype(array.dtype, np.integer) or array.min() < 0 or array.max() > 255:
         raise BadImageError("an array must hold integers from 0 to 255")
     return array.astype(np.uint8)
 
 
-def _load_pyfunc(path: str) -> ServedClassifier:
+class _PyfuncModel:
+    """What MLflow calls: a value that is not an image is an answer of one sentence with status 400.
+
+    Of any other exception, MLflow's server sends the traceback.
+    """
+
+    def __init__(self, served: ServedClassifier) -> None:
+        self._served = served
+
+    def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """See `ServedClassifier.predict`."""
+        from mlflow.exceptions import MlflowException
+        from mlflow.protos.databricks_pb2 import BAD_REQUEST
+
+        try:
+            return self._served.predict(model_input, params)
+        except UdcError as error:
+            raise MlflowException(str(error), error_code=BAD_REQUEST) from None
+        except MemoryError:
+            raise MlflowException("the images do not fit into memory", error_code=BAD_REQUEST) from None
+
+
+def _load_pyfunc(path: str) -> _PyfuncModel:
     """Load the model from a logged folder; MLflow calls this function."""
-    return ServedClassifier(Path(path))
+    return _PyfuncModel(ServedClassifier(Path(path)))
