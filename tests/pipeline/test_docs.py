@@ -47,6 +47,8 @@ RUN_BY = {
     "torchrun": "test_two_killed_processes_resume",
     "udc --print-completion": "test_completion_scripts_are_printed",
     "mlflow models serve": "test_served_model_decides_as_predict",
+    "udc serve": "test_a_killed_process_is_replaced_and_sigterm_loses_no_accepted_request",
+    "http://127.0.0.1:8080/predict": "test_all_forms_of_a_request_give_the_same_decisions",
     "curl": "test_served_model_decides_as_predict",
 }
 

@@ -148,8 +148,24 @@ def _export(options: argparse.Namespace) -> None:
     export_onnx(model_of_folder(stored), options.file, preprocessing.size, metadata)
 
 
+def _serve_arguments(parser: Parser) -> None:
+    add_root(parser, "model/ and evaluation/")
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
+                        help="0.0.0.0 for other machines (default: %(default)s, this machine only)")  # fmt: skip
+    parser.add_argument("--port", type=int, default=8080, metavar="N", help="default: %(default)s")
+    parser.add_argument("--workers", type=int, default=1, metavar="N",
+                        help="processes, each with a copy of the model (default: %(default)s)")  # fmt: skip
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from udc_model.inference.server.run import serve
+
+    serve(options.root, options.host, options.port, options.workers)
+
+
 COMMANDS = (
     Command("Decide", "predict", "decide images with the trained model", _predict, _predict_arguments),
+    Command("Decide", "serve", "decide images over HTTP", _serve, _serve_arguments),
     Command("Decide", "decide", "decide stored predictions again under other costs", _decide, _decide_arguments),
     Command("Decide", "export", "write the trained model as ONNX", _export, _export_arguments),
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,16 +74,35 @@ class ServedClassifier:
         )
 
 
+def image_of(value: Any, decoding: Decoding) -> Image.Image:
+    """The image of a value in a request; a request has one decision for it, so the file must have one frame.
+
+    Parameters
+    ----------
+    value : an encoded image file, or base64 text of one; or an (H, W) or (H, W, 3) array or nested lists of integers.
+
+    Raises
+    ------
+    BadImageError
+        It is not an image that can be used.
+    """
+    single = replace(decoding, frames="error") if decoding.frames == "each" else decoding
+    if isinstance(value, bytes):
+        return decode(value, single)
+    if isinstance(value, str):
+        if len(value) > _CHARACTERS_PER_PIXEL * decoding.max_pixels:
+            raise BadImageError("the base64 text is too long")
+        try:
+            return decode(base64.b64decode(value, validate=True), single)
+        except ValueError as error:  # binascii.Error, or text that is not ASCII
+            raise BadImageError(str(error)) from None
+    return to_channels(Image.fromarray(_pixels(value)), decoding.channels)
+
+
 def _image(value: Any, row: int, decoding: Decoding) -> Image.Image:
     try:
-        if isinstance(value, str):
-            if len(value) > _CHARACTERS_PER_PIXEL * decoding.max_pixels:
-                raise BadImageError("the base64 text is too long")
-            # A row has one decision.
-            single = replace(decoding, frames="error") if decoding.frames == "each" else decoding
-            return decode(base64.b64decode(value, validate=True), single)
-        return to_channels(Image.fromarray(_pixels(value)), decoding.channels)
-    except (BadImageError, binascii.Error) as error:
+        return image_of(value, decoding)
+    except BadImageError as error:
         raise UdcError(f"image {row}: {error}") from None
 
 

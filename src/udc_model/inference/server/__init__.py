@@ -1,0 +1,1 @@
+"""``udc serve``: decides images over HTTP, in batches of the requests that wait (extra ``[serve]``)."""

@@ -1,0 +1,69 @@
+"""The images in the body of a request: an image file, a form with files, or JSON in one of several forms."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from udc_model.errors import UdcError
+
+_LISTS = ("images", "inputs", "instances", "dataframe_records")
+FORMS = (
+    "send an image file with its content type, a form with files, or JSON: "
+    '{"image": BASE64}, {"images": [BASE64, …]}, or what MLflow\'s server takes'
+)
+
+
+def images_in_json(body: bytes, most_images: int) -> tuple[list[Any], bool]:
+    """The images in a JSON object, each base64 text or nested lists of pixels.
+
+    Parameters
+    ----------
+    body : ``{"image": …}``, ``{"images": […]}``, or the forms of MLflow's server: ``inputs``, ``instances``,
+        ``dataframe_records`` and ``dataframe_split``.
+    most_images : images that a request may have.
+
+    Returns
+    -------
+    The values, which are not checked, and whether they were a list.
+
+    Raises
+    ------
+    UdcError
+        The body is none of these forms, or has no or too many images.
+    """
+    try:
+        values = json.loads(body)
+    except (ValueError, RecursionError) as error:  # ValueError: also text that is not UTF-8 and very long numbers
+        reason = "lists are nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise UdcError(f"the body is not valid JSON: {reason[:200]}") from None
+    if not isinstance(values, dict):
+        raise UdcError(f"the JSON must be an object; {FORMS}")
+    if "image" in values:
+        return [values["image"]], False
+    images = _columns(values["dataframe_split"]) if "dataframe_split" in values else next(
+        (values[name] for name in _LISTS if name in values), None
+    )  # fmt: skip
+    if images is None:
+        raise UdcError(f"the JSON has no images; {FORMS}")
+    if not isinstance(images, list):
+        raise UdcError(f"the images must be a list; {FORMS}")
+    check_count(len(images), most_images)
+    return [each["image"] if isinstance(each, dict) and "image" in each else each for each in images], True
+
+
+def _columns(split: Any) -> list[Any] | None:
+    """The column ``image`` of a data frame in MLflow's form ``split``; None if there is none."""
+    try:
+        column = split["columns"].index("image")
+        return [row[column] for row in split["data"]]
+    except (TypeError, KeyError, ValueError, IndexError, AttributeError):
+        return None
+
+
+def check_count(count: int, most_images: int) -> None:
+    """:class:`UdcError` if a request has no images, or too many."""
+    if not count:
+        raise UdcError("the request has no images")
+    if count > most_images:
+        raise UdcError(f"the request has {count:,} images; at most {most_images:,} are allowed, send several requests")

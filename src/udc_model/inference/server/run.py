@@ -1,0 +1,57 @@
+"""Runs the server's processes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from udc_model.errors import UdcError
+from udc_model.files import Workspace
+from udc_model.inference.stored_model import open_stored
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+logger = logging.getLogger(__name__)
+
+
+def serve(root: Path, host: str, port: int, workers: int) -> None:
+    """Serve until SIGTERM or Ctrl-C, which lets the processes finish what they have accepted.
+
+    A process that dies is started again.
+
+    Raises
+    ------
+    UdcError
+        The extra ``[serve]`` is not installed, the model cannot be used, or the port is not free.
+    """
+    try:
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import swagger_ui_bundle  # noqa: F401
+        import uvicorn
+        from uvicorn.supervisors import Multiprocess
+    except ImportError as error:
+        raise UdcError(f"{error.name} is not installed; pip install 'udc-model[serve]'") from None
+    open_stored(Workspace(root))  # what cannot be used is said at once, and once
+    with tempfile.TemporaryDirectory(prefix="udc-serve-") as counts:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts  # the processes count there, together
+        config = uvicorn.Config(partial(_create_app, root.absolute()), host, port, factory=True, workers=workers,
+                                access_log=False, log_level="warning", timeout_worker_healthcheck=60)  # fmt: skip
+        try:
+            socket = config.bind_socket()
+        except SystemExit:
+            raise UdcError(f"--port {port}: cannot be used on {host}; name another one") from None
+        logger.info("http://%s:%d/docs describes the requests; Ctrl-C ends", host, socket.getsockname()[1])
+        Multiprocess(config, sockets=[socket]).run()
+
+
+def _create_app(root: Path) -> FastAPI:
+    """The application; called in each process, so that the one that starts them needs no torch."""
+    from udc_model.inference.server.app import Limits, create_app
+
+    return create_app(root, Limits())
