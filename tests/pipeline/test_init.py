@@ -35,6 +35,9 @@ def test_images_to_a_recorded_model_in_an_empty_folder(project_at, tmp_path, sha
     (run,) = project.runs()
     assert run.info.status == "FINISHED"
     assert run.data.tags[f"{COMMIT}.evaluate"] == _git(project, "rev-parse", "HEAD")
+    assert project.udc("summary").stdout.endswith(
+        "udc predict FILE                                  (decide another image)\n"
+    )
     plan = project.run("dvc", "repro", "--dry", "--allow-missing").stdout  # what the workflow looks for
     assert "Running stage" not in plan
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -60,9 +61,16 @@ def summary(workspace: Workspace) -> str:
         "",
         'Next:       git add . && git commit -m "First result"        (later experiments are compared with it)',
         "            make ui                                           (runs, curves and models in the browser)",
-        "            . .venv/bin/activate && udc predict data/samples  (decide ten images)",
+        _predict_command(workspace.root),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _predict_command(root: Path) -> str:
+    """How to decide images: those that the repository of this package has, or a person's own."""
+    if (root / "data/samples").is_dir() and (root / ".venv").is_dir():
+        return "            . .venv/bin/activate && udc predict data/samples  (decide ten images)"
+    return "            udc predict FILE                                  (decide another image)"
 
 
 def _trained(model_type: str, record: Mapping[str, Any]) -> str:
