@@ -1,6 +1,11 @@
 """Inference of ConvNeXt-T and ResNet-50 beside other libraries, each at its defaults and at its best.
 
     python benchmarks/inference.py [--only resnet-50/16] [--rounds 9] [--compiled]
+    python benchmarks/inference.py --files 2000 [--rounds 3]
+
+The second form decides JPEGs of 500 x 400 with a ResNet-50 as `udc predict` does, and prepared images as stage evaluate
+does, beside the bare network in bf16 on tensors, in turn; start-up is not counted.
+
 
 One process runs a batch in each way in turn, so that machine noise affects all of them alike; all use random weights
 and the same images of 224 px. "defaults" is the model as the library makes it, in fp32. "best" is bf16 autocast and
@@ -20,11 +25,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from results_table import ResultsTable
 
 from models import SIDE, build
+from udc_model.data.transforms import Preprocessing
+from udc_model.decisions.policy import POLICY_FILE, Policy
+from udc_model.files import Workspace
 from udc_model.inference.engine import build_forward
+from udc_model.inference.inputs import list_inputs
 from udc_model.inference.onnx_export import export_onnx
+from udc_model.inference.prediction import predict
+from udc_model.inference.stored_model import StoredModel, open_stored
 from udc_model.native.memory import keep_freed_memory
 
 COLUMNS = (
@@ -41,6 +53,7 @@ COLUMNS = (
 )
 MODELS, BATCHES = ("convnext-tiny", "resnet-50"), (1, 16, 64)
 CPU = torch.device("cpu")
+_BATCH = 64
 Step = Callable[[], object]
 
 
@@ -120,6 +133,56 @@ def measure(model: str, batch: int, rounds: int, has_compiled: bool, table: Resu
         model, batch, *ratios[:2], fastest, ratios[2]))  # fmt: skip
 
 
+def measure_files(count: int, rounds: int) -> None:
+    """Print the rates of udc predict and of stage evaluate as shares of the bare network's."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        stored, preprocessing = _stored_model(folder), Preprocessing(SIDE, crop_pct=0.875)
+        paths, pixels = [], np.random.default_rng(0)
+        for number in range(count):
+            small = pixels.integers(0, 256, (10, 13, 3), dtype=np.uint8)
+            paths.append(str(folder / f"{number}.jpg"))
+            Image.fromarray(small).resize((500, 400), Image.Resampling.BICUBIC).save(paths[-1], quality=90)
+        classifier = stored.load()
+        forward = build_forward(build("ours", "resnet-50").eval(), CPU, "bf16")
+        side = preprocessing.stored_size
+        packed = pixels.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+        images = torch.randn(_BATCH, 3, SIDE, SIDE)
+        rates: dict[str, list[float]] = {"bare network": [], "udc predict": [], "stage evaluate": []}
+        for _ in range(rounds + 1):  # the first one warms up
+            start = time.perf_counter()
+            with torch.inference_mode():
+                for _ in range(count // _BATCH):
+                    forward(images)
+            rates["bare network"].append(count // _BATCH * _BATCH / (time.perf_counter() - start))
+            batches = predict(list_inputs(paths), stored, print)  # type: ignore[arg-type]
+            next(batches)  # loads the model
+            start = time.perf_counter()
+            rows = sum(len(batch) for batch in batches)
+            rates["udc predict"].append(rows / (time.perf_counter() - start))
+            start = time.perf_counter()
+            classifier.logits_of_stored(packed)
+            rates["stage evaluate"].append(count / (time.perf_counter() - start))
+    for name, values in rates.items():
+        shares = [value / bare for value, bare in zip(values[1:], rates["bare network"][1:], strict=True)]
+        print(f"{name:16} {statistics.median(values[1:]):6.1f} images/s, {statistics.median(shares):.3f} "  # noqa: T201
+              f"({min(shares):.3f} to {max(shares):.3f}) of the bare network")  # fmt: skip
+
+
+def _stored_model(folder: Path) -> StoredModel:
+    """A ResNet-50 with random weights and its policy."""
+    workspace = Workspace(folder)
+    workspace.model.mkdir()
+    workspace.evaluation.mkdir()
+    model = build("ours", "resnet-50")
+    model.save_pretrained(workspace.model)
+    Preprocessing(SIDE, crop_pct=0.875).save(workspace.model)
+    classes = list(model.config.id2label.values())
+    policy = Policy(classes, (1 - np.eye(len(classes))).tolist(), precision="bf16")
+    (workspace.evaluation / POLICY_FILE).write_text(policy.to_json())
+    return open_stored(workspace)
+
+
 def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
@@ -131,9 +194,13 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name, as resnet-50/16, contains this")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--files", type=int, default=0, metavar="N")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".csv"))
     options = parser.parse_args()
     keep_freed_memory()
+    if options.files:
+        measure_files(options.files, options.rounds)
+        return
     table = ResultsTable(options.output, COLUMNS)
     for model in MODELS:
         for batch in BATCHES:

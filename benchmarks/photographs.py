@@ -233,9 +233,10 @@ def summary(table: ResultsTable) -> None:
         groups.setdefault((row["data"], row["recipe"], row["settings"], row["image_size"]), []).append(row)
     for key, rows in groups.items():
         values = [float(row["accuracy"]) for row in rows]
-        n, minutes = len(values), max(float(row["cpu_minutes"] or "nan") for row in rows)
+        n, minutes = len(values), [float(row["cpu_minutes"]) for row in rows if row["cpu_minutes"]]
         half = t.ppf(0.975, n - 1) * stdev(values) / n**0.5 if n > 1 else float("nan")
-        print(f"{' '.join(key)} px: {mean(values):.4f} ± {half:.4f} of {n} seeds, at most {minutes:.1f} CPU min")  # noqa: T201
+        print(f"{' '.join(key)} px: {mean(values):.4f} ± {half:.4f} of {n} seeds, at most "  # noqa: T201
+              f"{max(minutes):.1f} CPU min")  # fmt: skip
 
 
 def main() -> None:
