@@ -1,5 +1,11 @@
 """Tests of worker processes: results in order; an item that kills or blocks its process is reported alone."""
 
+import signal
+import subprocess
+import sys
+from itertools import count, islice
+
+import psutil
 import pytest
 
 from udc_model.data import workers
@@ -27,8 +33,6 @@ def _one(item):
 def work(tmp_path, monkeypatch):
     (tmp_path / "harmful.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(workers, "_MIN_ITEMS", 1)
-    monkeypatch.setattr(workers, "available_cores", lambda: 2)
     import harmful
 
     return harmful.work
@@ -39,12 +43,50 @@ def _failed(item):
 
 
 def _run(work, items):
-    return [result for part in run_in_workers(work, items, _failed) for result in part]
+    return [result for part in run_in_workers(work, items, _failed, 2) for result in part]
 
 
-def test_few_items_run_in_this_process():
-    assert list(run_in_workers(list, [1, 2, 3], _failed)) == [[1, 2, 3]]
-    assert list(run_in_workers(list, [], _failed)) == []
+def test_one_process_is_this_one():
+    assert list(run_in_workers(list, [1, 2, 3], _failed, 1)) == [[1, 2, 3]]
+    assert list(run_in_workers(list, [1, 2, 3], _failed, 1, per_task=2)) == [[1, 2], [3]]
+    assert list(run_in_workers(list, [], _failed, 1)) == []
+
+
+def test_few_items_need_no_worker(monkeypatch):
+    monkeypatch.setattr(workers, "available_cores", lambda: 3)
+    assert [workers.number_of_workers(n) for n in (0, 255, 256)] == [1, 1, 3]
+
+
+def test_items_are_read_a_bounded_number_of_tasks_ahead(work):
+    read = []
+    results = run_in_workers(work, (read.append(k) or str(k) for k in count()), _failed, 2, per_task=3)
+    assert list(islice(results, 5)) == [[f"done {k}" for k in range(3 * n, 3 * n + 3)] for n in range(5)]
+    assert len(read) <= 3 * (5 + 16)
+    results.close()
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("""
+import sys
+from itertools import count
+from udc_model.data.workers import run_in_workers
+
+if __name__ == "__main__":
+    for _ in run_in_workers(list, count(), list, 2):
+        print(flush=True)
+""")
+    process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 2
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    for child in alive:
+        child.kill()
+    assert alive == []
 
 
 @pytest.mark.slow

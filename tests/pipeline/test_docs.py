@@ -26,6 +26,7 @@ RUN_BY = {
     "mlflow run .": "test_mlflow_run_gives_one_run",
     "udc run --name venom": "test_costs_rerun_train_only_if_the_loss_uses_them",
     "udc predict --estimate-prior": "test_estimated_frequencies_are_printed_and_decide",
+    "udc score": "test_rows_are_those_of_predict_and_bad_images_are_listed",
     "udc decide": "test_decide_and_compare_as_in_the_readme",
     "udc compare": "test_decide_and_compare_as_in_the_readme",
     "udc find-lr": "test_profile_and_range_test_record_nothing",

@@ -61,6 +61,43 @@ def _predict(options: argparse.Namespace) -> None:
         raise UdcError(f"{bad} image(s) could not be used")
 
 
+def _score_arguments(parser: Parser) -> None:
+    parser.add_argument("paths", nargs="*", metavar="PATH",
+                        help="images, folders of them, tables of paths (as .csv, .parquet), .tar shards")  # fmt: skip
+    parser.add_argument("--from-list", metavar="FILE",
+                        help="file with one path per line or between null characters; - is standard input")  # fmt: skip
+    parser.add_argument("--column", metavar="NAME", help="column of paths in the tables (default: by the usual names)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR",
+                        help="folder of Parquet files to write; the same command again continues there")  # fmt: skip
+    parser.add_argument("--processes", type=int, metavar="N",
+                        help="processes that decode images, 1: in this one (default: one per core)")  # fmt: skip
+    parser.add_argument("--restart", action="store_true", help="score everything again, also what is in the folder")
+    add_root(parser, "model/ and evaluation/")
+
+
+def _score(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from udc_model.config.limits import check_number_of_processes
+    from udc_model.inference.scored_parts import BAD_IMAGES
+    from udc_model.inference.scoring import score
+    from udc_model.inference.scoring_inputs import list_scoring_inputs
+    from udc_model.inference.scoring_progress import ScoringProgress
+    from udc_model.inference.stored_model import open_stored
+
+    if options.processes is not None:
+        check_number_of_processes("--processes", options.processes)
+    inputs = list_scoring_inputs(options.paths, options.from_list, options.column)
+    stored = open_stored(Workspace(options.root))
+    with tqdm(inputs, "listing images", unit="img", disable=None, leave=False) as counted, ScoringProgress() as show:
+        totals = score(counted, stored, options.out, processes=options.processes, restart=options.restart,
+                       progress=show)  # fmt: skip
+    rate = f", {totals.inputs / totals.seconds:,.3g} images/s" if totals.inputs else ""
+    sys.stdout.write(f"{totals.rows:,} rows and {totals.bad:,} bad image(s) in {options.out}{rate}\n")
+    if totals.bad:
+        raise UdcError(f"{totals.bad:,} image(s) could not be used; {options.out / BAD_IMAGES} lists them")
+
+
 def _prior_estimation(evaluation: Path, stored: Policy) -> Callable[[Policy, NDArray[np.float32]], Policy]:
     """What replaces the class frequencies of a policy by estimates, and prints them to standard error.
 
@@ -166,6 +203,7 @@ def _serve(options: argparse.Namespace) -> None:
 COMMANDS = (
     Command("Decide", "predict", "decide images with the trained model", _predict, _predict_arguments),
     Command("Decide", "serve", "decide images over HTTP", _serve, _serve_arguments),
+    Command("Decide", "score", "decide any number of images into a folder of Parquet files", _score, _score_arguments),
     Command("Decide", "decide", "decide stored predictions again under other costs", _decide, _decide_arguments),
     Command("Decide", "export", "write the trained model as ONNX", _export, _export_arguments),
 )

@@ -44,9 +44,16 @@ def check_sizes(train: TrainParams, training_counts: Mapping[str, int]) -> None:
 
 def check_processes(train: TrainParams) -> None:
     """:class:`UdcError` if ``train.processes`` is more than this machine can run at once."""
+    check_number_of_processes("train.processes", train.processes)
+
+
+def check_number_of_processes(parameter: str, number: int) -> None:
+    """:class:`UdcError` that begins with the parameter if this machine cannot run so many processes at once."""
     most = _PER_CORE * available_cores()
-    if train.processes > most:
-        raise UdcError(f"train.processes: got {train.processes:,}, but this machine has {available_cores()} cores; at "
+    if number < 1:
+        raise UdcError(f"{parameter}: got {number:,}; at least 1 is needed")
+    if number > most:
+        raise UdcError(f"{parameter}: got {number:,}, but this machine has {available_cores()} cores; at "
                        f"most {most} are allowed")  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from udc_model.data.frames import Frame
 from udc_model.data.intensity import DeepValues, automatic_range, fixed_range, percentile_range
 from udc_model.data.sources import ImageRecord, ImageSource, Rejection, join_for_message
 from udc_model.data.transforms import Preprocessing
-from udc_model.data.workers import run_in_workers
+from udc_model.data.workers import number_of_workers, run_in_workers
 from udc_model.errors import UdcError
 
 logger = logging.getLogger(__name__)
@@ -180,7 +180,7 @@ class _Task:
         totals: dict[int, int] = {}
         done = iter(files)
         with tqdm(total=len(files), desc=title, unit="img", disable=None) as bar:
-            for part in run_in_workers(self.check, files, _killed):
+            for part in run_in_workers(self.check, files, _killed, number_of_workers(len(files))):
                 for (frames, total), file in zip(part, done, strict=False):
                     results.update(zip(file.rows, frames, strict=True))
                     if total > 1:
@@ -255,7 +255,8 @@ class _Histogram:
     def of(self, files: Sequence[_File]) -> NDArray[np.int64]:
         """Return the histogram of all files."""
         counts = self.values.empty_histogram()
-        for part in run_in_workers(self, files, lambda file: self.values.empty_histogram()):
+        processes = number_of_workers(len(files))
+        for part in run_in_workers(self, files, lambda file: self.values.empty_histogram(), processes):
             counts += part
         return counts
 

@@ -1,18 +1,25 @@
 """Runs a function on many untrusted files in worker processes; a file that kills or blocks its worker is named.
 
 Decoders are C code. An image that crashes one, or keeps it busy forever, ends only a worker process: the files that
-were being processed run again one by one, and the culprit is reported.
+were being processed run again one by one, and the culprit is reported. A worker ends with the process that started it,
+however that one ends.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from itertools import islice
+from typing import Generic, TypeVar
 
 from udc_model.config.limits import available_cores
 from udc_model.errors import UdcError
@@ -21,21 +28,43 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 SECONDS_PER_ITEM = 300.0  # then the worker is killed
-_CHUNK = 32  # items per task: small enough for a smooth progress bar, large enough to hide the overhead of a task
+_PER_TASK = 32  # items per task: small enough for a smooth progress bar, large enough to hide the overhead of a task
 _MIN_ITEMS = 256  # fewer items take less time than the start of worker processes
 _MAX_FAILURES = 20
 
 
+@dataclass
+class _Task(Generic[Item, Result]):
+    """Items whose results are computed together, or are to be: ``future`` is None before the task is submitted."""
+
+    items: list[Item]
+    future: Future[Result] | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the result was computed."""
+        return self.future is not None and self.future.done() and self.future.exception() is None
+
+
 def run_in_workers(
-    function: Callable[[Iterable[Item]], Result], items: Sequence[Item], failed: Callable[[Item], Result]
-) -> Iterator[Result]:
-    """Apply a function to consecutive parts of a sequence, on all cores if it is long.
+    function: Callable[[Iterable[Item]], Result],
+    items: Iterable[Item],
+    failed: Callable[[Item], Result],
+    processes: int,
+    per_task: int = _PER_TASK,
+) -> Generator[Result, None, None]:
+    """Apply a function to consecutive parts of a sequence, in worker processes.
+
+    The items are read a bounded number of tasks before their results are used, so neither items nor results fill the
+    memory if the caller is slower than the workers.
 
     Parameters
     ----------
     function : maps some items to a result; it is pickled for the worker processes.
     items : all items.
     failed : the result for an item that kills its worker process, or occupies it for `SECONDS_PER_ITEM`.
+    processes : number of worker processes, as from `number_of_workers`; 1 stands for this process.
+    per_task : items of a task.
 
     Returns
     -------
@@ -46,27 +75,22 @@ def run_in_workers(
     UdcError
         More than 20 items kill their worker process.
     """
-    chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
-    processes = number_of_workers(len(items))
+    rest = iter(items)
+    new = iter(lambda: list(islice(rest, per_task)), [])
     if processes == 1:
-        yield from map(function, chunks)
+        yield from map(function, new)
         return
-    failures = 0
-    while chunks:
-        n_done = 0
+    waiting: deque[_Task[Item, Result]] = deque()
+    failures, ahead = 0, 4 * processes + 8
+    while True:
         with _pool(processes) as pool:
             try:
-                for result in pool.map(partial(_timed, function, SECONDS_PER_ITEM), chunks):
-                    yield result
-                    n_done += 1
+                yield from _results(pool, partial(_timed, function, SECONDS_PER_ITEM), waiting, new, ahead)
                 return
             except BrokenProcessPool:
                 pass
-        # Each process had one chunk, and another may have waited for it.
-        n_suspects = n_done + 2 * processes
-        for result, has_failed in _one_by_one(
-            function, [x for chunk in chunks[n_done:n_suspects] for x in chunk], failed
-        ):
+        suspects = _suspects(waiting, 2 * processes)
+        for result, has_failed in _one_by_one(function, suspects, failed):
             failures += has_failed
             if failures > _MAX_FAILURES:
                 raise UdcError(
@@ -74,11 +98,49 @@ def run_in_workers(
                     "ran out; lower data.max_pixels, or close other programs"
                 )
             yield result
-        chunks = chunks[n_suspects:]
+
+
+def _results(
+    pool: ProcessPoolExecutor,
+    call: Callable[[Sequence[Item]], Result],
+    waiting: deque[_Task[Item, Result]],
+    new: Iterator[list[Item]],
+    ahead: int,
+) -> Iterator[Result]:
+    """Yield the results of ``waiting`` and of new tasks, of which at most ``ahead`` are submitted before they are used.
+
+    If the pool breaks, ``waiting`` has the tasks whose results were not used.
+    """
+    for task in waiting:
+        if not task.is_done:
+            task.future = pool.submit(call, task.items)
+    while True:
+        while len(waiting) < ahead and (items := next(new, None)) is not None:
+            waiting.append(task := _Task(items))
+            task.future = pool.submit(call, items)
+        if not waiting:
+            return
+        assert waiting[0].future is not None
+        result = waiting[0].future.result()
+        waiting.popleft()
+        yield result
+
+
+def _suspects(waiting: deque[_Task[Item, Result]], count: int) -> list[Item]:
+    """Remove the first tasks, up to the last of ``count`` without a result; returns their items.
+
+    When a process died, each had one task, and another may have waited for it.
+    """
+    items: list[Item] = []
+    while waiting and count:
+        task = waiting.popleft()
+        count -= not task.is_done
+        items += task.items
+    return items
 
 
 def number_of_workers(n_items: int) -> int:
-    """Number of processes that `run_in_workers` uses for so many items; 1 stands for this process."""
+    """Number of processes for `run_in_workers` with so many items; 1 stands for the calling process."""
     return available_cores() if n_items >= _MIN_ITEMS else 1
 
 
@@ -98,9 +160,28 @@ def _one_by_one(
                 position += 1
 
 
-def _pool(processes: int) -> ProcessPoolExecutor:
+@contextmanager
+def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
     # "spawn": forking a process that has threads (a progress bar's, a library's) can deadlock.
-    return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to the parent too, which ends the workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent was killed; otherwise it would wait for tasks forever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _timed(function: Callable[[Iterable[Item]], Result], seconds: float, items: Sequence[Item]) -> Result:

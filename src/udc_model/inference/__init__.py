@@ -1,1 +1,1 @@
-"""Applies trained models: prediction, serving, ONNX export and the cache of logits."""
+"""Applies trained models: prediction, scoring, serving, ONNX export and the cache of logits."""

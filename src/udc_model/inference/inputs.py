@@ -1,4 +1,4 @@
-"""Lists the images for ``udc predict``: files, folders, standard input, and lists of paths."""
+"""Lists images to decide: files, folders, standard input, and lists of paths."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import cast
 
 from udc_model.data.formats import SUFFIXES
-from udc_model.data.sources.listing import list_folder
-from udc_model.data.sources.records import printable
+from udc_model.data.sources.listing import ImageFile, walk_folder
+from udc_model.data.sources.records import Rejection, printable
+from udc_model.data.sources.shards import ShardMember
 from udc_model.errors import UdcError
 
 STDIN = "-"
@@ -32,11 +33,11 @@ class ImageInput:
     Parameters
     ----------
     name : path, or ``-`` for standard input.
-    source : path of the file, or the encoded image.
+    source : path of the file, place in a shard, or the encoded image.
     """
 
     name: str
-    source: Path | bytes
+    source: Path | ShardMember | bytes
 
 
 @dataclass(frozen=True)
@@ -72,26 +73,26 @@ def list_inputs(paths: Sequence[str], list_file: str | None = None) -> Iterator[
         raise UdcError("nothing to decide: name images or folders, - for standard input, or --from-list FILE")
     if [*paths, list_file].count(STDIN) > 1:
         raise UdcError("- (standard input) is given twice")
-    return _inputs(paths, None if list_file is None else _paths_in(list_file))
+    return _inputs(paths, None if list_file is None else listed_paths(list_file))
 
 
 def _inputs(paths: Sequence[str], listed: Iterable[str] | None) -> Iterator[Input]:
     seen: set[str] = set()
     for path in paths:
-        for image in _stdin() if path == STDIN else _at(path):
+        for image in _stdin() if path == STDIN else inputs_at(path):
             if image.name not in seen:
                 seen.add(image.name)
                 yield image
     for path in listed or ():
-        yield from _at(path)
+        yield from inputs_at(path)
 
 
 def _stdin() -> Iterator[Input]:
     yield _read_stream(STDIN, cast(BufferedReader, sys.stdin.buffer))
 
 
-def _at(path: str) -> Iterator[Input]:
-    """The image of a file, or those of a folder."""
+def inputs_at(path: str) -> Iterator[Input]:
+    """The image of a file, or those of a folder, one after the other."""
     if _URL.match(path):
         yield BadInput(path, "is a URL; download it first (curl -LO URL), then predict the file")
         return
@@ -122,11 +123,11 @@ def _at(path: str) -> Iterator[Input]:
 
 def _in_folder(folder: Path) -> Iterator[Input]:
     """The images below a folder by path, by the same rules as in a data set."""
-    listing = list_folder(folder)
-    for path in listing.images:
-        yield ImageInput(str(folder / path), folder / path)
-    for item in listing.rejected:
-        yield BadInput(str(folder / item.path), item.reason)
+    for entry in walk_folder(folder):
+        if isinstance(entry, ImageFile):
+            yield ImageInput(str(folder / entry.path), folder / entry.path)
+        elif isinstance(entry, Rejection):
+            yield BadInput(str(folder / entry.path), entry.reason)
 
 
 def _unpack_advice(path: Path) -> str | None:
@@ -156,7 +157,7 @@ def _read_stream(name: str, stream: BufferedReader) -> Input:
     return ImageInput(name, data)
 
 
-def _paths_in(file: str) -> Iterator[str]:
+def listed_paths(file: str) -> Iterator[str]:
     """The paths in a list, one after the other; they are relative to the current folder."""
     try:
         # _paths_of closes it

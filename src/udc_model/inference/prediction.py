@@ -15,11 +15,9 @@ from typing import Any, TextIO, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from udc_model.data.decode import decode_frames, to_channels
-from udc_model.data.formats import BadImageError
 from udc_model.data.sources.records import printable
-from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.policy import Policy
+from udc_model.inference.decoding import prepared_frames
 from udc_model.inference.inputs import BadInput, Input
 from udc_model.inference.stored_model import StoredModel
 from udc_model.native.memory import keep_freed_memory
@@ -69,7 +67,7 @@ def _logits(
     """Yield names and logits (n, K) of the images, in batches."""
     keep_freed_memory()
     classifier = stored.load()
-    prepared = (image for each in inputs for image in _prepared(each, classifier.preprocessing, report))
+    prepared = (image for each in inputs for image in prepared_frames(each, classifier.preprocessing, report))
     batches = iter(lambda: list(islice(prepared, _BATCH)), [])
     for batch in computed_ahead(batches):
         names, images = zip(*batch, strict=True)
@@ -84,25 +82,6 @@ def computed_ahead(items: Iterator[Item], count: int = 2) -> Iterator[Item]:
         while (item := pending.popleft().result()) is not end:
             pending.append(pool.submit(next, items, end))
             yield cast(Item, item)
-
-
-def _prepared(
-    each: Input, preprocessing: Preprocessing, report: Callable[[BadInput], None]
-) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Yield name and prepared image of each frame of an input; reports it if it cannot be used."""
-    if isinstance(each, BadInput):
-        report(each)
-        return
-    decoding = preprocessing.decoding
-    try:
-        for number, frame in enumerate(decode_frames(each.source, decoding), 1):
-            image = to_channels(frame.to_image(decoding.intensity), decoding.channels)
-            has_several = decoding.frames == "each" and frame.total > 1
-            yield f"{each.name}#{number}" if has_several else each.name, preprocessing.to_stored(image)
-    except BadImageError as error:
-        report(BadInput(each.name, str(error)))
-    except MemoryError:
-        report(BadInput(each.name, "the image does not fit into memory"))
 
 
 def _decide(names: list[str], logits: NDArray[np.float32], policy: Policy) -> list[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from udc_model.config import DataParams
 from udc_model.data.sources.records import join_for_message, printable, split_of_name
@@ -101,8 +102,34 @@ def _column(table: Table, name: str | None, usual: Sequence[str], parameter: str
             raise UdcError(f"data.{parameter}: {printable(str(table.path))} has no column {name!r}; its columns are "
                            f"{join_for_message(table.columns)}")  # fmt: skip
         return table.columns.index(name.strip())
-    plain = [column.casefold().replace(" ", "_").replace("-", "_") for column in table.columns]
+    return _usual_column(table.columns, usual)
+
+
+def _usual_column(columns: Sequence[str], usual: Sequence[str]) -> int | None:
+    plain = [column.casefold().replace(" ", "_").replace("-", "_") for column in columns]
     return next((plain.index(candidate) for candidate in usual if candidate in plain), None)
+
+
+def find_path_column(path: Path, columns: Sequence[str], name: str | None) -> int:
+    """Position of the column of images: that of a name, or by the usual names.
+
+    Parameters
+    ----------
+    path : the table, for messages.
+
+    Raises
+    ------
+    UdcError
+        There is none.
+    """
+    found = _usual_column(columns, PATH_COLUMNS) if name is None else None
+    if name is not None and name.strip() in columns:
+        found = columns.index(name.strip())
+    if found is None:
+        reason = f"has no column {name!r}" if name is not None else (
+            f"has no column of images ({', '.join(PATH_COLUMNS[:6])}, …); name it with --column")  # fmt: skip
+        raise UdcError(f"{printable(str(path))}: {reason}; its columns are {join_for_message(columns)}")
+    return found
 
 
 def _names_splits(table: Table, k: int) -> bool:

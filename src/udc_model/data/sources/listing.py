@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,23 @@ NOT_AN_IMAGE = "not an image"
 _MAX_DEPTH = 64  # folders in folders
 _SYSTEM_NAMES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "$recycle.bin",
                            "system volume information"})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """A file that may be an image."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder that is searched."""
+
+    path: str
+
+
+Entry = ImageFile | Folder | Rejection | LeftOut
 
 
 @dataclass
@@ -47,7 +65,16 @@ def list_folder(root: Path) -> Listing:
     A folder that cannot be read or that contains itself by a link is among the rejected paths.
     """
     listing = Listing()
-    _list(root, "", {_identity(root)}, listing)
+    for entry in walk_folder(root):
+        match entry:
+            case ImageFile(path):
+                listing.images.append(path)
+            case Folder(path):
+                listing.folders.append(path)
+            case Rejection():
+                listing.rejected.append(entry)
+            case LeftOut():
+                listing.left_out.append(entry)
     for paths in (listing.images, listing.folders):
         paths.sort()
     listing.rejected.sort(key=lambda item: item.path)
@@ -55,37 +82,44 @@ def list_folder(root: Path) -> Listing:
     return listing
 
 
+def walk_folder(root: Path) -> Iterator[Entry]:
+    """Yield what `list_folder` lists, files by path; in memory are the names in one folder and in those above it."""
+    yield from _walk(root, "", {_identity(root)})
+
+
 def _identity(folder: Path) -> tuple[int, int]:
     status = folder.stat()
     return status.st_dev, status.st_ino
 
 
-def _list(folder: Path, prefix: str, ancestors: set[tuple[int, int]], listing: Listing) -> None:
-    """List one folder; ``prefix`` is its path with ``/`` at the end, or empty."""
+def _walk(folder: Path, prefix: str, ancestors: set[tuple[int, int]]) -> Iterator[Entry]:
+    """Walk one folder; ``prefix`` is its path with ``/`` at the end, or empty."""
     if prefix.count("/") > _MAX_DEPTH:
-        listing.rejected.append(Rejection(prefix[:-1], f"more than {_MAX_DEPTH} folders in folders"))
+        yield Rejection(prefix[:-1], f"more than {_MAX_DEPTH} folders in folders")
         return
     try:
         with os.scandir(folder) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
+            # with / at the end of folders, the names sort as the complete paths do
+            found = sorted(f"{entry.name}/" if _is_folder(entry) else entry.name for entry in entries)
     except OSError as error:
-        listing.rejected.append(Rejection(prefix[:-1], f"the folder cannot be read: {error.strerror}"))
+        yield Rejection(prefix[:-1], f"the folder cannot be read: {error.strerror}")
         return
     for entry in found:
-        path = prefix + entry.name
-        if entry.name == RECORD:
+        name = entry.rstrip("/")
+        path = prefix + name
+        if name == RECORD:
             continue
-        if entry.name.startswith(".") or entry.name.casefold() in _SYSTEM_NAMES:
-            listing.left_out.append(LeftOut(path, SYSTEM_FILE))
-        elif _is_folder(entry):
-            identity = _identity(Path(entry.path))
+        if name.startswith(".") or name.casefold() in _SYSTEM_NAMES:
+            yield LeftOut(path, SYSTEM_FILE)
+        elif entry != name:
+            identity = _identity(folder / name)
             if identity in ancestors:
-                listing.rejected.append(Rejection(path, "is a link to a folder that contains it; remove the link"))
+                yield Rejection(path, "is a link to a folder that contains it; remove the link")
                 continue
-            listing.folders.append(path)
-            _list(Path(entry.path), f"{path}/", ancestors | {identity}, listing)
+            yield Folder(path)
+            yield from _walk(folder / name, f"{path}/", ancestors | {identity})
         else:
-            _classify(entry, path, listing)
+            yield _classified(folder / name, path)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -95,44 +129,38 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _classify(entry: os.DirEntry[str], path: str, listing: Listing) -> None:
-    """Add one file to a list by what it is; only regular files are opened."""
+def _classified(file: Path, path: str) -> Entry:
+    """What one file is; only regular files are opened."""
     has_image_suffix = f".{path.rpartition('.')[2].lower()}" in SUFFIXES
     try:
-        mode = entry.stat().st_mode
+        mode = file.stat().st_mode
     except OSError:
         if has_image_suffix:  # probably lost: an image that DVC did not check out
-            listing.rejected.append(Rejection(path, "is a link to a file that does not exist"))
-        else:
-            listing.left_out.append(LeftOut(path, "link to a file that does not exist"))
-        return
+            return Rejection(path, "is a link to a file that does not exist")
+        return LeftOut(path, "link to a file that does not exist")
     if not stat.S_ISREG(mode):
-        listing.left_out.append(LeftOut(path, "socket, pipe or device"))
-    elif not _is_utf8(path):
-        listing.rejected.append(Rejection(path, "its name is not UTF-8; rename it"))
-    elif has_image_suffix:
-        listing.images.append(path)  # the decoder checks the contents
-    else:
-        _classify_by_contents(entry.path, path, listing)
+        return LeftOut(path, "socket, pipe or device")
+    if not is_utf8(path):
+        return Rejection(path, "its name is not UTF-8; rename it")
+    if has_image_suffix:
+        return ImageFile(path)  # the decoder checks the contents
+    return _classified_by_contents(file, path)
 
 
-def _classify_by_contents(file: str, path: str, listing: Listing) -> None:
+def _classified_by_contents(file: Path, path: str) -> Entry:
     try:
-        with Path(file).open("rb") as handle:
+        with file.open("rb") as handle:
             head = handle.read(HEAD_BYTES)
     except OSError as error:
-        listing.rejected.append(Rejection(path, f"the file cannot be opened: {error.strerror}"))
-        return
+        return Rejection(path, f"the file cannot be opened: {error.strerror}")
     advice = conversion_advice(head, path)
     if advice is not None:
-        listing.rejected.append(Rejection(path, advice))
-    elif image_format(head) is not None:
-        listing.images.append(path)
-    else:
-        listing.left_out.append(LeftOut(path, NOT_AN_IMAGE))
+        return Rejection(path, advice)
+    return ImageFile(path) if image_format(head) is not None else LeftOut(path, NOT_AN_IMAGE)
 
 
-def _is_utf8(path: str) -> bool:
+def is_utf8(path: str) -> bool:
+    """Whether a path, as Python decodes those of the system, is UTF-8."""
     try:
         path.encode()
     except UnicodeEncodeError:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import codecs
 import csv
-import io
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from udc_model.errors import UdcError
 
 _MAX_BYTES = 2**30  # of a table, uncompressed
 _MAX_CELLS = 100_000_000
+Rows = Iterator[tuple[int, Sequence[Any]]]
 _BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
@@ -57,15 +58,40 @@ def read_table(path: Path, encoding: str | None = None) -> Table:
     UdcError
         The file is missing, damaged, too large, empty, or has two columns of one name.
     """
+    columns, rows = open_table(path, encoding)
+    return Table(path, columns, list(rows))
+
+
+def open_table(path: Path, encoding: str | None = None) -> tuple[list[str], Iterator[tuple[int, Sequence[str]]]]:
+    """The columns of a table, and an iterator of its rows, of which one at a time is in memory (CSV and Parquet).
+
+    Parameters, values and errors are those of `read_table`; errors of rows are raised by the iterator.
+    """
     reader = _READERS.get(path.suffix.lower(), _read_csv)
-    try:
+    with _errors_of(path, encoding):
         if path.stat().st_size > _MAX_BYTES:
             raise UdcError(f"{path}: is larger than 1 GiB; split it into several files")
         rows = reader(path, encoding)
         _, header = next(rows, (0, []))
         columns = [_text(name) for name in header]
         _check_columns(path, columns)
-        body = [(line, _padded(path, line, cells, len(columns))) for line, cells in rows]
+    return columns, _rows_of(path, encoding, rows, len(columns))
+
+
+def _rows_of(path: Path, encoding: str | None, rows: Rows, n: int) -> Iterator[tuple[int, Sequence[str]]]:
+    """The rows that are not empty, with n cells each."""
+    with _errors_of(path, encoding):
+        for line, cells in rows:
+            texts = _padded(path, line, cells, n)
+            if any(texts):
+                yield line, texts
+
+
+@contextmanager
+def _errors_of(path: Path, encoding: str | None) -> Iterator[None]:
+    """Turn what reading a table raises into `UdcError`."""
+    try:
+        yield
     except FileNotFoundError:
         raise UdcError(
             f"{printable(str(path))}: no such file; data.csv_files must name files inside data.path"
@@ -77,7 +103,6 @@ def read_table(path: Path, encoding: str | None = None) -> Table:
         raise UdcError(f"data.encoding: {encoding!r} is no encoding that Python knows, as latin-1 or cp1252") from None
     except (OSError, csv.Error, ValueError, RecursionError) as error:
         raise UdcError(f"{printable(str(path))}: cannot be read as a table: {error}") from None
-    return Table(path, columns, [(line, cells) for line, cells in body if any(cells)])
 
 
 def _check_columns(path: Path, columns: list[str]) -> None:
@@ -108,21 +133,33 @@ def _text(cell: Any) -> str:
     return str(cell).strip()
 
 
-Rows = Iterator[tuple[int, Sequence[Any]]]
-
-
 def _read_csv(path: Path, encoding: str | None) -> Rows:
-    text = _decoded(path, encoding)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
-    for cells in reader:
-        if cells:
-            yield reader.line_num, cells
+    with path.open(encoding=encoding or _marked_encoding(path), newline="") as lines:
+        first = next((line for line in lines if line.strip("\ufeff\r\n")), "")
+        lines.seek(0)
+        reader = csv.reader(_without_nulls(lines), delimiter=_delimiter(first), strict=True)
+        for cells in reader:
+            if cells:
+                yield reader.line_num, cells
+
+
+def _marked_encoding(path: Path) -> str:
+    """The encoding of the byte order mark, or UTF-8."""
+    with path.open("rb") as handle:
+        head = handle.read(4)
+    return next((name for bom, name in _BYTE_ORDER_MARKS.items() if head.startswith(bom)), "utf-8")
+
+
+def _without_nulls(lines: Iterable[str]) -> Iterator[str]:
+    """The lines of a text; `UnicodeError` if there is a null character: the text is of another encoding."""
+    for line in lines:
+        if "\0" in line:
+            raise UnicodeError
+        yield line
 
 
 def _decoded(path: Path, encoding: str | None) -> str:
-    content = path.read_bytes()
-    mark = next((name for bom, name in _BYTE_ORDER_MARKS.items() if content.startswith(bom)), "utf-8")
-    text = content.decode(encoding or mark)
+    text = path.read_bytes().decode(encoding or _marked_encoding(path))
     if "\0" in text:
         raise UnicodeError
     return text
