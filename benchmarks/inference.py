@@ -33,8 +33,9 @@ from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.policy import POLICY_FILE, Policy
 from udc_model.files import Workspace
 from udc_model.inference.engine import build_forward
+from udc_model.inference.exports.decision_graph import Network
+from udc_model.inference.exports.onnx_file import network_onnx, save_onnx
 from udc_model.inference.inputs import list_inputs
-from udc_model.inference.onnx_export import export_onnx
 from udc_model.inference.prediction import predict
 from udc_model.inference.stored_model import StoredModel, open_stored
 from udc_model.native.memory import keep_freed_memory
@@ -93,7 +94,7 @@ def _runtimes(model: str, images: np.ndarray) -> dict[str, Step]:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        export_onnx(build("ours", model), path, SIDE)
+        save_onnx(network_onnx(Network(build("ours", model)), torch.zeros(2, 3, SIDE, SIDE)), path, {})
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -362,6 +362,11 @@ def check_target(path: Path, suffix: str) -> None:
         raise UdcError(f"{path}: is a folder; name a file, as {path / f'model{suffix}'}")
     if path.suffix.lower() != suffix:
         raise UdcError(f"{path}: the name of the file must end in {suffix}, as {path.with_suffix(suffix)}")
+    _check_writable(path)
+
+
+def _check_writable(path: Path) -> None:
+    """Check that a file or folder can be created in the folder of a path."""
     if not path.parent.is_dir():
         kind = "is a file, not a folder" if path.parent.exists() else "does not exist; create it first"
         raise UdcError(f"{path}: the folder {path.parent} {kind}")
@@ -371,6 +376,20 @@ def check_target(path: Path, suffix: str) -> None:
         scratch.unlink()
     except OSError as error:
         raise UdcError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def check_new_folder(path: Path) -> None:
+    """Check that a folder can be written where nothing is lost, before something expensive computes its contents.
+
+    Raises
+    ------
+    UdcError
+        The path is a file or a folder with contents, in no folder, or cannot be written.
+    """
+    is_empty = path.is_dir() and not any(path.iterdir())
+    if path.is_symlink() or (path.exists() and not is_empty):
+        raise UdcError(f"{path}: exists and is not an empty folder; name a new folder, or remove it first")
+    _check_writable(path)
 
 
 def make_folder(path: Path) -> Path:

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from udc_model.config import ModelParams, validate_params
 from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
-from udc_model.inference.onnx_export import export_onnx
+from udc_model.inference.exports.decision_graph import Network
+from udc_model.inference.exports.onnx_file import network_onnx, save_onnx
 from udc_model.model_files.settings import check_settings
 from udc_model.model_files.shapes import expected_shapes
 from udc_model.models import Ensemble, build_model, load_model
@@ -98,7 +99,7 @@ def test_an_ensemble_averages_its_members(tmp_path):
 def test_onnx_gives_equal_logits(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     model = build_model(_params(), CLASSES, 1).eval()
-    export_onnx(model, tmp_path / "model.onnx", 32)
+    save_onnx(network_onnx(Network(model), IMAGES[:, :, :32, :32]), tmp_path / "model.onnx", {})
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     images = IMAGES[:, :, :32, :32]
     (logits,) = session.run(None, {"pixel_values": images.numpy()})

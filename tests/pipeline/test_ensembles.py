@@ -55,13 +55,14 @@ def _check_decisions(project, run):
     served = mlflow.pyfunc.load_model(f"models:/{run.outputs.model_outputs[0].model_id}").predict(
         pd.DataFrame({"image": [base64.b64encode(path.read_bytes()).decode() for path in files]})
     )
-    project.udc("export", "model.onnx")
+    project.udc("export", "--input", "pixel_values", "model.onnx")
     stored = open_stored(Workspace(project.root))
     ours, inputs = stored.load(), []
     ours.model.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0].numpy()))
     ours.logits([decode(path, stored.preprocessing.decoding) for path in files])
-    (logits,) = onnxruntime.InferenceSession(project.root / "model.onnx").run(None, {"pixel_values": inputs[0]})
-    exported = [stored.policy.outcomes[k] for k in stored.policy.apply(logits).decided]
+    session = onnxruntime.InferenceSession(project.root / "model.onnx")
+    decided, logits = session.run(["decision", "logits"], {"pixel_values": inputs[0]})
+    exported = [stored.policy.outcomes[k] for k in decided]
     assert table["predicted"].tolist() == [row["class"] for row in predicted] == served["class"].tolist() == exported
     for costs in ([float(row["expected_cost"]) for row in predicted], served["expected_cost"].tolist()):
         assert costs == pytest.approx(table["expected_cost"].tolist(), abs=1e-5)

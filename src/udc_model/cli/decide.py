@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from udc_model.cli.command import RESULT, Command, Parser, add_params_file, add_root, add_split
 from udc_model.errors import UdcError
-from udc_model.files import Workspace, check_target, read_consistently
+from udc_model.files import Workspace, check_new_folder, check_target
 
 if TYPE_CHECKING:
     import numpy as np
@@ -158,31 +159,51 @@ def _decide(options: argparse.Namespace) -> None:
 
 
 def _export_arguments(parser: Parser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="the file to write, as model.onnx")
-    add_root(parser, "model/")
+    parser.add_argument("target", type=Path, metavar="TARGET",
+                        help="the file to write, as model.onnx or model.pt2, or for openvino and safetensors-hf a new "
+                        "folder")  # fmt: skip
+    parser.add_argument("--to", choices=("onnx", "torch-export", "openvino", "safetensors-hf"), default="onnx",
+                        help="format (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--precision", choices=("fp32", "fp16", "bf16", "int8"), default="fp32",
+                        help="of the network; int8 uses the calibration split (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--input", choices=("image", "pixel_values"),
+                        help="decoded images of any size (uint8, NHWC), or the network's normalised input (float32, "
+                        "NCHW) (default: image; for openvino pixel_values, the only one)")  # fmt: skip
+    parser.add_argument("--tolerance", type=float, default=0.01, metavar="SHARE",
+                        help="refuse the export if its decisions on the test split cost more than the model's by a "
+                        "larger share (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--no-check", action="store_true", help="write it without running it on the test split")
+    add_root(parser, "model/, evaluation/ and data/prepared/")
 
 
 def _export(options: argparse.Namespace) -> None:
-    import json
-
-    check_target(options.file, ".onnx")
-    from udc_model.data.transforms import Preprocessing
-    from udc_model.model_files.folder import ModelFolder
-    from udc_model.model_files.settings import check_channels
-
-    folder = Workspace(options.root).model
-    stored, preprocessing = read_consistently([folder], lambda: (ModelFolder.open(folder), Preprocessing.load(folder)))
-    check_channels(stored.architecture, preprocessing.channels, str(folder))
+    if not 0 <= options.tolerance < math.inf:
+        raise UdcError(f"--tolerance: must be 0 or more, not {options.tolerance:g}; 0.01 allows 1% more cost")
+    suffix = {"onnx": ".onnx", "torch-export": ".pt2"}.get(options.to)
+    check_new_folder(options.target) if suffix is None else check_target(options.target, suffix)
+    from udc_model.data.packed import PackedDataset
     from udc_model.evaluation.model_card import read_card
-    from udc_model.inference.onnx_export import check_installed, export_onnx
-    from udc_model.models.factory import model_of_folder
+    from udc_model.inference.stored_model import open_stored
 
-    check_installed()
-    metadata = {"preprocessing": json.dumps(preprocessing.to_config())}
-    card = read_card(Workspace(options.root).evaluation)
-    if stored.weights_sha256 in card:  # otherwise it describes an earlier model
-        metadata["model_card"] = card
-    export_onnx(model_of_folder(stored), options.file, preprocessing.size, metadata)
+    workspace = Workspace(options.root)
+    stored = open_stored(workspace)
+    needs_data = not options.no_check or options.precision == "int8"
+    if needs_data and not workspace.prepared.is_dir():
+        reason = "int8 needs its calibration split" if options.no_check else "the export is checked on its test split"
+        advice = "" if options.no_check else ", or write it unchecked with --no-check"
+        raise UdcError(f"{workspace.prepared}: no such folder, and {reason}; restore it (dvc checkout){advice}")
+    card = read_card(workspace.evaluation)
+    if stored.model.weights_sha256 not in card:  # it describes an earlier model
+        card = ""
+    from udc_model.inference.exports.export import ExportRequest, write_export
+
+    request = ExportRequest(options.to, options.precision, options.input)
+    data = PackedDataset.open(workspace.prepared) if needs_data else None
+    agreement, library = write_export(request, stored, card, options.target, data, options.tolerance,
+                                      not options.no_check)  # fmt: skip
+    size = sum(path.stat().st_size for path in ([options.target] if suffix else options.target.iterdir()))
+    checked = "not checked" if agreement is None else agreement.to_text()
+    sys.stdout.write(f"{options.target}: {size / 1e6:,.1f} MB, {options.precision}, run with {library}\n{checked}\n")
 
 
 def _serve_arguments(parser: Parser) -> None:
@@ -205,5 +226,11 @@ COMMANDS = (
     Command("Decide", "serve", "decide images over HTTP", _serve, _serve_arguments),
     Command("Decide", "score", "decide any number of images into a folder of Parquet files", _score, _score_arguments),
     Command("Decide", "decide", "decide stored predictions again under other costs", _decide, _decide_arguments),
-    Command("Decide", "export", "write the trained model as ONNX", _export, _export_arguments),
+    Command(
+        "Decide",
+        "export",
+        "write model and decisions for another runtime, and check them",
+        _export,
+        _export_arguments,
+    ),
 )

@@ -1,0 +1,174 @@
+"""What is exported: from an image to logits, probabilities, expected costs and the decision, in torch operators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from udc_model.data.transforms import Preprocessing
+from udc_model.decisions.calibration import Calibration
+from udc_model.decisions.policy import Policy
+from udc_model.inference.exports.resampling import ToStored, pillow_may_resize_rows_first
+from udc_model.models.ensemble import Ensemble
+from udc_model.models.staged import ImageClassifier
+
+# For N images, K classes and D outcomes, in the order of an exported file:
+# decision        (N,) int64, indices into the policy's outcomes: the classes, then the actions
+# class           (N,) int64, the decision if it is a class; otherwise the class of least expected cost
+# probabilities   (N, K) float32, calibrated, under the class frequencies of deployment
+# expected_costs  (N, D) float32, of each outcome
+# logits          (N, K) float32, of the network
+OUTPUTS = ("decision", "class", "probabilities", "expected_costs", "logits")
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Prepare(nn.Module):
+    """Decoded images (N, H, W, C) uint8 of any size to the network's input (N, C, size, size) float32."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.preprocessing = preprocessing
+        self.to_stored = ToStored(preprocessing, pillow_may_resize_rows_first())
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Resize, crop and normalise."""
+        return self.preprocessing.to_input(self.to_stored(image))
+
+
+class Network(nn.Module):
+    """The network's input (N, C, size, size) float32 to logits (N, K) float32, as `TrainedClassifier` computes them.
+
+    Parameters
+    ----------
+    model : it is moved to the CPU, set to eval mode and converted to ``dtype``.
+    flip_averaging : average the logits of each image and its mirror image.
+    dtype : of weights and activations.
+    """
+
+    def __init__(
+        self, model: ImageClassifier | Ensemble, flip_averaging: bool = False, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__()
+        self.model = model.cpu().eval().to(dtype)
+        self.flip_averaging, self.dtype = flip_averaging, dtype
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Compute logits."""
+        logits = self._logits(values)
+        return (logits + self._logits(values.flip(-1))) / 2 if self.flip_averaging else logits
+
+    def _logits(self, values: Tensor) -> Tensor:
+        return torch.as_tensor(self.model(values.to(self.dtype)).logits).float()
+
+
+class Decide(nn.Module):
+    """`Policy.apply` as operators, in double precision: logits (N, K) to all `OUTPUTS` but the logits."""
+
+    shift: Tensor
+    decision_costs: Tensor
+    outcome_costs: Tensor
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.calibrate = Calibrate(policy.calibration)
+        self.num_classes = len(policy.classes)
+        self.has_shift = policy.training_prior is not None and policy.deployment_prior is not None
+        if self.has_shift:
+            _constant(self, "shift", np.array(policy.deployment_prior) / np.array(policy.training_prior))
+        _constant(self, "decision_costs", policy.decision_costs)
+        _constant(self, "outcome_costs", policy.outcome_costs)
+
+    def forward(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Decide logits."""
+        p = self.calibrate(logits.double())
+        if self.has_shift:
+            p = p * self.shift
+            p = p / p.sum(dim=1, keepdim=True)
+        compared = p @ self.decision_costs
+        decision, class_ = compared.argmin(dim=1), compared[:, : self.num_classes].argmin(dim=1)
+        return decision, class_, p.float(), (p @ self.outcome_costs).float()
+
+
+class DecisionGraph(nn.Module):
+    """Preparation, network and decision as one module.
+
+    Attributes
+    ----------
+    prepare : None if the input is the network's.
+    """
+
+    def __init__(self, prepare: Prepare | None, network: Network, decide: Decide) -> None:
+        super().__init__()
+        self.prepare, self.network, self.decide = prepare, network, decide
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Decide images; the result has `OUTPUTS` as keys."""
+        logits = self.network(image if self.prepare is None else self.prepare(image))
+        return dict(zip(OUTPUTS, (*self.decide(logits), logits), strict=True))
+
+
+class Calibrate(nn.Module):
+    """`Calibration.probabilities` as operators: logits (N, K) to probabilities (N, K), float64 both."""
+
+    temperature: Tensor
+    weight: Tensor
+    bias: Tensor
+    start: Tensor
+    value: Tensor
+    slope: Tensor
+
+    def __init__(self, calibration: Calibration) -> None:
+        super().__init__()
+        self.method = calibration.method
+        parameters: dict[str, Any] = calibration.parameters
+        if self.method == "isotonic":
+            parameters = _segments(parameters["x"], parameters["y"])
+        for name, values in parameters.items():
+            _constant(self, name, values)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Calibrate logits."""
+        match self.method:
+            case "none":
+                return z.softmax(dim=1)
+            case "temperature":
+                return (z / self.temperature).softmax(dim=1)
+            case "vector":
+                return (z * self.weight + self.bias).softmax(dim=1)
+            case "dirichlet":
+                return (z.log_softmax(dim=1) @ self.weight + self.bias).softmax(dim=1)
+            case "isotonic":
+                p = self._interpolated(z.softmax(dim=1))
+                return p / p.sum(dim=1, keepdim=True)
+        raise ValueError(f"unknown calibration {self.method!r}")
+
+    def _interpolated(self, p: Tensor) -> Tensor:
+        """``np.interp`` of column k of p (N, K) at the points of class k."""
+        is_reached = p[:, :, None] >= self.start
+        index = (is_reached.sum(dim=2, keepdim=True) - 1).clamp(min=0)
+        start, value, slope = (torch.gather(each.expand(p.shape[0], -1, -1), 2, index).squeeze(2)
+                               for each in (self.start, self.value, self.slope))  # fmt: skip
+        return value + slope * (p - start).clamp(min=0.0)
+
+
+def _segments(x: list[list[float]], y: list[list[float]]) -> dict[str, NDArray[np.float64]]:
+    """Points (x, y) of each of K classes as segments, (K, M) each: start, value at the start, and slope.
+
+    Classes with fewer points have more segments that start at 2, which no probability reaches.
+    """
+    shape = len(x), max(map(len, x))
+    start, value, slope = np.full(shape, 2.0), np.zeros(shape), np.zeros(shape)
+    for k, (of_x, of_y) in enumerate(zip(x, y, strict=True)):
+        start[k, : len(of_x)], value[k, : len(of_y)] = of_x, of_y
+        widths = np.diff(of_x)
+        slope[k, : len(widths)] = np.divide(np.diff(of_y), widths, out=np.zeros(len(widths)), where=widths > 0)
+    return {"start": start, "value": value, "slope": slope}
+
+
+def _constant(module: nn.Module, name: str, values: ArrayLike) -> None:
+    """Give a module a float64 constant."""
+    module.register_buffer(name, torch.tensor(np.asarray(values, dtype=np.float64)))
