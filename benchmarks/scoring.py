@@ -49,7 +49,7 @@ workspace.evaluation.mkdir()
 model = build_model(ModelParams(resnet=ResNetParams(**json.loads(sys.argv[1]))), classes, 0)
 model.save_pretrained(workspace.model)
 Preprocessing(int(sys.argv[2]), crop_pct=0.875).save(workspace.model)
-policy = Policy(classes, (1 - np.eye(4)).tolist(), refer=0.5)
+policy = Policy(classes, (1 - np.eye(4)).tolist(), refer=0.5, precision="bf16")
 (workspace.evaluation / "policy.json").write_text(policy.to_json())
 """
 BARE_NETWORK = """
@@ -58,6 +58,8 @@ from pathlib import Path
 import numpy as np
 from udc_model.files import Workspace
 from udc_model.inference.stored_model import open_stored
+from udc_model.native.memory import keep_freed_memory
+keep_freed_memory()
 stored = open_stored(Workspace())
 classifier, n, size = stored.load(), int(sys.argv[1]), stored.preprocessing.stored_size
 images = np.random.default_rng(0).integers(0, 256, (64, size, size, stored.preprocessing.channels), dtype=np.uint8)
