@@ -106,7 +106,7 @@ def _check_end(handle: io.FileIO, offset: int) -> None:
 
 
 class _BoundedReads(io.FileIO):
-    """A file that refuses to read much at once: the size of a header of names stands in the file."""
+    """A file that refuses to read much at once: the size of a header is what the file says."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= _MAX_HEADER:

@@ -80,7 +80,7 @@ class Batcher:
             self._on_batch(len(images))
             try:
                 logits = self._compute(images)
-            except Exception as error:  # the requests get it; the thread goes on
+            except Exception as error:  # its requests get it; the thread continues
                 for _, future in requests:
                     future.set_exception(error)
                 continue
