@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from udc_model.cli import main
 from udc_model.config import load_params
@@ -54,7 +55,10 @@ def test_a_project_in_an_empty_folder(capsys):
     assert all(Path(name).read_text() == text for name, text in files.items())
     check_pin()
     tracked = _git("ls-files").splitlines()
-    assert set(tracked) == {*files, "params.yaml", "udc.json", ".dvc/.gitignore", ".dvcignore"}
+    assert set(tracked) == {*files, "params.yaml", "udc.json", ".dvc/.gitignore", ".dvcignore", "data/raw/README.md"}
+    stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
+    assert stages["prepare"]["deps"][0] == "${data.path}"
+    assert Path(load_params().data.path).is_dir()  # without it, dvc repro would fail
     assert _git("log", "--format=%an %s") == "udc Make the project (udc init)"
     assert _git("status", "--porcelain") == ""
     before = _contents()

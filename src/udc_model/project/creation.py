@@ -26,7 +26,7 @@ from udc_model.project.commands import (
 )
 from udc_model.project.recipe import Change, Recipe, apply, find_recipe
 from udc_model.project.recommendation import Recommendation, has_accelerator, recommend
-from udc_model.project.templates import IGNORE, REQUIRED, project_files, with_lines
+from udc_model.project.templates import IGNORE, RAW_DATA, REQUIRED, project_files, raw_data, with_lines
 
 PARAMS = "params.yaml"
 _OF_DVC = (".dvc/.gitignore", ".dvcignore")  # written by `dvc init`, which stages them
@@ -82,6 +82,7 @@ def create(folder: Path, images: Path | None = None, recipe: str | None = None) 
             changes = apply(root / PARAMS, chosen or find_recipe("digits"), {})
             creation.lines.append(f"recipe: {(chosen or find_recipe('digits')).name}")
             creation.lines += [f"  {change}" for change in changes] if chosen else []
+            written += _make_raw_data(root)
         _record(creation, [*written, PARAMS])
     return creation
 
@@ -140,6 +141,15 @@ def _write_files(creation: Creation, files: Mapping[str, str], has_dvc: bool) ->
     if kept:
         creation.lines.append(f"not written, because they exist: {', '.join(kept)}")
     return [str(PIN), *(name for name in files if name in pin.files or name == IGNORE)]
+
+
+def _make_raw_data(root: Path) -> list[str]:
+    """Make the folder of the default ``data.path``, if it is missing; returns the names of its files."""
+    if (root / RAW_DATA).parent.exists():
+        return []
+    make_folder((root / RAW_DATA).parent)
+    write_atomically(root / RAW_DATA, raw_data())
+    return [RAW_DATA]
 
 
 def _is_missing(root: Path, name: str, has_dvc: bool) -> bool:

@@ -10,6 +10,7 @@ from udc_model.installed import PIN, requirement
 from udc_model.stages.code import STAGES
 
 IGNORE = ".gitignore"
+RAW_DATA = "data/raw/README.md"  # git keeps no empty folder, and DVC needs the one that data.path names
 _FOLDER = Path(__file__).parent / "templates"
 _TEMPLATES = {
     "dvc.yaml": "dvc.yaml.j2",
@@ -23,6 +24,7 @@ _TEMPLATES = {
     ".dvc/plots/reliability.json": "dvc/plots/reliability.json",
     ".github/workflows/udc.yml": "workflow.yml.j2",
 }
+_RAW_DATA_TEMPLATE = "raw_data.md"
 REQUIRED = ("dvc.yaml", "MLproject", "python_env.yaml")  # a project needs these as they are; others may be the user's
 
 
@@ -46,7 +48,12 @@ def repository_files() -> dict[str, str]:
     code = {stage: "".join(f"      - src/udc_model/{path}\n" for path in paths) for stage, paths in STAGES.items()}
     values |= {"is_repository": True, "python": "PYTHONPATH=src python", "pin": "", "code": code}
     names = ("dvc.yaml", "MLproject", "python_env.yaml", ".dvc/config")
-    return {path: _render(_TEMPLATES[path], **values) for path in names}
+    return {path: _render(_TEMPLATES[path], **values) for path in names} | {RAW_DATA: raw_data()}
+
+
+def raw_data() -> str:
+    """The text of ``data/raw/README.md``, of a project that has no images yet."""
+    return _render(_RAW_DATA_TEMPLATE)
 
 
 def _render(template: str, **values: object) -> str:
