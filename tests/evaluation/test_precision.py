@@ -14,13 +14,15 @@ from udc_model.evaluation.precision import PrecisionCheck, compared_rows, resolv
         ("auto", "bf16", "bf16"),
         ("auto", "fp32", "fp32_fused"),
         ("auto", "fp16", "fp32_fused"),
+        ("auto", None, "fp32_fused"),
         ("fp32", "bf16", "fp32"),
         ("bf16", "fp32", "bf16"),
     ],
 )
 def test_auto_follows_the_training_run(setting, trained, resolved):
     params = Params(evaluate=EvaluateParams(precision=setting))
-    assert resolve_precision(params, {"hardware": {"precision": trained}}).evaluate.precision == resolved
+    hardware = {} if trained is None else {"precision": trained}
+    assert resolve_precision(params, {"hardware": hardware}).evaluate.precision == resolved
 
 
 def test_at_most_500_images_are_compared():

@@ -29,7 +29,7 @@ def resolve_precision(params: Params, record: Mapping[str, Any]) -> Params:
     evaluate = params.evaluate
     if evaluate.precision != "auto":
         return params
-    precision = "bf16" if record["hardware"]["precision"] == "bf16" else "fp32_fused"
+    precision = "bf16" if record["hardware"].get("precision") == "bf16" else "fp32_fused"
     return params.model_copy(update={"evaluate": evaluate.model_copy(update={"precision": precision})})
 
 
