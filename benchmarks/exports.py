@@ -31,8 +31,8 @@ from udc_model.decisions.calibration import fit_calibration
 from udc_model.decisions.policy import Policy
 from udc_model.errors import UdcError
 from udc_model.files import Workspace, sha256_of
-from udc_model.inference.exports.agreement import TOLERANCE
-from udc_model.inference.exports.export import SUFFIXES, ExportRequest, is_exact, load_export, write_export
+from udc_model.inference.exports.export import ExportRequest, is_exact, load_export, write_export
+from udc_model.inference.exports.targets import SUFFIXES, TOLERANCE
 from udc_model.inference.stored_model import StoredModel, open_stored
 from udc_model.models import build_model
 

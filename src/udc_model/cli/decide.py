@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from udc_model.cli.command import RESULT, Command, Parser, add_params_file, add_root, add_split
 from udc_model.errors import UdcError
 from udc_model.files import Workspace, check_new_folder, check_target
+from udc_model.inference.exports.targets import SUFFIXES, TARGETS, TOLERANCE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -162,14 +163,14 @@ def _export_arguments(parser: Parser) -> None:
     parser.add_argument("target", type=Path, metavar="TARGET",
                         help="the file to write, as model.onnx or model.pt2, or for openvino and safetensors-hf a new "
                         "folder")  # fmt: skip
-    parser.add_argument("--to", choices=("onnx", "torch-export", "openvino", "safetensors-hf"), default="onnx",
+    parser.add_argument("--to", choices=tuple(TARGETS), default="onnx",
                         help="format (default: %(default)s)")  # fmt: skip
     parser.add_argument("--precision", choices=("fp32", "fp16", "bf16", "int8"), default="fp32",
                         help="of the network; int8 uses the calibration split (default: %(default)s)")  # fmt: skip
     parser.add_argument("--input", choices=("image", "pixel_values"),
                         help="decoded images of any size (uint8, NHWC), or the network's normalised input (float32, "
-                        "NCHW) (default: image; for openvino pixel_values, the only one)")  # fmt: skip
-    parser.add_argument("--tolerance", type=float, default=0.01, metavar="SHARE",
+                        "NCHW), the only one of openvino and safetensors-hf (default: image if possible)")  # fmt: skip
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE, metavar="SHARE",
                         help="refuse the export if its decisions on the test split cost more than the model's by a "
                         "larger share (default: %(default)s)")  # fmt: skip
     parser.add_argument("--no-check", action="store_true", help="write it without running it on the test split")
@@ -179,7 +180,7 @@ def _export_arguments(parser: Parser) -> None:
 def _export(options: argparse.Namespace) -> None:
     if not 0 <= options.tolerance < math.inf:
         raise UdcError(f"--tolerance: must be 0 or more, not {options.tolerance:g}; 0.01 allows 1% more cost")
-    suffix = {"onnx": ".onnx", "torch-export": ".pt2"}.get(options.to)
+    suffix = SUFFIXES.get(options.to)
     check_new_folder(options.target) if suffix is None else check_target(options.target, suffix)
     from udc_model.data.packed import PackedDataset
     from udc_model.evaluation.model_card import read_card

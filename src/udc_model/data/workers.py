@@ -63,7 +63,7 @@ def run_in_workers(
     function : maps some items to a result; it is pickled for the worker processes.
     items : all items.
     failed : the result for an item that kills its worker process, or occupies it for `SECONDS_PER_ITEM`.
-    processes : number of worker processes, as from `number_of_workers`; 1 stands for this process.
+    processes : number of worker processes, as from `number_of_workers`; 1 is this process.
     per_task : items of a task.
 
     Returns
@@ -140,7 +140,7 @@ def _suspects(waiting: deque[_Task[Item, Result]], count: int) -> list[Item]:
 
 
 def number_of_workers(n_items: int) -> int:
-    """Number of processes for `run_in_workers` with so many items; 1 stands for the calling process."""
+    """Number of processes for `run_in_workers` with so many items; 1 is the calling process."""
     return available_cores() if n_items >= _MIN_ITEMS else 1
 
 

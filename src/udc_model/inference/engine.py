@@ -61,11 +61,11 @@ def build_forward(
             fuse_layers(classifier.base_model, torch.bfloat16 if is_bf16 else torch.float32)
         else:
             _fold_norms(classifier)
-            has_autocast = is_bf16
+            if is_bf16:
+                _to_bf16(classifier)
+                has_autocast = True
         if is_bf16:
             classifier.classifier = _Float32Head(classifier.classifier)
-    if has_autocast:
-        _to_bf16(model)
     model.to(memory_format=torch.channels_last)
 
     def forward(images: Tensor) -> Tensor:
@@ -90,9 +90,8 @@ def _fold_norms(model: nn.Module) -> None:
             module.normalization = nn.Identity()  # type: ignore[assignment]
 
 
-def _to_bf16(model: ImageClassifier | Ensemble) -> None:
+def _to_bf16(classifier: ImageClassifier) -> None:
     """Store the weights of convolutions and products in bfloat16, which autocast would convert in every batch."""
-    for classifier in _classifiers(model):
-        for module in classifier.base_model.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                module.weight.data = module.weight.data.to(torch.bfloat16)
+    for module in classifier.base_model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.weight.data = module.weight.data.to(torch.bfloat16)

@@ -10,19 +10,22 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from textwrap import indent
-from typing import Any, TextIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from udc_model.data.sources.records import printable
 from udc_model.decisions.policy import Policy
-from udc_model.inference.decoding import prepared_frames
+from udc_model.inference.decoding import NamedImage, prepared_frames
 from udc_model.inference.inputs import BadInput, Input
 from udc_model.inference.stored_model import StoredModel
 from udc_model.native.memory import keep_freed_memory
 
-_BATCH = 64
+if TYPE_CHECKING:
+    from udc_model.inference.classifier import TrainedClassifier
+
+_BATCH = 64  # images of a forward pass
 
 
 Row = dict[str, Any]
@@ -58,7 +61,8 @@ def predict(
         if complete:
             policy = adapt(policy, np.concatenate([logits for _, logits in complete]))
     for names, logits in batches:
-        yield _decide(names, logits, policy)
+        rows = decided_rows(logits, policy)
+        yield [{"path": name} | row for name, row in zip(names, rows, strict=True)]
 
 
 def _logits(
@@ -68,8 +72,19 @@ def _logits(
     keep_freed_memory()
     classifier = stored.load()
     prepared = (image for each in inputs for image in prepared_frames(each, classifier.preprocessing, report))
-    batches = iter(lambda: list(islice(prepared, _BATCH)), [])
-    for batch in computed_ahead(batches):
+    yield from named_logits(computed_ahead(in_batches(prepared)), classifier)
+
+
+def in_batches(frames: Iterator[NamedImage]) -> Iterator[list[NamedImage]]:
+    """The images in batches of the network, of which the last one can be smaller."""
+    return iter(lambda: list(islice(frames, _BATCH)), [])
+
+
+def named_logits(
+    batches: Iterable[list[NamedImage]], classifier: TrainedClassifier
+) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+    """Yield names and logits (n, K) of each batch."""
+    for batch in batches:
         names, images = zip(*batch, strict=True)
         yield list(names), classifier.logits_of_stored(np.stack(images))
 
@@ -84,16 +99,16 @@ def computed_ahead(items: Iterator[Item], count: int = 2) -> Iterator[Item]:
             yield cast(Item, item)
 
 
-def _decide(names: list[str], logits: NDArray[np.float32], policy: Policy) -> list[Row]:
-    decisions = policy.apply(logits)
+def decided_rows(logits: NDArray[np.float32], policy: Policy) -> list[Row]:
+    """A mapping with ``class``, ``expected_cost`` and ``probabilities`` by class name for each of the logits (n, K)."""
+    decisions, names, outcomes = policy.apply(logits), policy.classes, policy.outcomes
     return [
         {
-            "path": path,
-            "class": policy.outcomes[decisions.decided[i]],
+            "class": outcomes[decisions.decided[i]],
             "expected_cost": float(decisions.expected_cost[i]),
-            "probabilities": dict(zip(policy.classes, map(float, decisions.probabilities[i]), strict=True)),
+            "probabilities": dict(zip(names, decisions.probabilities[i].tolist(), strict=True)),
         }
-        for i, path in enumerate(names)
+        for i in range(len(logits))
     ]
 
 

@@ -16,14 +16,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from udc_model.data.workers import number_of_workers, run_in_workers
 from udc_model.errors import Interrupted
 from udc_model.files import Workspace, make_folder, only_writer
-from udc_model.inference.decoding import Decoded, Decoder, NamedImage, killed
+from udc_model.inference.decoding import Decoded, Decoder, killed
 from udc_model.inference.inputs import BadInput, Input
+from udc_model.inference.prediction import in_batches, named_logits
 from udc_model.inference.scored_parts import ScoredParts, ScoreRecord
 from udc_model.inference.scoring_inputs import PART_SIZE, InputList
 from udc_model.inference.stored_model import StoredModel
@@ -32,7 +30,6 @@ from udc_model.native.memory import keep_freed_memory
 if TYPE_CHECKING:
     from udc_model.inference.classifier import TrainedClassifier
 
-_BATCH = 64  # images of a forward pass, as for udc predict
 _PER_TASK = 8  # inputs that a worker process decodes at a time
 _INPUTS = Path(".udc") / "inputs.jsonl"  # in the output folder
 
@@ -117,7 +114,7 @@ class _Run:
                 bad: list[BadInput] = []
                 in_part = islice(decoded, self.listed.size_of_part(number))
                 frames = (frame for each in self._counted(in_part) for frame in decoder.frames_of(each, bad.append))
-                self.totals.rows += self.parts.write(number, _logits(frames, classifier), bad)
+                self.totals.rows += self.parts.write(number, named_logits(in_batches(frames), classifier), bad)
                 self.totals.bad += len(bad)
         except KeyboardInterrupt:
             raise Interrupted(self._how_to_continue()) from None
@@ -135,15 +132,6 @@ class _Run:
         n_complete = sum(self.parts.counts(number) is not None for number in range(self.listed.num_parts))
         return (f"interrupted; {n_complete:,} of {self.listed.num_parts:,} parts are in {self.parts.folder}; run the "
                 "same command again to continue")  # fmt: skip
-
-
-def _logits(
-    frames: Iterator[NamedImage], classifier: TrainedClassifier
-) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
-    """Yield names and logits (n, K) of images, in batches."""
-    while batch := list(islice(frames, _BATCH)):
-        names, images = zip(*batch, strict=True)
-        yield list(names), classifier.logits_of_stored(np.stack(images))
 
 
 def _record(stored: StoredModel, listed: InputList) -> ScoreRecord:

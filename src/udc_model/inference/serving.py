@@ -16,6 +16,7 @@ from udc_model.data.formats import BadImageError
 from udc_model.data.transforms import Decoding
 from udc_model.errors import UdcError
 from udc_model.files import Workspace
+from udc_model.inference.prediction import decided_rows
 from udc_model.inference.stored_model import StoredModel
 
 _CHARACTERS_PER_PIXEL = 8  # largest base64 text: that of uncompressed 16-bit RGB
@@ -63,15 +64,7 @@ class ServedClassifier:
             raise UdcError(f"the input must have a column 'image'; its columns are {columns}")
         decoding = self.classifier.preprocessing.decoding
         images = [_image(value, row, decoding) for row, value in enumerate(model_input["image"])]
-        decisions = self.policy.apply(self.classifier.logits(images))
-        names = self.policy.classes
-        return pd.DataFrame(
-            {
-                "class": [self.policy.outcomes[k] for k in decisions.decided],
-                "expected_cost": decisions.expected_cost,
-                "probabilities": [dict(zip(names, map(float, p), strict=True)) for p in decisions.probabilities],
-            }
-        )
+        return pd.DataFrame(decided_rows(self.classifier.logits(images), self.policy))
 
 
 def image_of(value: Any, decoding: Decoding) -> Image.Image:

@@ -6,12 +6,14 @@ import json
 import logging
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from udc_model.config import EvaluateParams, Params
 from udc_model.data.packed import PackedDataset, PackedSplit, group_indices
+from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.lint import lint_costs
 from udc_model.decisions.matrix import display_order
 from udc_model.decisions.policy import POLICY_FILE, Policy, fit_policy
@@ -28,6 +30,7 @@ from udc_model.evaluation.training_record import TRAINING_RECORD, read_training_
 from udc_model.files import Workspace, atomic_folder, only_writer, sha256_of, write_atomically
 from udc_model.inference.stored_logits import Logits, stored_logits
 from udc_model.installed import check_pin
+from udc_model.model_files.folder import ModelFolder
 from udc_model.native.memory import keep_freed_memory
 from udc_model.program import exit_status
 from udc_model.stages.code import LOGITS, code_files
@@ -123,11 +126,7 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         report = facts | {"training": workspace.training, "images": splits["test"].images}
         write_report(folder, **report, provenance=origin)
         log_evaluation(run, folder, origin, report)
-    _report(*scores["test"], params.evaluate.confidence, run)
-    for sentence in read_sentences(workspace.evaluation / "test", params.evaluate.confidence):
-        logger.info("test: %s", sentence)
-    for warning in read_warnings(workspace.evaluation / "test"):
-        logger.warning("test: %s", warning)
+    _report(workspace.evaluation / "test", *scores["test"], params.evaluate.confidence, run)
     write_atomically(workspace.metrics, metrics_json)
     return {name: values for name, (values, _) in scores.items()}
 
@@ -143,10 +142,15 @@ def headlines(scores: Scores) -> dict[str, Metrics]:
     return metrics
 
 
-def _report(metrics: Metrics, intervals: Intervals, confidence: float, run: StageRun) -> None:
+def _report(folder: Path, metrics: Metrics, intervals: Intervals, confidence: float, run: StageRun) -> None:
+    """Log the result on test, whose tables are in ``folder``."""
     low, high = intervals["mean_cost"]
     logger.info("test: mean cost %.4f (%.0f%% interval %.4f to %.4f), of argmax %.4f; MLflow run %s",
                 metrics["mean_cost"], 100 * confidence, low, high, metrics["argmax_mean_cost"], run)  # fmt: skip
+    for sentence in read_sentences(folder, confidence):
+        logger.info("test: %s", sentence)
+    for warning in read_warnings(folder):
+        logger.warning("test: %s", warning)
 
 
 def log_precision(run: StageRun, policy: Policy, calibration: PackedSplit, logits: Logits) -> None:
@@ -172,13 +176,14 @@ def run_model(
     from udc_model.inference.classifier import TrainedClassifier  # torch, which stored logits do not need
 
     keep_freed_memory()
-    classifier = TrainedClassifier.load(workspace.model, evaluate.flip_averaging, evaluate.precision)
+    stored = ModelFolder.open(workspace.model), Preprocessing.load(workspace.model)
+    classifier = TrainedClassifier.of(*stored, evaluate.flip_averaging, evaluate.precision)
     if classifier.classes != classes:
         raise UdcError(f"{workspace.model} was trained on other classes than {workspace.prepared}; run `dvc repro`")
     logits = {name: classifier.logits_of_stored(split.images, evaluate.batch_size, f"scoring {name}")
               for name, split in splits.items()}  # fmt: skip
     if evaluate.precision != REFERENCE:
-        exact = TrainedClassifier.load(workspace.model, evaluate.flip_averaging)
+        exact = TrainedClassifier.of(*stored, evaluate.flip_averaging)
         calibration = splits["calibration"]
         images = calibration.images[compared_rows(calibration)]
         logits[REFERENCE] = exact.logits_of_stored(images, evaluate.batch_size, "scoring calibration in fp32")

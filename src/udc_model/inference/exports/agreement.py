@@ -19,7 +19,6 @@ from udc_model.decisions.policy import Policy
 
 Run = Callable[[NDArray[Any]], dict[str, NDArray[Any]]]  # from the input of an export to its outputs by name
 
-TOLERANCE = 0.01  # of the mean cost: less than its standard error unless the test split has 10,000 mistakes
 _EXACT_SHARE = 0.001  # of the images, that an export in single precision may decide otherwise
 _BATCH = 64
 _RESIZED = 16  # images that are enlarged

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.calibration import Calibration
@@ -109,6 +111,19 @@ class DecisionGraph(nn.Module):
         """Decide images; the result has `OUTPUTS` as keys."""
         logits = self.network(image if self.prepare is None else self.prepare(image))
         return dict(zip(OUTPUTS, (*self.decide(logits), logits), strict=True))
+
+
+def traced(module: nn.Module, example: Tensor, dims: Sequence[str]) -> ExportedProgram:
+    """The program of a module of one input.
+
+    Parameters
+    ----------
+    example : an input.
+    dims : names of its leading dimensions, which may have any size.
+    """
+    shapes = {axis: torch.export.Dim(name, min=1) for axis, name in enumerate(dims)}
+    with torch.no_grad():
+        return torch.export.export(module.eval(), (example,), dynamic_shapes=(shapes,))
 
 
 class Calibrate(nn.Module):

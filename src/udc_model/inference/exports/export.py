@@ -18,24 +18,17 @@ from udc_model.files import atomic_file, atomic_folder
 from udc_model.inference.exports import huggingface_folder, onnx_file, openvino_folder, torch_file
 from udc_model.inference.exports.agreement import Agreement, Run, compare, inputs_of
 from udc_model.inference.exports.decision_graph import DTYPES, Decide, DecisionGraph, Network, Prepare
+from udc_model.inference.exports.targets import SUFFIXES, TARGETS
 from udc_model.inference.stored_model import StoredModel
 from udc_model.models.factory import model_of_folder
 
 _CALIBRATION_IMAGES = 256  # whose activations give the ranges of int8
 
-# Target, and the precisions in which it is written; `_REFUSED` says why not in others.
-TARGETS = {
-    "onnx": ("fp32", "fp16", "int8"),
-    "torch-export": ("fp32", "fp16", "bf16"),
-    "openvino": ("fp32", "fp16", "int8"),
-    "safetensors-hf": ("fp32",),
-}
-SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}  # the others are folders
 _NO_IMAGES = {
     "openvino": "which computes in single precision, in which Pillow's resizing is not exact",
     "safetensors-hf": "whose image processor resizes",
 }
-_REFUSED = {
+_REFUSED = {  # why not in these precisions
     ("onnx", "bf16"): "ONNX Runtime has no convolution in bf16 on the CPU",
     ("openvino", "bf16"): "OpenVINO chooses bf16 when it loads a model (INFERENCE_PRECISION_HINT)",
     ("torch-export", "int8"): "static quantisation is available for onnx and openvino",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from udc_model.errors import UdcError
-from udc_model.inference.exports.decision_graph import OUTPUTS, DecisionGraph
+from udc_model.inference.exports.decision_graph import OUTPUTS, DecisionGraph, traced
 from udc_model.inference.exports.quantisation import quantised
 
 if TYPE_CHECKING:
@@ -70,9 +70,7 @@ def onnx_part(
     ----------
     dims : names of the leading dimensions of the input, which may have any size; the first one is also the outputs'.
     """
-    shapes = {axis: torch.export.Dim(name, min=1) for axis, name in enumerate(dims)}
-    with torch.no_grad():
-        program = torch.export.export(module.eval(), (example,), dynamic_shapes=(shapes,))
+    program = traced(module, example, dims)
     converted = torch.onnx.export(program, input_names=inputs, output_names=outputs, opset_version=_OPSET, dynamo=True,
                                   verbose=False)  # fmt: skip
     assert converted is not None  # None is returned by exports to a file only

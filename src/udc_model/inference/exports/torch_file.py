@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from udc_model.errors import UdcError
-from udc_model.inference.exports.decision_graph import DecisionGraph
+from udc_model.inference.exports.decision_graph import DecisionGraph, traced
 
 METADATA = "metadata.json"  # in the file
 
@@ -23,10 +23,7 @@ def save_torch(graph: DecisionGraph, example: Tensor, path: Path, metadata: str)
 
     The archive has the graph as JSON and tensors as raw bytes. Example inputs, which torch would pickle, are left out.
     """
-    dims = ("batch",) if graph.prepare is None else ("batch", "height", "width")
-    shapes = {axis: torch.export.Dim(name, min=1) for axis, name in enumerate(dims)}
-    with torch.no_grad():
-        program = torch.export.export(graph.eval(), (example,), dynamic_shapes=(shapes,))
+    program = traced(graph, example, ("batch",) if graph.prepare is None else ("batch", "height", "width"))
     program.example_inputs = None
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():

@@ -27,10 +27,10 @@ from swagger_ui_bundle import swagger_ui_path
 import udc_model
 from udc_model.data.formats import BadImageError
 from udc_model.data.transforms import Preprocessing
-from udc_model.decisions.policy import Policy
 from udc_model.errors import UdcError
 from udc_model.files import Workspace
 from udc_model.inference.classifier import TrainedClassifier
+from udc_model.inference.prediction import decided_rows
 from udc_model.inference.server import metrics
 from udc_model.inference.server.batching import Batcher, BusyError
 from udc_model.inference.server.bodies import FORMS, check_count, images_in_json
@@ -89,7 +89,7 @@ class Service:
                         "costs_digest": stored.policy.costs_digest}  # fmt: skip
         self.decoders = ThreadPoolExecutor(torch.get_num_threads(), "decoder")
         self.batcher = Batcher(self.classifier.logits_of_stored, most_waiting=limits.waiting,
-                               on_batch=metrics.BATCH.observe)  # fmt: skip
+                               on_batch=self._count_batch)  # fmt: skip
         example = np.zeros((1, *(self.preprocessing.stored_size,) * 2, self.preprocessing.channels), np.uint8)
         self.classifier.logits_of_stored(example)  # the first batch prepares the weights
 
@@ -97,6 +97,10 @@ class Service:
         """Finish what was accepted."""
         self.decoders.shutdown()
         self.batcher.close()
+
+    def _count_batch(self, size: int) -> None:
+        metrics.BATCH.observe(size)
+        metrics.WAITING.set(self.batcher.waiting)
 
     async def decide(self, values: list[Any]) -> list[dict[str, Any]]:
         """A prediction or an error for each image.
@@ -114,9 +118,10 @@ class Service:
         images = [each for each in prepared if not isinstance(each, str)]
         rows: list[dict[str, Any]] = []
         if images:
+            computed = self.batcher.submit(np.stack(images))
             metrics.WAITING.set(self.batcher.waiting)
-            logits = await asyncio.wrap_future(self.batcher.submit(np.stack(images)))
-            rows = _rows(logits, self.policy)
+            logits = await asyncio.wrap_future(computed)
+            rows = decided_rows(logits, self.policy)
         metrics.IMAGES.labels("decided").inc(len(images))
         metrics.IMAGES.labels("error").inc(len(values) - len(images))
         decided = iter(rows)
@@ -131,18 +136,6 @@ def _prepared(value: Any, preprocessing: Preprocessing) -> NDArray[np.uint8] | s
         return str(error)
     except MemoryError:
         return "the image does not fit into memory"
-
-
-def _rows(logits: NDArray[np.float32], policy: Policy) -> list[dict[str, Any]]:
-    decisions, names, outcomes = policy.apply(logits), policy.classes, policy.outcomes
-    return [
-        {
-            "class": outcomes[decisions.decided[i]],
-            "expected_cost": float(decisions.expected_cost[i]),
-            "probabilities": dict(zip(names, decisions.probabilities[i].tolist(), strict=True)),
-        }
-        for i in range(len(logits))
-    ]
 
 
 def create_app(root: Path, limits: Limits) -> FastAPI:
