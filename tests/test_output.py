@@ -1,5 +1,7 @@
 """Readers of the output that end early, and outputs that cannot be written: no traceback, the usual exit status."""
 
+import argparse
+import inspect
 import json
 import os
 import subprocess
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 UDC = [sys.executable, "-m", "udc_model.cli"]
+ARGPARSE_IGNORES_ERRORS = "OSError" in inspect.getsource(argparse.ArgumentParser._print_message)
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
@@ -19,8 +22,8 @@ def test_a_closed_pipe_ends_every_command_silently(arguments, unbuffered):
     process.stdout.close()  # before it writes
     assert process.stderr.read() == b""
     # 128 + SIGPIPE, as a shell reports of other commands; argparse itself ignores an error of its own writes, which
-    # come later, when the buffer is written, unless the output has no buffer
-    assert process.wait() == (0 if "--help" in arguments and unbuffered else 141)
+    # come later, when the buffer is written, unless the output has no buffer (or Python is an early 3.11)
+    assert process.wait() == (0 if "--help" in arguments and unbuffered and ARGPARSE_IGNORES_ERRORS else 141)
     process.stderr.close()
 
 

@@ -338,6 +338,17 @@ def test_damaged_files_are_one_line(cache, tmp_path, rng, encoded, file, content
     assert "remove this folder and fetch again" in str(failed.value)
 
 
+needs_safe_archives = pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="downloads need Python 3.11.4")
+
+
+def test_a_python_that_cannot_extract_safely_downloads_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    with pytest.raises(UdcError, match=r"a download needs Python 3\.11\.4 or newer"):
+        fetch_torchvision("FashionMNIST", tmp_path)
+
+
+@needs_safe_archives
 def test_offline_without_a_cache_names_what_to_copy_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(urllib.request, "urlopen", _refuse)
@@ -356,6 +367,7 @@ def _refuse(*args, **kwargs):
     raise urllib.error.URLError("no network")
 
 
+@needs_safe_archives
 def test_a_download_is_checked_by_md5_and_kept_in_the_cache(tmp_path, rng, encoded, monkeypatch, server):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     folder, address = server
@@ -377,6 +389,7 @@ def test_a_download_is_checked_by_md5_and_kept_in_the_cache(tmp_path, rng, encod
     assert fetch_torchvision("FashionMNIST", tmp_path / "b") == record  # from the cache
 
 
+@needs_safe_archives
 def test_a_download_of_other_bytes_is_refused_and_leaves_nothing(tmp_path, monkeypatch, server):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     folder, address = server
@@ -388,6 +401,7 @@ def test_a_download_of_other_bytes_is_refused_and_leaves_nothing(tmp_path, monke
     assert list((tmp_path / "torch/datasets").iterdir()) == []
 
 
+@needs_safe_archives
 def test_no_member_of_a_downloaded_archive_leaves_the_cache(tmp_path, monkeypatch, server):
     """FGVCAircraft is published without a hash, so nothing else protects from its archive."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))

@@ -180,8 +180,18 @@ def _download(name: str, entry: _TorchvisionSet) -> Path:
 
 @contextmanager
 def _safe_downloads() -> Iterator[None]:
-    """Let servers time out, show progress on terminals only, and let no member of a tar archive leave its folder."""
+    """Let servers time out, show progress on terminals only, and let no member of a tar archive leave its folder.
+
+    Raises
+    ------
+    UdcError
+        Python's ``tarfile`` is too old to keep members in a folder.
+    """
     from torchvision.datasets import utils
+
+    if not hasattr(tarfile, "data_filter"):
+        raise UdcError("udc fetch torchvision: a download needs Python 3.11.4 or newer; earlier versions may extract "
+                       "an archive's files to any place")  # fmt: skip
 
     timeout, progress = socket.getdefaulttimeout(), utils.tqdm
     utils.tqdm = partial(progress, disable=None)
