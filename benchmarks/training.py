@@ -107,28 +107,36 @@ class Contender:
     model: Any
 
 
-def ours(name: str, case: Case, folder: Path) -> Contender:
-    """Our training loop on the prepared folder."""
+def session_of(case: Case, folder: Path, precision: str, **train: Any) -> Any:
+    """Our training session on the prepared folder, with other parameters of the section ``train``; not started."""
     import torch
 
     from udc_model.config import validate_params
     from udc_model.data.packed import PackedDataset
     from udc_model.models import build_model
-    from udc_model.native.memory import keep_freed_memory
     from udc_model.training.hardware import pick_hardware
-    from udc_model.training.loop import train_epoch
-    from udc_model.training.optimisation import train_mode
     from udc_model.training.session import TrainingSession
     from udc_model.training.training_loss import TrainingLoss
 
-    keep_freed_memory()
-    params = validate_params(params_of(case, "auto" if "default" in name else "fp32"), "benchmark")
+    raw = params_of(case, precision)
+    params = validate_params(raw | {"train": raw["train"] | train}, "benchmark")
     dataset = PackedDataset.open(folder / "data/prepared")
     loss = TrainingLoss(params.loss, torch.ones(CLASSES, CLASSES) - torch.eye(CLASSES), dataset.training_counts)
-    model, hardware = build_model(params.model, dataset.classes, 1), pick_hardware(params.train)
+    model = build_model(params.model, dataset.classes, 1)
     splits = dataset.split("train"), dataset.split("validation")
-    session = TrainingSession(model, loss, *splits, dataset.preprocessing, params, hardware)
+    return TrainingSession(model, loss, *splits, dataset.preprocessing, params, pick_hardware(params.train))
+
+
+def ours(name: str, case: Case, folder: Path) -> Contender:
+    """Our training loop on the prepared folder."""
+    from udc_model.native.memory import keep_freed_memory
+    from udc_model.training.loop import train_epoch
+    from udc_model.training.optimisation import train_mode
+
+    keep_freed_memory()
+    session = session_of(case, folder, "auto" if "default" in name else "fp32")
     session.start()
+    model, hardware = session.model, session.hardware
     batches, progress = session.batches, session.progress
     if "synthetic" in name:
         loaded = list(batches.load(0, 0, hardware.device))
@@ -136,7 +144,7 @@ def ours(name: str, case: Case, folder: Path) -> Contender:
 
     def epoch() -> None:
         train_mode(model, session.frozen)
-        loss.start_epoch(progress.epoch, 1000)
+        session.loss_fn.start_epoch(progress.epoch, 1000)
         train_epoch(session)
         progress.epoch, progress.step = progress.epoch + 1, 0
 

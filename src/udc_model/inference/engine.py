@@ -48,6 +48,8 @@ def build_forward(
     -------
     A function from an input batch (n, C, size, size) to logits (n, K).
     """
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # torch's default rounds the inputs of float32 convolutions to 11 bits
     if precision == "fp32":
         return lambda images: torch.as_tensor(model(images.to(device)).logits)
     if precision == "bf16" and not has_fast_bf16(device):

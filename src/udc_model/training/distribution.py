@@ -196,8 +196,10 @@ def process_group() -> Iterator[Ranks]:
         logging.getLogger("udc_model").setLevel(logging.WARNING)
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(ranks.local % torch.cuda.device_count())
-        backend = "cpu:gloo,cuda:nccl"
+        gpus = torch.cuda.device_count()
+        torch.cuda.set_device(ranks.local % gpus)
+        if int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world)) <= gpus:  # NCCL refuses two processes on one GPU
+            backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=_TIMEOUT)
     try:
         yield ranks

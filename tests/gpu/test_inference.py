@@ -1,0 +1,77 @@
+"""Inference on a GPU: each precision decides as the CPU does, and exports of a model trained there are the same."""
+
+import copy
+import io
+
+import pandas as pd
+import pytest
+import torch
+
+from udc_model.cli import main
+from udc_model.config import ModelParams
+from udc_model.evaluation.tables import read_predictions
+from udc_model.inference.engine import build_forward
+from udc_model.models import build_model
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+TOLERANCES = {"fp32": 1e-4, "fp32_fused": 1e-4, "bf16": 5e-2}  # of logits, relative to their spread
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("preset", ["resnet-50", "convnext-tiny"])
+def test_each_precision_computes_the_logits_of_the_cpu(preset, precision):
+    model = build_model(
+        ModelParams(model_type=preset.split("-")[0], preset=preset), [str(k) for k in range(10)], 0
+    ).eval()
+    images = torch.randn(5, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = build_forward(copy.deepcopy(model), CPU)(images)
+        logits = build_forward(model.to(GPU), GPU, precision)(images).cpu()
+    assert logits.dtype == torch.float32
+    assert float((logits - expected).abs().max()) < TOLERANCES[precision] * float(expected.std())
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_size_of_a_batch_changes_no_decision(size):
+    model = build_model(ModelParams(preset="resnet-18"), ["a", "b", "c"], 0).eval().to(GPU)
+    images = torch.randn(14, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        forward = build_forward(model, GPU, "bf16")
+        together, apart = forward(images), torch.cat([forward(part) for part in images.split(size)])
+    assert float((together - apart).abs().max()) < 1e-2 * float(together.std())
+
+
+@pytest.fixture
+def evaluated(run):
+    return run("evaluated", "train.epochs=6", "train.learning_rate=0.003", is_evaluated=True)
+
+
+def test_evaluate_predict_and_score_decide_alike(evaluated, images, tmp_path, capsys):
+    decided = read_predictions(evaluated.evaluation / "test/predictions.csv").set_index("path")["predicted"]
+    paths = [str(images / path) for path in decided.index]
+    capsys.readouterr()
+    assert main(["predict", *paths, "--csv", "--root", str(evaluated.root)]) == 0
+    predicted = pd.read_csv(io.StringIO(capsys.readouterr().out))
+    assert predicted["class"].tolist() == decided.tolist()
+    assert main(["score", str(images), "--out", str(tmp_path / "scored"), "--root", str(evaluated.root)]) == 0
+    scored = pd.concat(map(pd.read_parquet, sorted((tmp_path / "scored").glob("*.parquet")))).set_index("path")
+    assert len(scored) == 60
+    assert scored.loc[paths, "class"].tolist() == decided.tolist()
+
+
+@pytest.mark.parametrize("target", ["onnx", "torch-export"])
+def test_export_decides_as_the_model_does(evaluated, tmp_path, target):
+    path = tmp_path / {"onnx": "model.onnx", "torch-export": "model.pt2"}[target]
+    assert main(["export", str(path), "--to", target, "--root", str(evaluated.root)]) == 0
+    assert path.is_file()
+
+
+def test_logits_have_no_tf32_rounding():
+    """Whatever torch's defaults are; stage evaluate and stage train then agree in float32."""
+    convolution = torch.nn.Conv2d(64, 64, 3)
+    images = torch.randn(2, 64, 32, 32)
+    expected = convolution.double()(images.double()).detach()
+    model = build_model(ModelParams(preset="resnet-18"), ["a", "b"], 0).eval().to(GPU)
+    build_forward(model, GPU, "fp32")
+    found = convolution.float().to(GPU)(images.to(GPU)).detach().cpu().double()
+    assert float((found - expected).abs().max()) < 1e-5
