@@ -50,7 +50,7 @@ from udc_model.training.members import train_members, trained_model
 from udc_model.training.setup import set_up
 
 COLUMNS = ("data", "recipe", "settings", "seed", "image_size", "epochs", "threads", "test_images", "accuracy",
-           "log_loss", "minutes", "cpu_minutes")  # fmt: skip
+           "log_loss", "minutes", "cpu_minutes", "validation_accuracy", "device")  # fmt: skip
 TOLERANCE = 1e-4  # of a logit
 TIMM_NAME, TIMM_MODEL = "tf_efficientnet_lite0", "resnet18"
 TIMM_RATE, TIMM_BATCH = 0.002, 64  # AdamW, as in timm's recipes for small data: rate and batch size
@@ -125,11 +125,14 @@ def measure_recipe(folder: Path, recipe: str, settings: list[str], seeds: list[i
             model, hardware = trained_model(session.model, results).eval(), session.hardware
             evaluate = params.evaluate
             classifier = TrainedClassifier(model, session.preprocessing, hardware.device, evaluate.flip_averaging)
-            test = dataset.split("test")
+            test, validation = dataset.split("test"), dataset.split("validation")
             scores = _scores(classifier.logits_of_stored(test.images), test)
+            chosen, _ = _scores(classifier.logits_of_stored(validation.images), validation)
             table.append(folder.name, recipe, text, seed, params.data.image_size, params.train.epochs,
-                         torch.get_num_threads(), len(test), *scores, *minutes)  # fmt: skip
-            print(f"{recipe} {text} seed {seed}: accuracy {scores[0]:.4f}, {minutes[0]:.1f} min")  # noqa: T201
+                         torch.get_num_threads(), len(test), *scores, *minutes, chosen,
+                         hardware.describe()["device"])  # fmt: skip
+            print(f"{recipe} {text} seed {seed}: accuracy {scores[0]:.4f} on the test and {chosen:.4f} on the "  # noqa: T201
+                  f"validation images, {minutes[0]:.1f} min")  # fmt: skip
 
 
 def _scores(logits: np.ndarray, split: PackedSplit) -> tuple[float, float]:
@@ -152,7 +155,7 @@ def measure_timm(folder: Path, seeds: list[int], image_size: int, minutes: float
             test = dataset.split("test")
             scores = _scores(_timm_logits(model, test, dataset.preprocessing), test)
             table.append(folder.name, "timm", settings, seed, image_size, epochs, torch.get_num_threads(), len(test),
-                         *scores, *took)  # fmt: skip
+                         *scores, *took, "", "cpu")  # fmt: skip
             print(f"timm seed {seed}: accuracy {scores[0]:.4f}, {epochs} epochs, {took[0]:.1f} min")  # noqa: T201
 
 

@@ -359,7 +359,7 @@ def prepare(case: Case, folder: Path) -> tuple[float, int]:
 
 def udc(*arguments: str, cwd: Path) -> None:
     """Run a command of this project."""
-    env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    env = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}:{os.environ.get('PYTHONPATH', '')}"}
     subprocess.run([sys.executable, "-m", "udc_model.cli", *arguments], cwd=cwd, env=env, check=True,
                    stderr=subprocess.DEVNULL)  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pytest
@@ -10,6 +11,7 @@ import torch
 from udc_model.cli import main
 from udc_model.config import ModelParams
 from udc_model.evaluation.tables import read_predictions
+from udc_model.inference import cuda_graphs
 from udc_model.inference.engine import build_forward
 from udc_model.models import build_model
 
@@ -31,14 +33,32 @@ def test_each_precision_computes_the_logits_of_the_cpu(preset, precision):
     assert float((logits - expected).abs().max()) < TOLERANCES[precision] * float(expected.std())
 
 
-@pytest.mark.parametrize("size", [1, 2, 7])
-def test_size_of_a_batch_changes_no_decision(size):
-    model = build_model(ModelParams(preset="resnet-18"), ["a", "b", "c"], 0).eval().to(GPU)
-    images = torch.randn(14, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("preset", ["resnet-18", "convnext-mini"])
+def test_replayed_batches_have_the_bits_of_the_first(preset):
+    """A shape is computed directly, then recorded and replayed; in any order of shapes, from several threads."""
+    model = build_model(ModelParams(model_type=preset.split("-")[0], preset=preset), ["a", "b", "c"], 0).eval().to(GPU)
+    images = torch.randn(40, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    batches = [images[start : start + size] for size in (1, 8, 20, 7) for start in (0, 3, 19)] * 3
+
+    @torch.inference_mode()
+    def logits(batch):
+        return forward(batch).cpu()
+
+    forward = build_forward(copy.deepcopy(model), GPU, "bf16")
     with torch.inference_mode():
-        forward = build_forward(model, GPU, "bf16")
-        together, apart = forward(images), torch.cat([forward(part) for part in images.split(size)])
-    assert float((together - apart).abs().max()) < 1e-2 * float(together.std())
+        expected = [build_forward(copy.deepcopy(model), GPU, "bf16")(batch).cpu() for batch in batches]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(logits, batches))
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_network_that_cannot_be_recorded_is_computed_directly(caplog):
+    forward = cuda_graphs.GraphedForward(lambda images: images.mean((2, 3)) * float(images.sum()))
+    images = torch.ones(2, 3, 4, 4, device=GPU)
+    caplog.set_level("INFO")
+    for _ in range(3):
+        assert torch.equal(forward(images), torch.full((2, 3), 96.0, device=GPU))
+    assert sum("cannot be recorded" in message for message in caplog.messages) == 1
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Training on a GPU: same bits each time, after a kill and in one process of two; precision, compilation, memory."""
 
+import gc
 import signal
 import time
 
@@ -43,8 +44,11 @@ def test_equal_parameters_give_equal_bits(run, model, precision):
     assert _weights(run("other", *options, "seed=2")) != _weights(first)
 
 
-def test_number_of_loader_workers_changes_no_bit(run):
-    assert _weights(run("none", *EVERYTHING)) == _weights(run("two", *EVERYTHING, "train.loader_workers=2"))
+@pytest.mark.parametrize("augment", ["standard", "strong"])
+def test_number_of_loader_workers_changes_no_bit(run, augment):
+    """Without workers, a thread loads ahead, unless images are transformed one by one."""
+    options = (*EVERYTHING, f"train.augment={augment}")
+    assert _weights(run("none", *options)) == _weights(run("two", *options, "train.loader_workers=2"))
 
 
 def test_gpu_computes_what_the_cpu_computes(run):
@@ -115,17 +119,18 @@ def _peak(session):
 
 
 def test_gradient_checkpointing_saves_memory():
-    assert _peak(_session(64, gradient_checkpointing=True)) < 0.7 * _peak(_session(64))
+    assert _peak(_session(512, n=512, gradient_checkpointing=True)) < 0.7 * _peak(_session(512, n=512))
 
 
-def test_training_run_returns_its_memory():
+def test_training_runs_return_their_memory():
     """A second one needs no more than the first."""
-    session = _session(32)
-    first = _peak(session)
-    del session
-    torch.cuda.empty_cache()
-    assert torch.cuda.memory_allocated() < 2**26
-    assert _peak(_session(32)) == pytest.approx(first, rel=0.05)
+    peaks, left = [], []
+    for _ in range(3):
+        peaks.append(_peak(_session(32)))
+        gc.collect()
+        left.append(torch.cuda.memory_allocated())
+    assert peaks[2] == peaks[1]
+    assert left[2] == left[1]
 
 
 def test_automatic_batch_size_fits_into_the_memory_that_is_allowed():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -167,24 +169,34 @@ class TrainingBatches(Dataset[Tensor]):
             for _, step in keys:
                 yield step, self._batch(epoch, step, self.features[self._local(epoch, step)[0]].to(device))
             return
-        loaded = map(self.__getitem__, keys) if not self.workers else self._loaded_ahead(keys)
-        for (_, step), stored in zip(keys, loaded, strict=True):
+        for (_, step), stored in zip(keys, self._stored(keys, device), strict=True):
             yield step, self._batch(epoch, step, self._input(epoch, step, stored, device))
 
-    def _loaded_ahead(self, keys: list[tuple[int, int]]) -> Iterator[Tensor]:
+    def _stored(self, keys: list[tuple[int, int]], device: torch.device) -> Iterator[Tensor]:
+        """The prepared images of the steps; for a GPU in pinned memory, from which it copies them by itself."""
+        has_gpu = device.type == "cuda"
+        if self.workers:
+            return self._loaded_by_workers(keys, has_gpu)
+        loaded = map(self.__getitem__, keys)
+        if not has_gpu:
+            return loaded
+        pinned = (stored.pin_memory() for stored in loaded)
+        # the transforms of single images use torch's global generator, as the training step does
+        return pinned if self.augmentation.has_per_image_transforms else computed_ahead(pinned)
+
+    def _loaded_by_workers(self, keys: list[tuple[int, int]], is_pinned: bool) -> Iterator[Tensor]:
         try:
-            yield from self._loader(keys)
+            yield from self._loader(keys, is_pinned)
         except UdcError as error:  # with the worker's traceback in its message
             raise UdcError(str(error).rpartition(f"{UdcError.__name__}: ")[2].strip()) from None
 
-    def _loader(self, keys: list[tuple[int, int]]) -> DataLoader[Tensor]:
+    def _loader(self, keys: list[tuple[int, int]], is_pinned: bool) -> DataLoader[Tensor]:
         # Forked processes share the memory map; spawned ones would get a pickled copy.
         start = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-        return DataLoader(self, None, sampler=keys, num_workers=self.workers, multiprocessing_context=start)
+        return DataLoader(self, None, sampler=keys, num_workers=self.workers, multiprocessing_context=start,
+                          pin_memory=is_pinned)  # fmt: skip
 
     def _input(self, epoch: int, step: int, stored: Tensor, device: torch.device) -> Tensor:
-        if device.type == "cuda":
-            stored = stored.pin_memory()
         indices, repeats = self._local(epoch, step)
         return training_input(stored.to(device, non_blocking=True), indices, repeats, self.plan(epoch).draws,
                               self.augmentation, self.preprocessing)  # fmt: skip
@@ -199,3 +211,12 @@ class TrainingBatches(Dataset[Tensor]):
     def paths(self, epoch: int, step: int) -> list[str]:
         """Return the file paths of the images of a step."""
         return [self.split.paths[index] for index in self.plan(epoch).indices[step]]
+
+
+def computed_ahead(items: Iterator[Tensor], number: int = 2) -> Iterator[Tensor]:
+    """Yield the items of an iterator, of which a thread computes up to ``number`` ahead."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting = deque(thread.submit(next, items, None) for _ in range(number))
+        while (item := waiting.popleft().result()) is not None:
+            waiting.append(thread.submit(next, items, None))
+            yield item

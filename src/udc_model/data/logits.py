@@ -14,12 +14,18 @@ from udc_model.data.stored_images import StoredImages
 from udc_model.data.transforms import Preprocessing
 
 Images = NDArray[np.uint8] | StoredImages
+_CPU = torch.device("cpu")
 
 
-def evaluation_batches(images: Images, preprocessing: Preprocessing, batch_size: int) -> Iterator[Tensor]:
+def evaluation_batches(
+    images: Images, preprocessing: Preprocessing, batch_size: int, device: torch.device
+) -> Iterator[Tensor]:
     """Yield normalised inputs (n, C, size, size) of prepared images (N, S, S, C), in order and without augmentation."""
     for start in range(0, len(images), batch_size):
-        yield preprocessing.to_input(torch.from_numpy(np.array(images[start : start + batch_size])))
+        stored = torch.from_numpy(np.array(images[start : start + batch_size]))
+        if device.type == "cuda":
+            stored = stored.pin_memory().to(device, non_blocking=True)
+        yield preprocessing.to_input(stored)
 
 
 @torch.inference_mode()
@@ -30,6 +36,7 @@ def compute_logits(
     batch_size: int,
     progress: str | None = None,
     flip_averaging: bool = False,
+    device: torch.device = _CPU,
 ) -> NDArray[np.float32]:
     """Compute the logits of prepared images.
 
@@ -41,17 +48,21 @@ def compute_logits(
     batch_size : images per call of ``forward``.
     progress : label of a progress bar, shown on a terminal only; None shows no bar.
     flip_averaging : average the logits of each image and its mirror image.
+    device : of the model; a GPU also normalises the images.
 
     Returns
     -------
     (N, K) logits.
     """
-    parts = []
+    parts: list[Tensor] = []
     with tqdm(total=len(images), desc=progress, unit="img", disable=None if progress else True, leave=False) as bar:
-        for batch in evaluation_batches(images, preprocessing, batch_size):
+        for batch in evaluation_batches(images, preprocessing, batch_size, device):
             logits = forward(batch).float()
             if flip_averaging:
                 logits = (logits + forward(batch.flip(-1)).float()) / 2
-            parts.append(logits.cpu())
+            if parts:  # a batch later, because it waits for the GPU, which has the next batch by now
+                parts[-1] = parts[-1].cpu()
+            parts.append(logits)
             bar.update(len(batch))
+    parts[-1] = parts[-1].cpu()
     return torch.cat(parts).numpy()

@@ -76,7 +76,8 @@ class TrainedClassifier:
         """Compute logits (N, K) of prepared images (N, S, S, C) uint8; ``progress`` is the label of a progress bar."""
         if not len(stored):
             return np.empty((0, len(self.classes)), np.float32)
-        return compute_logits(self._forward, stored, self.preprocessing, batch_size, progress, self.flip_averaging)
+        return compute_logits(self._forward, stored, self.preprocessing, batch_size, progress, self.flip_averaging,
+                              self.device)  # fmt: skip
 
     def logits(self, images: Sequence[Image.Image], batch_size: int = 256) -> NDArray[np.float32]:
         """Compute logits (N, K) of N > 0 images of any size, with the mode that `decode` returns."""

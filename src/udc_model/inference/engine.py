@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from udc_model.inference.cuda_graphs import GraphedForward
 from udc_model.inference.fused import fuse_layers, has_fused_operators
 from udc_model.models.ensemble import Ensemble
 from udc_model.models.factory import has_fast_bf16
@@ -74,7 +75,10 @@ def build_forward(
         with torch.autocast(device.type, torch.bfloat16, enabled=has_autocast):
             return torch.as_tensor(model(images.to(device, memory_format=torch.channels_last)).logits)
 
-    return forward
+    if device.type != "cuda":
+        return forward
+    graphed = GraphedForward(forward)
+    return lambda images: graphed(images.to(device))
 
 
 def _classifiers(model: ImageClassifier | Ensemble) -> Iterator[ImageClassifier]:

@@ -150,7 +150,8 @@ def _classifier(run: InterimRun, dataset: PackedDataset) -> Callable[[Images], N
         if not len(images):
             return np.empty((0, len(dataset.classes)), np.float32)
         network.to(hardware.device).to(memory_format=hardware.memory_format).eval()
-        return compute_logits(lambda batch: _forward(network, batch, hardware), images, preprocessing, size, "scoring")
+        return compute_logits(lambda batch: _forward(network, batch, hardware), images, preprocessing, size, "scoring",
+                              device=hardware.device)  # fmt: skip
 
     states = [_state(run, number, dataset) for number in range(len(run.members))]
     if len(states) == 1:

@@ -185,7 +185,8 @@ class FrozenNetwork:
             with self.hardware.autocast():
                 return self.model.features(images.to(self.hardware.device, memory_format=self.hardware.memory_format))
 
-        features = compute_logits(forward, split.images, self.preprocessing, self.batch_size, f"features of {name}")
+        features = compute_logits(forward, split.images, self.preprocessing, self.batch_size, f"features of {name}",
+                                  device=self.hardware.device)  # fmt: skip
         logger.info("features of split %s: %d images in %.1f s, once for all epochs", name, len(split),
                     time.perf_counter() - started)  # fmt: skip
         return features

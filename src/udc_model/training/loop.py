@@ -256,5 +256,6 @@ def score_images(session: TrainingSession, images: Images | Tensor) -> NDArray[n
     longest = -(-n // ranks.world)
     first = min(part.start, n - longest)
     batch_size = session.batches.batch_size
-    logits = compute_logits(forward, images[first : first + longest], session.preprocessing, batch_size)
+    logits = compute_logits(forward, images[first : first + longest], session.preprocessing, batch_size,
+                            device=hardware.device)  # fmt: skip
     return ranks.gather(logits[part.start - first : part.stop - first], n)
