@@ -7,11 +7,11 @@ export PYTHONPATH := src
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: help setup demo ui test check coverage faults lint docs package bench clean
+.PHONY: help setup demo ui test check coverage faults gpu lint docs package bench bench-gpu clean
 
 help: ## print this list
 	@echo "Targets:"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: .venv/.ready ## create .venv with the locked versions
 
@@ -41,6 +41,9 @@ coverage: setup ## coverage of the tests that run in one process; it must not fa
 faults: setup ## damage, kill and disturb every command, 2,000 times: an hour; a second call resumes it
 	@python tests/faults/run.py
 
+gpu: setup ## run the tests that need a CUDA GPU
+	@python -m pytest tests/gpu
+
 lint: setup ## check style, format and types
 	@ruff check .
 	@ruff format --check .
@@ -60,6 +63,9 @@ package: setup ## build and check the source archive and the wheel in dist/
 bench: setup ## measure models and training runs beside transformers, torchvision and timm
 	@python benchmarks/models.py
 	@python benchmarks/training.py
+
+bench-gpu: setup ## measure training, inference and loading on a CUDA GPU beside other libraries
+	@python benchmarks/gpu.py
 
 clean: ## remove the outputs of the pipeline, but no recorded run
 	@rm -rf data/prepared resolved model training evaluation metrics.json

@@ -37,7 +37,7 @@ from udc_model.training.optimisation import train_mode
 COLUMNS = ("case", "way", "images_per_second", "smallest", "largest", "peak_mb", "rounds", "device", "torch")
 MODELS = ("convnext-tiny", "resnet-50")
 GPU = torch.device("cuda")
-TRAIN_BATCH, EPOCH_BATCH, EPOCH_IMAGES = 128, 128, 2560
+TRAIN_BATCH, EPOCH_BATCH, EPOCH_IMAGES = 128, 128, 1280
 Step = Callable[[], object]
 Ways = Iterator[tuple[str, int, Callable[[], Step]]]  # names, images in each call, and functions that build them
 

@@ -17,6 +17,8 @@ images that the logits of both networks are equal:
     python benchmarks/photographs.py convert PACKAGES efficientnet_lite0.safetensors
     python benchmarks/photographs.py recipe FOLDER frozen-features -S model.preset= -S model.model_type=timm \\
         -S model.timm.name=tf_efficientnet_lite0 -S model.weights=efficientnet_lite0.safetensors
+
+The same values with photographs-pretrained train all layers; a GPU is advisable.
 """
 
 from __future__ import annotations

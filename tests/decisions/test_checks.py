@@ -66,7 +66,7 @@ def test_one_error_lists_all_findings():
     assert str(error.value).splitlines() == [
         "9 parameters or class names do not fit the data:",
         "  model.num_labels: is 3, but the data has 2 classes",
-        "  costs.entries.0.true: the data has no class 'Mild'; did you mean 'mild'?",
+        "  costs.entries.0.actual: the data has no class 'Mild'; did you mean 'mild'?",
         "  costs.entries.0.predicted: the data has no class 'x'",
         "  costs.prior: the data has no class 'y'",
         "  evaluate.recall_of: the data has no class 'z'",

@@ -38,7 +38,7 @@ def test_absolute_difference_uses_class_names_as_numbers():
     [
         (
             CostParams(entries=[CostEntry(true="x", predicted="a", cost=1.0)]),
-            r"costs\.entries\.0\.true: .* no class 'x'",
+            r"costs\.entries\.0\.actual: .* no class 'x'",
         ),
         (CostParams(matrix={"a": {"a": 0.0, "b": 1.0}}), r"costs\.matrix: the class 'b' is missing"),
         (

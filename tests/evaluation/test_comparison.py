@@ -60,7 +60,7 @@ def test_order_of_the_rows_has_no_effect(pair):
 
 def test_equal_decisions_have_equal_costs(pair):
     comparison = compare_predictions(pair[0], pair[0], MATRIX)
-    assert comparison.sentence == "A and B cost the same on every image"
+    assert comparison.sentence == "A and B cost the same on every image: under these costs they decide alike"
     assert comparison.mcnemar_p == comparison.differences[0].p_value == 1
 
 
@@ -80,8 +80,8 @@ def test_three_pairs_that_differ_show_nothing():
     assert comparison.sentence.startswith("No difference in cost is shown: B costs 0.0500 less per image")
     assert re.search(r"\(p = 1\); about [\d,]+ more images would show one of this size$", comparison.sentence)
     warning = re.fullmatch(
-        r"A has no mistakes of cost 10 or more in 60 images; in truth up to (.*)% of the images may be decided so "
-        r"\(95% bound\), at (.*) per image", comparison.warnings[0],
+        r"A has no mistakes of cost 10 or more among 60 images: their true share may be up to (.*)% \(95% bound\), "
+        r"and would then cost (.*) per image", comparison.warnings[0],
     )  # fmt: skip
     assert float(warning[1]) == pytest.approx(100 * (1 - 0.05 ** (1 / 60)), rel=0.04)  # Clopper-Pearson of no event
     assert float(warning[2]) == pytest.approx(float(warning[1]) / 10, rel=0.01)

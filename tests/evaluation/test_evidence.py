@@ -17,13 +17,15 @@ def _warnings(paid, costs=COSTS, groups=None):
 
 def test_costly_mistakes_cost_at_least_half_of_the_costliest():
     (warning,) = _warnings([20.0, 10.0, 4.0] + [1.0] * 50 + [0.0] * 247)
-    assert warning.startswith("only 2 mistakes of cost 10 or more in 300 images; in truth up to 2.")  # 2.08 %
+    assert warning.startswith(
+        "only 2 mistakes of cost 10 or more among 300 images: their true share may be up to 2."
+    )  # 2.08 %
     assert _warnings([10.0] * 10 + [0.0] * 290) == []
-    assert _warnings([10.0] + [0.0] * 299)[0].startswith("only 1 mistake of cost 10 or more in")
+    assert _warnings([10.0] + [0.0] * 299)[0].startswith("only 1 mistake of cost 10 or more among")
 
 
 def test_with_equal_costs_all_mistakes_count():
-    assert _warnings([1.0] * 3 + [0.0] * 97, 1 - np.eye(3))[0].startswith("only 3 mistakes in 100 images;")
+    assert _warnings([1.0] * 3 + [0.0] * 97, 1 - np.eye(3))[0].startswith("only 3 mistakes among 100 images:")
     assert _warnings([1.0] * 12 + [0.0] * 88, 1 - np.eye(3)) == []
 
 
@@ -38,7 +40,7 @@ def test_referred_images_are_no_mistakes():
     costs = np.column_stack([COSTS, np.full(3, 15.0)])
     scored = Scored(np.arange(30) % 3, np.full(30, 3), np.full((30, 3), 1 / 3), costs)
     warning = warnings_of(scored, ["a", "b", "c", "refer"], 0.95)[-1]
-    assert warning.startswith("no mistakes of cost 10 or more in 30 images")
+    assert warning.startswith("no mistakes of cost 10 or more among 30 images")
     assert not costly_mistakes(scored).any()
 
 

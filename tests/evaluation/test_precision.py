@@ -41,8 +41,11 @@ def test_changed_decisions_and_their_cost():
     check = PrecisionCheck.of(policy, logits, exact, np.array([0, 0, 1, 1]))
     assert check == PrecisionCheck(4, 2, (1 - 5) / 4)
     assert check.to_text("bf16") == (
-        "precision bf16: decides 2 of 4 calibration images otherwise than fp32, at -1.0000 of mean cost"
+        "precision bf16: 2 of 4 calibration images are decided otherwise than in fp32, which changes their mean cost "
+        "by -1.0000"
     )
+    unchanged = PrecisionCheck.of(policy, exact, exact, np.array([0, 0, 1, 1]))
+    assert unchanged.to_text("bf16") == "precision bf16: all 4 calibration images are decided as in fp32"
     assert check.metrics() == {"precision/share_of_decisions_changed": 0.5, "precision/mean_cost_change": -1.0}
 
 

@@ -237,7 +237,7 @@ def test_thumbnails_are_small_and_sheets_too(tmp_path, rng):
 def test_figures_that_rest_on_few_mistakes_are_marked(tmp_path, rng):
     workspace = evaluated(tmp_path, rng, ["a", "b", "c"])
     (warning,) = read_warnings(workspace.evaluation / "test")
-    assert re.fullmatch(r"(no|only \d) mistakes? in 12 images; in truth up to .*% of the images may be .*", warning)
+    assert re.fullmatch(r"(no|only \d) mistakes? among 12 images: their true share may be up to .*", warning)
     assert f"Test split: {warning}." in text_of(render(workspace, ["a", "b", "c"]))
 
 

@@ -148,7 +148,7 @@ def test_without_prepared_data_the_message_says_what_to_run(project, tmp_path, m
     (tmp_path / "empty/params.yaml").write_text((project / "params.yaml").read_text())
     monkeypatch.chdir(tmp_path / "empty")
     assert main(["cross-validate"]) == 1
-    assert "run prepare first" in caplog.text
+    assert "run `dvc repro prepare` first" in caplog.text
 
 
 def _stop(params, workspace):

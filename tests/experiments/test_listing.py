@@ -59,6 +59,11 @@ def test_other_costs_images_and_missing_tables_are_not_compared(repository):
     assert "Whether it costs less is not tested: not in the cache." in text
 
 
+def test_experiments_that_cannot_be_compared_are_not_called_more_expensive(repository):
+    repository.experiment("doubled", 4, mistake=2.0, costs__default=2.0)
+    assert "No experiment can be compared with HEAD: other costs." in to_text(list_experiments())
+
+
 def test_named_experiments_are_compared_with_the_first(repository):
     repository.experiment("a", 2, seed=1)
     repository.experiment("b", 30, seed=2)

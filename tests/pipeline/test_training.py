@@ -324,7 +324,9 @@ def test_damaged_data_and_a_loss_that_is_not_finite_are_reported(by_hand):
     images.write_bytes(contents[:1000])
     done = project.udc("train", check=False)
     assert done.returncode == 1
-    assert re.search(r"^error: .*train\.npy: (cannot be read|contains) .*run prepare first", done.stderr, re.MULTILINE)
+    assert re.search(
+        r"^error: .*train\.npy: (cannot be read|contains) .*run `dvc repro prepare` first", done.stderr, re.MULTILINE
+    )
     images.write_bytes(contents)
     project.set_params(train={"optimizer": "sgd", "learning_rate": 1e30, "epochs": 5, "warmup_ratio": 0.5})
     done = project.udc("train", check=False)

@@ -47,7 +47,7 @@ def _contents(folder=Path()):
 def test_a_project_in_an_empty_folder(capsys):
     assert main(["init"]) == 0
     output = capsys.readouterr().out
-    assert output.startswith(f"project: {Path.cwd()} (new git and DVC repository)\nrecipe: digits\n")
+    assert output.startswith(f"project: {Path.cwd()} (new git and DVC repository)\nrecipe: digits, of ")
     assert output.endswith("\nTrain, and record the result:\n  dvc repro\n")
     assert load_params() == load_params(ROOT / "params.yaml")
     assert Path("params.yaml").read_text() == (ROOT / "params.yaml").read_text()
@@ -76,7 +76,8 @@ def test_images_outside_are_referred_to(images, capsys):
     assert (params.train.augment, params.costs.preset) == ("strong", "uniform")
     assert "images: outside of the project, which refers to them; they stay where they are" in output
     assert "recipe: few-images\n  the rarest of 3 classes has 20 image(s)\n" in output
-    assert output.endswith("  cd shapes project\n  dvc repro\n")
+    assert "  cd shapes project\n  dvc repro\n\n`dvc repro` trains all 200 epochs" in output
+    assert output.endswith("  cd shapes project\n  udc run --name first -S train.epochs=20\n")
     assert not list(root.rglob("*.png"))
     (root / "params.yaml").write_text((root / "params.yaml").read_text().replace("epochs: 200", "epochs: 3"))
     assert main(["init", "shapes project", "--images", str(images)]) == 0
@@ -103,7 +104,7 @@ def test_a_project_gets_its_images_later(images, capsys):
     assert main(["init", "--images", str(images)]) == 0
     params = load_params()
     assert (params.data.path, params.costs.preset, params.model.preset) == (str(images), "uniform", "resnet-mini")
-    assert "git: the files are staged; commit them" in capsys.readouterr().out
+    assert f"git: the files are staged in the repository {Path.cwd()}; commit them" in capsys.readouterr().out
     assert _git("diff", "--cached", "--name-only") == "params.yaml"
 
 
@@ -199,7 +200,7 @@ def test_in_a_folder_of_a_git_repository(capsys):
     assert main(["init", "models/spiders"]) == 0
     output = capsys.readouterr().out
     assert "(new DVC repository)" in output
-    assert "git: the files are staged; commit them\n" in output
+    assert f"git: the files are staged in the repository {Path.cwd()}; commit them\n" in output
     assert not Path("models/spiders/.git").exists()
     assert "models/spiders/dvc.yaml" in _git("diff", "--cached", "--name-only").splitlines()
     assert _git("log", "--format=%s") == "start"

@@ -293,11 +293,11 @@ def test_parameters_that_contradict_the_classes_raise(tmp_path, shapes_folder):
 
 def test_open_raises_for_a_damaged_prepared_folder(tmp_path, shapes_folder):
     dataset = _prepare(tmp_path, _params(shapes_folder))
-    with pytest.raises(UdcError, match="run prepare first"):
+    with pytest.raises(UdcError, match="run `dvc repro prepare` first"):
         PackedDataset.open(tmp_path)
     with (dataset.folder / "train.npy").open("ab") as file:
         file.write(b"0")
-    with pytest.raises(UdcError, match=r"train\.npy: has [\d,]+ bytes of pixels instead of [\d,]+; restore"):
+    with pytest.raises(UdcError, match=r"train\.npy: has [\d,]+ bytes of pixels instead of [\d,]+; run"):
         dataset.split("train")
     (dataset.folder / "train.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(UdcError, match=r"train\.npy: cannot be read"):

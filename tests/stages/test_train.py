@@ -108,7 +108,7 @@ def test_decisions_are_compared_with_fp32_and_predictions_are_in_the_precision_o
         evaluate(override_params(["costs.preset=uniform", f"evaluate.precision={setting}"]), workspace)
         policy = Policy.load(workspace.evaluation)
         assert policy.precision == precision
-        compared = [message for message in caplog.messages if message.startswith(f"precision {precision}: decides ")]
+        compared = [message for message in caplog.messages if message.startswith(f"precision {precision}: ")]
         assert len(compared) == (precision != "fp32")
         split = PackedDataset.open(workspace.prepared).split("test")
         expected = logits_of(read_predictions(workspace.evaluation / "test/predictions.csv"), policy.classes)

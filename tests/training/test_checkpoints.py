@@ -348,7 +348,7 @@ def test_a_training_run_that_fails_says_from_where_the_next_one_resumes(tmp_path
     [
         ({"code": {"a.py": "2"}}, "code"),
         ({"torch": "3"}, "torch version"),
-        ({"hardware": {"device": "cuda"}, "code": {}}, "code and hardware"),
+        ({"hardware": {"device": "cuda"}, "code": {}}, "code and hardware or number of threads"),
         ({"params": {"seed": 2}}, None),
         ({"data": "e", "code": {}}, None),
         ({"weights": "w"}, None),

@@ -45,9 +45,7 @@ class CostParams(Section):
     order: list[ClassName] | None = Field(
         None, description="Order of the classes under absolute_difference; null reads their names as numbers."
     )
-    entries: list[CostEntry] = Field(
-        [], description="Single costs, as {'true': a, predicted: b, cost: 10}; 'true' needs its quotes."
-    )
+    entries: list[CostEntry] = Field([], description="Single costs, as {actual: a, predicted: b, cost: 10}.")
     matrix: dict[str, dict[str, Cost]] | list[list[Cost]] | None = Field(
         None,
         description="All costs by name, as {a: {a: 0, b: 10}, b: {a: 1, b: 0}}, or as rows in the sorted order of the "

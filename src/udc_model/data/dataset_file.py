@@ -14,7 +14,7 @@ from udc_model.files import MAX_JSON, parse_json, read_bytes
 from udc_model.records import Record, validated
 
 DATASET = "dataset.json"
-ADVICE = "restore the folder with `dvc checkout data/prepared`, or run prepare first (dvc repro prepare)"
+ADVICE = "run `dvc repro prepare` first, or restore the folder with `dvc checkout data/prepared`"
 
 _Count = Annotated[int, Field(ge=0, lt=2**53)]
 

@@ -65,7 +65,7 @@ def cost_problems(params: CostParams, classes: Sequence[str]) -> list[str]:
     names = set(classes)
     problems = []
     for i, entry in enumerate(params.entries):
-        for key, entry_class in (("true", entry.true), ("predicted", entry.predicted)):
+        for key, entry_class in (("actual", entry.true), ("predicted", entry.predicted)):
             if entry_class not in names:
                 problems.append(f"costs.entries.{i}.{key}: {no_class(entry_class, classes)}")
     if isinstance(params.matrix, list) and [len(row) for row in params.matrix] != [len(classes)] * len(classes):

@@ -70,7 +70,7 @@ class Comparison:
         """The conclusion about cost in one sentence."""
         cost = self.differences[0]
         if not self.changed and cost.difference == 0:
-            return "A and B cost the same on every image"
+            return "A and B cost the same on every image: under these costs they decide alike"
         less = "less" if cost.difference < 0 else "more"
         observed = f"B costs {abs(cost.difference):.4f} {less} per image"
         if cost.p_value is None or cost.low is None or cost.high is None:

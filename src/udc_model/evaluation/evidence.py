@@ -112,5 +112,5 @@ def few_mistakes(
     noun = "mistake" if count == 1 else "mistakes"
     kind = "" if cheapest == mistakes.min() else f" of cost {cheapest:g} or more"
     number = "no" if count == 0 else f"only {count}"
-    return [f"{number} {noun}{kind} in {len(paid):,} images; in truth up to {share:.2%} of the images may be "
-            f"decided so ({confidence:.0%} bound), at {cost:.4f} per image"]  # fmt: skip
+    return [f"{number} {noun}{kind} among {len(paid):,} images: their true share may be up to {share:.2%} "
+            f"({confidence:.0%} bound), and would then cost {cost:.4f} per image"]  # fmt: skip

@@ -70,8 +70,10 @@ class PrecisionCheck:
 
     def to_text(self, precision: str) -> str:
         """One sentence."""
-        return (f"precision {precision}: decides {self.num_different:,} of {self.num_images:,} calibration images "
-                f"otherwise than fp32, at {self.cost_difference:+.4f} of mean cost")  # fmt: skip
+        if not self.num_different:
+            return f"precision {precision}: all {self.num_images:,} calibration images are decided as in fp32"
+        return (f"precision {precision}: {self.num_different:,} of {self.num_images:,} calibration images are decided "
+                f"otherwise than in fp32, which changes their mean cost by {self.cost_difference:+.4f}")  # fmt: skip
 
     def metrics(self) -> Metrics:
         """The metrics of the run."""

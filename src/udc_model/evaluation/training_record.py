@@ -14,7 +14,7 @@ from udc_model.files import Workspace, parse_json, read_bytes
 from udc_model.records import Record, validated
 
 TRAINING_RECORD = "record.json"
-ADVICE = "restore the folder with `dvc checkout training`, or run train first (dvc repro)"
+ADVICE = "run `dvc repro` first, or restore the folder with `dvc checkout training`"
 _MAX_BYTES = 16 * 2**20  # with a parameter for each of 10,000 classes
 
 _Epoch = Annotated[int, Field(ge=1, lt=2**31)]

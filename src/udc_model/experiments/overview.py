@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from udc_model.experiments.listing import COST, LEVEL, NOT_CACHED, OTHER_IMAGES, Experiment, Listing
+from udc_model.experiments.listing import COST, LEVEL, NOT_CACHED, OTHER_COSTS, OTHER_IMAGES, Experiment, Listing
 from udc_model.experiments.values import value_text
 
 WIDTH = 160  # characters of a line at most
@@ -86,6 +86,9 @@ def conclusion(listing: Listing) -> list[str]:
     first, best = listing.first, listing.experiments[0]
     tested = sum(each.p_value is not None for each in listing.experiments)
     if best is first:
+        reasons = {each.untested for each in listing.experiments if each is not first}
+        if reasons and reasons <= {OTHER_COSTS, OTHER_IMAGES}:
+            return [f"No experiment can be compared with {first.name}: {' or '.join(sorted(reasons))}."]
         return [f"No experiment has a lower mean cost on test than {first.name} ({_number(first.cost)} an image)."]
     costs = f"{_number(best.cost)} an image, {first.name} {_number(first.cost)}"
     sentences = [f"{best.name} has the lowest mean cost on test: {costs}."]

@@ -29,6 +29,7 @@ from udc_model.project.recommendation import Recommendation, has_accelerator, re
 from udc_model.project.templates import IGNORE, RAW_DATA, REQUIRED, project_files, raw_data, with_lines
 
 PARAMS = "params.yaml"
+_LONG = 100  # epochs, from which a first look needs fewer
 _OF_DVC = (".dvc/.gitignore", ".dvcignore")  # written by `dvc init`, which stages them
 
 
@@ -38,12 +39,20 @@ class Creation:
 
     root: Path
     lines: list[str] = field(default_factory=list)
+    epochs: int = 0
 
     def to_text(self) -> str:
         """The lines, and the command that trains."""
         here = Path.cwd().resolve()
         change = [] if self.root == here else [f"  cd {os.path.relpath(self.root, here)}"]
-        return "\n".join([*self.lines, "", "Train, and record the result:", *change, "  dvc repro"]) + "\n"
+        first = [
+            "",
+            f"`dvc repro` trains all {self.epochs:,} epochs, and says at its start how long that takes. A shorter run:",
+            *change,
+            f"  udc run --name first -S train.epochs={max(1, self.epochs // 10)}",
+        ]
+        train = ["", "Train, and record the result:", *change, "  dvc repro"]
+        return "\n".join([*self.lines, *train, *(first if self.epochs > _LONG else [])]) + "\n"
 
 
 def create(folder: Path, images: Path | None = None, recipe: str | None = None) -> Creation:
@@ -80,10 +89,12 @@ def create(folder: Path, images: Path | None = None, recipe: str | None = None) 
             written += _track(creation, path)
         elif chosen is not None or not (root / PARAMS).exists():
             changes = apply(root / PARAMS, chosen or find_recipe("digits"), {})
-            creation.lines.append(f"recipe: {(chosen or find_recipe('digits')).name}")
+            note = "" if chosen else ", of handwritten digits; `udc init --images FOLDER` is for your own"
+            creation.lines.append(f"recipe: {(chosen or find_recipe('digits')).name}{note}")
             creation.lines += [f"  {change}" for change in changes] if chosen else []
             written += _make_raw_data(root)
         _record(creation, [*written, PARAMS])
+    creation.epochs = load_params(root / PARAMS).train.epochs
     return creation
 
 
@@ -198,7 +209,7 @@ def _write_params(creation: Creation, recommendation: Recommendation, path: str)
 
 
 def _summary(changes: list[Change], recipe: Recipe) -> str:
-    return f"{len(changes)} parameters set; `udc recipe {recipe.name}` explains them"
+    return f"{len(changes)} parameters set; `udc recipe {recipe.name} --dry-run` explains them"
 
 
 def _record(creation: Creation, names: list[str]) -> None:
@@ -209,7 +220,7 @@ def _record(creation: Creation, names: list[str]) -> None:
     git(root, "add", "--force", "--", *names)
     if not is_first:
         if git(root, "diff", "--cached", "--name-only", "--", *names):
-            creation.lines.append("git: the files are staged; commit them")
+            creation.lines.append(f"git: the files are staged in the repository {git_root(root)}; commit them")
         return
     if ensure_identity(root):
         creation.lines.append("git: you have no user.name or user.email; this repository got `udc`, change it with "

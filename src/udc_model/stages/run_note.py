@@ -32,6 +32,7 @@ _MOST_CHANGES, _MOST_PAIRS = 12, 3
 _RESOLVED = (
     ("model.weights", AUTO),
     ("model.weights_sha256", None),
+    ("evaluate.precision", "auto"),
 )  # values that stage resolve replaces by what it finds
 _OUTPUTS = ("params.yaml", "dvc.lock", "metrics.json")  # files that differ in each experiment
 

@@ -169,8 +169,9 @@ def train_and_record(session: TrainingSession, dataset: PackedDataset, workspace
         run.set_tags(
             {MODEL_SHA256: sha256_of(model_folder / "model.safetensors"), f"{OUTS}model": dvc_hash(model_folder)}
         )
-    logger.info("trained %s: best epoch %d of %d; MLflow run %s", params.model.model_type, result.best_epoch,
-                len(result.curves), run)  # fmt: skip
+    is_last = 1 < result.best_epoch == params.train.epochs
+    logger.info("trained %s: best epoch %d of %d%s; MLflow run %s", params.model.model_type, result.best_epoch,
+                len(result.curves), ", the last: more may be better" if is_last else "", run)  # fmt: skip
 
 
 def _train_members(

@@ -215,7 +215,7 @@ class StageRun:
         """Name and id of the run, if they are known already."""
         if run_id := self._messages.get("run_id"):
             return f"{self._messages.get('name')} ({run_id})"
-        return "stored for MLflow (udc sync)" if self._sender is None else "logged in the background (udc show)"
+        return "stored for MLflow (udc sync)" if self._sender is None else "logged in the background (udc ui)"
 
 
 @contextmanager

@@ -38,7 +38,7 @@ _ENVIRONMENT = {
     "code": "code",
     "torch": "torch version",
     "timm": "timm version",
-    "hardware": "hardware",
+    "hardware": "hardware or number of threads",
 }  # names of inputs that are no data
 
 
