@@ -96,7 +96,7 @@ def conclusion(listing: Listing) -> list[str]:
         return [*sentences, f"Whether it costs less is not tested: {best.untested}."]
     others = f" after correction for {tested} comparisons" if tested > 1 else ""
     is_shown = "shown" if best.verdict == "shown" else "not shown"
-    test = f"paired test, p = {best.p_value:.4f}{others}; level {LEVEL:g}"
+    test = f"paired test, p = {best.p_value:.2g}{others}; level {LEVEL:g}"
     return [*sentences, f"That it costs less than {first.name} is {is_shown} ({test})."]
 
 
@@ -136,7 +136,7 @@ def _results(listing: Listing, each: Experiment) -> list[str]:
     low, high = (each.metrics.get(f"{COST}_{end}") for end in ("low", "high"))
     interval = "-" if low is None or high is None else f"{_number(low)} to {_number(high)}"
     verdict = "the first" if each is listing.first else each.verdict
-    p_value = f", p = {each.p_value:.4f}" if each.p_value is not None else ""
+    p_value = f", p = {each.p_value:.2g}" if each.p_value is not None else ""
     return [
         _number(each.cost) + (" *" if each.has_other_costs else ""), interval,
         _number(each.metrics.get("validation/mean_cost")), _number(each.metrics.get("test/accuracy")),

@@ -88,7 +88,7 @@ def _alternatives(images: Inspection, name: str) -> list[str]:
     elif name == "few-images":
         reasons.append("frozen-features starts from weights to download; try it too")
     if name in ("photographs", "few-images"):
-        reasons.append("microscopy is for images without an up and down")
+        reasons.append("microscopy is for images that have no up and down, as those of a microscope")
     return reasons
 
 

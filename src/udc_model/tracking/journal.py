@@ -177,7 +177,7 @@ def wait_for_senders(root: Path, timeout: float = 60.0) -> bool:
                            len(at_work))  # fmt: skip
             return False
         if elapsed > _SILENT and not is_reported:
-            logger.info("waiting until %d journal(s) are delivered to MLflow …", len(at_work))
+            logger.info("waiting for MLflow to receive the last results …")
             is_reported = True
         time.sleep(_POLL)
     return True
