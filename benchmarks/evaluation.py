@@ -25,6 +25,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from udc_model.config import Params, validate_params
+from udc_model.data.margins import Margins
 from udc_model.data.packed import write_packed
 from udc_model.data.transforms import Preprocessing
 from udc_model.evaluation import figures, tables
@@ -34,8 +35,10 @@ from udc_model.stages.train import training_params
 
 SHARES = {"train": 1.0, "validation": 0.5, "calibration": 0.5, "test": 1.0}  # of --images
 SIDE = 16  # pixels
+EPOCHS = 20
 PARTS = {
-    stage: ("evaluate", "fit_policy", "lint_costs", "write_predictions", "write_split", "write_curves", "log_scores",
+    stage: ("evaluate", "fit_policy", "lint_costs", "write_predictions", "write_split", "write_curves",
+            "find_label_errors", "with_test_corrections", "write_label_quality", "log_scores",
             "log_model", "write_report", "log_evaluation"),
     tables: ("write_predictions", "split_metrics", "metric_intervals", "write_confusion", "mean_curves", "class_curves",
              "threshold_reliability"),
@@ -113,8 +116,11 @@ def synthetic_workspace(root: Path, options: argparse.Namespace) -> tuple[Params
     workspace.training.mkdir(parents=True, exist_ok=True)
     record = {"params": training_params(params), "data": {"name": "synthetic", "digest": info["digest"],
               "source": {"source": "folder", "path": "data/raw/synthetic"}}, "hardware": {"device": "cpu"},
-              "best_epoch": 2, "final_metrics": {"best_epoch": 2, "epochs": 3}}  # fmt: skip
+              "best_epoch": 2, "final_metrics": {"best_epoch": 2, "epochs": EPOCHS}}  # fmt: skip
     (workspace.training / "record.json").write_text(json.dumps(record), encoding="utf-8")
+    of_train = rng.normal(3, 2, (EPOCHS, sum(info["counts"]["train"].values())))
+    epochs = np.arange(EPOCHS, dtype=np.int32)
+    Margins(of_train.astype(np.float16), np.zeros(of_train.shape, np.uint16), epochs).save(workspace.training)
     targets = {name: np.repeat(np.arange(options.classes), max(1, int(options.images * share) // options.classes))
                for name, share in SHARES.items()}  # fmt: skip
     logits = {name: (rng.normal(size=(len(t), options.classes)) + options.margin * np.eye(options.classes)[t])

@@ -44,6 +44,11 @@ class Workspace:
         return self.root / "data" / "prepared"
 
     @property
+    def corrections(self) -> Path:
+        """Corrections of labels, groups and images, which people write; read by ``prepare``."""
+        return self.root / "data" / "corrections.csv"
+
+    @property
     def resolved(self) -> Path:
         """The parameters that ``train`` and ``evaluate`` depend on; written by ``resolve``."""
         return self.root / "resolved"

@@ -16,6 +16,7 @@ from udc_model.data.packed import PackedDataset, PackedSplit, write_packed
 from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.policy import Policy
 from udc_model.evaluation.figures import FigureCache, draw_figures
+from udc_model.evaluation.label_findings import LabelFindings
 from udc_model.evaluation.model_card import render_card
 from udc_model.evaluation.report import render_report
 from udc_model.evaluation.report_images import sheet_uri, thumbnail_uri
@@ -74,12 +75,12 @@ def _write_prepared(folder, images, labels, names, classes):
     write_packed(folder, folder / "scratch", rows, Preprocessing(len(images[0])), {"classes": classes})
 
 
-def render(workspace, classes, provenance=PROVENANCE):
+def render(workspace, classes, provenance=PROVENANCE, labels=None):
     counts = {name: dict.fromkeys(classes, 4) for name in ("train", "validation", "calibration", "test")}
     images = PackedDataset.open(workspace.prepared).split("test").images
     return render_report(workspace.evaluation, workspace.training, images, RECORD, counts=counts,
                          findings=["costs: odd <cost>"], confidence=0.95, provenance=provenance,
-                         data_notes=["3 copies <left> out"])  # fmt: skip
+                         data_notes=["3 copies <left> out"], labels=labels)  # fmt: skip
 
 
 def text_of(page):
@@ -256,11 +257,11 @@ def test_tables_and_costs_follow_the_order_of_ordinal_classes(tmp_path, rng):
     assert re.findall(r'<th scope="row">([^<]*)</th>', recalls) == ["mild", "bad", "worst"]
 
 
-def card(workspace, classes):
+def card(workspace, classes, labels=None):
     counts = {name: dict.fromkeys(classes, 1400) for name in ("train", "validation", "calibration", "test")}
     record = RECORD | {"params": RECORD["params"] | {"data": RECORD["params"]["data"] | {"path": "/home/me/x"}}}
     return render_card(workspace.evaluation, record, counts=counts, findings=["costs: odd <i>"], confidence=0.95,
-                       provenance=PROVENANCE, data_notes=["3 copies left out"])  # fmt: skip
+                       provenance=PROVENANCE, data_notes=["3 copies left out"], labels=labels)  # fmt: skip
 
 
 def test_the_model_card_has_the_metadata_of_the_hub(tmp_path, rng):
@@ -321,3 +322,22 @@ def test_subgroups_have_a_section_with_what_is_shown(tmp_path, rng):
     assert f"{row['right']:.3f} ({row['right_low']:.3f} to {row['right_high']:.3f})" in text
     without = render(evaluated(tmp_path / "without", rng, ["a", "b"], subgroups={"site": [""] * 8}), ["a", "b"])
     assert " Subgroups " not in text_of(without)
+
+
+def test_suspicious_labels_have_a_section_with_their_images(tmp_path, rng):
+    workspace = evaluated(tmp_path, rng, NAMES)
+    image = thumbnail_uri(np.zeros((8, 8, 3), np.uint8))
+    row = {"path": "<i>x.png", "label": NAMES[0], "suggested_label": NAMES[1], "split": "train", "expected_cost": 2.5,
+           "image": image}  # fmt: skip
+    found = LabelFindings(pd.DataFrame(), 1234, 1, [row], "augmented images", ["1 image(s) were <dropped>"])
+    page = render(workspace, NAMES, labels=found)
+    assert "<i>x" not in page
+    text = text_of(page)
+    assert "Labels that may be wrong 1 of 1,234 labels is suspicious. 1 image(s) were <dropped>." in text
+    assert f"labelled {NAMES[0]} , more likely {NAMES[1]} train, expected cost 2.5 <i>x.png" in text
+    assert "in the first half of the epochs; augmented images." in text
+    sentence = "Labels: 1 of 1,234 labels is suspicious. 1 image(s) were &lt;dropped&gt;.\n"
+    assert sentence in card(workspace, NAMES, found)
+    clean = text_of(render(workspace, NAMES, labels=LabelFindings(pd.DataFrame(), 50, 0)))
+    assert "Labels that may be wrong Nothing suspicious among 50 labels. Training images are not ranked" in clean
+    assert "Labels that may be wrong" not in text_of(render(workspace, NAMES))

@@ -159,6 +159,7 @@ _READ = {
     "model/model.safetensors": ("predict", "evaluate"),
     "training/record.json": ("evaluate", "summary"),
     "training/curves.csv": ("evaluate",),
+    "training/margins.safetensors": ("evaluate",),
     "evaluation/policy.json": ("predict", "decide"),
     "evaluation/test/predictions.csv": ("decide", "compare"),
     "evaluation/calibration/predictions.csv": ("decide",),

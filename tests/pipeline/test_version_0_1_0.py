@@ -113,7 +113,8 @@ def test_the_project_is_updated_and_runs(project, run):
     path.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
     shutil.rmtree(project.root / "src")
     shutil.copytree(ROOT / "src", project.root / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for name in ("dvc.yaml", ".gitignore"):
+    for name in ("dvc.yaml", ".gitignore", "data/corrections.csv"):
+        (project.root / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, project.root / name)
     done = project.run("dvc", "repro")
     assert "Traceback" not in done.stderr

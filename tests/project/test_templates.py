@@ -17,7 +17,14 @@ PROJECT = ROOT / "src/udc_model/project"
 
 def test_files_of_the_repository_are_those_of_the_templates():
     files = repository_files()
-    assert set(files) == {"dvc.yaml", "MLproject", "python_env.yaml", ".dvc/config", "data/raw/README.md"}
+    assert set(files) == {
+        "dvc.yaml",
+        "MLproject",
+        "python_env.yaml",
+        ".dvc/config",
+        "data/raw/README.md",
+        "data/corrections.csv",
+    }
     for name, text in files.items():
         assert (ROOT / name).read_text() == text, f"{name} differs from src/udc_model/project/templates"
     for name in ("plots.html", "plots/reliability.json"):

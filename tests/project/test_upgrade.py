@@ -12,6 +12,8 @@ from udc_model.installed import check_pin, installed
 from udc_model.project.creation import digest_of, write_pin
 from udc_model.project.templates import project_files
 
+_OF_THE_USER = (".gitignore", "data/corrections.csv")  # lines of the user remain
+
 
 @pytest.fixture
 def old_project(tmp_path, monkeypatch):
@@ -36,9 +38,9 @@ def test_unchanged_files_are_replaced_and_changes_reported(old_project, capsys):
         f"udc-model 0.1.0 (code 0000000000000000) -> {installed()}, installed as udc-model @ file://"
     )
     assert {line.strip() for line in output.splitlines() if line.endswith(": replaced")} == {
-        f"{name}: replaced" for name in files if name != ".gitignore"}  # fmt: skip
+        f"{name}: replaced" for name in files if name not in _OF_THE_USER}  # fmt: skip
     assert "DVC runs all stages again" in output
-    assert all(Path(name).read_text() == text for name, text in files.items() if name != ".gitignore")
+    assert all(Path(name).read_text() == text for name, text in files.items() if name not in _OF_THE_USER)
     check_pin()
     assert main(["upgrade"]) == 0
     assert capsys.readouterr().out == f"this project uses {installed()} already; nothing changed\n"
@@ -68,6 +70,20 @@ def test_files_of_the_user_stay(old_project, capsys):
     assert "Makefile" not in recorded
     assert main(["upgrade"]) == 0  # there is no newer one than that of the last time
     assert "dvc.yaml" not in capsys.readouterr().out
+
+
+def test_corrections_are_added_and_stay(old_project, capsys):
+    path = Path("data/corrections.csv")
+    path.unlink()
+    assert main(["upgrade"]) == 0
+    assert "  data/corrections.csv: new\n" in capsys.readouterr().out
+    assert path.read_text() == "path,sha256,action,value,author,date,reason\n"
+    path.write_text(path.read_text() + "a.png,,drop,,,,\n")
+    pin = json.loads(Path("udc.json").read_text()) | {"version": "0.1.0"}
+    Path("udc.json").write_text(json.dumps(pin))
+    assert main(["upgrade"]) == 0
+    assert "corrections.csv" not in capsys.readouterr().out
+    assert path.read_text().endswith("\na.png,,drop,,,,\n")
 
 
 def test_new_parameters_are_added_with_their_defaults(old_project, capsys):

@@ -86,7 +86,9 @@ def _train(root, kind, options=None, loss="cross_entropy"):
     with open_checkpoints(root, inputs, params.checkpoint_minutes) as folder:
         results = train_members(session_of, params.members, folder, lambda record: bool(reported.append(record.epoch)))
     model = trained_model(build_model(MODELS[kind], CLASSES, 1), results)
+    margins = joint_result(results).margins
     return {"sha256": sha256_of_tensors(model.state_dict()), "curves": joint_result(results).curves,
+            "margins": hashlib.sha256(margins.values.tobytes() + margins.rivals.tobytes()).hexdigest(),
             "temperatures": [result.temperature for result in results], "reported": reported}  # fmt: skip
 
 
@@ -162,6 +164,7 @@ def test_killed_twice_gives_the_same_bits(trial, train_and_kill, uninterrupted, 
     resumed = train_and_kill(tmp_path, kind) or {}
     assert resumed["sha256"] == expected["sha256"]
     assert resumed["curves"] == expected["curves"]
+    assert resumed["margins"] == expected["margins"]
     assert not list((tmp_path / CHECKPOINTS).glob("*/*"))  # deleted after success
 
 
@@ -176,7 +179,8 @@ def test_sgd_early_stopping_and_frozen_networks_resume_to_the_same_bits(options,
     expected = train_and_kill(tmp_path, "resnet", options)
     assert train_and_kill(tmp_path, "resnet", options, write=5) is None
     resumed = train_and_kill(tmp_path, "resnet", options)
-    assert (resumed["sha256"], resumed["curves"]) == (expected["sha256"], expected["curves"])
+    for name in ("sha256", "curves", "margins"):
+        assert resumed[name] == expected[name]
     assert resumed["reported"][0] == 1  # the last epoch before the kill is reported again
 
 
@@ -196,7 +200,7 @@ def test_ensemble_killed_in_a_member_gives_the_same_bits(write, train_and_kill, 
     line = random.Random(write).randint(1, expected["lines"] // 3)
     train_and_kill(tmp_path, "resnet", ENSEMBLE, line=line)  # it may finish before that line
     resumed = train_and_kill(tmp_path, "resnet", ENSEMBLE)
-    for name in ("sha256", "curves", "temperatures"):
+    for name in ("sha256", "curves", "temperatures", "margins"):
         assert resumed[name] == expected[name]
     assert not list((tmp_path / CHECKPOINTS).glob("*/*"))
 
@@ -224,7 +228,7 @@ def test_ensemble_interrupted_between_members_trains_no_member_again(
     monkeypatch.setattr(loop, "train_step", lambda *arguments: steps.append(1) or step(*arguments))
     resumed = _train(tmp_path, "resnet", ENSEMBLE)
     assert len(steps) == 8 * (3 if finished == 3 else 2 - finished)
-    for name in ("sha256", "curves", "temperatures"):
+    for name in ("sha256", "curves", "temperatures", "margins"):
         assert resumed[name] == uninterrupted_ensemble[name]
 
 

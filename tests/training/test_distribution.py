@@ -74,7 +74,9 @@ with process_group() as ranks, ExitStack() as stack:
             data.synthetic_split(31, 9), Preprocessing(16), member, pick_hardware(params), ranks)
     results = train_members(session_of, params.members, checkpoints, on_epoch)
     model = trained_model(build_model(model_params, data.CLASSES, 1), results)
-    out = {"sha256": data.sha256_of_tensors(model.state_dict()), "curves": joint_result(results).curves,
+    margins = joint_result(results).margins
+    out = {"margins": margins.values.astype(float).tolist(), "rivals": margins.rivals.tolist(),
+           "sha256": data.sha256_of_tensors(model.state_dict()), "curves": joint_result(results).curves,
            "losses": losses, "images": images, "is_stopped": results[-1].is_stopped,
            "temperatures": [result.temperature for result in results]}
     Path(sys.argv[2], f"{ranks.rank}.json").write_text(json.dumps(out))
@@ -178,6 +180,8 @@ def test_two_processes_give_the_result_of_one(train):
     assert len(single["losses"]) == 20
     assert _shared(pair[0]) == _shared(pair[1])
     assert pair[0]["losses"] == pytest.approx(single["losses"], rel=1e-4)
+    assert np.allclose(pair[0]["margins"], single["margins"], rtol=0.002, atol=0.002)  # in half precision
+    assert np.mean(np.equal(pair[0]["rivals"], single["rivals"])) > 0.98
     for row, expected in zip(pair[0]["curves"], single["curves"], strict=True):
         assert row == pytest.approx(expected, rel=1e-4)
         assert row["validation_accuracy"] == expected["validation_accuracy"]
@@ -215,7 +219,8 @@ def test_sharded_model_gives_the_result_of_one_process_and_resumes(train):
     assert train(2, "convnext", options, last=2) is None
     resumed = train(2, "convnext", options)
     assert len(resumed[0]["losses"]) == len(pair[0]["losses"]) // 3
-    assert (resumed[0]["sha256"], resumed[0]["curves"]) == (pair[0]["sha256"], pair[0]["curves"])
+    for name in ("sha256", "curves", "margins", "rivals"):
+        assert resumed[0][name] == pair[0][name]
 
 
 @pytest.mark.parametrize("sharded", [False, True])
@@ -244,7 +249,7 @@ def test_ensemble_gives_the_result_of_one_process_and_resumes_in_its_second_memb
     assert train(2, "convnext", options, last=3) is None
     resumed = train(2, "convnext", options)
     assert len(resumed[0]["losses"]) == len(pair[0]["losses"]) // 4
-    for name in ("sha256", "curves", "temperatures"):
+    for name in ("sha256", "curves", "temperatures", "margins", "rivals"):
         assert resumed[0][name] == resumed[1][name] == pair[0][name]
 
 

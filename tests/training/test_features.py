@@ -345,9 +345,11 @@ def test_checkpoints_leave_out_frozen_weights_and_resume_to_the_same_bits(frozen
     frozen_part = "resnet" if frozen == "all" else r"resnet\.(embedder|encoder\.stages\.0)"
     trained = {key for key in expected.best_state if not re.match(rf"{frozen_part}\.", key)}
     prefixes = ["model", "best", *(["averaged.module"] if ema_decay else [])]
-    weights = {name for name in stored if not name.startswith(("optimizer.", "loss.", "averaged.n_averaged"))}
+    weights = {name for name in stored
+               if not name.startswith(("optimizer.", "loss.", "margins.", "averaged.n_averaged"))}  # fmt: skip
     assert weights == {f"{prefix}.{key}" for prefix in prefixes for key in trained}
     assert result.curves == expected.curves
+    np.testing.assert_array_equal(result.margins.values, expected.margins.values)
     assert result.best_state.keys() == expected.best_state.keys()
     assert all(torch.equal(result.best_state[key], value) for key, value in expected.best_state.items())
 

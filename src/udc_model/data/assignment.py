@@ -21,10 +21,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class UsableImage:
-    """A valid image, and what was found out about it."""
+    """A valid image, and what was found out about it.
+
+    Attributes
+    ----------
+    record : with the label and the group after corrections.
+    source_label : label in the source. Splits are drawn by it, so that a corrected label moves no image.
+    is_dropped : whether a correction leaves the image out, after all images got a split for the same reason.
+    """
 
     record: ImageRecord
     checked: Checked
+    source_label: str
+    is_dropped: bool = False
 
     def manifest_row(self) -> dict[str, Any]:
         """The entries of the image in ``manifest.csv``, except split and row; subgroups; ``scratch_row``."""
@@ -43,7 +52,7 @@ class UsableImage:
 def usable_images(audit: Audit) -> list[UsableImage]:
     """Pair the records of checked images with their outcomes, without the rejected ones."""
     pairs = zip(audit.records, audit.outcomes, strict=True)
-    return [UsableImage(record, outcome) for record, outcome in pairs if isinstance(outcome, Checked)]
+    return [UsableImage(record, outcome, record.label) for record, outcome in pairs if isinstance(outcome, Checked)]
 
 
 @dataclass
@@ -52,7 +61,7 @@ class SplitAssignment:
 
     Attributes
     ----------
-    assigned : pairs of an image and the name of its split, sorted by path.
+    assigned : pairs of an image and the name of its split, sorted by path; dropped images are among them.
     copies : images left out because an image of a later split has the same pixels.
     notes : sentences for the report, the most important first.
     n_duplicates : images beyond the first of each set with the same pixels.
@@ -73,7 +82,7 @@ def assign_images(usable: list[UsableImage], classes: list[str], data: DataParam
 
     Parameters
     ----------
-    usable : N images, sorted by path.
+    usable : N images, sorted by path, with those that corrections drop.
     classes : class names, sorted.
     seed : of the splits, unless ``data.split_seed`` is set.
 
@@ -83,7 +92,7 @@ def assign_images(usable: list[UsableImage], classes: list[str], data: DataParam
         A group is in several splits of the user, a split is missing, or a split lacks a class.
     """
     result = SplitAssignment()
-    _report_duplicates(usable, result)
+    _report_duplicates([image for image in usable if not image.is_dropped], result)
     across = copies_across_splits([image.checked.sha256 for image in usable], [image.record.split for image in usable])
     if data.copies == "leave_out":
         result.copies = [LeftOut(usable[i].record.path, across.reason(i)) for i in across.original]
@@ -104,12 +113,15 @@ def assign_images(usable: list[UsableImage], classes: list[str], data: DataParam
     keys = [f"{image.checked.sha256} {split or ''}" if data.copies == "keep" else image.checked.sha256
             for image, split in zip(usable, fixed, strict=True)]  # fmt: skip
     components = connected_components(len(usable), [groups, keys])
-    labels = np.array([classes.index(image.record.label) for image in usable], dtype=np.intp)
+    labels = np.array([classes.index(image.source_label) for image in usable], dtype=np.intp)
     if missing := missing_splits(fixed, data.splits):
         _check_carving(missing, fixed, data)
         fixed = without_train(fixed)
         result.notes.append(f"the data has no split {' and '.join(missing)}: carved from train, by data.splits")
     splits = assign_splits(labels, components, fixed, data.splits, seed if data.split_seed is None else data.split_seed)
+    labels = np.array(
+        [-1 if image.is_dropped else classes.index(image.record.label) for image in usable], dtype=np.intp
+    )
     _check_classes_in_splits(labels, splits, classes, groups, data)
     result.assigned = [(image, SPLITS[k]) for image, k in zip(usable, splits, strict=True)]
     return result

@@ -65,12 +65,14 @@ class Batch:
         see `TrainingBatches`.
     targets : (n,) class indices of ``images``.
     all_targets : (N,) class indices of the complete batch.
+    all_indices : (N,) sample indices of the complete batch.
     overlap : number of leading images that only serve as partners of `Mixing`.
     """
 
     images: Tensor
     targets: Tensor
     all_targets: Tensor
+    all_indices: NDArray[np.intp]
     overlap: int = 0
 
 
@@ -205,8 +207,9 @@ class TrainingBatches(Dataset[Tensor]):
         indices, _ = self._local(epoch, step)
         labels, device = self.split.labels, images.device
         targets = torch.from_numpy(labels[indices]).to(device)
-        all_targets = torch.from_numpy(labels[self.plan(epoch).indices[step]]).to(device)
-        return Batch(images, targets, all_targets, int(self.overlap))
+        all_indices = self.plan(epoch).indices[step]
+        all_targets = torch.from_numpy(labels[all_indices]).to(device)
+        return Batch(images, targets, all_targets, all_indices, int(self.overlap))
 
     def paths(self, epoch: int, step: int) -> list[str]:
         """Return the file paths of the images of a step."""

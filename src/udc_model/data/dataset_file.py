@@ -30,6 +30,7 @@ class DatasetRecord(Record):
     left_out: dict[str, _Count] = Field(default_factory=dict)
     rejected: _Count = 0
     notes: list[str] = Field(default_factory=list)
+    corrections: dict[str, _Count] = Field(default_factory=dict)
     fetched: dict[str, Any] = Field(default_factory=dict)
     prescribed_splits: list[str] = Field(default_factory=list)
 

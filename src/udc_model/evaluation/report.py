@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from udc_model.data.stored_images import StoredImages
 from udc_model.decisions.actions import REFER
 from udc_model.decisions.policy import Policy
+from udc_model.evaluation.label_findings import LabelFindings
 from udc_model.evaluation.report_images import png_uri, sheet_uri, thumbnail_uri
 from udc_model.evaluation.subgroups import SUBGROUPS, read_sentences, read_subgroup_table
 from udc_model.evaluation.tables import read_warnings
@@ -81,6 +82,7 @@ def report_contents(
     confidence: float,
     provenance: Mapping[str, str],
     data_notes: Sequence[str] = (),
+    labels: LabelFindings | None = None,
 ) -> dict[str, Any]:
     """What the report and the model card say about an evaluation, by the names in their templates.
 
@@ -94,6 +96,7 @@ def report_contents(
     provenance : names and values that identify the run; ``MLflow run``, ``commit``, ``with uncommitted changes`` and
         ``DVC experiment`` decide the commands that reproduce it.
     data_notes : sentences about what was left out, carved or merged when the data was prepared.
+    labels : suspicious and corrected labels; None leaves them out.
     """
     policy = Policy.load(evaluation / "policy.json")
     usual_cost, costliest_cells = _costliest_cells(policy)
@@ -119,6 +122,7 @@ def report_contents(
         "costliest_cells": costliest_cells,
         "findings": [*(f"Test split: {warning}." for warning in read_warnings(folder)), *findings],
         "data_notes": data_notes,
+        "labels": labels,
         "level": level,
         "test": test,
         "validation": validation,

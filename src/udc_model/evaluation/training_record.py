@@ -82,12 +82,13 @@ class _Member(Record):
 
 
 class TrainingRecord(Record):
-    """The fields of ``training/record.json``; only ensembles have ``members``."""
+    """The fields of ``training/record.json``; only ensembles have ``members``, and earlier versions no ``margins``."""
 
     params: _ParamsRecord
     data: _DataSet
     hardware: dict[str, str]
     best_epoch: _Epoch
+    margins: Annotated[str, Field(max_length=1000)] | None = None
     final_metrics: _FinalMetrics
     members: list[_Member] = Field([], min_length=2, max_length=MAX_MEMBERS)
 

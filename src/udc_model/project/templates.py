@@ -6,10 +6,12 @@ import platform
 import re
 from pathlib import Path
 
+from udc_model.data.corrections import EMPTY
 from udc_model.installed import PIN, requirement
 from udc_model.stages.code import STAGES
 
 IGNORE = ".gitignore"
+CORRECTIONS = "data/corrections.csv"
 RAW_DATA = "data/raw/README.md"  # git keeps no empty folder, and DVC needs the one that data.path names
 _FOLDER = Path(__file__).parent / "templates"
 _TEMPLATES = {
@@ -38,8 +40,9 @@ def project_files(name: str) -> dict[str, str]:
     python_version = ".".join(platform.python_version_tuple()[:2])
     values = {"name": _plain(name), "python_version": python_version, "requirement": requirement()}
     pin = f"      - {PIN}:\n          - version\n          - code\n"
-    return {path: _render(template, python="python", pin=pin, code=dict.fromkeys(STAGES, ""), **values)
-            for path, template in _TEMPLATES.items()}  # fmt: skip
+    texts = {path: _render(template, python="python", pin=pin, code=dict.fromkeys(STAGES, ""), **values)
+             for path, template in _TEMPLATES.items()}  # fmt: skip
+    return texts | {CORRECTIONS: EMPTY}
 
 
 def repository_files() -> dict[str, str]:
@@ -48,7 +51,8 @@ def repository_files() -> dict[str, str]:
     code = {stage: "".join(f"      - src/udc_model/{path}\n" for path in paths) for stage, paths in STAGES.items()}
     values |= {"is_repository": True, "python": "PYTHONPATH=src python", "pin": "", "code": code}
     names = ("dvc.yaml", "MLproject", "python_env.yaml", ".dvc/config")
-    return {path: _render(_TEMPLATES[path], **values) for path in names} | {RAW_DATA: raw_data()}
+    texts = {path: _render(_TEMPLATES[path], **values) for path in names}
+    return texts | {RAW_DATA: raw_data(), CORRECTIONS: EMPTY}
 
 
 def raw_data() -> str:

@@ -27,6 +27,7 @@ STAGES = {
         "data/augmentation.py",
         "data/batches.py",
         "data/logits.py",
+        "data/margins.py",
         "data/transforms.py",
         "decisions",
         "models",
@@ -36,6 +37,7 @@ STAGES = {
     ),
     "evaluate": (
         "data/logits.py",
+        "data/margins.py",
         "data/transforms.py",
         "decisions",
         "evaluation",

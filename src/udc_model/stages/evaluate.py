@@ -20,6 +20,8 @@ from udc_model.decisions.policy import POLICY_FILE, Policy, fit_policy
 from udc_model.errors import UdcError
 from udc_model.evaluation.figures import FigureProcess
 from udc_model.evaluation.intervals import Intervals
+from udc_model.evaluation.label_findings import LabelFindings, find_label_errors, with_test_corrections
+from udc_model.evaluation.label_quality import write_label_quality
 from udc_model.evaluation.metrics import Metrics
 from udc_model.evaluation.model_card import write_card
 from udc_model.evaluation.precision import REFERENCE, PrecisionCheck, compared_rows, resolve_precision
@@ -111,6 +113,10 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
             if name == "test":
                 write_curves(folder / name, scored, policy, logits[name], params.evaluate)
                 figures.draw(folder / name, "curves")
+                test = scored
+        labels = find_label_errors(dataset, splits, logits, workspace.training, record, policy)
+        labels = with_test_corrections(labels, dataset, splits["test"], test, policy)
+        write_label_quality(folder, labels.table)
         metrics_json = json.dumps(headlines(scores), indent=2) + "\n"
         log_scores(run, params, policy, scores, metrics_json)
         log_precision(run, policy, splits["calibration"], logits)
@@ -119,14 +125,15 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         log_note(run, folder, params, policy, record, scores["test"])
         origin = model_identity(record, weights, tags[f"{OUTS}model"])
         facts = {"record": record, "counts": dataset.info["counts"], "findings": findings,
-                 "confidence": params.evaluate.confidence, "data_notes": dataset.notes}  # fmt: skip
+                 "confidence": params.evaluate.confidence, "data_notes": dataset.notes,
+                 "labels": labels}  # fmt: skip
         write_card(folder, provenance=origin, **facts)
         log_model(run, workspace.model, folder)
         figures.finish()
         report = facts | {"training": workspace.training, "images": splits["test"].images}
         write_report(folder, **report, provenance=origin)
         log_evaluation(run, folder, origin, report)
-    _report(workspace.evaluation / "test", *scores["test"], params.evaluate.confidence, run)
+    _report(workspace.evaluation / "test", *scores["test"], params.evaluate.confidence, labels, run)
     write_atomically(workspace.metrics, metrics_json)
     return {name: values for name, (values, _) in scores.items()}
 
@@ -142,8 +149,10 @@ def headlines(scores: Scores) -> dict[str, Metrics]:
     return metrics
 
 
-def _report(folder: Path, metrics: Metrics, intervals: Intervals, confidence: float, run: StageRun) -> None:
-    """Log the result on test, whose tables are in ``folder``."""
+def _report(
+    folder: Path, metrics: Metrics, intervals: Intervals, confidence: float, labels: LabelFindings, run: StageRun
+) -> None:
+    """Log the result on test, whose tables are in ``folder``, and what is suspicious about labels."""
     low, high = intervals["mean_cost"]
     logger.info("test: mean cost %.4f (%.0f%% interval %.4f to %.4f), of argmax %.4f; MLflow run %s",
                 metrics["mean_cost"], 100 * confidence, low, high, metrics["argmax_mean_cost"], run)  # fmt: skip
@@ -151,6 +160,10 @@ def _report(folder: Path, metrics: Metrics, intervals: Intervals, confidence: fl
         logger.info("test: %s", sentence)
     for warning in read_warnings(folder):
         logger.warning("test: %s", warning)
+    for sentence in labels.sentences:
+        logger.info("labels: %s", sentence)
+    if labels.num_suspicious:
+        logger.info("labels: %s `udc labels review` shows them", labels.summary)
 
 
 def log_precision(run: StageRun, policy: Policy, calibration: PackedSplit, logits: Logits) -> None:

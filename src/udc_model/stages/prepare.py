@@ -11,8 +11,10 @@ from typing import Any
 
 from udc_model.config import SPLITS, Params, load_params
 from udc_model.config.limits import check_timm_channels
+from udc_model.data.applied_corrections import check_corrections, correct, write_applied
 from udc_model.data.assignment import assign_images, usable_images
 from udc_model.data.audit import check_images, raise_for_rejections
+from udc_model.data.corrections import read_corrections
 from udc_model.data.packed import write_packed
 from udc_model.data.preflight import check_space, estimate
 from udc_model.data.source_record import read_source_record
@@ -49,12 +51,14 @@ def prepare(params: Params, workspace: Workspace) -> dict[str, Any]:
     check_timm_channels(params.model)
     with only_writer(workspace), atomic_folder(workspace.prepared) as folder:
         unpacked = folder / "unpacked"
+        corrections = read_corrections(workspace.corrections)
         source = open_source(data, unpacked)
         fetched = read_source_record(Path(data.path)) if source.pixels is None else None
         if source.pixels is None:
             for line in describe_source(source):
                 logger.info("%s", line)
         check_classes(params, source.classes)
+        check_corrections(corrections, source, workspace.corrections)
         decoding = Decoding(params.model.architecture.num_channels, data.frames, max_pixels=data.max_pixels)
         preprocessing = Preprocessing(data.image_size, data.resize, data.crop_pct, data.resample, decoding=decoding)
         disk_bytes = check_space(folder, len(source.records), preprocessing)
@@ -62,17 +66,18 @@ def prepare(params: Params, workspace: Workspace) -> dict[str, Any]:
             logger.info("%s", forecast)
         scratch = folder / "scratch"
         audit = check_images(source, preprocessing, data, scratch)
-        usable = usable_images(audit)
         rejected = [outcome for outcome in audit.outcomes if isinstance(outcome, Rejection)]
         rejected = sorted(source.rejected + rejected, key=lambda rejection: rejection.path)
+        corrected = correct(usable_images(audit), rejected, corrections, workspace.corrections)
+        usable, rejected = corrected.images, corrected.rejected
         raise_for_rejections(rejected, data.on_bad_image, len(usable) + len(rejected))
         split = assign_images(usable, source.classes, data, params.seed)
-        left_out = source.left_out + split.copies
+        left_out = source.left_out + split.copies + corrected.left_out
         _write_left_out(folder / "left_out.csv", [*left_out, *rejected])
         info = write_packed(
             folder,
             scratch,
-            [{**image.manifest_row(), "split": name} for image, name in split.assigned],
+            [{**image.manifest_row(), "split": name} for image, name in split.assigned if not image.is_dropped],
             audit.preprocessing,
             {
                 "source": data.source,
@@ -82,12 +87,14 @@ def prepare(params: Params, workspace: Workspace) -> dict[str, Any]:
                 "left_out": count_by_reason(left_out),
                 **({"fetched": fetched} if fetched else {}),
                 **({"prescribed_splits": split.prescribed} if split.prescribed else {}),
-                "notes": split.notes + source.notes,
+                "notes": split.notes + corrected.notes() + source.notes,
+                **({"corrections": corrected.counts()} if corrected.counts() else {}),
                 "duplicates": {"copies": split.n_duplicates, "left_out": len(split.copies)},
                 "conflicting_labels": split.conflicting,
             },
             source.divisions,
         )
+        write_applied(folder, corrected, {image.record.path: name for image, name in split.assigned})
         scratch.unlink()
         shutil.rmtree(unpacked, ignore_errors=True)
     _log_summary(info)

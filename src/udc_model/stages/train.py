@@ -60,6 +60,7 @@ from udc_model.training.features import CACHE, FeatureCache
 from udc_model.training.hardware import model_versions
 from udc_model.training.interruption import command_to_resume, deferred_interrupt
 from udc_model.training.loop import TrainingResult
+from udc_model.training.margins import margins_note
 from udc_model.training.members import joint_result, member_params, train_members, trained_model
 from udc_model.training.session import EpochRecord, TrainingSession
 from udc_model.training.setup import check_disk, set_up
@@ -272,6 +273,7 @@ def training_record(
         "data": dataset_input(params, dataset),
         "hardware": hardware,
         "best_epoch": result.best_epoch,
+        "margins": margins_note(params.train),
         "final_metrics": {"best_epoch": result.best_epoch, "epochs": len(result.curves)}
         | {name: value for name, value in final.items() if name not in ("epoch", "learning_rate")},
     }
@@ -286,7 +288,9 @@ def members_record(results: list[TrainingResult]) -> dict[str, Any]:
 
 
 def write_training(folder: Path, result: TrainingResult, record: dict[str, Any]) -> None:
-    """Write ``curves.csv``, ``curves.png`` and ``record.json``."""
+    """Write ``curves.csv``, ``curves.png``, ``record.json`` and the margins of the training images."""
+    if result.margins is not None:
+        result.margins.save(folder)
     curves = pd.DataFrame(result.curves)
     curves.to_csv(folder / "curves.csv", index=False, lineterminator="\n")
     plot_training_curves(folder / "curves.png", curves, result.best_epoch)

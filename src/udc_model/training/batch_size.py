@@ -6,6 +6,7 @@ import logging
 from copy import deepcopy
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from udc_model.data.batches import Batch
@@ -58,7 +59,7 @@ def _fits(n: int, session: TrainingSession) -> bool:
         trial.start()
         trial.trained.train()
         labels = torch.zeros(n, dtype=torch.int64, device=device)
-        train_step(trial, Batch(torch.zeros(n, 3, size, size, device=device), labels, labels), (0, 0, 0))
+        train_step(trial, Batch(torch.zeros(n, 3, size, size, device=device), labels, labels, np.arange(n)), (0, 0, 0))
     except torch.OutOfMemoryError:
         return False
     finally:

@@ -16,6 +16,7 @@ from torch.profiler import record_function
 from udc_model.data.augmentation import Mixing, seed_drop_path
 from udc_model.data.batches import Batch
 from udc_model.data.logits import Images, compute_logits
+from udc_model.data.margins import Margins
 from udc_model.decisions.calibration import negative_log_likelihood
 from udc_model.errors import UdcError
 from udc_model.training.optimisation import learning_rate_factor, set_learning_rates, train_mode
@@ -36,6 +37,7 @@ class TrainingResult:
     is_stopped : whether ``on_epoch`` of `train_model` ended the training run.
     best_score : ``train.monitor`` of the best epoch, negative if smaller is better.
     temperature : divisor of the logits, see `udc_model.training.members.train_members`.
+    margins : of the training images, in all epochs.
     """
 
     curves: list[Metrics] = field(default_factory=list)
@@ -44,6 +46,7 @@ class TrainingResult:
     is_stopped: bool = False
     best_score: float = -np.inf
     temperature: float = 1.0
+    margins: Margins | None = None
 
 
 def train_model(
@@ -101,7 +104,8 @@ def train_model(
     if not progress.best_epoch and not is_stopped:
         raise UdcError(f"train.monitor: no epoch had a finite validation {params.monitor}; lower train.learning_rate")
     curves = [{"epoch": record.epoch, **record.metrics} for record in progress.records]
-    return TrainingResult(curves, progress.best_epoch, session.best_state, is_stopped, progress.best_score)
+    return TrainingResult(curves, progress.best_epoch, session.best_state, is_stopped, progress.best_score,
+                          margins=session.margins.margins())  # fmt: skip
 
 
 def _is_stopped(session: TrainingSession, on_epoch: Callable[[EpochRecord], bool]) -> bool:
@@ -149,7 +153,7 @@ def train_step(session: TrainingSession, batch: Batch, key: tuple[int, int, int]
     seed_drop_path(*key, ranks.rank)
     loss_fn.start_step(batch.all_targets)
     session.optimizer.zero_grad(set_to_none=True)
-    total, num_parts = 0.0, min(params.accumulation, len(targets))
+    total, num_parts, all_logits = 0.0, min(params.accumulation, len(targets)), []
     parts = zip(*(rows.tensor_split(num_parts) for rows in (images, targets, partners)), strict=True)
     for number, (inputs, first, second) in enumerate(parts, 1):
         with nullcontext() if number == num_parts else ranks.without_sync(session.forward):
@@ -164,6 +168,11 @@ def train_step(session: TrainingSession, batch: Batch, key: tuple[int, int, int]
                 # the gradient is averaged over the processes, so the loss is multiplied by their number
                 session.scaler.scale(loss * ranks.world).backward()  # type: ignore[no-untyped-call]
         total += loss.item()
+        all_logits.append(logits)
+    if share >= 0.5:
+        session.margins.add(batch.all_indices, all_logits, targets, share)
+    else:  # the image before each one has the larger share
+        session.margins.add(np.roll(batch.all_indices, 1), all_logits, partners, 1 - share)
     total = ranks.sum(total)
     if np.isfinite(total):
         with record_function("udc: optimiser"):

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from udc_model.config import Params
+from udc_model.data.margins import Margins
 from udc_model.decisions.calibration import fit_temperature
 from udc_model.models.ensemble import Ensemble
 from udc_model.models.staged import ImageClassifier
@@ -95,4 +96,5 @@ def joint_result(results: list[TrainingResult]) -> TrainingResult:
     curves = [{"member": number, **row, "epoch": epoch} for epoch, (number, row) in enumerate(rows, 1)]
     best = max(range(len(results)), key=lambda number: results[number].best_score)
     before = sum(len(result.curves) for result in results[:best])
-    return TrainingResult(curves, before + results[best].best_epoch, is_stopped=results[-1].is_stopped)
+    margins = Margins.joined([result.margins for result in results if result.margins is not None])
+    return TrainingResult(curves, before + results[best].best_epoch, is_stopped=results[-1].is_stopped, margins=margins)

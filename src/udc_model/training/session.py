@@ -29,6 +29,7 @@ from udc_model.training.checkpoints import Checkpoint, CheckpointFolder
 from udc_model.training.distribution import ALONE, Ranks, full_tensor, shard_like
 from udc_model.training.features import FeatureCache, FrozenNetwork, num_features, why_features_change
 from udc_model.training.hardware import Hardware, set_arithmetic
+from udc_model.training.margins import MarginRecorder
 from udc_model.training.optimisation import averaged_model, build_optimizer, freeze_stages, names_of_weights
 from udc_model.training.training_loss import TrainingLoss
 
@@ -139,6 +140,7 @@ class TrainingSession:
         is trained on them. Empty if the model is trained on images.
     optimizer, scaler : optimiser and loss scaler.
     progress : counters, sums and the records of completed epochs.
+    margins : of the training images, in the completed epochs and so far in the current one.
     best_state : weights of the best epoch so far, on the CPU.
     """
 
@@ -167,6 +169,7 @@ class TrainingSession:
     optimizer: torch.optim.Optimizer = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     progress: Progress = field(init=False)
+    margins: MarginRecorder = field(init=False)
     best_state: dict[str, Tensor] = field(init=False)
 
     def with_train_params(self, **values: Any) -> TrainingSession:
@@ -220,6 +223,7 @@ class TrainingSession:
         self.optimizer = build_optimizer(self.trained, params)
         self.scaler = torch.amp.GradScaler(hardware.device.type, enabled=hardware.precision == "fp16")
         self.progress, self.best_state = Progress(), {}
+        self.margins = MarginRecorder(len(self.train_split), params.epochs * params.members, ranks)
         if params.compile:
             self.trained.compile()
         self.forward = self.trained
@@ -286,6 +290,7 @@ class TrainingSession:
         else:
             progress.epochs_since_best += 1
         progress.epoch, progress.step, progress.total_loss, progress.epoch_seconds = record.epoch, 0, 0.0, 0.0
+        self.margins.end_epoch()
         return record
 
     def load_best(self) -> None:
@@ -344,6 +349,8 @@ class TrainingSession:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 yield f"optimizer.{number}.{key}", value
         yield "loss.seesaw_counts", self.loss_fn.seesaw.counts
+        for key, value in self.margins.tensors().items():
+            yield f"margins.{key}", value
 
     def _frozen_weights(self, module: nn.Module) -> dict[str, Tensor]:
         """The part of a module's state that checkpoints leave out, on the CPU."""
@@ -370,6 +377,7 @@ class TrainingSession:
         for name, module in modules.items():
             _load(module, self._frozen_weights(module) | _with_prefix(f"{name}.", checkpoint.tensors))
         self.loss_fn.seesaw.counts = checkpoint.tensors["loss.seesaw_counts"]
+        self.margins.restore(_with_prefix("margins.", checkpoint.tensors), self.progress.epoch)
         for number, parameter in enumerate(self._parameters()):
             for key, value in _with_prefix(f"optimizer.{number}.", checkpoint.tensors).items():
                 # in the parameter's memory format: a fused optimiser walks through both by address
