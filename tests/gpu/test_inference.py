@@ -4,15 +4,19 @@ import copy
 import io
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from udc_model.cli import main
 from udc_model.config import ModelParams
+from udc_model.data.transforms import Preprocessing
 from udc_model.evaluation.tables import read_predictions
 from udc_model.inference import cuda_graphs
+from udc_model.inference.classifier import TrainedClassifier
 from udc_model.inference.engine import build_forward
+from udc_model.inference.feature_statistics import FeatureStatistics
 from udc_model.models import build_model
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -31,6 +35,19 @@ def test_each_precision_computes_the_logits_of_the_cpu(preset, precision):
         logits = build_forward(model.to(GPU), GPU, precision)(images).cpu()
     assert logits.dtype == torch.float32
     assert float((logits - expected).abs().max()) < TOLERANCES[precision] * float(expected.std())
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+def test_distances_are_those_of_the_cpu_also_in_replayed_batches(precision):
+    model = build_model(ModelParams(preset="resnet-18"), ["a", "b", "c"], 0).eval()
+    images = np.random.default_rng(0).integers(0, 256, (120, 64, 64, 3), dtype=np.uint8)
+    on_cpu = TrainedClassifier(copy.deepcopy(model), Preprocessing(64), CPU)
+    on_cpu.use_statistics(FeatureStatistics.fit(on_cpu.features_of_stored(images[:60])))
+    expected = on_cpu.outputs_of_stored(images).distances
+    on_gpu = TrainedClassifier(model.to(GPU), Preprocessing(64), GPU, False, precision, on_cpu.statistics)
+    outputs = on_gpu.outputs_of_stored(images, 24)  # five batches of one shape
+    assert np.array_equal(outputs.logits, on_gpu.logits_of_stored(images, 24))
+    assert np.abs(outputs.distances / expected - 1).max() < TOLERANCES[precision] * 10
 
 
 @pytest.mark.parametrize("preset", ["resnet-18", "convnext-mini"])

@@ -1,5 +1,6 @@
 """Fixtures of inference: a workspace with a tiny model of random weights."""
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -8,8 +9,11 @@ import torch
 
 from udc_model.config import ModelParams, ResNetParams
 from udc_model.data.transforms import Decoding, Preprocessing
+from udc_model.decisions.familiarity import Familiarity
 from udc_model.decisions.policy import Policy
 from udc_model.files import Workspace
+from udc_model.inference.feature_statistics import FAMILIARITY_FILE, FeatureStatistics
+from udc_model.inference.stored_model import open_stored
 from udc_model.models import build_model
 
 CLASSES = ["a", "b"]
@@ -35,3 +39,26 @@ def _workspace(folder, decoding=None, **policy):
     text = Policy(CLASSES, (1 - np.eye(2)).tolist(), **policy).to_json()
     (workspace.evaluation / "policy.json").write_text(text)
     return workspace
+
+
+@pytest.fixture
+def add_familiarity():
+    """A function that gives a workspace's policy a familiarity, fitted on images (N, S, S, C) and calibrated on others.
+
+    It returns the distances of the latter.
+    """
+    return _with_familiarity
+
+
+def _with_familiarity(workspace, references, calibration, unfamiliar="warn", level=0.01):
+    stored = open_stored(workspace)
+    classifier = stored.load()
+    statistics = FeatureStatistics.fit(classifier.features_of_stored(references))
+    (workspace.evaluation / FAMILIARITY_FILE).write_bytes(contents := statistics.to_bytes())
+    classifier.use_statistics(statistics)
+    distances = classifier.outputs_of_stored(calibration).distances
+    digest = hashlib.sha256(contents).hexdigest()
+    familiarity = Familiarity.fit(digest, statistics.centre.shape, distances, None, unfamiliar)
+    policy = replace(stored.policy, familiarity=replace(familiarity, level=level))
+    (workspace.evaluation / "policy.json").write_text(policy.to_json())
+    return distances

@@ -184,5 +184,5 @@ def test_policy_with_flip_averaging_averages_the_logits(served, rng, tmp_path):
     assert np.ptp(averaging.predict(both)["expected_cost"]) < 1e-6
     assert np.ptp(served.predict(both)["expected_cost"]) > 1e-6
     images = [Image.fromarray(image) for image in both["image"]]
-    mean = served.classifier.logits(images).mean(axis=0)
-    np.testing.assert_allclose(averaging.classifier.logits(images), [mean, mean], rtol=1e-4, atol=1e-5)
+    mean = served.classifier.outputs(images).logits.mean(axis=0)
+    np.testing.assert_allclose(averaging.classifier.outputs(images).logits, [mean, mean], rtol=1e-4, atol=1e-5)

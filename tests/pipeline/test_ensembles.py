@@ -59,7 +59,8 @@ def _check_decisions(project, run):
     stored = open_stored(Workspace(project.root))
     ours, inputs = stored.load(), []
     ours.model.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0].numpy()))
-    ours.logits([decode(path, stored.preprocessing.decoding) for path in files])
+    images = [stored.preprocessing.to_stored(decode(path, stored.preprocessing.decoding)) for path in files]
+    ours.logits_of_stored(np.stack(images))
     session = onnxruntime.InferenceSession(project.root / "model.onnx")
     decided, logits = session.run(["decision", "logits"], {"pixel_values": inputs[0]})
     exported = [stored.policy.outcomes[k] for k in decided]

@@ -60,6 +60,11 @@ class CostParams(Section):
         "5}. A number is the cost for every class; a negative cost by class is a gain; of two decisions that cost the "
         "same, the first one is taken.",
     )
+    unfamiliar: Literal["warn", "refer"] = Field(
+        "warn",
+        description="What is done with an image that is farther from the training images than 99 in 100 held-out ones: "
+        "warn flags it; refer also refers it to a person, and needs refer.",
+    )
     prior: dict[str, Annotated[float, Field(gt=0, lt=1)]] | None = Field(
         None,
         description="Class frequencies in deployment, as {a: 0.9, b: 0.1}; classes that are not named share the rest "

@@ -19,6 +19,7 @@ from udc_model.decisions.actions import (
     with_actions,
 )
 from udc_model.decisions.calibration import check_cross_validation
+from udc_model.decisions.familiarity import unfamiliar_problems
 from udc_model.decisions.guarantees import Floor, check_ceiling, check_floor
 from udc_model.decisions.matrix import (
     cost_matrix,
@@ -136,6 +137,7 @@ def policy_problems(
     problems += [f"evaluate.recall_of: {no_class(name, classes)}" for name in evaluate.recall_of if name not in classes]
     twice = [name for name, count in Counter(evaluate.recall_of).items() if count > 1]
     problems += [f"evaluate.recall_of: names the class {name!r} twice" for name in twice]
+    problems += unfamiliar_problems(evaluate, costs, calibration_counts, calibration_groups)
     unfit = guarantee_problems(evaluate, costs, classes)
     if calibration_counts is not None:
         problems += _count_problems(evaluate, classes, calibration_counts)

@@ -17,6 +17,7 @@ from udc_model.config import CostParams, EvaluateParams
 from udc_model.decisions.actions import REFER, action_costs, action_problems, refer_problems, with_actions
 from udc_model.decisions.calibration import Calibration, fit_calibration
 from udc_model.decisions.decision import decide, expected_costs, shift_prior
+from udc_model.decisions.familiarity import Familiarity
 from udc_model.decisions.guarantees import Floor, Sample, recall_surcharge, referral_threshold, with_surcharges
 from udc_model.decisions.matrix import (
     class_prior,
@@ -75,6 +76,7 @@ class Policy:
     model_sha256 : digest of the weights whose logits the policy was fitted on; None if it is not recorded.
     actions : costs, (K,) by true class, of each further decision that is no class, by name.
     precision : of the forward pass that computes the logits: ``fp32``, ``fp32_fused`` or ``bf16``.
+    familiarity : how usual an image is, and what follows from it; None in policies of earlier versions.
     """
 
     classes: list[str]
@@ -90,6 +92,7 @@ class Policy:
     cost_ceiling: dict[str, float] | None = None
     actions: dict[str, list[float]] = field(default_factory=dict)
     precision: str = "fp32"
+    familiarity: Familiarity | None = None
 
     @property
     def costs_digest(self) -> str:
@@ -118,15 +121,21 @@ class Policy:
         except ValueError as error:
             raise UdcError(f"{origin}: {error}; {ADVICE}") from None
         fields = record.model_dump(by_alias=True)
-        return cls(**fields | {"calibration": Calibration(method, parameters.model_dump())})
+        familiarity = None if record.familiarity is None else Familiarity(**record.familiarity.model_dump())
+        return cls(**fields | {"calibration": Calibration(method, parameters.model_dump()),
+                               "familiarity": familiarity})  # fmt: skip
 
     def to_json(self) -> str:
-        """The contents of ``policy.json``; without actions and in fp32, the same as in earlier versions."""
+        """The contents of ``policy.json``; without actions and familiarity and in fp32, as in earlier versions."""
         values = vars(self) | {"calibration": vars(self.calibration)}
         if not self.actions:
             del values["actions"]
         if self.precision == "fp32":
             del values["precision"]
+        if self.familiarity is None:
+            del values["familiarity"]
+        else:
+            values["familiarity"] = vars(self.familiarity)
         return json_text(values) + "\n"
 
     @property
@@ -138,6 +147,11 @@ class Policy:
     def action_names(self) -> list[str]:
         """The decisions that are no class: ``refer`` if ``costs.refer`` is set, then those of ``costs.actions``."""
         return [*([] if self.refer is None else [REFER]), *self.actions]
+
+    @property
+    def refers_unfamiliar(self) -> bool:
+        """Whether unfamiliar images are referred to a person."""
+        return self.familiarity is not None and self.familiarity.unfamiliar == "refer"
 
     @property
     def outcome_costs(self) -> Floats:
@@ -193,11 +207,22 @@ class Policy:
                    for each in self._floors]  # fmt: skip
         return " and ".join(phrases) or None
 
-    def apply(self, logits: NDArray[np.floating]) -> Decisions:
-        """Decide (N, K) logits."""
+    def familiarity_of(self, distances: NDArray[np.floating] | None) -> Floats | None:
+        """The familiarity (N,) of images at these distances (N,); None for a policy without it."""
+        return None if self.familiarity is None or distances is None else self.familiarity.of(distances)
+
+    def is_unfamiliar(self, familiarity: NDArray[np.floating]) -> NDArray[np.bool_]:
+        """Which images of this familiarity (N,) are flagged as unfamiliar."""
+        assert self.familiarity is not None
+        return self.familiarity.is_unfamiliar(familiarity)
+
+    def apply(self, logits: NDArray[np.floating], familiarity: NDArray[np.floating] | None = None) -> Decisions:
+        """Decide (N, K) logits of images with this familiarity (N,); None decides by the logits alone."""
         p = self.probabilities(logits)
         expected = expected_costs(p, self.outcome_costs)
         decided = expected.argmin(axis=1) if self.decision == "min_expected_cost" else self.decide(p)
+        if familiarity is not None and self.refers_unfamiliar:
+            decided = np.where(self.is_unfamiliar(familiarity), self.outcomes.index(REFER), decided)
         return Decisions(decided, p, expected[np.arange(len(p)), decided])
 
 

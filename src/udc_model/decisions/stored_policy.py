@@ -10,10 +10,12 @@ from pydantic import Field, model_validator
 
 from udc_model.config import MOST_ACTIONS
 from udc_model.decisions.actions import REFER, unusable_name
+from udc_model.decisions.familiarity import MOST_DISTANCES
 from udc_model.records import Record
 
 _MAX_CLASSES = 2**16
 _MAX_COST = 1e15
+_MAX_FEATURES, _MAX_NETWORKS = 2**15, 1024
 
 _Name = Annotated[str, Field(max_length=10_000)]
 _Cost = Annotated[float, Field(ge=-_MAX_COST, le=_MAX_COST)]
@@ -81,6 +83,23 @@ class CostCeilingRecord(Record):
     threshold: _Cost
 
 
+class FamiliarityRecord(Record):
+    """The fields of `Familiarity`."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    features: Annotated[int, Field(ge=1, le=_MAX_FEATURES)]
+    networks: Annotated[int, Field(ge=1, le=_MAX_NETWORKS)]
+    distances: Annotated[list[Annotated[float, Field(ge=0)]], Field(max_length=MOST_DISTANCES)]
+    unfamiliar: Literal["warn", "refer"] = "warn"
+    level: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _is_ascending(self) -> FamiliarityRecord:
+        if any(b < a for a, b in pairwise(self.distances)):
+            raise ValueError("distances: must be in ascending order")
+        return self
+
+
 class PolicyRecord(Record):
     """The fields of `Policy`."""
 
@@ -97,6 +116,7 @@ class PolicyRecord(Record):
     model_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     actions: dict[_Name, list[_Cost]] = Field(default_factory=dict)
     precision: Literal["fp32", "fp32_fused", "bf16"] = "fp32"
+    familiarity: FamiliarityRecord | None = None
 
     @model_validator(mode="after")
     def _fits_the_classes(self) -> PolicyRecord:
@@ -120,6 +140,7 @@ class PolicyRecord(Record):
         if self.cost_ceiling is not None and self.refer is None:
             raise ValueError("refer: must be a number if decision is cost_ceiling")
         self._check_actions(k)
+        self._check_unfamiliar()
         return self
 
     def _check_actions(self, k: int) -> None:
@@ -130,6 +151,12 @@ class PolicyRecord(Record):
             if reason := "is the name of another decision" if name in taken else unusable_name(name):
                 raise ValueError(f"actions: the name {name[:80]!r} {reason}")
             _check_lengths(f"actions.{name[:80]}", costs, k)
+
+    def _check_unfamiliar(self) -> None:
+        if self.familiarity is None or self.familiarity.unfamiliar == "warn":
+            return
+        if self.refer is None or self.decision in ("recall_floor", "cost_ceiling"):
+            raise ValueError("familiarity.unfamiliar: must be warn if refer is null or the decision has a guarantee")
 
 
 def check_parameters(parameters: Any, k: int) -> None:

@@ -17,6 +17,7 @@ from udc_model.data.packed import group_indices
 from udc_model.decisions.actions import REFER, action_costs
 from udc_model.decisions.calibration import Calibration
 from udc_model.decisions.checks import group_counts
+from udc_model.decisions.familiarity import Familiarity
 from udc_model.decisions.matrix import list_classes, no_class
 from udc_model.decisions.policy import POLICY_FILE, Policy, fit_guarantee, fit_policy
 from udc_model.errors import UdcError
@@ -34,6 +35,7 @@ from udc_model.evaluation.tables import (
     baselines_table,
     confusion,
     decision_columns,
+    familiarity_in,
     logits_of,
     write_csv,
 )
@@ -96,8 +98,9 @@ class StoredEvaluation:
         )  # fmt: skip
         stored = self.policy  # the logits are computed, whatever ``evaluate`` says of them
         policy = replace(policy, model_sha256=stored.model_sha256, flip_averaging=stored.flip_averaging,
-                         precision=stored.precision)  # fmt: skip
-        decisions = policy.apply(logits_of(self.predictions, classes))
+                         precision=stored.precision,
+                         familiarity=self._familiarity(costs.unfamiliar))  # fmt: skip
+        decisions = policy.apply(logits_of(self.predictions, classes), familiarity_in(self.predictions))
         targets = _targets(self.predictions, classes)
         groups = group_indices(list(self.predictions["group"]))
         weights = policy.weights(targets)
@@ -106,15 +109,23 @@ class StoredEvaluation:
             policy.action_names,
         )  # fmt: skip
 
+    def _familiarity(self, unfamiliar: str) -> Familiarity | None:
+        """The stored familiarity, and what ``costs.unfamiliar`` makes of it."""
+        stored = self.policy.familiarity
+        if stored is None and unfamiliar == "refer":
+            raise UdcError(f"costs.unfamiliar: refer needs the familiarity of the images, which {POLICY_FILE} of an "
+                           "earlier version does not have; run evaluate (dvc repro), or use warn")  # fmt: skip
+        return None if stored is None else replace(stored, unfamiliar=unfamiliar)
+
 
 def decided_by(policy: Policy, predictions: pd.DataFrame) -> pd.DataFrame:
     """A predictions table with the decisions of another policy; :class:`UdcError` if it lacks the logits."""
-    decisions = policy.apply(logits_of(predictions, policy.classes))
+    decisions = policy.apply(logits_of(predictions, policy.classes), familiarity_in(predictions))
     return predictions.assign(**decision_columns(_targets(predictions, policy.classes), decisions, policy))
 
 
 def under_costs_of(costs: Policy, policy: Policy, calibration: pd.DataFrame | None) -> Policy:
-    """A policy with its own calibration and decision, and the costs, actions and class frequencies of another.
+    """A policy with its own calibration, decision and familiarity, and the costs, actions and frequencies of another.
 
     Parameters
     ----------
@@ -127,8 +138,10 @@ def under_costs_of(costs: Policy, policy: Policy, calibration: pd.DataFrame | No
     """
     if costs.classes != policy.classes:
         raise UdcError(f"the results have other classes: {', '.join(costs.classes)}; {', '.join(policy.classes)}")
+    unfamiliar = "refer" if costs.refers_unfamiliar else "warn"
+    familiarity = None if policy.familiarity is None else replace(policy.familiarity, unfamiliar=unfamiliar)
     new = replace(policy, class_costs=costs.class_costs, refer=costs.refer, actions=costs.actions,
-                  deployment_prior=costs.deployment_prior)  # fmt: skip
+                  deployment_prior=costs.deployment_prior, familiarity=familiarity)  # fmt: skip
     if calibration is None:
         return new
     logits, targets = logits_of(calibration, policy.classes), _targets(calibration, policy.classes)

@@ -20,6 +20,7 @@ from udc_model.evaluation.label_findings import LabelFindings
 from udc_model.evaluation.report_images import png_uri, sheet_uri, thumbnail_uri
 from udc_model.evaluation.subgroups import SUBGROUPS, read_sentences, read_subgroup_table
 from udc_model.evaluation.tables import read_warnings
+from udc_model.evaluation.unfamiliar import LEAST_FAMILIAR, read_unfamiliar
 from udc_model.evaluation.verdict import Verdict, cost_text, verdict
 
 Metric = tuple[float, float, float]  # value, low and high end of its interval; NaN where undefined
@@ -67,6 +68,7 @@ def render_report(
     return _template().render(
         report_contents(evaluation, record, **facts),
         mistakes=_mistakes(folder, images),
+        least_familiar=_least_familiar(folder, images),
         figures={section: _figures(folder, figures) for section, figures in _FIGURES.items()},
         training=_training_figures(training),
         top_pairs=_PAIRS,
@@ -131,6 +133,7 @@ def report_contents(
         "per_class": _rows(folder / "per_class.csv", longest=None),
         "subgroups": _subgroups(folder),
         "subgroup_sentences": read_sentences(folder, confidence),
+        "unfamiliar": read_unfamiliar(folder),
         "comparable": {"data": record["data"]["digest"][:8], "costs": policy.costs_digest},
         "provenance": provenance,
     }
@@ -166,6 +169,13 @@ def _mistakes(folder: Path, images: StoredImages | NDArray[np.uint8]) -> list[di
     for row in rows[:_MISTAKES]:
         row["image"] = thumbnail_uri(np.array(images[row["row"]]))
     return rows
+
+
+def _least_familiar(folder: Path, images: StoredImages | NDArray[np.uint8]) -> list[dict[str, Any]]:
+    """The least familiar images; none if an earlier version wrote the folder."""
+    path = folder / LEAST_FAMILIAR
+    rows = _rows(path) if path.is_file() else []
+    return [row | {"image": thumbnail_uri(np.array(images[row["row"]]))} for row in rows]
 
 
 def _subgroups(folder: Path) -> list[dict[str, Any]]:

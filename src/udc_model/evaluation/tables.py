@@ -33,7 +33,7 @@ from udc_model.evaluation.subgroups import SUBGROUPS, subgroup_table
 from udc_model.evaluation.thresholds import threshold_reliability
 from udc_model.files import json_text
 
-_LOGIT = "logit_"
+_LOGIT, FAMILIARITY = "logit_", "familiarity"
 _ROWS = 4096  # of predictions.csv that are formatted at a time
 WARNINGS = "warnings.json"  # sentences on why the metrics of a split say little
 
@@ -54,26 +54,41 @@ def decision_columns(targets: Indices, decisions: Decisions, policy: Policy) -> 
     }
 
 
-def predictions_table(split: PackedSplit, decisions: Decisions, policy: Policy) -> pd.DataFrame:
+def predictions_table(
+    split: PackedSplit, decisions: Decisions, policy: Policy, familiarity: NDArray[np.float64] | None = None
+) -> pd.DataFrame:
     """One row per image: path, SHA-256 of its file, group, true class, decision, expected cost of the decision, cost
-    paid, weight (see ``costs.prior``)."""
+    paid, weight (see ``costs.prior``), and the familiarity (N,) if there is one."""
     image_columns = {
         "path": split.paths,
         "sha256": split.digests,
         "group": split.groups,
         "true": np.array(policy.classes, dtype=object)[split.labels],
     }
-    return pd.DataFrame(image_columns | decision_columns(split.labels, decisions, policy))
+    columns = image_columns | decision_columns(split.labels, decisions, policy)
+    return pd.DataFrame(columns | ({} if familiarity is None else {FAMILIARITY: familiarity}))
 
 
-def write_predictions(folder: Path, split: PackedSplit, logits: NDArray[np.float32], policy: Policy) -> Decisions:
+def familiarity_in(table: pd.DataFrame) -> NDArray[np.float64] | None:
+    """The familiarity (N,) of the images of a predictions table; None if an earlier version wrote it."""
+    return table[FAMILIARITY].to_numpy(dtype=np.float64) if FAMILIARITY in table else None
+
+
+def write_predictions(
+    folder: Path,
+    split: PackedSplit,
+    logits: NDArray[np.float32],
+    policy: Policy,
+    distances: NDArray[np.float32] | None = None,
+) -> Decisions:
     """Decide the images of a split and write ``predictions.csv`` into ``folder``, which is created.
 
     The file has the columns of `predictions_table` and one raw logit per class.
     """
     folder.mkdir()
-    decisions = policy.apply(logits)
-    table = predictions_table(split, decisions, policy)
+    familiarity = policy.familiarity_of(distances)
+    decisions = policy.apply(logits, familiarity)
+    table = predictions_table(split, decisions, policy, familiarity)
     names = [f"{_LOGIT}{name}" for name in policy.classes]
     with (folder / "predictions.csv").open("w", encoding="utf-8", newline="") as handle:
         csv.writer(handle, lineterminator="\n").writerow([*table.columns, *names])
@@ -132,6 +147,7 @@ def write_split(
     recall_of: Sequence[tuple[int, str]],
     order: Sequence[int] | None = None,
     subgroups: Mapping[str, Sequence[str]] | None = None,
+    distances: NDArray[np.float32] | None = None,
 ) -> tuple[Scored, Metrics, Intervals]:
     """Decide and score the images of a split, and write its tables into ``folder``, which is created.
 
@@ -141,8 +157,9 @@ def write_split(
     ----------
     order : indices of the classes in the order of tables and plots by class; None is the order of the policy.
     subgroups : of each image, by division, for `subgroup_table`.
+    distances : (N,) to the training images; None for a policy without familiarity.
     """
-    decisions = write_predictions(folder, split, logits, policy)
+    decisions = write_predictions(folder, split, logits, policy, distances)
     scored = Scored(split.labels, decisions.decided, decisions.probabilities, policy.outcome_costs,
                     policy.weights(split.labels), group_indices(split.groups), policy.action_names)  # fmt: skip
     metrics = split_metrics(scored, evaluate.ece_bins, recall_of)

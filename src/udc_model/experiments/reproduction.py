@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING
 import yaml
 
 from udc_model.config import load_params
+from udc_model.decisions.familiarity import Familiarity
+from udc_model.decisions.policy import Policy
 from udc_model.errors import UdcError
 from udc_model.evaluation.metrics import Metrics
 from udc_model.evaluation.tables import read_metrics
 from udc_model.experiments.names import resolve_run
-from udc_model.experiments.stored import Fetch
+from udc_model.experiments.stored import Fetch, fetch_policy
 from udc_model.files import Workspace, sha256_of
 from udc_model.installed import installed, read_pin
 from udc_model.tracking import provenance
@@ -280,6 +282,8 @@ def _compare(run: Run, recorded: Metrics | None, workspace: Workspace) -> Reprod
     if recorded is not None:
         metrics = _all_metrics(lambda file: workspace.evaluation / file)
         result.differences += _metric_differences(recorded, metrics)
+        before = _recorded_policy(run).familiarity
+        result.differences += _familiarity_differences(before, Policy.load(workspace.evaluation).familiarity)
     return result
 
 
@@ -289,6 +293,21 @@ def _metric_differences(recorded: Metrics, metrics: Metrics) -> Iterator[str]:
         if old != new:
             change = "" if old is None or new is None else f" ({new - old:+.3g})"
             yield f"{name}: {new}, was {old}{change}"
+
+
+def _recorded_policy(run: Run) -> Policy:
+    with tempfile.TemporaryDirectory() as scratch:
+        return fetch_policy(lambda file: artifact(run.info.run_id, f"evaluation/{file}", Path(scratch)))
+
+
+def _familiarity_differences(recorded: Familiarity | None, now: Familiarity | None) -> Iterator[str]:
+    """Whether the statistics of features, and the distances of calibration images, are bitwise equal."""
+    if recorded is None or now is None:  # a run of an earlier version has none
+        return
+    if recorded.sha256 != now.sha256:
+        yield f"familiarity: sha256 of the statistics {now.sha256}, was {recorded.sha256}"
+    if recorded.distances != now.distances:
+        yield "familiarity: distances of the calibration images differ"
 
 
 def _changes(run: Run, workspace: Workspace | None) -> list[str]:

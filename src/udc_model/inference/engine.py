@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from udc_model.inference.cuda_graphs import GraphedForward
+from udc_model.inference.feature_distance import FeatureDistance
 from udc_model.inference.fused import fuse_layers, has_fused_operators
 from udc_model.models.ensemble import Ensemble
 from udc_model.models.factory import has_fast_bf16
@@ -17,6 +19,29 @@ from udc_model.models.resnet import ResNetConvLayer, ResNetShortCut
 from udc_model.models.staged import ImageClassifier
 
 logger = logging.getLogger(__name__)
+Network = ImageClassifier | Ensemble
+Compute = Callable[[Network, Tensor], Tensor]  # of a model and an input batch (n, C, size, size)
+
+
+def logits_of(model: Network, images: Tensor) -> Tensor:
+    """The logits (n, K) of an input batch (n, C, size, size)."""
+    return torch.as_tensor(model(images).logits)
+
+
+def features_of(model: Network, images: Tensor) -> Tensor:
+    """The features (n, M, D) of each of M networks."""
+    return torch.stack([each.float() for each in model.logits_and_features(images)[1]], dim=1)
+
+
+def with_distance(distance: FeatureDistance) -> Compute:
+    """What computes logits and distances of images in one pass: (n, K + 1), the distance last."""
+
+    def compute(model: Network, images: Tensor) -> Tensor:
+        logits, features = model.logits_and_features(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return torch.cat([logits.float(), distance(features)[:, None]], dim=1)
+
+    return compute
 
 
 class _Float32Head(nn.Module):
@@ -32,9 +57,34 @@ class _Float32Head(nn.Module):
             return torch.as_tensor(self.head(features.float()))
 
 
-def build_forward(
-    model: ImageClassifier | Ensemble, device: torch.device, precision: str = "fp32"
-) -> Callable[[Tensor], Tensor]:
+class Forward:
+    """The forward pass of a prepared model.
+
+    Parameters
+    ----------
+    run : maps what is computed and an input batch (n, C, size, size) to the result.
+    device : of the model.
+    has_graphs : record the pass on a CUDA GPU, see `GraphedForward`.
+    """
+
+    def __init__(self, run: Callable[[Compute, Tensor], Tensor], device: torch.device, *, has_graphs: bool) -> None:
+        self._run, self._device, self._has_graphs = run, device, has_graphs
+        self._logits = self.computing(logits_of)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Map an input batch to logits (n, K)."""
+        return self._logits(images)
+
+    def computing(self, compute: Compute) -> Callable[[Tensor], Tensor]:
+        """A function from an input batch to what ``compute`` returns of it, in one pass."""
+        forward = partial(self._run, compute)
+        if not self._has_graphs:
+            return forward
+        graphed = GraphedForward(forward)
+        return lambda images: graphed(images.to(self._device))
+
+
+def build_forward(model: Network, device: torch.device, precision: str = "fp32") -> Forward:
     """Prepare a model for inference, in place unless ``precision`` is ``fp32``.
 
     Parameters
@@ -44,15 +94,11 @@ def build_forward(
         computes several layers in one pass where it can, with the channels of images last: equal up to rounding, and
         faster. ``bf16`` also computes convolutions and products in bfloat16, and the head in float32; hardware that
         only emulates bfloat16 uses ``fp32_fused`` instead.
-
-    Returns
-    -------
-    A function from an input batch (n, C, size, size) to logits (n, K).
     """
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # torch's default rounds the inputs of float32 convolutions to 11 bits
     if precision == "fp32":
-        return lambda images: torch.as_tensor(model(images.to(device)).logits)
+        return Forward(lambda compute, images: compute(model, images.to(device)), device, has_graphs=False)
     if precision == "bf16" and not has_fast_bf16(device):
         logger.info("evaluate.precision: this %s only emulates bf16, so fp32 is used; decisions can differ where two "
                     "cost almost the same", "processor" if device.type == "cpu" else device.type)  # fmt: skip
@@ -71,17 +117,14 @@ def build_forward(
             classifier.classifier = _Float32Head(classifier.classifier)
     model.to(memory_format=torch.channels_last)
 
-    def forward(images: Tensor) -> Tensor:
+    def run(compute: Compute, images: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=has_autocast):
-            return torch.as_tensor(model(images.to(device, memory_format=torch.channels_last)).logits)
+            return compute(model, images.to(device, memory_format=torch.channels_last))
 
-    if device.type != "cuda":
-        return forward
-    graphed = GraphedForward(forward)
-    return lambda images: graphed(images.to(device))
+    return Forward(run, device, has_graphs=device.type == "cuda")
 
 
-def _classifiers(model: ImageClassifier | Ensemble) -> Iterator[ImageClassifier]:
+def _classifiers(model: Network) -> Iterator[ImageClassifier]:
     if isinstance(model, Ensemble):
         yield from model.members  # type: ignore[misc]
     else:

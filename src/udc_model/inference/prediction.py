@@ -19,6 +19,7 @@ from udc_model.data.sources.records import printable
 from udc_model.decisions.policy import Policy
 from udc_model.inference.decoding import NamedImage, prepared_frames
 from udc_model.inference.inputs import BadInput, Input
+from udc_model.inference.outputs import Outputs
 from udc_model.inference.stored_model import StoredModel
 from udc_model.native.memory import keep_freed_memory
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from udc_model.inference.classifier import TrainedClassifier
 
 _BATCH = 64  # images of a forward pass
+FAMILIARITY, UNFAMILIAR = "familiarity", "unfamiliar"  # names in all answers and tables
 
 
 Row = dict[str, Any]
@@ -53,26 +55,26 @@ def predict(
 
     Yields
     ------
-    One mapping per image with ``path``, ``class``, ``expected_cost`` and ``probabilities`` by class name.
+    One mapping per image with ``path`` and what `decided_rows` returns.
     """
-    policy, batches = stored.policy, _logits(inputs, stored, report)
+    policy, batches = stored.policy, _outputs(inputs, stored, report)
     if adapt is not None:
         batches = iter(complete := list(batches))
         if complete:
-            policy = adapt(policy, np.concatenate([logits for _, logits in complete]))
-    for names, logits in batches:
-        rows = decided_rows(logits, policy)
+            policy = adapt(policy, np.concatenate([outputs.logits for _, outputs in complete]))
+    for names, outputs in batches:
+        rows = decided_rows(outputs, policy)
         yield [{"path": name} | row for name, row in zip(names, rows, strict=True)]
 
 
-def _logits(
+def _outputs(
     inputs: Iterable[Input], stored: StoredModel, report: Callable[[BadInput], None]
-) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
-    """Yield names and logits (n, K) of the images, in batches."""
+) -> Iterator[tuple[list[str], Outputs]]:
+    """Yield names and outputs of the images, in batches."""
     keep_freed_memory()
     classifier = stored.load()
     prepared = (image for each in inputs for image in prepared_frames(each, classifier.preprocessing, report))
-    yield from named_logits(computed_ahead(in_batches(prepared)), classifier)
+    yield from named_outputs(computed_ahead(in_batches(prepared)), classifier)
 
 
 def in_batches(frames: Iterator[NamedImage]) -> Iterator[list[NamedImage]]:
@@ -80,13 +82,13 @@ def in_batches(frames: Iterator[NamedImage]) -> Iterator[list[NamedImage]]:
     return iter(lambda: list(islice(frames, _BATCH)), [])
 
 
-def named_logits(
+def named_outputs(
     batches: Iterable[list[NamedImage]], classifier: TrainedClassifier
-) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
-    """Yield names and logits (n, K) of each batch."""
+) -> Iterator[tuple[list[str], Outputs]]:
+    """Yield names and outputs of each batch."""
     for batch in batches:
         names, images = zip(*batch, strict=True)
-        yield list(names), classifier.logits_of_stored(np.stack(images))
+        yield list(names), classifier.outputs_of_stored(np.stack(images))
 
 
 def computed_ahead(items: Iterator[Item], count: int = 2) -> Iterator[Item]:
@@ -99,17 +101,26 @@ def computed_ahead(items: Iterator[Item], count: int = 2) -> Iterator[Item]:
             yield cast(Item, item)
 
 
-def decided_rows(logits: NDArray[np.float32], policy: Policy) -> list[Row]:
-    """A mapping with ``class``, ``expected_cost`` and ``probabilities`` by class name for each of the logits (n, K)."""
-    decisions, names, outcomes = policy.apply(logits), policy.classes, policy.outcomes
-    return [
+def decided_rows(outputs: Outputs, policy: Policy) -> list[Row]:
+    """A mapping with ``class``, ``expected_cost`` and ``probabilities`` by class name for each of n images.
+
+    Of a policy with familiarity also with ``familiarity``, a p-value, and ``unfamiliar``, whether it is small.
+    """
+    familiarity = policy.familiarity_of(outputs.distances)
+    decisions, names, outcomes = policy.apply(outputs.logits, familiarity), policy.classes, policy.outcomes
+    rows: list[Row] = [
         {
             "class": outcomes[decisions.decided[i]],
             "expected_cost": float(decisions.expected_cost[i]),
             "probabilities": dict(zip(names, decisions.probabilities[i].tolist(), strict=True)),
         }
-        for i in range(len(logits))
+        for i in range(len(outputs))
     ]
+    if familiarity is not None:
+        flags = policy.is_unfamiliar(familiarity).tolist()
+        for row, value, flag in zip(rows, familiarity.tolist(), flags, strict=True):
+            row |= {FAMILIARITY: value, UNFAMILIAR: flag}
+    return rows
 
 
 def write_predictions(batches: Iterable[list[Row]], form: str, stream: TextIO) -> None:
@@ -144,9 +155,12 @@ def _write_csv(batches: Iterator[list[Row]], stream: TextIO) -> None:
     writer = csv.writer(stream, lineterminator="\n")
     rows = next(batches, [])
     classes = list(rows[0]["probabilities"]) if rows else []
-    writer.writerow(["path", "class", "expected_cost", *[f"p_{name}" for name in classes]])
+    others = [name for name in (FAMILIARITY, UNFAMILIAR) if rows and name in rows[0]]
+    writer.writerow(["path", "class", "expected_cost", *[f"p_{name}" for name in classes], *others])
     for batch in chain([rows], batches):
-        writer.writerows([r["path"], r["class"], r["expected_cost"], *r["probabilities"].values()] for r in batch)
+        for row in batch:
+            cells = [row["path"], row["class"], row["expected_cost"], *row["probabilities"].values()]
+            writer.writerow([*cells, *(json.dumps(row[name]) for name in others)])
         stream.flush()
 
 
@@ -154,11 +168,20 @@ def _write_table(batches: Iterator[list[Row]], stream: TextIO) -> None:
     rows = next(batches, [])
     width = max([4, *(len(printable(row["path"])) for row in rows)])
     names = max([5, *(len(row["class"]) for row in rows)])
-    stream.write(f"{'path':<{width}}  {'class':<{names}}  probability  expected cost\n")
+    heading = f"  {FAMILIARITY}" if rows and FAMILIARITY in rows[0] else ""
+    stream.write(f"{'path':<{width}}  {'class':<{names}}  probability  expected cost{heading}\n")
     for batch in chain([rows], batches):
         for row in batch:
             probability = row["probabilities"].get(row["class"])  # None for a referral
             cell = f"{'-':>11}" if probability is None else f"{probability:>11.4f}"
             path = printable(row["path"])
-            stream.write(f"{path:<{width}}  {row['class']:<{names}}  {cell}  {row['expected_cost']:>13.4f}\n")
+            line = f"{path:<{width}}  {row['class']:<{names}}  {cell}  {row['expected_cost']:>13.4f}"
+            stream.write(f"{line}{_familiarity_cell(row)}\n")
         stream.flush()
+
+
+def _familiarity_cell(row: Row) -> str:
+    """The last column of the table; empty for a policy without familiarity."""
+    if FAMILIARITY not in row:
+        return ""
+    return f"  {row[FAMILIARITY]:>11.4f}" + (f"  {UNFAMILIAR}" if row[UNFAMILIAR] else "")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from udc_model.data.sources.records import printable
 from udc_model.decisions.decision import expected_costs
@@ -19,6 +18,8 @@ from udc_model.decisions.policy import Policy
 from udc_model.errors import UdcError
 from udc_model.files import atomic_file, write_atomically
 from udc_model.inference.inputs import BadInput
+from udc_model.inference.outputs import Outputs
+from udc_model.inference.prediction import FAMILIARITY, UNFAMILIAR
 from udc_model.records import Record, read_record
 
 # Readers of a folder of Parquet files ignore names that begin with _ or a dot.
@@ -109,12 +110,12 @@ class ScoredParts:
         except (OSError, pa.ArrowException, KeyError, ValueError, TypeError):
             return None
 
-    def write(self, number: int, batches: Iterable[tuple[list[str], NDArray[np.float32]]], bad: list[BadInput]) -> int:
+    def write(self, number: int, batches: Iterable[tuple[list[str], Outputs]], bad: list[BadInput]) -> int:
         """Write a part.
 
         Parameters
         ----------
-        batches : names and logits (n, K) of the images.
+        batches : names and outputs of the images.
         bad : the inputs that cannot be used; it is complete when the batches end.
 
         Returns
@@ -128,8 +129,8 @@ class ScoredParts:
         with atomic_file(self.path(number)) as scratch:
             with pq.ParquetWriter(scratch, schema, compression="zstd") as writer:
                 group: list[Any] = []
-                for names, logits in batches:
-                    group.append(pa.table(self._columns(names, logits), schema=schema))
+                for names, outputs in batches:
+                    group.append(pa.table(self._columns(names, outputs), schema=schema))
                     rows += len(names)
                     if sum(map(len, group)) >= _ROWS:
                         writer.write_table(pa.concat_tables(group))
@@ -146,15 +147,23 @@ class ScoredParts:
 
         numbers = ["expected_cost", *(f"p_{name}" for name in self.policy.classes),
                    *(f"cost_{name}" for name in self.policy.outcomes)]  # fmt: skip
-        return pa.schema([("path", pa.string()), ("class", pa.string()), *((name, pa.float32()) for name in numbers)])
+        fields = [("path", pa.string()), ("class", pa.string()), *((name, pa.float32()) for name in numbers)]
+        if self.policy.familiarity is not None:
+            fields += [(FAMILIARITY, pa.float32()), (UNFAMILIAR, pa.bool_())]
+        return pa.schema(fields)
 
-    def _columns(self, names: list[str], logits: NDArray[np.float32]) -> list[Any]:
-        """The columns of `_schema`: the decision as in ``udc predict --csv``, and the expected cost of each outcome."""
-        decisions = self.policy.apply(logits)
+    def _columns(self, names: list[str], outputs: Outputs) -> list[Any]:
+        """The columns of `_schema`: the decision as in ``udc predict --csv``, the expected cost of each outcome, and
+        the familiarity."""
+        familiarity = self.policy.familiarity_of(outputs.distances)
+        decisions = self.policy.apply(outputs.logits, familiarity)
         costs = expected_costs(decisions.probabilities, self.policy.outcome_costs)
         outcomes = self.policy.outcomes
         numbers = [decisions.expected_cost, *decisions.probabilities.T, *costs.T]
-        return [names, [outcomes[k] for k in decisions.decided], *(column.astype(np.float32) for column in numbers)]
+        columns = [names, [outcomes[k] for k in decisions.decided], *(column.astype(np.float32) for column in numbers)]
+        if familiarity is not None:
+            columns += [familiarity.astype(np.float32), self.policy.is_unfamiliar(familiarity)]
+        return columns
 
     def write_bad_images(self, num_parts: int) -> None:
         """Write the list of the inputs that cannot be used, from all parts."""

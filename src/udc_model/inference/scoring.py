@@ -21,7 +21,7 @@ from udc_model.errors import Interrupted
 from udc_model.files import Workspace, make_folder, only_writer
 from udc_model.inference.decoding import Decoded, Decoder, killed
 from udc_model.inference.inputs import BadInput, Input
-from udc_model.inference.prediction import in_batches, named_logits
+from udc_model.inference.prediction import in_batches, named_outputs
 from udc_model.inference.scored_parts import ScoredParts, ScoreRecord
 from udc_model.inference.scoring_inputs import PART_SIZE, InputList
 from udc_model.inference.stored_model import StoredModel
@@ -114,7 +114,7 @@ class _Run:
                 bad: list[BadInput] = []
                 in_part = islice(decoded, self.listed.size_of_part(number))
                 frames = (frame for each in self._counted(in_part) for frame in decoder.frames_of(each, bad.append))
-                self.totals.rows += self.parts.write(number, named_logits(in_batches(frames), classifier), bad)
+                self.totals.rows += self.parts.write(number, named_outputs(in_batches(frames), classifier), bad)
                 self.totals.bad += len(bad)
         except KeyboardInterrupt:
             raise Interrupted(self._how_to_continue()) from None

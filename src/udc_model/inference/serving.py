@@ -52,7 +52,7 @@ class ServedClassifier:
         Returns
         -------
         Data frame with the columns ``class``, ``expected_cost`` and ``probabilities``, a mapping from class name to
-        calibrated probability.
+        calibrated probability; and of a policy with familiarity ``familiarity`` and ``unfamiliar``.
 
         Raises
         ------
@@ -64,7 +64,7 @@ class ServedClassifier:
             raise UdcError(f"the input must have a column 'image'; its columns are {columns}")
         decoding = self.classifier.preprocessing.decoding
         images = [_image(value, row, decoding) for row, value in enumerate(model_input["image"])]
-        return pd.DataFrame(decided_rows(self.classifier.logits(images), self.policy))
+        return pd.DataFrame(decided_rows(self.classifier.outputs(images), self.policy))
 
 
 def image_of(value: Any, decoding: Decoding) -> Image.Image:

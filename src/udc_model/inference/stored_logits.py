@@ -1,7 +1,8 @@
 """Cache of logits on disk, so that an evaluation with new costs neither runs the model nor imports torch.
 
 The key of an entry is everything that determines the logits: the model folder, the prepared data, the code and the
-versions of libraries. If an entry is missing, the model runs.
+versions of libraries. If an entry is missing, the model runs. An entry also has the distances of the images to training
+images, and the statistics from which they are computed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,11 +20,13 @@ from numpy.typing import NDArray
 
 from udc_model.config import EvaluateParams
 from udc_model.files import atomic_file, remove_oldest
+from udc_model.inference.feature_statistics import FeatureStatistics
 
 Logits = dict[str, NDArray[np.float32]]
 logger = logging.getLogger(__name__)
 
 _MAX_FILES = 20
+_WHITENING, _CENTRE, _DISTANCES = "whitening", "centre", "distances of "
 
 
 def stored_logits(
@@ -47,7 +50,7 @@ def stored_logits(
 
     Returns
     -------
-    Logits (N, K) by split.
+    Logits (N, K) by split, and what `familiarity_arrays` adds to them.
     """
     path = folder / f"{_key(model, data_digest, evaluate, code)}.npz"
     try:
@@ -68,6 +71,19 @@ def stored_logits(
     except OSError as error:
         logger.warning("%s: logits cannot be stored (%s)", folder, error)
     return logits
+
+
+def familiarity_arrays(statistics: FeatureStatistics, distances: Mapping[str, NDArray[np.float32]]) -> Logits:
+    """Statistics, and distances (N,) by split, under the names that `familiarity_in` reads."""
+    of_splits = {f"{_DISTANCES}{name}": values for name, values in distances.items()}
+    return {_WHITENING: statistics.whitening, _CENTRE: statistics.centre, **of_splits}
+
+
+def familiarity_in(arrays: Logits) -> tuple[FeatureStatistics, Logits]:
+    """Statistics, and distances (N,) by split."""
+    distances = {name.removeprefix(_DISTANCES): values for name, values in arrays.items()
+                 if name.startswith(_DISTANCES)}  # fmt: skip
+    return FeatureStatistics(arrays[_WHITENING], arrays[_CENTRE]), distances
 
 
 def _key(model: Path, data_digest: str, evaluate: EvaluateParams, code: Sequence[Path]) -> str:

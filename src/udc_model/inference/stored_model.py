@@ -10,8 +10,10 @@ from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.policy import POLICY_FILE, Policy, policy_path
 from udc_model.errors import UdcError
 from udc_model.files import Workspace, read_consistently
+from udc_model.inference.feature_statistics import FAMILIARITY_FILE, FeatureStatistics
 from udc_model.model_files.folder import ModelFolder
 from udc_model.model_files.settings import check_channels
+from udc_model.model_files.shapes import head_shapes
 
 if TYPE_CHECKING:
     from udc_model.inference.classifier import TrainedClassifier
@@ -22,11 +24,15 @@ _BYTES_PER_COST = 128  # of a policy, for each pair of classes: its cost and the
 
 @dataclass(frozen=True)
 class StoredModel:
-    """The contents of a model folder and a policy file that belong together."""
+    """The contents of a model folder and a policy file that belong together.
+
+    ``statistics`` are those of features, from the file beside the policy; None if the policy has no familiarity.
+    """
 
     model: ModelFolder
     preprocessing: Preprocessing
     policy: Policy
+    statistics: FeatureStatistics | None = None
 
     @classmethod
     def open(cls, model: Path, policy: Path) -> StoredModel:
@@ -50,14 +56,17 @@ class StoredModel:
         check_channels(model.architecture, preprocessing.channels, str(folder))
         policy = Policy.load(path, _POLICY_BYTES + _BYTES_PER_COST * len(model.classes) ** 2)
         check_policy_fits(policy, model, str(policy_path(path)))
-        return cls(model, preprocessing, policy)
+        statistics = None
+        if policy.familiarity is not None:
+            statistics = FeatureStatistics.read(policy_path(path).parent / FAMILIARITY_FILE, policy.familiarity)
+        return cls(model, preprocessing, policy, statistics)
 
     def load(self) -> TrainedClassifier:
         """The model on the best available device."""
         from udc_model.inference.classifier import TrainedClassifier
 
         return TrainedClassifier.of(self.model, self.preprocessing, self.policy.flip_averaging,
-                                    self.policy.precision)  # fmt: skip
+                                    self.policy.precision, self.statistics)  # fmt: skip
 
 
 def open_stored(workspace: Workspace) -> StoredModel:
@@ -80,6 +89,14 @@ def check_policy_fits(policy: Policy, model: ModelFolder, origin: str) -> None:
     if expected is not None and (digest := model.weights_sha256) != expected:
         raise UdcError(f"{origin}: was fitted for another model ({expected[:12]}) than the one in {model.folder} "
                        f"({digest[:12]}); run evaluate (dvc repro)")  # fmt: skip
+    familiarity = policy.familiarity
+    if familiarity is None:
+        return
+    heads = head_shapes(model.architecture)
+    if [familiarity.features] * familiarity.networks != [features for _, features in heads]:
+        raise UdcError(f"{origin}: its familiarity is of {familiarity.networks} network(s) with "
+                       f"{familiarity.features:,} features, but {model.folder} has {len(heads)} with "
+                       f"{heads[0][1]:,}; run evaluate (dvc repro)")  # fmt: skip
 
 
 def _names(classes: list[str]) -> str:

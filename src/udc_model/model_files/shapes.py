@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from udc_model.model_files.settings import (
@@ -30,6 +31,12 @@ def expected_shapes(architecture: Architecture) -> Shapes:
             yield from _convnext(architecture)
         case StoredTimm():
             yield from _timm(architecture)
+
+
+def head_shapes(architecture: Architecture) -> list[Shape]:
+    """The shape (num_labels, D) of the last layer of each network, which gets D features."""
+    head = re.compile(r"(members\.\d+\.)?classifier\.(1\.)?weight")
+    return [shape for name, shape in expected_shapes(architecture) if head.fullmatch(name)]
 
 
 def _resnet(settings: StoredResNet) -> Shapes:

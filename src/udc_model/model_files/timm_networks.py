@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from udc_model.errors import UdcError
@@ -67,6 +68,7 @@ def build_network(name: str, num_channels: int, drop_path_rate: float) -> nn.Mod
     return network
 
 
+@cache
 def shapes_and_features(name: str, num_channels: int, drop_path_rate: float) -> tuple[dict[str, tuple[int, ...]], int]:
     """Shape of each weight of a network, by its name, and the number of features; nothing is allocated."""
     import torch

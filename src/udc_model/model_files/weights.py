@@ -34,7 +34,9 @@ class Tensor(Record):
 _TENSORS = TypeAdapter(dict[str, Tensor])
 
 
-def read_weights(path: Path, expected: Iterable[tuple[str, Shape]], advice: str) -> bytes:
+def read_weights(
+    path: Path, expected: Iterable[tuple[str, Shape]], advice: str, described_by: str = "config.json"
+) -> bytes:
     """The contents of a safetensors file with exactly the expected tensors.
 
     Nothing but the header is read before it is found to match.
@@ -43,6 +45,7 @@ def read_weights(path: Path, expected: Iterable[tuple[str, Shape]], advice: str)
     ----------
     expected : name and shape of each tensor.
     advice : what to do if the file is missing, damaged or does not match; the end of the message.
+    described_by : the file that describes the tensors; for messages.
 
     Raises
     ------
@@ -50,7 +53,7 @@ def read_weights(path: Path, expected: Iterable[tuple[str, Shape]], advice: str)
         One line with the first tensor that does not match.
     """
     with open_regular(path, advice) as (handle, size):
-        _compare(read_header(handle, size, str(path), advice), expected, path, advice)
+        _compare(read_header(handle, size, str(path), advice), expected, path, advice, described_by)
         check_fits_memory(size, path)
         handle.seek(0)
         return handle.read(size)
@@ -83,21 +86,23 @@ def read_header(handle: BinaryIO, size: int, origin: str, advice: str) -> dict[s
     return tensors
 
 
-def _compare(tensors: dict[str, Tensor], expected: Iterable[tuple[str, Shape]], path: Path, advice: str) -> None:
+def _compare(
+    tensors: dict[str, Tensor], expected: Iterable[tuple[str, Shape]], path: Path, advice: str, described_by: str
+) -> None:
     unexpected = dict(tensors)
     for name, shape in expected:
         tensor = unexpected.pop(name, None)
         if tensor is None:
-            raise UdcError(f"{path}: has no weight {name} {shape}, which config.json describes; {advice}")
+            raise UdcError(f"{path}: has no weight {name} {shape}, which {described_by} describes; {advice}")
         if tuple(tensor.shape) != shape:
-            raise UdcError(f"{path}: {name} has the shape {tuple(tensor.shape)}, but config.json describes {shape}; "
+            raise UdcError(f"{path}: {name} has the shape {tuple(tensor.shape)}, but {described_by} describes {shape}; "
                            f"{advice}")  # fmt: skip
         if tensor.dtype not in (("I64",) if name.endswith(COUNTER) else _FLOATS):
             raise UdcError(f"{path}: {name} has the type {tensor.dtype}; allowed: {', '.join(_FLOATS)} (counters: "
                            f"I64); {advice}")  # fmt: skip
     if unexpected:
         name = next(iter(unexpected))
-        raise UdcError(f"{path}: has a weight {name[:200]!r}, which config.json does not describe; {advice}")
+        raise UdcError(f"{path}: has a weight {name[:200]!r}, which {described_by} does not describe; {advice}")
 
 
 def check_fits_memory(size: int, path: Path) -> None:

@@ -84,9 +84,16 @@ class Ensemble(CustomPreTrainedModel):
 
     def forward(self, pixel_values: Tensor) -> ImageClassifierOutputWithNoAttention:
         """Map (N, num_channels, H, W) to logits (N, num_labels), the logarithms of the mean probabilities."""
-        log_p = [
-            (member(pixel_values, return_dict=True).logits / temperature).log_softmax(dim=1)
-            for member, temperature in zip(self.members, self.config.temperatures, strict=True)
-        ]
-        logits = torch.stack(log_p).logsumexp(dim=0) - math.log(len(log_p))
-        return ImageClassifierOutputWithNoAttention(logits=logits)
+        logits = [member(pixel_values, return_dict=True).logits for member in self.members]
+        return ImageClassifierOutputWithNoAttention(logits=self._joined(logits))
+
+    def logits_and_features(self, pixel_values: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Map (N, num_channels, H, W) to logits (N, num_labels), and to the features (N, D) of each member."""
+        outputs = [member.logits_and_features(pixel_values) for member in self.members]  # type: ignore[operator]
+        return self._joined([logits for logits, _ in outputs]), [each for _, features in outputs for each in features]
+
+    def _joined(self, logits: Sequence[Tensor]) -> Tensor:
+        """The logarithm (N, num_labels) of the mean probabilities of the members' logits."""
+        log_p = [(each / temperature).log_softmax(dim=1)
+                 for each, temperature in zip(logits, self.config.temperatures, strict=True)]  # fmt: skip
+        return torch.stack(log_p).logsumexp(dim=0) - math.log(len(log_p))

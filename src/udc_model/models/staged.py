@@ -127,6 +127,11 @@ class ImageClassifier(CustomPreTrainedModel):
         """Map (N, num_channels, H, W) to the input of the head (N, D)."""
         return cast(Tensor, self.base_model(pixel_values, return_dict=True).pooler_output.flatten(1))
 
+    def logits_and_features(self, pixel_values: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Map (N, num_channels, H, W) to logits (N, num_labels) and, in a list, `features` (N, D), in one pass."""
+        features = self.features(pixel_values)
+        return self.head(features), [features]
+
     def head(self, features: Tensor) -> Tensor:
         """Map `features` (N, D) to logits (N, num_labels)."""
         return cast(Tensor, self.classifier(features))

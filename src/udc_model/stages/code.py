@@ -16,6 +16,7 @@ STAGES = {
     "resolve": (
         "decisions/actions.py",
         "decisions/checks.py",
+        "decisions/familiarity.py",
         "decisions/guarantees.py",
         "decisions/matrix.py",
         "models/hub.py",
@@ -58,8 +59,11 @@ FEATURES = (
 LOGITS = (
     "data/logits.py",
     "data/transforms.py",
+    "decisions/familiarity.py",
     "inference/classifier.py",
     "inference/engine.py",
+    "inference/feature_distance.py",
+    "inference/feature_statistics.py",
     "inference/fused.py",
     "models",
     "native",

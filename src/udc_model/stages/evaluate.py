@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 from udc_model.config import EvaluateParams, Params
 from udc_model.data.packed import PackedDataset, PackedSplit, group_indices
 from udc_model.data.transforms import Preprocessing
+from udc_model.decisions.familiarity import Familiarity, evenly_spaced
 from udc_model.decisions.lint import lint_costs
 from udc_model.decisions.matrix import display_order
 from udc_model.decisions.policy import POLICY_FILE, Policy, fit_policy
@@ -29,8 +31,10 @@ from udc_model.evaluation.report import model_identity, write_report
 from udc_model.evaluation.subgroups import read_sentences
 from udc_model.evaluation.tables import read_warnings, write_curves, write_predictions, write_split
 from udc_model.evaluation.training_record import TRAINING_RECORD, read_training_record
+from udc_model.evaluation.unfamiliar import read_unfamiliar, write_unfamiliar
 from udc_model.files import Workspace, atomic_folder, only_writer, sha256_of, write_atomically
-from udc_model.inference.stored_logits import Logits, stored_logits
+from udc_model.inference.feature_statistics import FAMILIARITY_FILE, MOST_REFERENCES, FeatureStatistics
+from udc_model.inference.stored_logits import Logits, familiarity_arrays, familiarity_in, stored_logits
 from udc_model.installed import check_pin
 from udc_model.model_files.folder import ModelFolder
 from udc_model.native.memory import keep_freed_memory
@@ -79,15 +83,21 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
     splits = {name: dataset.split(name) for name in ("calibration", *SCORED)}
     logits = stored_logits(
         repository_root() / CACHE / "logits", workspace.model, dataset.info["digest"], params.evaluate,
-        code_files(LOGITS), lambda: run_model(workspace, dataset.classes, splits, params.evaluate),
+        code_files(LOGITS), lambda: run_model(workspace, dataset, splits, params.evaluate),
     )  # fmt: skip
+    statistics, distances = familiarity_in(logits)
+    contents = statistics.to_bytes()
     subgroups = dataset.subgroups("test")
     policy = fit_policy(
         params.evaluate, params.costs, dataset.classes, dataset.training_counts, logits["calibration"],
         splits["calibration"].labels, group_indices(splits["calibration"].groups),
     )  # fmt: skip
     weights = sha256_of(workspace.model / "model.safetensors")
-    policy = replace(policy, model_sha256=weights, precision=params.evaluate.precision)
+    familiarity = Familiarity.fit(
+        hashlib.sha256(contents).hexdigest(), statistics.centre.shape, distances["calibration"],
+        group_indices(splits["calibration"].groups), params.costs.unfamiliar,
+    )  # fmt: skip
+    policy = replace(policy, model_sha256=weights, precision=params.evaluate.precision, familiarity=familiarity)
     findings = lint_costs(np.array(policy.class_costs), policy.classes, policy.refer, policy.actions)
     for finding in findings:
         logger.warning("%s", finding)
@@ -102,16 +112,20 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         stage_run("evaluate", tags, name=run_name(record["params"]), hardware=record["hardware"]) as run,
     ):
         (folder / POLICY_FILE).write_text(policy.to_json(), encoding="utf-8")
-        write_predictions(folder / "calibration", splits["calibration"], logits["calibration"], policy)
+        (folder / FAMILIARITY_FILE).write_bytes(contents)
+        write_predictions(folder / "calibration", splits["calibration"], logits["calibration"], policy,
+                          distances["calibration"])  # fmt: skip
         for name in SCORED:
             scored, metrics, intervals = write_split(
                 folder / name, splits[name], logits[name], policy, params.evaluate, recall_of, order,
-                subgroups if name == "test" else None,
+                subgroups if name == "test" else None, distances[name],
             )  # fmt: skip
             scores[name] = metrics, intervals
             figures.draw(folder / name, "classes")
             if name == "test":
                 write_curves(folder / name, scored, policy, logits[name], params.evaluate)
+                found = write_unfamiliar(folder / name, splits[name], scored, policy, distances[name],
+                                         params.evaluate.confidence)  # fmt: skip
                 figures.draw(folder / name, "curves")
                 test = scored
         labels = find_label_errors(dataset, splits, logits, workspace.training, record, policy)
@@ -120,6 +134,7 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         metrics_json = json.dumps(headlines(scores), indent=2) + "\n"
         log_scores(run, params, policy, scores, metrics_json)
         log_precision(run, policy, splits["calibration"], logits)
+        run.log_metrics({"test/unfamiliar_rate": found.share})
         log_training(run, record, workspace.prepared / "dataset.json", dataset.info["counts"])
         run.log_dataset(**record["data"], context="evaluation", counts=dataset.info["counts"])
         log_note(run, folder, params, policy, record, scores["test"])
@@ -164,6 +179,8 @@ def _report(
         logger.info("labels: %s", sentence)
     if labels.num_suspicious:
         logger.info("labels: %s `udc labels review` shows them", labels.summary)
+    if (unfamiliar := read_unfamiliar(folder)) is not None:
+        logger.info("test: %s", unfamiliar.to_text())
 
 
 def log_precision(run: StageRun, policy: Policy, calibration: PackedSplit, logits: Logits) -> None:
@@ -177,9 +194,11 @@ def log_precision(run: StageRun, policy: Policy, calibration: PackedSplit, logit
 
 
 def run_model(
-    workspace: Workspace, classes: list[str], splits: dict[str, PackedSplit], evaluate: EvaluateParams
+    workspace: Workspace, dataset: PackedDataset, splits: dict[str, PackedSplit], evaluate: EvaluateParams
 ) -> Logits:
-    """The logits of each split, and with another precision those in fp32 of `compared_rows`.
+    """The logits of each split, with another precision those in fp32 of `compared_rows`, and `familiarity_arrays`.
+
+    Distances are those to the features of some training images, which are computed first.
 
     Raises
     ------
@@ -191,10 +210,18 @@ def run_model(
     keep_freed_memory()
     stored = ModelFolder.open(workspace.model), Preprocessing.load(workspace.model)
     classifier = TrainedClassifier.of(*stored, evaluate.flip_averaging, evaluate.precision)
-    if classifier.classes != classes:
+    if classifier.classes != dataset.classes:
         raise UdcError(f"{workspace.model} was trained on other classes than {workspace.prepared}; run `dvc repro`")
-    logits = {name: classifier.logits_of_stored(split.images, evaluate.batch_size, f"scoring {name}")
-              for name, split in splits.items()}  # fmt: skip
+    training = dataset.split("train").images
+    references = training[evenly_spaced(len(training), MOST_REFERENCES)]
+    features = classifier.features_of_stored(references, evaluate.batch_size, "features of training images")
+    statistics = FeatureStatistics.fit(features)
+    classifier.use_statistics(statistics)
+    outputs = {name: classifier.outputs_of_stored(split.images, evaluate.batch_size, f"scoring {name}")
+               for name, split in splits.items()}  # fmt: skip
+    logits = {name: each.logits for name, each in outputs.items()}
+    distances = {name: each.distances for name, each in outputs.items() if each.distances is not None}
+    logits |= familiarity_arrays(statistics, distances)
     if evaluate.precision != REFERENCE:
         exact = TrainedClassifier.of(*stored, evaluate.flip_averaging)
         calibration = splits["calibration"]

@@ -18,6 +18,7 @@ from udc_model.evaluation.metrics import Metrics, rate_metric, recall_metric
 from udc_model.evaluation.model_card import MODEL_CARD
 from udc_model.evaluation.report import render_report
 from udc_model.files import Workspace
+from udc_model.inference.feature_statistics import FAMILIARITY_FILE
 from udc_model.model_files.folder import CONFIG
 from udc_model.stages.run_note import (
     baseline_revision,
@@ -102,7 +103,7 @@ def log_model(run: StageRun, model: Path, evaluation: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         bundle = Path(scratch) / "classifier"
         shutil.copytree(model, Workspace(bundle).model)
-        for name in (POLICY_FILE, MODEL_CARD):
+        for name in (POLICY_FILE, FAMILIARITY_FILE, MODEL_CARD):
             shutil.copy(evaluation / name, bundle / name)
         is_timm = json.loads((model / CONFIG).read_text(encoding="utf-8"))["model_type"] == "timm"
         requirements = (*_REQUIREMENTS, "timm") if is_timm else _REQUIREMENTS

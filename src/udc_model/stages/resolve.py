@@ -35,6 +35,7 @@ logger = logging.getLogger("udc_model.stages.resolve")  # __name__ is __main__ i
 
 TRAIN, EVALUATE = "train.yaml", "evaluate.yaml"
 _SMALL = 10_000  # images of a test split that is checked: a larger one decides something
+_DECIDED_LATER = {"unfamiliar": CostParams().unfamiliar}  # of costs: it changes no loss
 WITHOUT_EFFECT = ("checkpoint_minutes", "loader_workers")  # of train: they change no bit of the result
 
 
@@ -77,7 +78,7 @@ def reduce(params: Params) -> ResolvedParams:
     sections = {
         "model": params.model.model_copy(update=architectures),
         "loss": loss,
-        "costs": params.costs if params.training_uses_costs else CostParams(),
+        "costs": params.costs.model_copy(update=_DECIDED_LATER) if params.training_uses_costs else CostParams(),
         "evaluate": params.evaluate if params.training_uses_policy else EvaluateParams(),
     }
     evaluate = Params(costs=params.costs, evaluate=params.evaluate.model_copy())

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LOADER = "udc_model.inference.serving"  # the module with _load_pyfunc, in the code that is logged with the model
 _CURVES = ("training/", "system/", "epoch/")  # metrics by epoch; up to version 0.2.0 the first was epoch/
+_FAMILIARITY_FILE = "familiarity.safetensors"  # in the bundle of a policy with familiarity
 LOADER_0_1 = "udc_model.serving"  # its name in version 0.1.0, whose journals do not name it
 _EXAMPLE = {"columns": ["image"], "data": [[[[0, 64, 128], [192, 255, 32]]]]}  # a data frame in the orientation "split"
 
@@ -84,7 +85,7 @@ def save_model(
         "dependencies": ["-r requirements.txt"],
     }
     (root / "python_env.yaml").write_text(yaml.safe_dump(environment, sort_keys=False), encoding="utf-8")
-    mlflow_model.signature = _signature()
+    mlflow_model.signature = _signature(has_familiarity=(bundle / _FAMILIARITY_FILE).is_file())
     (root / "input_example.json").write_text(json.dumps(_EXAMPLE), encoding="utf-8")
     (root / "serving_input_example.json").write_text(json.dumps({"dataframe_split": _EXAMPLE}), encoding="utf-8")
     mlflow_model.saved_input_example_info = {
@@ -101,16 +102,19 @@ def save_model(
     mlflow_model.save(str(root / "MLmodel"))
 
 
-def _signature() -> Any:
+def _signature(*, has_familiarity: bool) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, DataType, Map, Schema
 
     any_type = AnyType()  # type: ignore[no-untyped-call]
+    columns = [ColSpec(DataType.double, "familiarity"), ColSpec(DataType.boolean, "unfamiliar")]
+    familiarity = columns if has_familiarity else []
     return ModelSignature(
         inputs=Schema([ColSpec(any_type, "image")]),
         outputs=Schema([
             ColSpec(DataType.string, "class"),
             ColSpec(DataType.double, "expected_cost"),
             ColSpec(Map(DataType.double), "probabilities"),
+            *familiarity,
         ]),
     )  # fmt: skip

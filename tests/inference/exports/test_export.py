@@ -30,7 +30,7 @@ def _export(workspace, target, *options):
 
 def _expected(workspace, images):
     stored = open_stored(workspace)
-    return stored.policy, stored.policy.apply(stored.load().logits(images))
+    return stored.policy, stored.policy.apply(stored.load().outputs(images).logits)
 
 
 def test_an_onnx_file_decides_decoded_images_as_predict(tmp_path, workspace, rng, capsys):

@@ -16,6 +16,7 @@ from udc_model.data.logits import Images
 from udc_model.data.packed import PackedSplit
 from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.policy import Policy
+from udc_model.inference.exports.decision_graph import FAMILIARITY_OUTPUTS
 
 Run = Callable[[NDArray[Any]], dict[str, NDArray[Any]]]  # from the input of an export to its outputs by name
 
@@ -23,6 +24,14 @@ _EXACT_SHARE = 0.001  # of the images, that an export in single precision may de
 _BATCH = 64
 _RESIZED = 16  # images that are enlarged
 _ENLARGEMENTS = ((1.5, 1.25), (1.2, 2.4), (3.1, 1.3), (1.1, 1.1), (2.2, 2.9))  # of height and width
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The decisions (N,) of a model, and the familiarity (N,) of the images; None for a policy without it."""
+
+    decided: NDArray[np.intp]
+    familiarity: NDArray[np.float64] | None
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,8 @@ class Agreement:
     cost, model_cost : mean cost of the decisions of the export and of the model, weighted as in evaluate.
     cost_paid : mean of the absolute costs of the model's decisions, to which the tolerance is relative.
     resized, resized_different : enlarged images that were decided, and how many otherwise than after Pillow's resizing.
+    flags_different : images that one of them flags as unfamiliar and the other does not; None without familiarity.
+    familiarity_difference : largest difference of the familiarity of an image.
     """
 
     images: int
@@ -45,11 +56,16 @@ class Agreement:
     cost_paid: float
     resized: int = 0
     resized_different: int = 0
+    flags_different: int | None = None
+    familiarity_difference: float = 0.0
 
     def to_text(self) -> str:
-        """One or two lines."""
+        """One to three lines."""
         lines = [f"test: {self.different:,} of {self.images:,} decisions differ; mean cost {self.cost:.6g} against "
                  f"{self.model_cost:.6g}"]  # fmt: skip
+        if self.flags_different is not None:
+            lines.append(f"familiarity: {self.flags_different:,} of {self.images:,} flags differ, values by at most "
+                         f"{self.familiarity_difference:.3f}")  # fmt: skip
         if self.resized:
             lines.append(f"resizing: {self.resized_different} of {self.resized} decisions differ from those after "
                          "Pillow's resizing")  # fmt: skip
@@ -66,6 +82,10 @@ class Agreement:
         if is_exact and self.different > max(1, _EXACT_SHARE * self.images):
             return (f"{self.different:,} of {self.images:,} decisions differ, more than {_EXACT_SHARE:.1%}, which "
                     "rounding does not explain")  # fmt: skip
+        flags = self.flags_different or 0
+        if is_exact and flags > max(1, _EXACT_SHARE * self.images):
+            return (f"{flags:,} of {self.images:,} flags of unfamiliar images differ, more than {_EXACT_SHARE:.1%}, "
+                    "which rounding does not explain")  # fmt: skip
         if self.resized_different > 1:
             return f"{self.resized_different} of {self.resized} decisions depend on how images are resized"
         allowed = tolerance * self.cost_paid
@@ -78,7 +98,7 @@ class Agreement:
 
 
 def compare(
-    run: Run, takes_images: bool, split: PackedSplit, model_decided: NDArray[np.intp], policy: Policy,
+    run: Run, takes_images: bool, split: PackedSplit, model: Answers, policy: Policy,
     preprocessing: Preprocessing,
 ) -> Agreement:  # fmt: skip
     """Run an export on a split of N > 0 images.
@@ -86,18 +106,23 @@ def compare(
     Parameters
     ----------
     takes_images : whether the input is decoded images, and not the network's normalised input.
-    model_decided : (N,) decisions of the model.
+    model : answers of the model.
     """
-    parts = [run(batch)["decision"] for batch in _inputs(split.images, takes_images, preprocessing)]
-    decided = np.concatenate(parts)
+    parts = [run(batch) for batch in _inputs(split.images, takes_images, preprocessing)]
+    decided = np.concatenate([part["decision"] for part in parts])
+    flags, difference = None, 0.0
+    if model.familiarity is not None and "familiarity" in parts[0]:  # no part of safetensors-hf
+        familiarity, is_unfamiliar = (np.concatenate([part[name] for part in parts]) for name in FAMILIARITY_OUTPUTS)
+        flags = int((is_unfamiliar != policy.is_unfamiliar(model.familiarity)).sum())
+        difference = float(np.abs(familiarity - model.familiarity).max())
     weights = policy.weights(split.labels)
     costs = policy.outcome_costs
     cost, model_cost = (float(np.average(costs[split.labels, each], weights=weights))
-                        for each in (decided, model_decided))  # fmt: skip
-    paid = float(np.average(np.abs(costs[split.labels, model_decided]), weights=weights))
+                        for each in (decided, model.decided))  # fmt: skip
+    paid = float(np.average(np.abs(costs[split.labels, model.decided]), weights=weights))
     resized = _resized_decisions(run, split.images, preprocessing) if takes_images else np.empty((0, 2))
-    return Agreement(len(decided), int((decided != model_decided).sum()), cost, model_cost, paid, len(resized),
-                     int((resized[:, 0] != resized[:, 1]).sum()))  # fmt: skip
+    return Agreement(len(decided), int((decided != model.decided).sum()), cost, model_cost, paid, len(resized),
+                     int((resized[:, 0] != resized[:, 1]).sum()), flags, difference)  # fmt: skip
 
 
 def inputs_of(images: Images, preprocessing: Preprocessing) -> Iterator[NDArray[np.float32]]:

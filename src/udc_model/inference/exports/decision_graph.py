@@ -1,4 +1,4 @@
-"""What is exported: from an image to logits, probabilities, expected costs and the decision, in torch operators."""
+"""What is exported: from an image to logits, probabilities, costs, decision and familiarity, in torch operators."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from udc_model.data.transforms import Preprocessing
+from udc_model.decisions.actions import REFER
 from udc_model.decisions.calibration import Calibration
 from udc_model.decisions.policy import Policy
 from udc_model.inference.exports.resampling import ToStored, pillow_may_resize_rows_first
+from udc_model.inference.feature_distance import FeatureDistance
 from udc_model.models.ensemble import Ensemble
 from udc_model.models.staged import ImageClassifier
 
@@ -25,6 +27,10 @@ from udc_model.models.staged import ImageClassifier
 # expected_costs  (N, D) float32, of each outcome
 # logits          (N, K) float32, of the network
 OUTPUTS = ("decision", "class", "probabilities", "expected_costs", "logits")
+# Of a policy with familiarity also:
+# familiarity     (N,) float32, a p-value
+# unfamiliar      (N,) bool, whether it is small
+FAMILIARITY_OUTPUTS = ("familiarity", "unfamiliar")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -49,33 +55,52 @@ class Network(nn.Module):
     model : it is moved to the CPU, set to eval mode and converted to ``dtype``.
     flip_averaging : average the logits of each image and its mirror image.
     dtype : of weights and activations.
+    has_features : return features too, (N, V, M, D) float32 of M networks for each of V views: the image and, with
+        ``flip_averaging``, its mirror image.
     """
 
     def __init__(
-        self, model: ImageClassifier | Ensemble, flip_averaging: bool = False, dtype: torch.dtype = torch.float32
-    ) -> None:
+        self, model: ImageClassifier | Ensemble, flip_averaging: bool = False, dtype: torch.dtype = torch.float32,
+        has_features: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.model = model.cpu().eval().to(dtype)
-        self.flip_averaging, self.dtype = flip_averaging, dtype
+        self.flip_averaging, self.dtype, self.has_features = flip_averaging, dtype, has_features
 
-    def forward(self, values: Tensor) -> Tensor:
-        """Compute logits."""
-        logits = self._logits(values)
-        return (logits + self._logits(values.flip(-1))) / 2 if self.flip_averaging else logits
+    def forward(self, values: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Compute logits, and features if ``has_features``."""
+        views = [values, values.flip(-1)] if self.flip_averaging else [values]
+        if not self.has_features:
+            return _mean([torch.as_tensor(self.model(view.to(self.dtype)).logits).float() for view in views])
+        computed = [self.model.logits_and_features(view.to(self.dtype)) for view in views]
+        features = torch.stack([torch.stack(each, dim=1) for _, each in computed], dim=1)
+        return _mean([logits.float() for logits, _ in computed]), features.float()
 
-    def _logits(self, values: Tensor) -> Tensor:
-        return torch.as_tensor(self.model(values.to(self.dtype)).logits).float()
+
+def _mean(logits: list[Tensor]) -> Tensor:
+    return logits[0] if len(logits) == 1 else (logits[0] + logits[1]) / 2
 
 
 class Decide(nn.Module):
-    """`Policy.apply` as operators, in double precision: logits (N, K) to all `OUTPUTS` but the logits."""
+    """`Policy.apply` as operators, in double precision: logits (N, K) to all `OUTPUTS` but the logits.
+
+    Parameters
+    ----------
+    distance : for a policy with familiarity; the module then takes features (N, V, M, D) too, see `Network`, and
+        returns `FAMILIARITY_OUTPUTS` too.
+    """
 
     shift: Tensor
     decision_costs: Tensor
     outcome_costs: Tensor
+    distances: Tensor
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, distance: FeatureDistance | None = None) -> None:
         super().__init__()
+        self.distance, self.familiarity = distance, policy.familiarity
+        self.refer = policy.outcomes.index(REFER) if policy.refers_unfamiliar else None
+        if policy.familiarity is not None:
+            _constant(self, "distances", policy.familiarity.distances)
         self.calibrate = Calibrate(policy.calibration)
         self.num_classes = len(policy.classes)
         self.has_shift = policy.training_prior is not None and policy.deployment_prior is not None
@@ -84,7 +109,7 @@ class Decide(nn.Module):
         _constant(self, "decision_costs", policy.decision_costs)
         _constant(self, "outcome_costs", policy.outcome_costs)
 
-    def forward(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, logits: Tensor, features: Tensor | None = None) -> tuple[Tensor, ...]:
         """Decide logits."""
         p = self.calibrate(logits.double())
         if self.has_shift:
@@ -92,7 +117,21 @@ class Decide(nn.Module):
             p = p / p.sum(dim=1, keepdim=True)
         compared = p @ self.decision_costs
         decision, class_ = compared.argmin(dim=1), compared[:, : self.num_classes].argmin(dim=1)
-        return decision, class_, p.float(), (p @ self.outcome_costs).float()
+        expected_costs = (p @ self.outcome_costs).float()
+        if features is None or self.distance is None or self.familiarity is None:
+            return decision, class_, p.float(), expected_costs
+        familiarity = self._familiarity(self.distance, features)
+        is_unfamiliar = familiarity <= self.familiarity.level
+        if self.refer is not None:
+            decision = torch.where(is_unfamiliar, self.refer, decision)
+        return decision, class_, p.float(), expected_costs, familiarity.float(), is_unfamiliar
+
+    def _familiarity(self, distance: FeatureDistance, features: Tensor) -> Tensor:
+        """`Familiarity.of` the mean distance over the views."""
+        views = [distance(list(view.unbind(dim=1))) for view in features.unbind(dim=1)]
+        distances = torch.stack(views).mean(dim=0).double()
+        at_least_as_far = (self.distances >= distances[:, None]).sum(dim=1)
+        return (1 + at_least_as_far).double() / (1 + len(self.distances))
 
 
 class DecisionGraph(nn.Module):
@@ -108,22 +147,30 @@ class DecisionGraph(nn.Module):
         self.prepare, self.network, self.decide = prepare, network, decide
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Decide images; the result has `OUTPUTS` as keys."""
-        logits = self.network(image if self.prepare is None else self.prepare(image))
-        return dict(zip(OUTPUTS, (*self.decide(logits), logits), strict=True))
+        """Decide images; the result has `names` as keys."""
+        computed = self.network(image if self.prepare is None else self.prepare(image))
+        if not self.network.has_features:
+            return dict(zip(self.names, (*self.decide(computed), computed), strict=True))
+        decided = self.decide(*computed)
+        return dict(zip(self.names, (*decided[:4], computed[0], *decided[4:]), strict=True))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the outputs."""
+        return OUTPUTS + (FAMILIARITY_OUTPUTS if self.network.has_features else ())
 
 
-def traced(module: nn.Module, example: Tensor, dims: Sequence[str]) -> ExportedProgram:
-    """The program of a module of one input.
+def traced(module: nn.Module, examples: Sequence[Tensor], dims: Sequence[str]) -> ExportedProgram:
+    """The program of a module.
 
     Parameters
     ----------
-    example : an input.
-    dims : names of its leading dimensions, which may have any size.
+    examples : an input for each argument.
+    dims : names of the leading dimensions of each, which may have any size.
     """
     shapes = {axis: torch.export.Dim(name, min=1) for axis, name in enumerate(dims)}
     with torch.no_grad():
-        return torch.export.export(module.eval(), (example,), dynamic_shapes=(shapes,))
+        return torch.export.export(module.eval(), tuple(examples), dynamic_shapes=(shapes,) * len(examples))
 
 
 class Calibrate(nn.Module):

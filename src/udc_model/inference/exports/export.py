@@ -16,9 +16,10 @@ from udc_model.data.packed import PackedDataset, PackedSplit
 from udc_model.errors import UdcError
 from udc_model.files import atomic_file, atomic_folder
 from udc_model.inference.exports import huggingface_folder, onnx_file, openvino_folder, torch_file
-from udc_model.inference.exports.agreement import Agreement, Run, compare, inputs_of
+from udc_model.inference.exports.agreement import Agreement, Answers, Run, compare, inputs_of
 from udc_model.inference.exports.decision_graph import DTYPES, Decide, DecisionGraph, Network, Prepare
 from udc_model.inference.exports.targets import SUFFIXES, TARGETS
+from udc_model.inference.feature_distance import FeatureDistance
 from udc_model.inference.stored_model import StoredModel
 from udc_model.models.factory import model_of_folder
 
@@ -95,14 +96,14 @@ def write_export(
     """
     request.check(stored)
     test = _split(data, "test", stored) if is_checked else None
-    decided = None if test is None else _model_decisions(stored, test)
+    expected = None if test is None else _model_answers(stored, test)
     agreement = None
     try:
         with (atomic_file if request.to in SUFFIXES else atomic_folder)(target) as scratch:
             _write(request, stored, card, scratch, data)
             run, library = load_export(request, scratch)
-            if test is not None and decided is not None:
-                agreement = compare(run, request.takes_images, test, decided, stored.policy, stored.preprocessing)
+            if test is not None and expected is not None:
+                agreement = compare(run, request.takes_images, test, expected, stored.policy, stored.preprocessing)
                 if problem := agreement.problem(tolerance, is_exact(request, stored)):
                     raise UdcError(f"{target}: not written: {problem}")
     except OSError as error:
@@ -129,9 +130,11 @@ def _split(data: PackedDataset | None, name: str, stored: StoredModel) -> Packed
     return split
 
 
-def _model_decisions(stored: StoredModel, split: PackedSplit) -> NDArray[np.intp]:
-    """The model's own decisions (N,), as udc predict makes them."""
-    return stored.policy.apply(stored.load().logits_of_stored(split.images, progress="deciding")).decided
+def _model_answers(stored: StoredModel, split: PackedSplit) -> Answers:
+    """The model's own answers, as udc predict gives them."""
+    outputs, policy = stored.load().outputs_of_stored(split.images, progress="deciding"), stored.policy
+    familiarity = policy.familiarity_of(outputs.distances)
+    return Answers(policy.apply(outputs.logits, familiarity).decided, familiarity)
 
 
 def _write(request: ExportRequest, stored: StoredModel, card: str, path: Path, data: PackedDataset | None) -> None:
@@ -140,9 +143,10 @@ def _write(request: ExportRequest, stored: StoredModel, card: str, path: Path, d
         return
     is_cast = request.to != "openvino" and request.precision != "int8"  # OpenVINO compresses the weights itself
     dtype = DTYPES[request.precision] if is_cast else torch.float32
-    network = Network(model_of_folder(stored.model), stored.policy.flip_averaging, dtype)
+    distance = None if stored.statistics is None else FeatureDistance(stored.statistics)
+    network = Network(model_of_folder(stored.model), stored.policy.flip_averaging, dtype, distance is not None)
     prepare = Prepare(stored.preprocessing) if request.takes_images else None
-    graph = DecisionGraph(prepare, network, Decide(stored.policy)).eval()
+    graph = DecisionGraph(prepare, network, Decide(stored.policy, distance)).eval()
     metadata = metadata_of(request, stored) | ({"model_card": card} if card else {})
     example = _example(request, stored)
     if request.to == "torch-export":
@@ -199,4 +203,4 @@ def metadata_of(request: ExportRequest, stored: StoredModel) -> dict[str, str]:
         "input": "image" if request.takes_images else "pixel_values",
         "precision": request.precision,
         "udc_version": __version__,
-    }
+    } | ({} if policy.familiarity is None else {"unfamiliar_level": str(policy.familiarity.level)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ def check_supported(stored: StoredModel) -> None:
     kind = stored.model.settings["model_type"]
     if kind not in _SHARED:
         raise UdcError(f"--to safetensors-hf: transformers has no model of model_type {kind}; use --to onnx")
+    if stored.policy.refers_unfamiliar:
+        raise UdcError("--to safetensors-hf: does not recognise unfamiliar images, which costs.unfamiliar refers to a "
+                       "person; use --to onnx")  # fmt: skip
 
 
 def save_huggingface(stored: StoredModel, folder: Path, card: str) -> None:
@@ -33,7 +37,8 @@ def save_huggingface(stored: StoredModel, folder: Path, card: str) -> None:
     (folder / CONFIG).write_text(settings + "\n", encoding="utf-8")
     (folder / WEIGHTS).write_bytes(stored.model.weights)
     stored.preprocessing.save(folder)
-    (folder / POLICY_FILE).write_text(stored.policy.to_json(), encoding="utf-8")
+    policy = replace(stored.policy, familiarity=None)
+    (folder / POLICY_FILE).write_text(policy.to_json(), encoding="utf-8")
     if card:
         (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -58,7 +63,7 @@ def load_huggingface(folder: Path) -> tuple[Callable[[NDArray[Any]], dict[str, N
 
     def decide(values: NDArray[Any]) -> dict[str, NDArray[Any]]:
         with torch.inference_mode():
-            logits = network(torch.from_numpy(values)).numpy()
+            logits = torch.as_tensor(network(torch.from_numpy(values))).numpy()
         decided = policy.apply(logits)
         return {"decision": decided.decided, "probabilities": decided.probabilities, "logits": logits}
 

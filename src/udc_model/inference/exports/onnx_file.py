@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from udc_model.errors import UdcError
-from udc_model.inference.exports.decision_graph import OUTPUTS, DecisionGraph, traced
+from udc_model.inference.exports.decision_graph import DecisionGraph, Network, traced
 from udc_model.inference.exports.quantisation import quantised
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
 _OPSET = 18
-_VALUES, _LOGITS = "pixel_values", "logits"  # between the parts
+_VALUES, _LOGITS, _FEATURES = "pixel_values", "logits", "features"  # between the parts
 
 
 def check_installed() -> None:
@@ -35,7 +35,7 @@ def check_installed() -> None:
 def decision_onnx(
     graph: DecisionGraph, example: Tensor, calibration: Iterable[NDArray[np.float32]] | None = None
 ) -> ModelProto:
-    """A graph as ONNX, with the input ``image`` or ``pixel_values`` and `OUTPUTS` as outputs.
+    """A graph as ONNX, with the input ``image`` or ``pixel_values`` and the outputs of the graph.
 
     Parameters
     ----------
@@ -45,32 +45,36 @@ def decision_onnx(
     """
     with torch.no_grad():
         values = example if graph.prepare is None else graph.prepare(example)
-        logits = graph.network(values)
+        computed = graph.network(values)
     network = network_onnx(graph.network, values)
     if calibration is not None:
         network = quantised(network, calibration)
-    decided = onnx_part(graph.decide, logits, [_LOGITS], OUTPUTS[:-1], ["batch"])
+    examples = computed if graph.network.has_features else [computed]
+    names = [name for name in graph.names if name != _LOGITS]
+    decided = onnx_part(graph.decide, examples, [_LOGITS, _FEATURES][: len(examples)], names, ["batch"])
     parts = [network, decided]
     if graph.prepare is not None:
-        parts.insert(0, onnx_part(graph.prepare, example, ["image"], [_VALUES], ["batch", "height", "width"]))
-    return _joined(parts)
+        parts.insert(0, onnx_part(graph.prepare, [example], ["image"], [_VALUES], ["batch", "height", "width"]))
+    return _joined(parts, graph.names)
 
 
-def network_onnx(network: nn.Module, values: Tensor) -> ModelProto:
-    """A module from ``pixel_values`` (N, C, size, size) to ``logits`` (N, K) as ONNX, for any N."""
-    return onnx_part(network, values, [_VALUES], [_LOGITS], ["batch"])
+def network_onnx(network: Network, values: Tensor) -> ModelProto:
+    """A network from ``pixel_values`` (N, C, size, size) to ``logits`` (N, K), and its features, as ONNX for any N."""
+    outputs = [_LOGITS, _FEATURES] if network.has_features else [_LOGITS]
+    return onnx_part(network, [values], [_VALUES], outputs, ["batch"])
 
 
 def onnx_part(
-    module: nn.Module, example: Tensor, inputs: Sequence[str], outputs: Sequence[str], dims: Sequence[str]
+    module: nn.Module, examples: Sequence[Tensor], inputs: Sequence[str], outputs: Sequence[str], dims: Sequence[str]
 ) -> ModelProto:
-    """A module of one input as ONNX.
+    """A module as ONNX.
 
     Parameters
     ----------
-    dims : names of the leading dimensions of the input, which may have any size; the first one is also the outputs'.
+    examples : of the inputs.
+    dims : names of the leading dimensions of the inputs, which may have any size; the first one is also the outputs'.
     """
-    program = traced(module, example, dims)
+    program = traced(module, examples, dims)
     converted = torch.onnx.export(program, input_names=inputs, output_names=outputs, opset_version=_OPSET, dynamo=True,
                                   verbose=False)  # fmt: skip
     assert converted is not None  # None is returned by exports to a file only
@@ -98,8 +102,8 @@ def _remove_notes(graph: GraphProto) -> None:
                 _remove_notes(attribute.g)
 
 
-def _joined(parts: Sequence[ModelProto]) -> ModelProto:
-    """Parts in sequence: each one's only input is an output of the part before; `OUTPUTS` are the outputs."""
+def _joined(parts: Sequence[ModelProto], names: Sequence[str]) -> ModelProto:
+    """Parts in sequence: each one's inputs are outputs of the part before; ``names`` are those of the outputs."""
     from onnx import compose
 
     model = parts[0]  # without a prefix, which would not reach the branches of the resizing
@@ -113,7 +117,7 @@ def _joined(parts: Sequence[ModelProto]) -> ModelProto:
         model.ir_version = max(model.ir_version, part.ir_version)
     outputs = {value.name: value for part in parts for value in part.graph.output}
     del model.graph.output[:]
-    model.graph.output.extend(outputs[name] for name in OUTPUTS)
+    model.graph.output.extend(outputs[name] for name in names)
     return model
 
 
@@ -130,5 +134,5 @@ def load_onnx(path: Path) -> Callable[[NDArray[Any]], dict[str, NDArray[Any]]]:
     from onnxruntime import InferenceSession
 
     session = InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda image: dict(zip(OUTPUTS, session.run(list(OUTPUTS), {name: image}), strict=True))
+    name, names = session.get_inputs()[0].name, [each.name for each in session.get_outputs()]
+    return lambda image: dict(zip(names, session.run(names, {name: image}), strict=True))

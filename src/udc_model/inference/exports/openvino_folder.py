@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udc_model.errors import UdcError
-from udc_model.inference.exports.decision_graph import OUTPUTS
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -34,8 +33,8 @@ def save_openvino(model: ModelProto, folder: Path, metadata: Mapping[str, str], 
     source = folder / "source.onnx"
     onnx.save(model, source)
     converted = openvino.convert_model(source)
-    for port, name in zip(converted.outputs, OUTPUTS, strict=True):
-        port.get_tensor().set_names({name})
+    for port, output in zip(converted.outputs, model.graph.output, strict=True):
+        port.get_tensor().set_names({output.name})
     for key, value in metadata.items():
         converted.set_rt_info(value, ["udc", key])
     openvino.save_model(converted, folder / MODEL, compress_to_fp16=compress_to_fp16)
@@ -47,4 +46,10 @@ def load_openvino(folder: Path) -> Callable[[NDArray[Any]], dict[str, NDArray[An
     import openvino
 
     compiled = openvino.Core().compile_model(folder / MODEL, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return lambda image: {name: np.array(compiled({0: image})[name]) for name in OUTPUTS}
+    names = [output.get_any_name() for output in compiled.outputs]
+
+    def decide(image: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        computed = compiled({0: image})
+        return {name: np.array(computed[name]) for name in names}
+
+    return decide

@@ -23,7 +23,7 @@ def save_torch(graph: DecisionGraph, example: Tensor, path: Path, metadata: str)
 
     The archive has the graph as JSON and tensors as raw bytes. Example inputs, which torch would pickle, are left out.
     """
-    program = traced(graph, example, ("batch",) if graph.prepare is None else ("batch", "height", "width"))
+    program = traced(graph, [example], ("batch",) if graph.prepare is None else ("batch", "height", "width"))
     program.example_inputs = None
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():

@@ -88,10 +88,10 @@ class Service:
         self.version = {"udc_model": udc_model.__version__, "model_sha256": stored.model.weights_sha256,
                         "costs_digest": stored.policy.costs_digest}  # fmt: skip
         self.decoders = ThreadPoolExecutor(torch.get_num_threads(), "decoder")
-        self.batcher = Batcher(self.classifier.logits_of_stored, most_waiting=limits.waiting,
+        self.batcher = Batcher(self.classifier.outputs_of_stored, most_waiting=limits.waiting,
                                on_batch=self._count_batch)  # fmt: skip
         example = np.zeros((1, *(self.preprocessing.stored_size,) * 2, self.preprocessing.channels), np.uint8)
-        self.classifier.logits_of_stored(example)  # the first batch prepares the weights
+        self.classifier.outputs_of_stored(example)  # the first batch prepares the weights
 
     def close(self) -> None:
         """Finish what was accepted."""
@@ -120,8 +120,8 @@ class Service:
         if images:
             computed = self.batcher.submit(np.stack(images))
             metrics.WAITING.set(self.batcher.waiting)
-            logits = await asyncio.wrap_future(computed)
-            rows = decided_rows(logits, self.policy)
+            outputs = await asyncio.wrap_future(computed)
+            rows = decided_rows(outputs, self.policy)
         metrics.IMAGES.labels("decided").inc(len(images))
         metrics.IMAGES.labels("error").inc(len(values) - len(images))
         decided = iter(rows)

@@ -10,8 +10,9 @@ from concurrent.futures import Future
 import numpy as np
 from numpy.typing import NDArray
 
+from udc_model.inference.outputs import Outputs
+
 Images = NDArray[np.uint8]
-Logits = NDArray[np.float32]
 
 
 class BusyError(Exception):
@@ -19,14 +20,14 @@ class BusyError(Exception):
 
 
 class Batcher:
-    """A queue of images, and the thread that computes their logits.
+    """A queue of images, and the thread that computes their outputs.
 
     A batch is what has come while the one before was computed: alone, a request does not wait for others, and under
     load batches are large.
 
     Parameters
     ----------
-    compute : maps prepared images (n, S, S, C) to logits (n, K).
+    compute : maps prepared images (n, S, S, C) to outputs.
     largest_batch : images of a batch; a request with more of them is a batch of its own.
     most_waiting : images that may wait.
     on_batch : is called with the number of images of each batch.
@@ -34,13 +35,13 @@ class Batcher:
 
     def __init__(
         self,
-        compute: Callable[[Images], Logits],
+        compute: Callable[[Images], Outputs],
         largest_batch: int = 64,
         most_waiting: int = 1024,
         on_batch: Callable[[int], None] = lambda size: None,
     ) -> None:
         self._compute, self._largest, self._most, self._on_batch = compute, largest_batch, most_waiting, on_batch
-        self._requests: deque[tuple[Images, Future[Logits]]] = deque()
+        self._requests: deque[tuple[Images, Future[Outputs]]] = deque()
         self._changed, self._waiting, self._is_closed = threading.Condition(), 0, False
         self._thread = threading.Thread(target=self._run, name="network", daemon=True)
         self._thread.start()
@@ -50,15 +51,15 @@ class Batcher:
         """Images that wait."""
         return self._waiting
 
-    def submit(self, images: Images) -> Future[Logits]:
-        """The logits (n, K) of images, when they are computed.
+    def submit(self, images: Images) -> Future[Outputs]:
+        """The outputs of images, when they are computed.
 
         Raises
         ------
         BusyError
             Too many images wait, or the batcher is closed.
         """
-        future: Future[Logits] = Future()
+        future: Future[Outputs] = Future()
         with self._changed:
             if self._is_closed or (self._waiting and self._waiting + len(images) > self._most):
                 raise BusyError
@@ -79,21 +80,22 @@ class Batcher:
             images = np.concatenate([images for images, _ in requests])
             self._on_batch(len(images))
             try:
-                logits = self._compute(images)
+                outputs = self._compute(images)
             except Exception as error:  # its requests get it; the thread continues
                 for _, future in requests:
                     future.set_exception(error)
                 continue
-            ends = np.cumsum([len(images) for images, _ in requests])
-            for part, (_, future) in zip(np.split(logits, ends[:-1]), requests, strict=True):
-                future.set_result(part)
+            start = 0
+            for images, future in requests:
+                future.set_result(outputs[start : start + len(images)])
+                start += len(images)
 
-    def _next_batch(self) -> list[tuple[Images, Future[Logits]]]:
+    def _next_batch(self) -> list[tuple[Images, Future[Outputs]]]:
         """The next requests, which wait no longer; none if the batcher is closed and nothing waits."""
         with self._changed:
             while not self._requests and not self._is_closed:
                 self._changed.wait()
-            batch: list[tuple[Images, Future[Logits]]] = []
+            batch: list[tuple[Images, Future[Outputs]]] = []
             size = 0
             while self._requests and (not batch or size + len(self._requests[0][0]) <= self._largest):
                 batch.append(self._requests.popleft())
