@@ -137,6 +137,18 @@ def measure_recipe(folder: Path, recipe: str, settings: list[str], seeds: list[i
                   f"validation images, {minutes[0]:.1f} min")  # fmt: skip
 
 
+def accuracy_of(folder: Path, recipe: str, weights: Path, settings: list[str]) -> float:
+    """Test accuracy of a recipe on features of EfficientNet-Lite0 with these weights."""
+    network = ["model.preset=", "model.model_type=timm", f"model.timm.name={TIMM_NAME}", f"model.weights={weights}"]
+    with prepared(params_of(folder, recipe, [*network, *settings])) as dataset:
+        session = set_up(params_of(folder, recipe, [*network, *settings]), dataset)
+        results = train_members(lambda _: session, 1)
+        model = trained_model(session.model, results).eval()
+        test = dataset.split("test")
+        classifier = TrainedClassifier(model, session.preprocessing, session.hardware.device, False)
+        return _scores(classifier.logits_of_stored(test.images), test)[0]
+
+
 def _scores(logits: np.ndarray, split: PackedSplit) -> tuple[float, float]:
     accuracy = float((logits.argmax(axis=1) == split.labels).mean())
     return accuracy, float(negative_log_likelihood(logits, split.labels))

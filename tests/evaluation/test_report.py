@@ -75,12 +75,12 @@ def _write_prepared(folder, images, labels, names, classes):
     write_packed(folder, folder / "scratch", rows, Preprocessing(len(images[0])), {"classes": classes})
 
 
-def render(workspace, classes, provenance=PROVENANCE, labels=None):
+def render(workspace, classes, provenance=PROVENANCE, **options):
     counts = {name: dict.fromkeys(classes, 4) for name in ("train", "validation", "calibration", "test")}
     images = PackedDataset.open(workspace.prepared).split("test").images
     return render_report(workspace.evaluation, workspace.training, images, RECORD, counts=counts,
                          findings=["costs: odd <cost>"], confidence=0.95, provenance=provenance,
-                         data_notes=["3 copies <left> out"], labels=labels)  # fmt: skip
+                         data_notes=["3 copies <left> out"], **options)  # fmt: skip
 
 
 def text_of(page):
@@ -341,3 +341,10 @@ def test_suspicious_labels_have_a_section_with_their_images(tmp_path, rng):
     clean = text_of(render(workspace, NAMES, labels=LabelFindings(pd.DataFrame(), 50, 0)))
     assert "Labels that may be wrong Nothing suspicious among 50 labels. Training images are not ranked" in clean
     assert "Labels that may be wrong" not in text_of(render(workspace, NAMES))
+
+
+def test_report_links_to_the_report_on_the_images_if_there_is_one(tmp_path, rng):
+    workspace = evaluated(tmp_path, rng, ["a", "b"])
+    assert "href" not in render(workspace, ["a", "b"])
+    page = render(workspace, ["a", "b"], data_report="../data/prepared/data_report.html")
+    assert re.findall(r'href="([^"]*)"', page) == ["../data/prepared/data_report.html"]

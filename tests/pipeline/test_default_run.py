@@ -96,6 +96,8 @@ def test_one_run_has_parameters_metrics_data_and_artifacts(demo):
     assert {i.dataset.digest for i in run.inputs.dataset_inputs} == {digest[:32]}
     artifacts = {item.path for item in client.list_artifacts(run.info.run_id, "evaluation/test")}
     assert {"evaluation/test/confusion_matrix.png", "evaluation/test/confusion_matrix.json"} <= artifacts
+    data = {item.path for item in client.list_artifacts(run.info.run_id, "data/prepared")}
+    assert data == {"data/prepared/data_report.html"}
     assert {item.path for item in client.list_artifacts(run.info.run_id)} >= {"model", "training", "params.yaml"}
 
 

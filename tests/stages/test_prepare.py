@@ -35,7 +35,7 @@ def _write_csv(path, rows, header=("image_path", "label")):
 def test_folder_source_is_packed(tmp_path, shapes_folder):
     dataset = _prepare(tmp_path, _params(shapes_folder))
     assert dataset.classes == ["bar", "dot", "stripe"]
-    assert len(list(dataset.folder.iterdir())) == 9  # independent of the number of images
+    assert len(list(dataset.folder.iterdir())) == 10  # independent of the number of images
     assert sum(len(dataset.split(name)) for name in SPLITS) == 60
     train = dataset.split("train")
     pixels = np.asarray(train.images).reshape(-1, 3) / 255

@@ -27,16 +27,24 @@ def _inspect_arguments(parser: Parser) -> None:
     parser.add_argument("path", metavar="PATH", help="folder of images, or a zip or tar archive")
     parser.add_argument("-S", "--set", dest="settings", action="append", default=[], metavar="NAME=VALUE",
                         help="a parameter of data, as data.group='^(.+)_'")  # fmt: skip
+    parser.add_argument("--report", nargs="?", const=Path("data_report.html"), type=Path, metavar="FILE",
+                        help="write what was found with images, as a web page (default: data_report.html)")  # fmt: skip
 
 
 def _inspect(options: argparse.Namespace) -> None:
     from udc_model.config import override_params
-    from udc_model.data.inspection import inspect
+    from udc_model.data.inspection import inspect, inspect_pixels
     from udc_model.project.recommendation import has_accelerator, recommend
 
-    params = override_params(["data.source=auto", *options.settings]).data
-    images = inspect(params.model_copy(update={"path": options.path}))
+    params = override_params(["data.source=auto", *options.settings]).data.model_copy(update={"path": options.path})
+    images = inspect(params)
     sys.stdout.write("\n".join([*images.lines, recommend(images, has_gpu=has_accelerator()).to_text()]))
+    sys.stdout.flush()  # before the images are decoded, which takes longer
+    found = inspect_pixels(params, options.report)
+    sys.stdout.write("found in the images:\n" if found else "found in the images: nothing suspicious\n")
+    sys.stdout.write("".join(f"  {k}. {sentence}\n" for k, sentence in enumerate(found, 1)))
+    if options.report is not None:
+        sys.stdout.write(f"report: {options.report}\n")
 
 
 def _prepare(options: argparse.Namespace) -> None:

@@ -155,6 +155,11 @@ class DataParams(Section):
         description="Training images with the pixels of an image in a later split that the data prescribes: "
         "left out, or kept, which makes the result look better than it is.",
     )
+    near_duplicates: Literal["report", "group", "drop"] = Field(
+        "report",
+        description="Images that show the same in another size, compression, crop, brightness or orientation: report "
+        "counts and shows them, group makes those that belong together one group, drop keeps one of them.",
+    )
 
     @field_validator("classes")
     @classmethod

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -24,6 +25,7 @@ from udc_model.data.decode import decode_frames, to_channels
 from udc_model.data.formats import BadImageError
 from udc_model.data.frames import Frame
 from udc_model.data.intensity import DeepValues, automatic_range, fixed_range, percentile_range
+from udc_model.data.quality.traits import measure
 from udc_model.data.sources import ImageRecord, ImageSource, Rejection, join_for_message
 from udc_model.data.transforms import Preprocessing
 from udc_model.data.workers import number_of_workers, run_in_workers
@@ -56,6 +58,7 @@ class Checked:
 
 Outcome = Checked | Rejection
 _Result = Checked | Rejection | DeepValues  # DeepValues: measured, and to be decoded again
+_Scratch = tuple[BinaryIO, BinaryIO]  # prepared images, and traits
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,13 @@ class Audit:
     records : one record per image. A frame of a file has the path ``name#2``, and the file is its group if it has none.
     outcomes : one outcome per record.
     preprocessing : the preprocessing with the range of deep images.
+    traits : file of `udc_model.data.quality.traits`, one item per scratch row.
     """
 
     records: list[ImageRecord]
     outcomes: list[Outcome]
     preprocessing: Preprocessing
+    traits: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,22 +102,25 @@ def check_images(source: ImageSource, preprocessing: Preprocessing, params: Data
     preprocessing : defines the prepared image.
     params : section ``data``, of which ``intensity`` applies here.
     scratch : file to write, stored_size x stored_size x channels bytes per image; the rows of rejected images are zero.
+        What is measured of the images is written beside it, to a file with the suffix ``.traits``.
 
     Raises
     ------
     UdcError
         Too many worker processes were killed, or deep images have no range.
     """
-    scratch.touch()
+    traits = scratch.with_suffix(".traits")
+    for path in (scratch, traits):
+        path.touch()
     limits = fixed_range(params.intensity)
     decoding = replace(preprocessing.decoding, intensity=limits, dicom_windows=params.intensity == "auto")
-    task = _Task(source.root, replace(preprocessing, decoding=decoding), scratch, needs_range=limits is None)
+    task = _Task(source.root, replace(preprocessing, decoding=decoding), scratch, traits, needs_range=limits is None)
     if source.pixels is not None:
         frames = (Frame(Image.fromarray(pixels)) for pixels in source.pixels)
-        with scratch.open("r+b") as handle:
-            stored = [_outcome(record, task.store(frame, row, handle))
+        with task.opened() as opened:
+            stored = [_outcome(record, task.store(frame, row, opened))
                       for row, (record, frame) in enumerate(zip(source.records, frames, strict=True))]  # fmt: skip
-        return Audit(source.records, stored, task.preprocessing)
+        return Audit(source.records, stored, task.preprocessing, traits)
     files = [_File(record.path, _FIRST, (row,)) for row, record in enumerate(source.records)]
     results: dict[int, _Result] = {}
     totals = task.run("checking images", files, results)
@@ -130,7 +138,7 @@ def check_images(source: ImageSource, preprocessing: Preprocessing, params: Data
     n_reduced = sum(isinstance(outcome, Checked) and outcome.is_reduced for outcome in outcomes)
     if n_reduced:
         logger.info("converted %s colour image(s) to grey, because num_channels of the model is 1", f"{n_reduced:,}")
-    return Audit(records, outcomes, task.preprocessing)
+    return Audit(records, outcomes, task.preprocessing, traits)
 
 
 def raise_for_rejections(rejected: list[Rejection], on_bad_image: str, n_images: int) -> None:
@@ -163,7 +171,14 @@ class _Task:
     root: Path
     preprocessing: Preprocessing
     scratch: Path
+    traits: Path
     needs_range: bool
+
+    @contextmanager
+    def opened(self) -> Iterator[_Scratch]:
+        """Open the files to which results are written."""
+        with self.scratch.open("r+b") as images, self.traits.open("r+b") as traits:
+            yield images, traits
 
     def run(self, title: str, files: Sequence[_File], results: dict[int, _Result]) -> dict[int, int]:
         """Check files in worker processes.
@@ -190,16 +205,16 @@ class _Task:
 
     def check(self, files: Iterable[_File]) -> list[tuple[list[_Result], int]]:
         """Decode frames; return their results, and the number of frames of interest, for each file."""
-        with self.scratch.open("r+b") as handle:
-            return [self._check(file, handle) for file in files]
+        with self.opened() as scratch:
+            return [self._check(file, scratch) for file in files]
 
-    def _check(self, file: _File, scratch: BinaryIO) -> tuple[list[_Result], int]:
+    def _check(self, file: _File, scratch: _Scratch) -> tuple[list[_Result], int]:
         results: list[_Result] = []
         total = 1
         try:
             for row, frame in self._frames(file):
                 total = frame.total if self.preprocessing.decoding.frames == "each" else 1
-                results.append(self.store(frame, row, scratch))
+                results.append(self.store(frame, row, scratch, (self.root / file.path).stat().st_size))
         except BadImageError as error:
             reason = str(error)
         except MemoryError:
@@ -217,17 +232,20 @@ class _Task:
             if not needed:
                 break
 
-    def store(self, frame: Frame, row: int, scratch: BinaryIO) -> Checked | DeepValues:
-        """Write the prepared image of a frame to the open scratch file, or measure a deep one."""
+    def store(self, frame: Frame, row: int, files: _Scratch, file_bytes: int = 0) -> Checked | DeepValues:
+        """Write prepared image and traits of a frame to the opened files, or measure the range of a deep one."""
         if frame.deep is not None and self.needs_range:
             return DeepValues.of(frame.deep)
         decoding = self.preprocessing.decoding
         decoded = frame.to_image(decoding.intensity)
         image = to_channels(decoded, decoding.channels)
-        content = self.preprocessing.to_stored(image).tobytes()
-        scratch.seek(row * len(content))
-        scratch.write(content)
-        digest = hashlib.sha256(b"%d x %d:" % image.size + image.tobytes()).hexdigest()
+        prepared, content = self.preprocessing.to_stored(image), image.tobytes()
+        pixels = np.frombuffer(content, np.uint8).reshape(image.height, image.width, -1)
+        items = prepared.tobytes(), measure(pixels, prepared, frame.facts, file_bytes)
+        for file, item in zip(files, items, strict=True):
+            file.seek(row * len(item))
+            file.write(item)
+        digest = hashlib.sha256(b"%d x %d:" % image.size + content).hexdigest()
         return Checked(*image.size, digest, row, image is not decoded and image.mode == "L" and _has_colours(decoded))
 
     def with_range(

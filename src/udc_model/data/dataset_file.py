@@ -19,6 +19,13 @@ ADVICE = "run `dvc repro prepare` first, or restore the folder with `dvc checkou
 _Count = Annotated[int, Field(ge=0, lt=2**53)]
 
 
+class ShortcutRecord(Record):
+    """The fields of a shortcut in ``dataset.json`` that stage evaluate uses."""
+
+    trait: str
+    balanced_accuracy: Annotated[float, Field(ge=0, le=1)]
+
+
 class DatasetRecord(Record):
     """The fields of ``dataset.json`` that other stages use."""
 
@@ -33,6 +40,7 @@ class DatasetRecord(Record):
     corrections: dict[str, _Count] = Field(default_factory=dict)
     fetched: dict[str, Any] = Field(default_factory=dict)
     prescribed_splits: list[str] = Field(default_factory=list)
+    shortcuts: list[ShortcutRecord] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _counts_all(self) -> DatasetRecord:

@@ -9,7 +9,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
@@ -19,6 +19,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from udc_model.data.colour import to_rgb
 from udc_model.data.formats import BadImageError, conversion_advice
 from udc_model.data.intensity import Range, to_8_bits
+from udc_model.data.quality.traits import NO_FACTS, FileFacts
 from udc_model.data.transforms import Decoding
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Frame:
     is_inverted : the smallest value of ``deep`` is white.
     alpha : (H, W) uint8 opacity of ``deep``; None if it is opaque.
     profile : ICC profile of the file.
+    facts : what the file says about the image.
     """
 
     image: Image.Image | None = None
@@ -82,6 +84,7 @@ class Frame:
     is_inverted: bool = False
     alpha: NDArray[np.uint8] | None = None
     profile: bytes | None = None
+    facts: FileFacts = NO_FACTS
 
     def to_image(self, intensity: Range | None) -> Image.Image:
         """Convert to 8-bit sRGB (mode ``RGB``), or to ``L`` if the frame is grey; ``intensity`` as in `Decoding`.
@@ -128,7 +131,7 @@ def read_frames(handle: BinaryIO, form: str, decoding: Decoding) -> Iterator[Fra
             if number != image.tell():
                 image.seek(number)
                 _check_size(image, decoding.max_pixels)
-            yield _frame(handle, image, number, len(numbers))
+            yield replace(_frame(handle, image, number, len(numbers)), facts=FileFacts.of(image))
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:

@@ -1,4 +1,4 @@
-"""What ``udc inspect`` reports about images that somebody wants to train on, without decoding them."""
+"""What ``udc inspect`` reports about images that somebody wants to train on: by their headers, and by their pixels."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from pathlib import Path
 from PIL import Image
 
 from udc_model.config import DataParams
-from udc_model.data.sources import ImageSource, describe_source, open_source
+from udc_model.data.audit import check_images
+from udc_model.data.quality.data_report import write_data_report
+from udc_model.data.quality.examination import Examination
+from udc_model.data.sources import ImageSource, Rejection, describe_source, open_source
+from udc_model.data.transforms import Decoding, Preprocessing
 
 _SAMPLE = 1000  # images whose headers are read
+_SIDE = 96  # pixels of the sides of the prepared images, from which the report shows some
 _GREY = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")  # modes of Pillow without colours
 
 
@@ -102,6 +107,33 @@ def inspect(params: DataParams) -> Inspection:
         if source.rejected:
             lines += [f"cannot be used: {item.path}: {item.reason}" for item in source.rejected[:10]]
     return Inspection(lines, dict(Counter(record.label for record in source.records)), headers)
+
+
+def inspect_pixels(params: DataParams, report: Path | None = None) -> list[str]:
+    """Decode the images of a source and review them; returns what was found, the most important first.
+
+    Parameters
+    ----------
+    report : file to write the report to, as a web page; None for none.
+
+    Raises
+    ------
+    UdcError
+        As `inspect`, or the file cannot be written.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        source = open_source(params, Path(folder) / "unpacked")
+        decoding = Decoding(3, params.frames, max_pixels=params.max_pixels)
+        preprocessing = Preprocessing(_SIDE, "squash", decoding=decoding)
+        scratch = Path(folder) / "scratch"
+        audit = check_images(source, preprocessing, params, scratch)
+        examined = Examination.of(audit)
+        rejected = [*source.rejected, *(outcome for outcome in audit.outcomes if isinstance(outcome, Rejection))]
+        found = examined.review(None, params)
+        if report is not None:
+            write_data_report(report, examined.report(source, audit, scratch, found, None, rejected, source.left_out,
+                                                      Path(params.path).name))  # fmt: skip
+        return found.sentences(len(examined.usable), len(rejected))
 
 
 def _headers(source: ImageSource) -> Headers:

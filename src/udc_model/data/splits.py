@@ -27,7 +27,12 @@ def connected_components(n: int, keys: Sequence[Sequence[str | None]]) -> NDArra
     for sequence in keys:
         first: dict[str, int] = {}  # first image with each key
         edges += [(first.setdefault(key, i), i) for i, key in enumerate(sequence) if key is not None]
-    start, end = np.array(edges, dtype=np.intp).reshape(-1, 2).T
+    return connected_by_edges(n, np.array(edges, dtype=np.intp).reshape(-1, 2))
+
+
+def connected_by_edges(n: int, edges: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Number n images as `connected_components` does, by M pairs (M, 2) that are connected."""
+    start, end = edges.T
     graph = coo_array((np.ones(len(edges), dtype=np.int8), (start, end)), shape=(n, n))
     component = csgraph.connected_components(graph, directed=False)[1]
     _, first_image, inverse = np.unique(component, return_index=True, return_inverse=True)

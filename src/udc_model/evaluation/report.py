@@ -1,4 +1,4 @@
-"""``report.html``: one self-contained page about an evaluation, made from its folder, without scripts or links."""
+"""``report.html``: one self-contained page about an evaluation; its only link is that to the report on the data."""
 
 from __future__ import annotations
 
@@ -53,6 +53,7 @@ def render_report(
     training: Path,
     images: StoredImages | NDArray[np.uint8],
     record: Mapping[str, Any],
+    data_report: str | None = None,
     **facts: Any,
 ) -> str:
     """Render the report as HTML.
@@ -62,6 +63,7 @@ def render_report(
     evaluation : complete folder with tables and figures.
     training : folder with the training curves and examples of augmented images.
     images : (N, S, S, C) prepared images of the test split.
+    data_report : path of ``data_report.html`` from the folder of the page; None if there is none.
     record, facts : the arguments of `report_contents`.
     """
     folder = evaluation / "test"
@@ -72,6 +74,7 @@ def render_report(
         figures={section: _figures(folder, figures) for section, figures in _FIGURES.items()},
         training=_training_figures(training),
         top_pairs=_PAIRS,
+        data_report=data_report,
     )
 
 

@@ -26,6 +26,7 @@ from udc_model.evaluation.label_findings import LabelFindings, find_label_errors
 from udc_model.evaluation.label_quality import write_label_quality
 from udc_model.evaluation.metrics import Metrics
 from udc_model.evaluation.model_card import write_card
+from udc_model.evaluation.overlaps import overlap_sentences, overlapping_pairs, shortcut_sentence
 from udc_model.evaluation.precision import REFERENCE, PrecisionCheck, compared_rows, resolve_precision
 from udc_model.evaluation.report import model_identity, write_report
 from udc_model.evaluation.subgroups import read_sentences
@@ -40,7 +41,15 @@ from udc_model.model_files.folder import ModelFolder
 from udc_model.native.memory import keep_freed_memory
 from udc_model.program import exit_status
 from udc_model.stages.code import LOGITS, code_files
-from udc_model.stages.evaluation_log import Scores, log_evaluation, log_model, log_note, log_scores, log_training
+from udc_model.stages.evaluation_log import (
+    Scores,
+    log_data_report,
+    log_evaluation,
+    log_model,
+    log_note,
+    log_scores,
+    log_training,
+)
 from udc_model.stages.resolve import load_evaluation_params
 from udc_model.stages.run_note import run_name
 from udc_model.tracking.provenance import dvc_hash
@@ -139,6 +148,7 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         run.log_dataset(**record["data"], context="evaluation", counts=dataset.info["counts"])
         log_note(run, folder, params, policy, record, scores["test"])
         origin = model_identity(record, weights, tags[f"{OUTS}model"])
+        findings += data_findings(dataset, splits, logits, scores["test"][0]["balanced_accuracy"])
         facts = {"record": record, "counts": dataset.info["counts"], "findings": findings,
                  "confidence": params.evaluate.confidence, "data_notes": dataset.notes,
                  "labels": labels}  # fmt: skip
@@ -146,8 +156,9 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         log_model(run, workspace.model, folder)
         figures.finish()
         report = facts | {"training": workspace.training, "images": splits["test"].images}
-        write_report(folder, **report, provenance=origin)
-        log_evaluation(run, folder, origin, report)
+        data_report = log_data_report(run, workspace.prepared)
+        write_report(folder, **report, provenance=origin, data_report=f"../{data_report}" if data_report else None)
+        log_evaluation(run, folder, origin, report | {"data_report": data_report})
     _report(workspace.evaluation / "test", *scores["test"], params.evaluate.confidence, labels, run)
     write_atomically(workspace.metrics, metrics_json)
     return {name: values for name, (values, _) in scores.items()}
@@ -181,6 +192,18 @@ def _report(
         logger.info("labels: %s `udc labels review` shows them", labels.summary)
     if (unfamiliar := read_unfamiliar(folder)) is not None:
         logger.info("test: %s", unfamiliar.to_text())
+
+
+def data_findings(
+    dataset: PackedDataset, splits: dict[str, PackedSplit], logits: Logits, balanced_accuracy: float | None
+) -> list[str]:
+    """Sentences about classes that overlap, in all images that did not train the model, and about shortcuts."""
+    names = [name for name in splits if len(splits[name])]
+    labels = np.concatenate([splits[name].labels for name in names])
+    decided = np.concatenate([logits[name].argmax(axis=1) for name in names])
+    units = group_indices([group for name in names for group in splits[name].groups])
+    pairs = overlapping_pairs(dataset.classes, labels, decided, units)
+    return overlap_sentences(pairs) + shortcut_sentence(dataset.info.get("shortcuts", []), balanced_accuracy)
 
 
 def log_precision(run: StageRun, policy: Policy, calibration: PackedSplit, logits: Logits) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import udc_model
 from udc_model.config import Params, with_json_mappings
+from udc_model.data.quality.data_report import DATA_REPORT
 from udc_model.decisions.policy import POLICY_FILE, Policy
 from udc_model.evaluation.intervals import Intervals
 from udc_model.evaluation.metrics import Metrics, rate_metric, recall_metric
@@ -37,6 +38,7 @@ from udc_model.tracking.tags import COMMIT, COST_INTERVAL, EVALUATED, NOTE, OUTS
 Scores = dict[str, tuple[Metrics, Intervals]]
 Counts = Mapping[str, Mapping[str, int]]
 
+_PREPARED = "data/prepared"
 TABLE = "metrics_with_intervals.json"
 # Metrics of validation among those of the run; the table has the others.
 _VALIDATION = ("mean_cost", "normalised_cost", "accuracy", "balanced_accuracy", "macro_f1", "log_loss")
@@ -108,6 +110,17 @@ def log_model(run: StageRun, model: Path, evaluation: Path) -> None:
         is_timm = json.loads((model / CONFIG).read_text(encoding="utf-8"))["model_type"] == "timm"
         requirements = (*_REQUIREMENTS, "timm") if is_timm else _REQUIREMENTS
         run.log_classifier(bundle, Path(udc_model.__file__).parent, requirements)
+
+
+def log_data_report(run: StageRun, prepared: Path) -> str | None:
+    """Log the report about the images; returns its path among the artifacts, which is that in the project too.
+
+    Data that an earlier version or a cross-validation prepared has none.
+    """
+    if not (prepared / DATA_REPORT).is_file():
+        return None
+    run.log_file(prepared / DATA_REPORT, _PREPARED)
+    return f"{_PREPARED}/{DATA_REPORT}"
 
 
 def log_evaluation(run: StageRun, folder: Path, origin: Mapping[str, str], report: Mapping[str, Any]) -> None:

@@ -6,19 +6,24 @@ import csv
 import logging
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from udc_model.config import SPLITS, Params, load_params
 from udc_model.config.limits import check_timm_channels
 from udc_model.data.applied_corrections import check_corrections, correct, write_applied
-from udc_model.data.assignment import assign_images, usable_images
-from udc_model.data.audit import check_images, raise_for_rejections
-from udc_model.data.corrections import read_corrections
+from udc_model.data.assignment import assign_images
+from udc_model.data.audit import Audit, check_images, raise_for_rejections
+from udc_model.data.corrections import Correction, read_corrections
 from udc_model.data.packed import write_packed
 from udc_model.data.preflight import check_space, estimate
+from udc_model.data.quality.data_report import DATA_REPORT, write_data_report
+from udc_model.data.quality.examination import Examination
+from udc_model.data.quality.units import apply_near_duplicates, near_duplicates_notes, near_duplicates_record
 from udc_model.data.source_record import read_source_record
 from udc_model.data.sources import (
+    ImageSource,
     LeftOut,
     Rejection,
     count_by_reason,
@@ -53,7 +58,6 @@ def prepare(params: Params, workspace: Workspace) -> dict[str, Any]:
         unpacked = folder / "unpacked"
         corrections = read_corrections(workspace.corrections)
         source = open_source(data, unpacked)
-        fetched = read_source_record(Path(data.path)) if source.pixels is None else None
         if source.pixels is None:
             for line in describe_source(source):
                 logger.info("%s", line)
@@ -66,38 +70,66 @@ def prepare(params: Params, workspace: Workspace) -> dict[str, Any]:
             logger.info("%s", forecast)
         scratch = folder / "scratch"
         audit = check_images(source, preprocessing, data, scratch)
-        rejected = [outcome for outcome in audit.outcomes if isinstance(outcome, Rejection)]
-        rejected = sorted(source.rejected + rejected, key=lambda rejection: rejection.path)
-        corrected = correct(usable_images(audit), rejected, corrections, workspace.corrections)
-        usable, rejected = corrected.images, corrected.rejected
-        raise_for_rejections(rejected, data.on_bad_image, len(usable) + len(rejected))
-        split = assign_images(usable, source.classes, data, params.seed)
-        left_out = source.left_out + split.copies + corrected.left_out
-        _write_left_out(folder / "left_out.csv", [*left_out, *rejected])
-        info = write_packed(
-            folder,
-            scratch,
-            [{**image.manifest_row(), "split": name} for image, name in split.assigned if not image.is_dropped],
-            audit.preprocessing,
-            {
-                "source": data.source,
-                "layout": source.layout,
-                "classes": source.classes,
-                "rejected": len(rejected),
-                "left_out": count_by_reason(left_out),
-                **({"fetched": fetched} if fetched else {}),
-                **({"prescribed_splits": split.prescribed} if split.prescribed else {}),
-                "notes": split.notes + corrected.notes() + source.notes,
-                **({"corrections": corrected.counts()} if corrected.counts() else {}),
-                "duplicates": {"copies": split.n_duplicates, "left_out": len(split.copies)},
-                "conflicting_labels": split.conflicting,
-            },
-            source.divisions,
-        )
-        write_applied(folder, corrected, {image.record.path: name for image, name in split.assigned})
+        info = _write_prepared(folder, params, source, audit, corrections, workspace.corrections)
         scratch.unlink()
+        audit.traits.unlink()
         shutil.rmtree(unpacked, ignore_errors=True)
     _log_summary(info)
+    return info
+
+
+def _write_prepared(
+    folder: Path, params: Params, source: ImageSource, audit: Audit, corrections: list[Correction], path: Path
+) -> dict[str, Any]:
+    """Correct, review and divide the images that were checked, and write everything; returns ``dataset.json``.
+
+    Parameters
+    ----------
+    path : of the file with the corrections, for messages.
+    """
+    data, scratch = params.data, folder / "scratch"
+    fetched = read_source_record(Path(data.path)) if source.pixels is None else None
+    examined = Examination.of(audit)
+    unusable = [outcome for outcome in audit.outcomes if isinstance(outcome, Rejection)]
+    unusable = sorted(source.rejected + unusable, key=lambda rejection: rejection.path)
+    corrected = correct(examined.usable, unusable, corrections, path)
+    rejected = corrected.rejected
+    raise_for_rejections(rejected, data.on_bad_image, len(examined.usable) + len(rejected))
+    units = apply_near_duplicates(corrected.images, examined.near, data.near_duplicates)
+    split = assign_images(units.usable, source.classes, data, params.seed)
+    left_out = source.left_out + split.copies + units.dropped + corrected.left_out
+    _write_left_out(folder / "left_out.csv", [*left_out, *rejected])
+    split_of_path = {image.record.path: name for image, name in split.assigned}
+    examined = examined.corrected(corrected.images)
+    splits = [split_of_path.get(image.record.path, "") for image in examined.usable]
+    clusters = near_duplicates_record(examined.usable, examined.near, splits)
+    found = examined.review(splits, data)
+    write_data_report(folder / DATA_REPORT, examined.report(
+        source, audit, scratch, found, splits, rejected, left_out, Path(data.path).name))  # fmt: skip
+    info = write_packed(
+        folder,
+        scratch,
+        [{**image.manifest_row(), "split": name} for image, name in split.assigned if not image.is_dropped],
+        audit.preprocessing,
+        {
+            "source": data.source,
+            "layout": source.layout,
+            "classes": source.classes,
+            "rejected": len(rejected),
+            "left_out": count_by_reason(left_out),
+            **({"fetched": fetched} if fetched else {}),
+            **({"prescribed_splits": split.prescribed} if split.prescribed else {}),
+            "notes": near_duplicates_notes(clusters, data.near_duplicates, len(units.dropped), splits.count("test"))
+            + split.notes + corrected.notes() + found.notes() + source.notes,
+            **({"corrections": corrected.counts()} if corrected.counts() else {}),
+            "duplicates": {"copies": split.n_duplicates, "left_out": len(split.copies)},
+            "conflicting_labels": split.conflicting,
+            "near_duplicates": clusters,
+            "shortcuts": [asdict(shortcut) for shortcut in found.shortcuts],
+        },
+        source.divisions,
+    )  # fmt: skip
+    write_applied(folder, corrected, split_of_path)
     return info
 
 

@@ -1,0 +1,1 @@
+"""What is suspicious about the images of a data set: near-duplicates, shortcuts, outliers, groups in file names."""
