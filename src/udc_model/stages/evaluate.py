@@ -6,11 +6,12 @@ import hashlib
 import json
 import logging
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from udc_model.config import EvaluateParams, Params
 from udc_model.data.packed import PackedDataset, PackedSplit, group_indices
@@ -24,7 +25,7 @@ from udc_model.evaluation.figures import FigureProcess
 from udc_model.evaluation.intervals import Intervals
 from udc_model.evaluation.label_findings import LabelFindings, find_label_errors, with_test_corrections
 from udc_model.evaluation.label_quality import write_label_quality
-from udc_model.evaluation.metrics import Metrics
+from udc_model.evaluation.metrics import Metrics, Scored
 from udc_model.evaluation.model_card import write_card
 from udc_model.evaluation.overlaps import overlap_sentences, overlapping_pairs, shortcut_sentence
 from udc_model.evaluation.precision import REFERENCE, PrecisionCheck, compared_rows, resolve_precision
@@ -32,7 +33,7 @@ from udc_model.evaluation.report import model_identity, write_report
 from udc_model.evaluation.subgroups import read_sentences
 from udc_model.evaluation.tables import read_warnings, write_curves, write_predictions, write_split
 from udc_model.evaluation.training_record import TRAINING_RECORD, read_training_record
-from udc_model.evaluation.unfamiliar import read_unfamiliar, write_unfamiliar
+from udc_model.evaluation.unfamiliar import UnfamiliarImages, read_unfamiliar, write_unfamiliar
 from udc_model.files import Workspace, atomic_folder, only_writer, sha256_of, write_atomically
 from udc_model.inference.feature_statistics import FAMILIARITY_FILE, MOST_REFERENCES, FeatureStatistics
 from udc_model.inference.stored_logits import Logits, familiarity_arrays, familiarity_in, stored_logits
@@ -85,83 +86,123 @@ def evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         return _evaluate(params, workspace)
 
 
+@dataclass(frozen=True)
+class _Evaluation:
+    """What is evaluated: the images, what the network computes of them, and the policy.
+
+    Attributes
+    ----------
+    params : with the precision resolved.
+    record : of the training run.
+    logits, distances : of the images of each split; see `run_model` for what else is in ``logits``.
+    statistics : contents of the file with the statistics of features.
+    weights_sha256 : digest of the weights.
+    """
+
+    params: Params
+    dataset: PackedDataset
+    record: dict[str, Any]
+    splits: dict[str, PackedSplit]
+    logits: Logits
+    distances: dict[str, NDArray[np.float32]]
+    statistics: bytes
+    weights_sha256: str
+    policy: Policy
+
+    @classmethod
+    def of(cls, params: Params, workspace: Workspace) -> _Evaluation:
+        """Run the network, unless its logits are stored, and fit the policy."""
+        dataset = PackedDataset.open(workspace.prepared)
+        record = read_record(workspace, dataset)
+        params = resolve_precision(params, record)
+        splits = {name: dataset.split(name) for name in ("calibration", *SCORED)}
+        logits = stored_logits(
+            repository_root() / CACHE / "logits", workspace.model, dataset.info["digest"], params.evaluate,
+            code_files(LOGITS), lambda: run_model(workspace, dataset, splits, params.evaluate),
+        )  # fmt: skip
+        statistics, distances = familiarity_in(logits)
+        contents, calibration = statistics.to_bytes(), splits["calibration"]
+        groups = group_indices(calibration.groups)
+        policy = fit_policy(params.evaluate, params.costs, dataset.classes, dataset.training_counts,
+                            logits["calibration"], calibration.labels, groups)  # fmt: skip
+        familiarity = Familiarity.fit(hashlib.sha256(contents).hexdigest(), statistics.centre.shape,
+                                      distances["calibration"], groups, params.costs.unfamiliar)  # fmt: skip
+        weights = sha256_of(workspace.model / "model.safetensors")
+        policy = replace(policy, model_sha256=weights, precision=params.evaluate.precision, familiarity=familiarity)
+        return cls(params, dataset, record, splits, logits, distances, contents, weights, policy)
+
+
 def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
-    dataset = PackedDataset.open(workspace.prepared)
-    record = read_record(workspace, dataset)
-    params = resolve_precision(params, record)
-    splits = {name: dataset.split(name) for name in ("calibration", *SCORED)}
-    logits = stored_logits(
-        repository_root() / CACHE / "logits", workspace.model, dataset.info["digest"], params.evaluate,
-        code_files(LOGITS), lambda: run_model(workspace, dataset, splits, params.evaluate),
-    )  # fmt: skip
-    statistics, distances = familiarity_in(logits)
-    contents = statistics.to_bytes()
-    subgroups = dataset.subgroups("test")
-    policy = fit_policy(
-        params.evaluate, params.costs, dataset.classes, dataset.training_counts, logits["calibration"],
-        splits["calibration"].labels, group_indices(splits["calibration"].groups),
-    )  # fmt: skip
-    weights = sha256_of(workspace.model / "model.safetensors")
-    familiarity = Familiarity.fit(
-        hashlib.sha256(contents).hexdigest(), statistics.centre.shape, distances["calibration"],
-        group_indices(splits["calibration"].groups), params.costs.unfamiliar,
-    )  # fmt: skip
-    policy = replace(policy, model_sha256=weights, precision=params.evaluate.precision, familiarity=familiarity)
+    evaluation = _Evaluation.of(params, workspace)
+    params, dataset, record, policy = evaluation.params, evaluation.dataset, evaluation.record, evaluation.policy
     findings = lint_costs(np.array(policy.class_costs), policy.classes, policy.refer, policy.actions)
     for finding in findings:
         logger.warning("%s", finding)
-
-    tags = {MODEL_SHA256: weights, f"{OUTS}model": dvc_hash(workspace.model)}
-    recall_of = [(dataset.classes.index(name), name) for name in params.evaluate.recall_of]
-    order = display_order(params.costs, dataset.classes)
-    scores: Scores = {}
+    tags = {MODEL_SHA256: evaluation.weights_sha256, f"{OUTS}model": dvc_hash(workspace.model)}
     with (
         FigureProcess(workspace.prepared, repository_root() / CACHE / "figures") as figures,
         atomic_folder(workspace.evaluation) as folder,
         stage_run("evaluate", tags, name=run_name(record["params"]), hardware=record["hardware"]) as run,
     ):
-        (folder / POLICY_FILE).write_text(policy.to_json(), encoding="utf-8")
-        (folder / FAMILIARITY_FILE).write_bytes(contents)
-        write_predictions(folder / "calibration", splits["calibration"], logits["calibration"], policy,
-                          distances["calibration"])  # fmt: skip
-        for name in SCORED:
-            scored, metrics, intervals = write_split(
-                folder / name, splits[name], logits[name], policy, params.evaluate, recall_of, order,
-                subgroups if name == "test" else None, distances[name],
-            )  # fmt: skip
-            scores[name] = metrics, intervals
-            figures.draw(folder / name, "classes")
-            if name == "test":
-                write_curves(folder / name, scored, policy, logits[name], params.evaluate)
-                found = write_unfamiliar(folder / name, splits[name], scored, policy, distances[name],
-                                         params.evaluate.confidence)  # fmt: skip
-                figures.draw(folder / name, "curves")
-                test = scored
-        labels = find_label_errors(dataset, splits, logits, workspace.training, record, policy)
-        labels = with_test_corrections(labels, dataset, splits["test"], test, policy)
+        scores, test, unfamiliar = _write_splits(folder, evaluation, figures)
+        labels = find_label_errors(dataset, evaluation.splits, evaluation.logits, workspace.training, record, policy)
+        labels = with_test_corrections(labels, dataset, evaluation.splits["test"], test, policy)
         write_label_quality(folder, labels.table)
         metrics_json = json.dumps(headlines(scores), indent=2) + "\n"
         log_scores(run, params, policy, scores, metrics_json)
-        log_precision(run, policy, splits["calibration"], logits)
-        run.log_metrics({"test/unfamiliar_rate": found.share})
+        log_precision(run, policy, evaluation.splits["calibration"], evaluation.logits)
+        run.log_metrics({"test/unfamiliar_rate": unfamiliar.share})
         log_training(run, record, workspace.prepared / "dataset.json", dataset.info["counts"])
         run.log_dataset(**record["data"], context="evaluation", counts=dataset.info["counts"])
         log_note(run, folder, params, policy, record, scores["test"])
-        origin = model_identity(record, weights, tags[f"{OUTS}model"])
-        findings += data_findings(dataset, splits, logits, scores["test"][0]["balanced_accuracy"])
+        origin = model_identity(record, evaluation.weights_sha256, tags[f"{OUTS}model"])
+        findings += data_findings(evaluation, scores["test"][0]["balanced_accuracy"])
         facts = {"record": record, "counts": dataset.info["counts"], "findings": findings,
-                 "confidence": params.evaluate.confidence, "data_notes": dataset.notes,
-                 "labels": labels}  # fmt: skip
+                 "confidence": params.evaluate.confidence, "data_notes": dataset.notes, "labels": labels}  # fmt: skip
         write_card(folder, provenance=origin, **facts)
         log_model(run, workspace.model, folder)
         figures.finish()
-        report = facts | {"training": workspace.training, "images": splits["test"].images}
+        report = facts | {"training": workspace.training, "images": evaluation.splits["test"].images}
         data_report = log_data_report(run, workspace.prepared)
         write_report(folder, **report, provenance=origin, data_report=f"../{data_report}" if data_report else None)
         log_evaluation(run, folder, origin, report | {"data_report": data_report})
     _report(workspace.evaluation / "test", *scores["test"], params.evaluate.confidence, labels, run)
     write_atomically(workspace.metrics, metrics_json)
     return {name: values for name, (values, _) in scores.items()}
+
+
+def _write_splits(
+    folder: Path, evaluation: _Evaluation, figures: FigureProcess
+) -> tuple[Scores, Scored, UnfamiliarImages]:
+    """Write the policy and the tables of all splits, and start their figures.
+
+    Returns
+    -------
+    The scores of all splits; the images of test, as they were scored; those of them that are unfamiliar.
+    """
+    params, dataset, policy = evaluation.params, evaluation.dataset, evaluation.policy
+    splits, logits, distances = evaluation.splits, evaluation.logits, evaluation.distances
+    (folder / POLICY_FILE).write_text(policy.to_json(), encoding="utf-8")
+    (folder / FAMILIARITY_FILE).write_bytes(evaluation.statistics)
+    write_predictions(folder / "calibration", splits["calibration"], logits["calibration"], policy,
+                      distances["calibration"])  # fmt: skip
+    recall_of = [(dataset.classes.index(name), name) for name in params.evaluate.recall_of]
+    order, subgroups = display_order(params.costs, dataset.classes), dataset.subgroups("test")
+    scores: Scores = {}
+    for name in SCORED:
+        scored, metrics, intervals = write_split(
+            folder / name, splits[name], logits[name], policy, params.evaluate, recall_of, order,
+            subgroups if name == "test" else None, distances[name],
+        )  # fmt: skip
+        scores[name] = metrics, intervals
+        figures.draw(folder / name, "classes")
+        if name == "test":
+            test = scored
+            write_curves(folder / name, scored, policy, logits[name], params.evaluate)
+            unfamiliar = write_unfamiliar(folder / name, splits[name], scored, policy, distances[name],
+                                          params.evaluate.confidence)  # fmt: skip
+            figures.draw(folder / name, "curves")
+    return scores, test, unfamiliar
 
 
 def headlines(scores: Scores) -> dict[str, Metrics]:
@@ -194,10 +235,9 @@ def _report(
         logger.info("test: %s", unfamiliar.to_text())
 
 
-def data_findings(
-    dataset: PackedDataset, splits: dict[str, PackedSplit], logits: Logits, balanced_accuracy: float | None
-) -> list[str]:
+def data_findings(evaluation: _Evaluation, balanced_accuracy: float | None) -> list[str]:
     """Sentences about classes that overlap, in all images that did not train the model, and about shortcuts."""
+    dataset, splits, logits = evaluation.dataset, evaluation.splits, evaluation.logits
     names = [name for name in splits if len(splits[name])]
     labels = np.concatenate([splits[name].labels for name in names])
     decided = np.concatenate([logits[name].argmax(axis=1) for name in names])
