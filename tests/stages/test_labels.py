@@ -74,7 +74,7 @@ def test_wrong_labels_are_ranked_first_with_their_cost(workspace):
 
 def test_report_and_card_show_them(workspace):
     page = (workspace.evaluation / "report.html").read_text()
-    section = page.partition("<h2>Labels that may be wrong</h2>")[2].partition("<h2>Configuration</h2>")[0]
+    section = page.partition("<h2>Labels that may be wrong</h2>")[2].partition("<h2>")[0]
     assert "<strong>2 of 60 labels are suspicious.</strong>" in section
     assert section.count("<img src=") == 2
     assert section.count("labelled <strong>stripe</strong>, more likely <strong>bar</strong>") == 2
