@@ -67,7 +67,7 @@ class Review:
         if self.copies:
             n_copies = sum(len(images) - 1 for images in self.copies)
             sentences.append(f"{n_copies:,} image(s) have the pixels of another one")
-        sentences += [f"{len(each.images):,} image(s) differ from the others in {each.property}: {each.values[0]}, …"
+        sentences += [f"{len(each.images):,} image(s) differ from the others in {each.property}, most {each.values[0]}"
                       for each in self.outliers]  # fmt: skip
         return sentences
 

@@ -91,7 +91,7 @@ def find_shortcuts(
     sizes: NDArray[np.intp],
     traits: StoredTraits,
 ) -> list[Shortcut]:
-    """Find the classes that a trait recognises, the most certain first.
+    """Find the classes that a trait recognises, those by facts about the file first, then the most certain.
 
     Parameters
     ----------
@@ -115,7 +115,9 @@ def find_shortcuts(
         least = _LEAST_BY_PIXELS if trait in _PIXELS else _LEAST_BY_FILE
         found += [shortcut for shortcut in _recognised(trait, classes, y, decided, unit, error)
                   if shortcut.least - shortcut.most >= least]  # fmt: skip
-    return sorted(found, key=lambda each: (round(each.most - each.least, 6), each.trait, each.label))
+    return sorted(
+        found, key=lambda each: (each.trait in _PIXELS, round(each.most - each.least, 6), each.trait, each.label)
+    )
 
 
 def _sample(labels: Sequence[str], units: NDArray[np.intp]) -> tuple[NDArray[np.intp], list[str]]:

@@ -15,7 +15,7 @@ from udc_model.data.quality.fingerprints import THUMBNAIL
 
 _GRID = 4  # cells of the sides of the coarse thumbnail
 _EDGE = 16  # pixels of each edge that are measured, evenly spaced
-_CENTRE = 64  # pixels of the sides of the part whose sharpness is measured
+_CENTRE = 48  # pixels of the sides of the part whose sharpness is measured
 _LONGEST_TEXT = 48  # bytes of the camera's name
 _MAKE, _MODEL, _DATE, _DATE_TAKEN = 271, 272, 306, 36867
 
