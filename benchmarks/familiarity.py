@@ -231,7 +231,6 @@ def measure_time(rounds: int, table: ResultsTable) -> None:
     networks = {
         TIMM_NAME: (ModelParams(model_type="timm", timm=TimmParams(name=TIMM_NAME)), 224, 64),
         "resnet-50": (ModelParams(preset="resnet-50"), 224, 32),
-        "resnet-18": (ModelParams(preset="resnet-18"), 224, 64),
         "small": (ModelParams(resnet=ResNetParams(embedding_size=32, hidden_sizes=[32, 64, 128], depths=[1, 1, 1],
                                                   layer_type="basic")), 64, 256),
     }  # fmt: skip
