@@ -54,9 +54,11 @@ class Margins:
 
     def save(self, folder: Path) -> None:
         """Write `MARGINS`; the same bytes for the same margins."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
-        save_file({"margin": self.values, "rival": self.rivals, "epoch": self.epochs}, folder / MARGINS)
+        # save_file would raise an error of its own if the disk is full
+        contents = save({"margin": self.values, "rival": self.rivals, "epoch": self.epochs})
+        (folder / MARGINS).write_bytes(contents)
 
     @classmethod
     def load(cls, folder: Path, num_images: int, num_labels: int) -> Margins | None:
