@@ -79,7 +79,7 @@ def test_evaluate_predict_and_the_served_model_decide_equally(shapes):
     text = shapes.udc(
         "predict", *(str(files[list(table["predicted"]).index(name)]) for name in ("refer", "retest"))
     ).stdout
-    assert re.search(r"refer +- +0\.4000\n.*retest +- +0\.3", text)
+    assert re.search(r"refer +- +0\.4000 .*\n.*retest +- +0\.3", text)
 
 
 def test_metrics_intervals_figures_and_the_report_are_logged(shapes):
@@ -103,7 +103,10 @@ def test_metrics_intervals_figures_and_the_report_are_logged(shapes):
     assert shown <= {item.path for item in client.list_artifacts(run.info.run_id)}
     report = (shapes.root / "evaluation/report.html").read_text(encoding="utf-8")
     mistakes = pd.read_csv(shapes.root / "evaluation/test/costliest_mistakes.csv")
-    of_training, cards = 2, min(12, len(mistakes))
+    labels = pd.read_csv(shapes.root / "evaluation/label_quality.csv")
+    familiar = pd.read_csv(shapes.root / "evaluation/test/least_familiar.csv")
+    cards = sum(min(12, n) for n in (len(mistakes), int(labels["is_suspicious"].sum()), len(familiar)))
+    of_training = 2
     assert report.count("data:image/") == len(figures) - 2 + of_training + cards  # no shares, no gallery
     assert not re.search(r"<script|https?://|<link|@import|url\(", report)
     assert run.info.run_id not in report  # the file has the same bytes in every clone

@@ -146,7 +146,7 @@ def test_predict_files_folders_and_formats(demo, tmp_path):
     assert rows[0]["class"] == "7"
     assert sum(rows[0]["probabilities"].values()) == pytest.approx(1)
     header = demo.udc("predict", "--csv", "data/samples").stdout.splitlines()[0]
-    assert header == "path,class,expected_cost," + ",".join(f"p_{d}" for d in range(10))
+    assert header == "path,class,expected_cost," + ",".join(f"p_{d}" for d in range(10)) + ",familiarity,unfamiliar"
     (tmp_path / "bad.png").write_text("not an image")
     done = demo.udc("predict", str(tmp_path / "bad.png"), "data/samples/3.png", check=False)
     assert done.returncode == 1

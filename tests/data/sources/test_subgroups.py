@@ -84,7 +84,7 @@ def test_only_files_that_no_training_run_depends_on_differ(tmp_path, shapes_fold
     files = {folder: {path.name: path.read_bytes() for path in folder.iterdir()} for folder in
              (plain.folder, divided.folder)}  # fmt: skip
     changed = {name for name in files[divided.folder] if files[plain.folder].get(name) != files[divided.folder][name]}
-    assert changed == {SUBGROUPS, "checksums.json"}
+    assert changed == {SUBGROUPS, "checksums.json", "data_report.html"}
     assert files[divided.folder].keys() - files[plain.folder].keys() == {SUBGROUPS}
     deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["train"]["deps"]
     inputs = {Path(dep).name for dep in deps if dep.startswith("data/prepared")}

@@ -31,6 +31,7 @@ OUTPUTS = ("decision", "class", "probabilities", "expected_costs", "logits")
 # familiarity     (N,) float32, a p-value
 # unfamiliar      (N,) bool, whether it is small
 FAMILIARITY_OUTPUTS = ("familiarity", "unfamiliar")
+ALL_OUTPUTS = OUTPUTS + FAMILIARITY_OUTPUTS
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -157,7 +158,7 @@ class DecisionGraph(nn.Module):
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the outputs."""
-        return OUTPUTS + (FAMILIARITY_OUTPUTS if self.network.has_features else ())
+        return ALL_OUTPUTS if self.network.has_features else OUTPUTS
 
 
 def traced(module: nn.Module, examples: Sequence[Tensor], dims: Sequence[str]) -> ExportedProgram:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udc_model.errors import UdcError
+from udc_model.inference.exports.decision_graph import ALL_OUTPUTS
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -46,7 +47,8 @@ def load_openvino(folder: Path) -> Callable[[NDArray[Any]], dict[str, NDArray[An
     import openvino
 
     compiled = openvino.Core().compile_model(folder / MODEL, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    names = [output.get_any_name() for output in compiled.outputs]
+    # OpenVINO adds names of its own to some outputs
+    names = [next(name for name in ALL_OUTPUTS if name in output.get_names()) for output in compiled.outputs]
 
     def decide(image: NDArray[Any]) -> dict[str, NDArray[Any]]:
         computed = compiled({0: image})
