@@ -88,7 +88,7 @@ def test_only_files_that_no_training_run_depends_on_differ(tmp_path, shapes_fold
     assert files[divided.folder].keys() - files[plain.folder].keys() == {SUBGROUPS}
     deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["train"]["deps"]
     inputs = {Path(dep).name for dep in deps if dep.startswith("data/prepared")}
-    assert inputs == files[plain.folder].keys() - {"checksums.json", "left_out.csv", "test.npy"}
+    assert inputs == files[plain.folder].keys() - {"checksums.json", "data_report.html", "left_out.csv", "test.npy"}
 
 
 @pytest.mark.parametrize("damage", [b"path,site\n", b"", b"\xff", b'path,site\n"'])
