@@ -1,4 +1,4 @@
-"""The forward pass on a CUDA GPU, recorded once for each shape of a batch and replayed as a whole."""
+"""The forward pass on a CUDA GPU, recorded once for each shape of a batch and replayed."""
 
 from __future__ import annotations
 

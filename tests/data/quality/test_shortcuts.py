@@ -47,7 +47,7 @@ def test_planted_shortcut_is_named(tmp_path, photograph, prepared, trait):
     assert all(each["recognised"] > 0.9 and each["taken"] < 0.1 and each["least"] < each["recognised"]
                for each in strongest)  # fmt: skip
     (note,) = [note for note in dataset.notes if note.startswith("possible shortcut")]
-    assert "2 of 2 classes can be told from the " in note
+    assert "2 of 2 classes can be predicted from the " in note
     assert trait in note
 
 

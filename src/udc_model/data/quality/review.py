@@ -29,7 +29,7 @@ class Review:
     conflicts : indices of the images of each set of copies or near-duplicates that has several labels.
     crossing : indices of the images of each set of copies or near-duplicates that is in several splits; empty without
         splits.
-    shortcuts : classes that can be told from what should not matter.
+    shortcuts : classes that can be predicted from what should not matter.
     proposal : a value of ``data.group``; None if it is set, or if no file names suggest one.
     outliers : images far from the others.
     """
@@ -72,7 +72,7 @@ class Review:
         return sentences
 
     def notes(self) -> list[str]:
-        """The sentences for the evaluation report: what makes its result doubtful, and is not told by other notes."""
+        """The sentences for the evaluation report: what makes its result doubtful, and no other note says."""
         notes = [f"a random split may leak: {self.proposal.to_text()}"] if self.proposal else []
         if self.shortcuts:
             notes.append(f"possible shortcut: {shortcut_summary(self.shortcuts)} (data/prepared/data_report.html)")

@@ -1,4 +1,4 @@
-"""Tests whether the class can be told from what should not matter: the file, the border, the mean colours, the folder.
+"""Tests whether the class can be predicted from what should not matter: file, border, mean colours, folder.
 
 Naive Bayes on binned values, which takes milliseconds, is cross-validated on each trait. A class is named if the share
 of its images that are recognised exceeds the share of other images taken for it by much, at the lower limit of an
@@ -70,7 +70,7 @@ def shortcut_summary(shortcuts: Sequence[Shortcut]) -> str:
     traits = list(dict.fromkeys(shortcut.trait for shortcut in shortcuts))
     n_classes, first = len({shortcut.label for shortcut in shortcuts}), shortcuts[0]
     names = " or the ".join(traits)
-    return f"{n_classes} of {first.n_classes} classes can be told from the {names} alone ({first.to_text()})"
+    return f"{n_classes} of {first.n_classes} classes can be predicted from the {names} alone ({first.to_text()})"
 
 
 def shortcut_sentences(shortcuts: Sequence[Shortcut]) -> list[str]:
