@@ -18,7 +18,7 @@ from udc_model.data.augmentation import Augmentation, Mixing
 from udc_model.data.margins import Margins, half, recorded_every
 from udc_model.training.distribution import ALONE, Ranks
 
-_PENDING = 2**20  # logits that wait until they are reduced together, which is faster than in each step
+_PENDING = 2**17  # logits that wait, in the processor's cache, until they are reduced together; faster than one by one
 
 
 class MarginRecorder:
@@ -116,8 +116,8 @@ def margins_note(params: TrainParams) -> str:
 
 
 def _margins(logits: Tensor, targets: Tensor) -> NDArray[np.float32]:
-    """Margin and class index of the largest other logit, (n, 2), of logits (n, K) and labels (n,)."""
+    """Margin and class index of the largest other logit, (n, 2), of logits (n, K), which it overwrites, and labels."""
     logits, column = logits.float(), targets[:, None]
-    others, rivals = logits.scatter(1, column, -torch.inf).max(1)
-    margins = logits.gather(1, column)[:, 0] - others
-    return torch.stack([margins, rivals.float()], 1).cpu().numpy()
+    own = logits.gather(1, column)[:, 0]
+    others, rivals = logits.scatter_(1, column, -torch.inf).max(1)
+    return torch.stack([own - others, rivals.float()], 1).cpu().numpy()
