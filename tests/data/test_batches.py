@@ -5,10 +5,9 @@ import pytest
 import torch
 
 from udc_model.data.augmentation import Augmentation, Mixing
-from udc_model.data.batches import TrainingBatches, computed_ahead, epoch_order
+from udc_model.data.batches import TrainingBatches, epoch_order
 from udc_model.data.packed import PackedSplit
 from udc_model.data.transforms import Preprocessing
-from udc_model.errors import UdcError
 
 
 def _batches(n, batch_size, seed=3, epoch=2):
@@ -110,29 +109,3 @@ def test_parts_of_processes_make_up_the_complete_mixed_batch(world):
         assert torch.equal(torch.cat([part[1][1:] for part in mixed]), partners)
         assert {part[2] for part in mixed} == {share}
         assert all(torch.equal(parts[rank][step].all_targets, batch.targets) for rank in range(world))
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 9])
-def test_computed_ahead_yields_all_items_in_order_and_few_ahead(count):
-    computed = []
-
-    def items():
-        for number in range(count):
-            computed.append(number)
-            yield torch.tensor(number)
-
-    for position, item in enumerate(computed_ahead(items(), 2)):
-        assert item == position
-        assert len(computed) <= position + 3
-    assert computed == list(range(count))
-
-
-def test_computed_ahead_passes_errors_on():
-    def items():
-        yield torch.tensor(0)
-        raise UdcError("damaged")
-
-    ahead = computed_ahead(items())
-    assert next(ahead) == 0
-    with pytest.raises(UdcError, match="damaged"):
-        next(ahead)

@@ -17,7 +17,7 @@ from udc_model.data.transforms import Decoding, Preprocessing
 from udc_model.decisions.policy import Policy
 from udc_model.files import Workspace, sha256_of
 from udc_model.inference.inputs import list_inputs
-from udc_model.inference.prediction import computed_ahead, predict
+from udc_model.inference.prediction import predict
 from udc_model.inference.serving import ServedClassifier
 from udc_model.inference.stored_model import open_stored
 from udc_model.models import build_model
@@ -256,25 +256,3 @@ def test_no_usable_image_has_no_estimate(tmp_path, workspace, capsys):
     output = capsys.readouterr()
     assert output.out == "[]\n"
     assert "class frequencies" not in output.err
-
-
-def test_items_are_computed_ahead_in_order_and_errors_arrive():
-    computed = []
-
-    def items():
-        for number in range(5):
-            if number == 4:
-                raise ValueError("the fifth")
-            computed.append(number)
-            yield number
-
-    ahead = computed_ahead(items(), 2)
-    assert next(ahead) == 0
-    assert [next(ahead) for _ in range(3)] == [1, 2, 3]
-    with pytest.raises(ValueError, match="the fifth"):
-        next(ahead)
-    assert computed == [0, 1, 2, 3]
-    endless = computed_ahead(iter(int, 1), 2)
-    assert next(endless) == 0
-    endless.close()  # does not wait for more than what is pending
-    assert list(computed_ahead(iter([]), 3)) == []

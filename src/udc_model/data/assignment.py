@@ -113,15 +113,14 @@ def assign_images(usable: list[UsableImage], classes: list[str], data: DataParam
     keys = [f"{image.checked.sha256} {split or ''}" if data.copies == "keep" else image.checked.sha256
             for image, split in zip(usable, fixed, strict=True)]  # fmt: skip
     components = connected_components(len(usable), [groups, keys])
-    labels = np.array([classes.index(image.source_label) for image in usable], dtype=np.intp)
+    number = {name: k for k, name in enumerate(classes)}
+    labels = np.array([number[image.source_label] for image in usable], dtype=np.intp)
     if missing := missing_splits(fixed, data.splits):
         _check_carving(missing, fixed, data)
         fixed = without_train(fixed)
         result.notes.append(f"the data has no split {' and '.join(missing)}: carved from train, by data.splits")
     splits = assign_splits(labels, components, fixed, data.splits, seed if data.split_seed is None else data.split_seed)
-    labels = np.array(
-        [-1 if image.is_dropped else classes.index(image.record.label) for image in usable], dtype=np.intp
-    )
+    labels = np.array([-1 if image.is_dropped else number[image.record.label] for image in usable], dtype=np.intp)
     _check_classes_in_splits(labels, splits, classes, groups, data)
     result.assigned = [(image, SPLITS[k]) for image, k in zip(usable, splits, strict=True)]
     return result

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from udc_model.data.augmentation import Augmentation, EpochDraws, training_input
+from udc_model.data.background import computed_ahead
 from udc_model.data.packed import PackedSplit
 from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
@@ -214,12 +213,3 @@ class TrainingBatches(Dataset[Tensor]):
     def paths(self, epoch: int, step: int) -> list[str]:
         """Return the file paths of the images of a step."""
         return [self.split.paths[index] for index in self.plan(epoch).indices[step]]
-
-
-def computed_ahead(items: Iterator[Tensor], number: int = 2) -> Iterator[Tensor]:
-    """Yield the items of an iterator, of which a thread computes up to ``number`` ahead."""
-    with ThreadPoolExecutor(1) as thread:
-        waiting = deque(thread.submit(next, items, None) for _ in range(number))
-        while (item := waiting.popleft().result()) is not None:
-            waiting.append(thread.submit(next, items, None))
-            yield item

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from udc_model.config import EvaluateParams
+from udc_model.data.background import computed_ahead
 from udc_model.data.packed import PackedSplit, group_indices
 from udc_model.decisions.calibration import Calibration
 from udc_model.decisions.policy import Decisions, Policy
@@ -94,24 +94,10 @@ def write_predictions(
         csv.writer(handle, lineterminator="\n").writerow([*table.columns, *names])
         starts = range(0, len(table), _ROWS)
         chunks = [logits[start : start + _ROWS] for start in starts]
-        for start, of_logits in zip(starts, _in_background(_logit_lines, chunks), strict=True):
+        for start, of_logits in zip(starts, computed_ahead(map(_logit_lines, chunks), 1), strict=True):
             rows = _csv_lines(table[start : start + _ROWS])
             handle.writelines(map("{},{}\n".format, rows, of_logits))
     return decisions
-
-
-def _in_background(
-    function: Callable[[NDArray[Any]], list[str]], chunks: Sequence[NDArray[Any]]
-) -> Iterator[list[str]]:
-    """The function of each chunk, computed while the caller uses that of the chunk before."""
-    with ThreadPoolExecutor(1) as pool:
-        following: Future[list[str]] | None = None
-        for chunk in chunks:
-            current, following = following, pool.submit(function, chunk)
-            if current is not None:
-                yield current.result()
-        if following is not None:
-            yield following.result()
 
 
 def _csv_lines(table: pd.DataFrame) -> list[str]:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from textwrap import indent
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from udc_model.data.background import computed_ahead
 from udc_model.data.sources.records import printable
 from udc_model.decisions.policy import Policy
 from udc_model.inference.decoding import NamedImage, prepared_frames
@@ -89,16 +88,6 @@ def named_outputs(
     for batch in batches:
         names, images = zip(*batch, strict=True)
         yield list(names), classifier.outputs_of_stored(np.stack(images))
-
-
-def computed_ahead(items: Iterator[Item], count: int = 2) -> Iterator[Item]:
-    """Yield the items of an iterator; a thread computes the next ``count`` of them meanwhile."""
-    end = object()
-    with ThreadPoolExecutor(1) as pool:
-        pending = deque(pool.submit(next, items, end) for _ in range(count))
-        while (item := pending.popleft().result()) is not end:
-            pending.append(pool.submit(next, items, end))
-            yield cast(Item, item)
 
 
 def decided_rows(outputs: Outputs, policy: Policy) -> list[Row]:

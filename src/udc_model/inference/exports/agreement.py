@@ -15,6 +15,7 @@ from tqdm import tqdm
 from udc_model.data.logits import Images
 from udc_model.data.packed import PackedSplit
 from udc_model.data.transforms import Preprocessing
+from udc_model.decisions.familiarity import evenly_spaced
 from udc_model.decisions.policy import Policy
 from udc_model.inference.exports.decision_graph import FAMILIARITY_OUTPUTS
 
@@ -146,7 +147,7 @@ def _inputs(images: Images, takes_images: bool, preprocessing: Preprocessing) ->
 def _resized_decisions(run: Run, images: Images, preprocessing: Preprocessing) -> NDArray[np.int64]:
     """Decisions (n, 2) for enlarged images of several shapes: of the export, and of the export after Pillow."""
     decisions: list[list[int]] = []
-    for row in np.linspace(0, len(images) - 1, min(_RESIZED, len(images))).astype(int):
+    for row in evenly_spaced(len(images), _RESIZED):
         tall, wide = _ENLARGEMENTS[len(decisions) % len(_ENLARGEMENTS)]
         pixels = np.asarray(images[int(row)])
         size = round(wide * pixels.shape[1]), round(tall * pixels.shape[0])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from udc_model import __version__
 from udc_model.data.packed import PackedDataset, PackedSplit
+from udc_model.decisions.familiarity import evenly_spaced
 from udc_model.errors import UdcError
 from udc_model.files import atomic_file, atomic_folder
 from udc_model.inference.exports import huggingface_folder, onnx_file, openvino_folder, torch_file
@@ -171,7 +172,7 @@ def _example(request: ExportRequest, stored: StoredModel) -> torch.Tensor:
 def _calibration(data: PackedDataset | None, stored: StoredModel) -> Iterator[NDArray[np.float32]]:
     """Inputs of images of the calibration split, evenly spaced, for the ranges of activations."""
     images = _split(data, "calibration", stored).images
-    rows = np.unique(np.linspace(0, len(images) - 1, _CALIBRATION_IMAGES).astype(int))
+    rows = evenly_spaced(len(images), _CALIBRATION_IMAGES)
     return inputs_of(np.asarray(images[rows]), stored.preprocessing)
 
 
