@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from udc_model.config import CostParams, EvaluateParams
 from udc_model.errors import UdcError
 
+FAMILIARITY, UNFAMILIAR = "familiarity", "unfamiliar"  # names in all answers, tables and exports
 LEVEL = 0.01  # an image is unfamiliar if its familiarity is at most this
 MOST_DISTANCES = 1999  # of calibration images: with more, the share of flagged images hardly varies less
 _FEWEST_DISTANCES = round(1 / LEVEL) - 1

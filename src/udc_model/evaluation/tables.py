@@ -16,6 +16,7 @@ from udc_model.config import EvaluateParams
 from udc_model.data.background import computed_ahead
 from udc_model.data.packed import PackedSplit, group_indices
 from udc_model.decisions.calibration import Calibration
+from udc_model.decisions.familiarity import FAMILIARITY
 from udc_model.decisions.policy import Decisions, Policy
 from udc_model.errors import UdcError
 from udc_model.evaluation.confusion_sums import ConfusionSums, agreement_metrics, cost_metrics
@@ -33,7 +34,7 @@ from udc_model.evaluation.subgroups import SUBGROUPS, subgroup_table
 from udc_model.evaluation.thresholds import threshold_reliability
 from udc_model.files import json_text
 
-_LOGIT, FAMILIARITY = "logit_", "familiarity"
+_LOGIT = "logit_"
 _ROWS = 4096  # of predictions.csv that are formatted at a time
 WARNINGS = "warnings.json"  # sentences on why the metrics of a split say little
 

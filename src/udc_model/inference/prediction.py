@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from udc_model.data.background import computed_ahead
 from udc_model.data.sources.records import printable
+from udc_model.decisions.familiarity import FAMILIARITY, UNFAMILIAR
 from udc_model.decisions.policy import Policy
 from udc_model.inference.decoding import NamedImage, prepared_frames
 from udc_model.inference.inputs import BadInput, Input
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from udc_model.inference.classifier import TrainedClassifier
 
 _BATCH = 64  # images of a forward pass
-FAMILIARITY, UNFAMILIAR = "familiarity", "unfamiliar"  # names in all answers and tables
 
 
 Row = dict[str, Any]

@@ -14,12 +14,12 @@ import numpy as np
 
 from udc_model.data.sources.records import printable
 from udc_model.decisions.decision import expected_costs
+from udc_model.decisions.familiarity import FAMILIARITY, UNFAMILIAR
 from udc_model.decisions.policy import Policy
 from udc_model.errors import UdcError
 from udc_model.files import atomic_file, write_atomically
 from udc_model.inference.inputs import BadInput
 from udc_model.inference.outputs import Outputs
-from udc_model.inference.prediction import FAMILIARITY, UNFAMILIAR
 from udc_model.records import Record, read_record
 
 # Readers of a folder of Parquet files ignore names that begin with _ or a dot.

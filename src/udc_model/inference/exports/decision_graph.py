@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.actions import REFER
 from udc_model.decisions.calibration import Calibration
+from udc_model.decisions.familiarity import FAMILIARITY, UNFAMILIAR
 from udc_model.decisions.policy import Policy
 from udc_model.inference.exports.resampling import ToStored, pillow_may_resize_rows_first
 from udc_model.inference.feature_distance import FeatureDistance
@@ -30,7 +31,7 @@ OUTPUTS = ("decision", "class", "probabilities", "expected_costs", "logits")
 # Of a policy with familiarity also:
 # familiarity     (N,) float32, a p-value
 # unfamiliar      (N,) bool, whether it is small
-FAMILIARITY_OUTPUTS = ("familiarity", "unfamiliar")
+FAMILIARITY_OUTPUTS = (FAMILIARITY, UNFAMILIAR)
 ALL_OUTPUTS = OUTPUTS + FAMILIARITY_OUTPUTS
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
