@@ -41,7 +41,10 @@ class FeatureStatistics:
     @classmethod
     def fit(cls, features: NDArray[np.float32]) -> FeatureStatistics:
         """The statistics of features (n, M, D) of n > 0 images; equal features give equal bits."""
-        parts = [_whitening(features[:, network].astype(np.float64)) for network in range(features.shape[1])]
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(1):  # with more threads, the last bits depend on the load of the machine
+            parts = [_whitening(features[:, network].astype(np.float64)) for network in range(features.shape[1])]
         whitening, centre = (np.stack(each).astype(np.float32, order="C") for each in zip(*parts, strict=True))
         return cls(whitening, centre)
 
