@@ -1,5 +1,6 @@
 """Damaged bytes of prepared images are found when an image is first read, whoever reads it."""
 
+import json
 import os
 import re
 import shutil
@@ -145,4 +146,12 @@ def test_a_changed_manifest_is_refused(folder, old, new, message):
     path = folder / "manifest.csv"
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(UdcError, match=message):
+        PackedDataset.open(folder)
+
+
+def test_a_pattern_that_prepare_does_not_propose_is_refused(folder):
+    (folder / "checksums.json").unlink()
+    path = folder / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"group_proposal": "(a+)+$"}))
+    with pytest.raises(UdcError, match=r"group_proposal.*is no pattern that stage prepare proposes"):
         PackedDataset.open(folder)

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -15,6 +16,8 @@ from udc_model.config import Params, override_params
 from udc_model.data.applied_corrections import read_applied
 from udc_model.data.corrections import Correction, read_corrections, write_corrections
 from udc_model.data.margins import MARGINS
+from udc_model.data.packed import PackedDataset
+from udc_model.data.quality.group_names import PATTERNS
 from udc_model.files import Workspace
 from udc_model.stages.evaluate import evaluate
 from udc_model.stages.prepare import prepare
@@ -87,6 +90,23 @@ def test_report_and_card_show_them(workspace):
     assert "Labels: 2 of 60 labels are suspicious. 1 test label(s) were corrected: mean cost " in card
     assert "corrected by data/corrections.csv: 1 relabelled" in card
     assert "corrected by data/corrections.csv: 1 relabelled" in page
+
+
+def test_objects_of_training_in_the_test_split_are_reported(workspace, monkeypatch, caplog):
+    def opened(folder):
+        dataset = PackedDataset.open(folder)
+        dataset.info["group_proposal"] = PATTERNS[4]  # groups bar, dot and stripe
+        return dataset
+
+    monkeypatch.setattr("udc_model.stages.evaluate.PackedDataset", SimpleNamespace(open=opened))
+    params = _params(Path("images").resolve())
+    evaluate(params, workspace)
+    sentence = "By their file names, all 10 test images show objects that the network was trained on"
+    assert sentence in (workspace.evaluation / "report.html").read_text()
+    assert sentence in caplog.text
+    monkeypatch.undo()
+    evaluate(params, workspace)
+    assert sentence not in (workspace.evaluation / "report.html").read_text()
 
 
 def test_review_corrects_them_and_the_next_data_has_the_right_labels(workspace, monkeypatch, capsys):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from udc_model.checksums import Sha256, read_checksums
 from udc_model.config import SPLITS
+from udc_model.data.quality.group_names import PATTERNS
 from udc_model.data.stored_preprocessing import PreprocessingRecord
 from udc_model.files import MAX_JSON, parse_json, read_bytes
 from udc_model.records import Record, validated
@@ -41,6 +42,14 @@ class DatasetRecord(Record):
     fetched: dict[str, Any] = Field(default_factory=dict)
     prescribed_splits: list[str] = Field(default_factory=list)
     shortcuts: list[ShortcutRecord] = Field(default_factory=list)
+    group_proposal: str | None = None
+
+    @field_validator("group_proposal")
+    @classmethod
+    def _is_known(cls, pattern: str | None) -> str | None:
+        if pattern is not None and pattern not in PATTERNS:  # another regular expression may not end in any time
+            raise ValueError("is no pattern that stage prepare proposes")
+        return pattern
 
     @model_validator(mode="after")
     def _counts_all(self) -> DatasetRecord:

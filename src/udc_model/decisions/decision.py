@@ -47,14 +47,15 @@ def with_surcharge(costs: Floats, classes: Sequence[int], surcharge: float) -> F
     return increased
 
 
-def clopper_pearson_bound(hits: int | Indices, n: int, confidence: float) -> Floats:
+def clopper_pearson_bound(hits: float | Indices | Floats, n: float, confidence: float) -> Floats:
     """One-sided lower bound in [0, 1] of a share, such as a recall, of which ``hits`` of ``n`` were observed.
 
     Clopper and Pearson 1934, as a quantile of the beta distribution, without the half second that importing scipy.stats
-    takes. The upper bound is one minus the lower bound of ``n - hits``.
+    takes. The upper bound is one minus the lower bound of ``n - hits``. Numbers that are not whole are the share of
+    images that were hit times the number of their groups.
     """
     hits = np.asarray(hits)
-    return np.where(hits == 0, 0.0, betaincinv(np.maximum(hits, 1), n - hits + 1, 1 - confidence))
+    return np.where(hits == 0, 0.0, betaincinv(np.where(hits == 0, 1, hits), n - hits + 1, 1 - confidence))
 
 
 def mean_cost(targets: Indices, decisions: Indices, costs: Floats, weights: Floats | None = None) -> float:

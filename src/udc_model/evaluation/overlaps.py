@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv
+
+from udc_model.decisions.decision import clopper_pearson_bound
 
 _LEAST_SHARE = 0.25  # of each class that is taken for the other one, at the lower limit; one half is guessing
 _ERROR = 0.05  # probability that any pair is named although fewer are mistaken
@@ -65,7 +66,7 @@ def _share(
     chosen = (labels == true) & np.isin(decided, (true, other))
     share = float((decided[chosen] == other).mean())
     n = int(chosen.sum()) if units is None else len(np.unique(units[chosen]))
-    return share, float(betaincinv(share * n, n - share * n + 1, error)) if share else 0.0
+    return share, float(clopper_pearson_bound(share * n, n, 1 - error))
 
 
 def overlap_sentences(pairs: Sequence[Overlap]) -> list[str]:

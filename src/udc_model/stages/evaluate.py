@@ -29,6 +29,7 @@ from udc_model.evaluation.metrics import Metrics, Scored
 from udc_model.evaluation.model_card import write_card
 from udc_model.evaluation.overlaps import overlap_sentences, overlapping_pairs, shortcut_sentence
 from udc_model.evaluation.precision import REFERENCE, PrecisionCheck, compared_rows, resolve_precision
+from udc_model.evaluation.relatives import relatives_sentence
 from udc_model.evaluation.report import model_identity, write_report
 from udc_model.evaluation.subgroups import read_sentences
 from udc_model.evaluation.tables import read_warnings, write_curves, write_predictions, write_split
@@ -156,7 +157,7 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         run.log_dataset(**record["data"], context="evaluation", counts=dataset.info["counts"])
         log_note(run, folder, params, policy, record, scores["test"])
         origin = model_identity(record, evaluation.weights_sha256, tags[f"{OUTS}model"])
-        findings += data_findings(evaluation, scores["test"][0]["balanced_accuracy"])
+        findings += data_findings(evaluation, test, scores["test"][0]["balanced_accuracy"])
         facts = {"record": record, "counts": dataset.info["counts"], "findings": findings,
                  "confidence": params.evaluate.confidence, "data_notes": dataset.notes, "labels": labels}  # fmt: skip
         write_card(folder, provenance=origin, **facts)
@@ -235,15 +236,26 @@ def _report(
         logger.info("test: %s", unfamiliar.to_text())
 
 
-def data_findings(evaluation: _Evaluation, balanced_accuracy: float | None) -> list[str]:
-    """Sentences about classes that overlap, in all images that did not train the model, and about shortcuts."""
+def data_findings(evaluation: _Evaluation, test: Scored, balanced_accuracy: float | None) -> list[str]:
+    """Sentences about what the data does to the result.
+
+    Objects that are in training and test, classes that overlap in all images that did not train the model, shortcuts.
+    """
     dataset, splits, logits = evaluation.dataset, evaluation.splits, evaluation.logits
+    relatives = None
+    if pattern := dataset.info.get("group_proposal"):
+        relatives = relatives_sentence(pattern, dataset.split("train").paths, splits["test"].paths, test,
+                                       evaluation.params.evaluate.confidence)  # fmt: skip
     names = [name for name in splits if len(splits[name])]
     labels = np.concatenate([splits[name].labels for name in names])
     decided = np.concatenate([logits[name].argmax(axis=1) for name in names])
     units = group_indices([group for name in names for group in splits[name].groups])
     pairs = overlapping_pairs(dataset.classes, labels, decided, units)
-    return overlap_sentences(pairs) + shortcut_sentence(dataset.info.get("shortcuts", []), balanced_accuracy)
+    shortcuts = shortcut_sentence(dataset.info.get("shortcuts", []), balanced_accuracy)
+    findings = [*([relatives] if relatives else []), *overlap_sentences(pairs), *shortcuts]
+    for finding in findings:
+        logger.warning("%s", finding)
+    return findings
 
 
 def log_precision(run: StageRun, policy: Policy, calibration: PackedSplit, logits: Logits) -> None:

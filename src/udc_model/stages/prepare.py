@@ -126,6 +126,7 @@ def _write_prepared(
             "conflicting_labels": split.conflicting,
             "near_duplicates": clusters,
             "shortcuts": [asdict(shortcut) for shortcut in found.shortcuts],
+            **({"group_proposal": found.proposal.pattern} if found.proposal else {}),
         },
         source.divisions,
     )  # fmt: skip

@@ -130,9 +130,11 @@ def test_proposal_is_made_by_prepare_and_holds(tmp_path, photograph, prepared):
     (note,) = [note for note in dataset.notes if note.startswith("a random split may leak")]
     assert "form 40 groups with 160 images" in note
     pattern = re.search(r"set data.group: '(.*)'$", note)[1]
+    assert dataset.info["group_proposal"] == pattern
     again = prepared(tmp_path / "shots", image_size=32, group=pattern)
     assert again.manifest["group"].nunique() == 40
     assert not [note for note in again.notes if "may leak" in note]
+    assert "group_proposal" not in again.info
     assert again.info["near_duplicates"]["clusters_across_splits"] == 0
 
 

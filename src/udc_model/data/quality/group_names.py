@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from udc_model.data.quality.fingerprints import all_orientations, fingerprints
 from udc_model.data.quality.traits import StoredTraits
 
-_PATTERNS = (
+PATTERNS = (
     r"^(.+)[ _.-]\(?[0-9]{1,4}\)?\.[^.]+$",  # tile012_3.jpg, tile012 (3).jpg
     r"^(.+)[ _.-][A-Za-z]{1,8}[0-9]*\.[^.]+$",  # tile012_left.jpg
     r"^(.*[0-9])[a-z]\.[^.]+$",  # tile012c.jpg
@@ -59,8 +59,7 @@ def propose_group(paths: Sequence[str], labels: Sequence[str], traits: StoredTra
     paths, labels : of N images.
     traits : of the images.
     """
-    names = [path.rpartition("/")[2].rpartition("#")[0] or path.rpartition("/")[2] for path in paths]
-    candidates = [(pattern, groups) for pattern in _PATTERNS if (groups := _groups(pattern, names)) is not None]
+    candidates = [(pattern, groups) for pattern in PATTERNS if (groups := _plausible_groups(pattern, paths))]
     candidates.sort(key=lambda item: -len(set(item[1])))  # the finest first
     proposal, finer = None, list(paths)
     for pattern, groups in candidates:
@@ -71,20 +70,23 @@ def propose_group(paths: Sequence[str], labels: Sequence[str], traits: StoredTra
     return proposal
 
 
-def _groups(pattern: str, names: Sequence[str]) -> list[str] | None:
-    """The group of each image, or None if they cannot be groups of objects."""
+def groups_by_name(pattern: str, paths: Sequence[str]) -> list[str] | None:
+    """The group of each image by one of `PATTERNS`, or None if a file name does not match."""
     compiled = re.compile(pattern)
-    groups = []
-    for name in names:
-        match = compiled.search(name)
-        if match is None:
-            return None
-        groups.append(match.group(1))
+    names = (path.rpartition("/")[2].rpartition("#")[0] or path.rpartition("/")[2] for path in paths)
+    matches = [compiled.search(name) for name in names]
+    groups = [match.group(1) for match in matches if match is not None]
+    return groups if len(groups) == len(matches) else None
+
+
+def _plausible_groups(pattern: str, paths: Sequence[str]) -> list[str] | None:
+    """The group of each image, or None if they cannot be groups of objects."""
+    groups = groups_by_name(pattern, paths)
     counts = Counter(groups)
+    if groups is None or len(counts) < _LEAST_GROUPS or max(counts.values()) > _LARGEST_SHARE * len(groups):
+        return None
     in_groups = sum(count for count in counts.values() if count > 1)
-    is_plausible = (len(counts) >= _LEAST_GROUPS and max(counts.values()) <= _LARGEST_SHARE * len(names)
-                    and in_groups >= _LEAST_IN_GROUPS * len(names))  # fmt: skip
-    return groups if is_plausible else None
+    return groups if in_groups >= _LEAST_IN_GROUPS * len(groups) else None
 
 
 def _alike(groups: Sequence[str], finer: Sequence[str], labels: Sequence[str], traits: StoredTraits) -> float | None:
