@@ -30,12 +30,15 @@ from udc_model.data.packed import write_packed
 from udc_model.data.transforms import Preprocessing
 from udc_model.evaluation import figures, tables
 from udc_model.files import Workspace
+from udc_model.inference.feature_statistics import FeatureStatistics
+from udc_model.inference.stored_logits import familiarity_arrays
 from udc_model.stages import evaluate as stage
 from udc_model.stages.train import training_params
 
 SHARES = {"train": 1.0, "validation": 0.5, "calibration": 0.5, "test": 1.0}  # of --images
 SIDE = 16  # pixels
 EPOCHS = 20
+FEATURES = 512
 PARTS = {
     stage: ("evaluate", "fit_policy", "lint_costs", "write_predictions", "write_split", "write_curves",
             "find_label_errors", "with_test_corrections", "write_label_quality", "log_scores",
@@ -125,6 +128,9 @@ def synthetic_workspace(root: Path, options: argparse.Namespace) -> tuple[Params
                for name, share in SHARES.items()}  # fmt: skip
     logits = {name: (rng.normal(size=(len(t), options.classes)) + options.margin * np.eye(options.classes)[t])
               .astype(np.float32) for name, t in targets.items()}  # fmt: skip
+    statistics = FeatureStatistics(np.eye(FEATURES, dtype=np.float32)[None], np.zeros((1, FEATURES), np.float32))
+    distances = {name: rng.chisquare(FEATURES, len(t)).astype(np.float32) / FEATURES for name, t in targets.items()}
+    logits |= familiarity_arrays(statistics, distances)
     stage.run_model = lambda *_: logits  # type: ignore[assignment]
     return params, workspace
 

@@ -413,7 +413,7 @@ def json_text(value: Any, indent: str = "") -> str:
         lines = [f"{inner}{json.dumps(name, ensure_ascii=False)}: {json_text(item, inner)}"
                  for name, item in value.items()]  # fmt: skip
         return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
-    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+    if isinstance(value, list) and not {dict, list}.isdisjoint(map(type, value)):
         return "[\n" + ",\n".join(f"{inner}{json_text(item, inner)}" for item in value) + f"\n{indent}]"
     return json.dumps(value, ensure_ascii=False)
 

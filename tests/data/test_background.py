@@ -1,9 +1,11 @@
-"""Tests of iterators whose items a thread computes ahead."""
+"""Tests of work in threads: items that are computed ahead, and functions that run meanwhile."""
+
+import threading
 
 import pytest
 import torch
 
-from udc_model.data.background import computed_ahead
+from udc_model.data.background import computed_ahead, run_in_background
 from udc_model.errors import UdcError
 
 
@@ -53,3 +55,28 @@ def test_items_are_computed_ahead_in_order_and_errors_arrive():
     assert next(endless) == 0
     endless.close()  # does not wait for more than what is pending
     assert list(computed_ahead(iter([]), 3)) == []
+
+
+def test_functions_run_in_the_background_one_after_the_other():
+    done = []
+    with run_in_background() as run:
+        for k in range(20):
+            run(lambda k: done.append((k, threading.get_ident())), k)
+    assert [k for k, _ in done] == list(range(20))
+    assert {thread for _, thread in done} != {threading.get_ident()}
+
+
+def test_an_error_in_the_background_is_raised_at_the_end():
+    def fail():
+        raise UdcError("disk full")
+
+    done = []
+
+    def work():
+        with run_in_background() as run:
+            run(fail)
+            run(done.append, 1)
+
+    with pytest.raises(UdcError, match="disk full"):
+        work()
+    assert done == [1]

@@ -51,7 +51,7 @@ def folder(tmp_path, rng, policy):
     folder.mkdir()
     (folder / "policy.json").write_text(policy.to_json())
     for name in ("validation", "test"):
-        scored, *_ = write_split(folder / name, split, logits, policy, EvaluateParams(resamples=100), [])
+        scored, *_ = write_split(folder / name, split, logits, policy, EvaluateParams(resamples=100))
     write_curves(folder / "test", scored, policy, logits, EvaluateParams(resamples=100))
     return folder
 

@@ -54,7 +54,7 @@ def evaluated(
     logits = (rng.normal(0, 1, (len(labels), n)) + margin * np.eye(n)[labels]).astype(np.float32)
     for name in ("test", "validation"):
         folder, evaluate = workspace.evaluation / name, EvaluateParams(resamples=100)
-        scored, *_ = write_split(folder, split, logits, policy, evaluate, [], order, subgroups)
+        scored, *_ = write_split(folder, split, logits, policy, evaluate, order, subgroups)
         if name == "test":
             write_curves(folder, scored, policy, logits, evaluate)
     if with_figures:

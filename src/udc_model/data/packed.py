@@ -117,9 +117,9 @@ class PackedDataset:
         """
         rows = self.manifest[self.manifest["split"] == name].sort_values("row")
         index = {label: k for k, label in enumerate(self.classes)}
-        labels = np.array([index[label] for label in rows["label"]], dtype=np.int64)
+        labels = np.array([index[label] for label in rows["label"].tolist()], dtype=np.int64)
         images = self._images(name, rows.index.to_numpy())
-        return PackedSplit(images, labels, list(rows["path"]), list(rows["group"]), list(rows["sha256"]))
+        return PackedSplit(images, labels, *(rows[column].tolist() for column in ("path", "group", "sha256")))
 
     def subgroups(self, name: str) -> dict[str, list[str]]:
         """The subgroup of each image of a split, by the names of ``data.subgroups``; ``""`` for none.
@@ -129,7 +129,7 @@ class PackedDataset:
         UdcError
             ``subgroups.csv`` is damaged.
         """
-        columns = read_subgroups(self.folder, list(self.manifest["path"]), ADVICE)
+        columns = read_subgroups(self.folder, self.manifest["path"].tolist(), ADVICE)
         lines = self.manifest[self.manifest["split"] == name].sort_values("row").index
         return {division: [values[line] for line in lines] for division, values in columns.items()}
 

@@ -14,7 +14,7 @@ from udc_model.decisions.calibration import fit_calibration
 from udc_model.decisions.policy import POLICY_FILE, Policy, fit_guarantee
 from udc_model.decisions.prior import SHIFT_LEVEL, describe_prior, estimate_prior, shift_test
 from udc_model.errors import UdcError
-from udc_model.evaluation.tables import logits_of
+from udc_model.evaluation.tables import logits_of, targets_of
 
 _REFITS = 50  # calibrations on resamples of the calibration split
 _SEED = 20210610
@@ -47,7 +47,7 @@ def with_estimated_prior(
         note = ("note: not checked whether more than the class frequencies changed, since the predictions of the "
                 "calibration split are missing; the intervals are too short")  # fmt: skip
     else:
-        known, targets = logits_of(calibration, policy.classes), _targets(calibration, policy.classes)
+        known, targets = logits_of(calibration, policy.classes), targets_of(calibration, policy.classes)
         estimate = estimate_prior(probabilities, training, _refitted(policy, known, targets, logits))
         note = _shift_note(shift_test(probabilities, estimate.prior, training,
                                       policy.calibration.probabilities(known), targets), n)  # fmt: skip
@@ -76,13 +76,6 @@ def check_can_estimate(policy: Policy, calibration: pd.DataFrame | None) -> None
     if policy.recall_floor is not None and calibration is None:
         raise UdcError("--estimate-prior: recall_floor must be fitted again, but calibration/predictions.csv is "
                        "missing beside the policy; run `dvc checkout evaluation` or `dvc repro`")  # fmt: skip
-
-
-def _targets(table: pd.DataFrame, classes: list[str]) -> NDArray[np.intp]:
-    index = {name: k for k, name in enumerate(classes)}
-    if unknown := sorted(set(table["true"]) - set(index)):
-        raise UdcError(f"calibration/predictions.csv: the model has no class {unknown[0]!r}; run evaluate (dvc repro)")
-    return np.array([index[name] for name in table["true"]], dtype=np.intp)
 
 
 def _refitted(

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from udc_model.config import CostEntry, CostParams, EvaluateParams
 from udc_model.data.packed import group_indices
@@ -37,6 +36,7 @@ from udc_model.evaluation.tables import (
     decision_columns,
     familiarity_in,
     logits_of,
+    targets_of,
     write_csv,
 )
 from udc_model.files import make_folder
@@ -93,15 +93,15 @@ class StoredEvaluation:
         if prior is None:
             raise UdcError(f"{POLICY_FILE}: training_prior is missing; run evaluate (dvc repro)")
         policy = fit_policy(
-            evaluate, costs, classes, prior, logits_of(self.calibration, classes), _targets(self.calibration, classes),
-            group_indices(list(self.calibration["group"])), calibration,
+            evaluate, costs, classes, prior, logits_of(self.calibration, classes),
+            targets_of(self.calibration, classes), group_indices(list(self.calibration["group"])), calibration,
         )  # fmt: skip
         stored = self.policy  # the logits are computed, whatever ``evaluate`` says of them
         policy = replace(policy, model_sha256=stored.model_sha256, flip_averaging=stored.flip_averaging,
                          precision=stored.precision,
                          familiarity=self._familiarity(costs.unfamiliar))  # fmt: skip
         decisions = policy.apply(logits_of(self.predictions, classes), familiarity_in(self.predictions))
-        targets = _targets(self.predictions, classes)
+        targets = targets_of(self.predictions, classes)
         groups = group_indices(list(self.predictions["group"]))
         weights = policy.weights(targets)
         return policy, Scored(
@@ -121,7 +121,7 @@ class StoredEvaluation:
 def decided_by(policy: Policy, predictions: pd.DataFrame) -> pd.DataFrame:
     """A predictions table with the decisions of another policy; :class:`UdcError` if it lacks the logits."""
     decisions = policy.apply(logits_of(predictions, policy.classes), familiarity_in(predictions))
-    return predictions.assign(**decision_columns(_targets(predictions, policy.classes), decisions, policy))
+    return predictions.assign(**decision_columns(targets_of(predictions, policy.classes), decisions, policy))
 
 
 def under_costs_of(costs: Policy, policy: Policy, calibration: pd.DataFrame | None) -> Policy:
@@ -144,12 +144,8 @@ def under_costs_of(costs: Policy, policy: Policy, calibration: pd.DataFrame | No
                   deployment_prior=costs.deployment_prior, familiarity=familiarity)  # fmt: skip
     if calibration is None:
         return new
-    logits, targets = logits_of(calibration, policy.classes), _targets(calibration, policy.classes)
+    logits, targets = logits_of(calibration, policy.classes), targets_of(calibration, policy.classes)
     return fit_guarantee(new, logits, targets, group_indices(list(calibration["group"])))
-
-
-def _targets(table: pd.DataFrame, classes: list[str]) -> NDArray[np.intp]:
-    return np.array([classes.index(name) for name in table["true"]], dtype=np.intp)
 
 
 @dataclass(frozen=True)

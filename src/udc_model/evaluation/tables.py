@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from udc_model.config import EvaluateParams
-from udc_model.data.background import computed_ahead
+from udc_model.data.background import computed_ahead, run_now
 from udc_model.data.packed import PackedSplit, group_indices
 from udc_model.decisions.calibration import Calibration
 from udc_model.decisions.familiarity import FAMILIARITY
@@ -81,24 +81,33 @@ def write_predictions(
     logits: NDArray[np.float32],
     policy: Policy,
     distances: NDArray[np.float32] | None = None,
+    run: Callable[..., None] = run_now,
 ) -> Decisions:
     """Decide the images of a split and write ``predictions.csv`` into ``folder``, which is created.
 
     The file has the columns of `predictions_table` and one raw logit per class.
+
+    Parameters
+    ----------
+    run : runs the function that writes the file; see `udc_model.data.background`.
     """
     folder.mkdir()
     familiarity = policy.familiarity_of(distances)
     decisions = policy.apply(logits, familiarity)
     table = predictions_table(split, decisions, policy, familiarity)
-    names = [f"{_LOGIT}{name}" for name in policy.classes]
-    with (folder / "predictions.csv").open("w", encoding="utf-8", newline="") as handle:
+    run(_write_predictions, folder / "predictions.csv", table, logits, policy.classes)
+    return decisions
+
+
+def _write_predictions(path: Path, table: pd.DataFrame, logits: NDArray[np.float32], classes: Sequence[str]) -> None:
+    names = [f"{_LOGIT}{name}" for name in classes]
+    with path.open("w", encoding="utf-8", newline="") as handle:
         csv.writer(handle, lineterminator="\n").writerow([*table.columns, *names])
         starts = range(0, len(table), _ROWS)
         chunks = [logits[start : start + _ROWS] for start in starts]
         for start, of_logits in zip(starts, computed_ahead(map(_logit_lines, chunks), 1), strict=True):
             rows = _csv_lines(table[start : start + _ROWS])
             handle.writelines(map("{},{}\n".format, rows, of_logits))
-    return decisions
 
 
 def _csv_lines(table: pd.DataFrame) -> list[str]:
@@ -131,10 +140,10 @@ def write_split(
     logits: NDArray[np.float32],
     policy: Policy,
     evaluate: EvaluateParams,
-    recall_of: Sequence[tuple[int, str]],
     order: Sequence[int] | None = None,
     subgroups: Mapping[str, Sequence[str]] | None = None,
     distances: NDArray[np.float32] | None = None,
+    run: Callable[..., None] = run_now,
 ) -> tuple[Scored, Metrics, Intervals]:
     """Decide and score the images of a split, and write its tables into ``folder``, which is created.
 
@@ -145,8 +154,10 @@ def write_split(
     order : indices of the classes in the order of tables and plots by class; None is the order of the policy.
     subgroups : of each image, by division, for `subgroup_table`.
     distances : (N,) to the training images; None for a policy without familiarity.
+    run : as in `write_predictions`.
     """
-    decisions = write_predictions(folder, split, logits, policy, distances)
+    decisions = write_predictions(folder, split, logits, policy, distances, run)
+    recall_of = [(policy.classes.index(name), name) for name in evaluate.recall_of]
     scored = Scored(split.labels, decisions.decided, decisions.probabilities, policy.outcome_costs,
                     policy.weights(split.labels), group_indices(split.groups), policy.action_names)  # fmt: skip
     metrics = split_metrics(scored, evaluate.ece_bins, recall_of)
@@ -208,6 +219,15 @@ def logits_of(table: pd.DataFrame, classes: list[str]) -> NDArray[np.float32]:
         raise UdcError(f"predictions.csv: has no column {', '.join(missing[:3])} for classes of policy.json; run "
                        "`dvc repro` again")  # fmt: skip
     return table[columns].to_numpy(dtype=np.float32)
+
+
+def targets_of(table: pd.DataFrame, classes: list[str]) -> NDArray[np.intp]:
+    """The true class indices (N,) of a predictions table; :class:`UdcError` if a class is not among ``classes``."""
+    index = {name: k for k, name in enumerate(classes)}
+    names = table["true"].tolist()
+    if unknown := sorted(set(names) - set(index)):
+        raise UdcError(f"predictions.csv: policy.json has no class {unknown[0]!r}; run `dvc repro` again")
+    return np.array([index[name] for name in names], dtype=np.intp)
 
 
 def metrics_table(metrics: Metrics, intervals: Intervals) -> pd.DataFrame:

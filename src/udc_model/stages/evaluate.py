@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udc_model.config import EvaluateParams, Params
+from udc_model.data.background import run_in_background
 from udc_model.data.packed import PackedDataset, PackedSplit, group_indices
 from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.familiarity import Familiarity, evenly_spaced
@@ -185,24 +186,24 @@ def _write_splits(
     splits, logits, distances = evaluation.splits, evaluation.logits, evaluation.distances
     (folder / POLICY_FILE).write_text(policy.to_json(), encoding="utf-8")
     (folder / FAMILIARITY_FILE).write_bytes(evaluation.statistics)
-    write_predictions(folder / "calibration", splits["calibration"], logits["calibration"], policy,
-                      distances["calibration"])  # fmt: skip
-    recall_of = [(dataset.classes.index(name), name) for name in params.evaluate.recall_of]
     order, subgroups = display_order(params.costs, dataset.classes), dataset.subgroups("test")
     scores: Scores = {}
-    for name in SCORED:
-        scored, metrics, intervals = write_split(
-            folder / name, splits[name], logits[name], policy, params.evaluate, recall_of, order,
-            subgroups if name == "test" else None, distances[name],
-        )  # fmt: skip
-        scores[name] = metrics, intervals
-        figures.draw(folder / name, "classes")
-        if name == "test":
-            test = scored
-            write_curves(folder / name, scored, policy, logits[name], params.evaluate)
-            unfamiliar = write_unfamiliar(folder / name, splits[name], scored, policy, distances[name],
-                                          params.evaluate.confidence)  # fmt: skip
-            figures.draw(folder / name, "curves")
+    with run_in_background() as run:
+        write_predictions(folder / "calibration", splits["calibration"], logits["calibration"], policy,
+                          distances["calibration"], run)  # fmt: skip
+        for name in SCORED:
+            scored, metrics, intervals = write_split(
+                folder / name, splits[name], logits[name], policy, params.evaluate, order,
+                subgroups if name == "test" else None, distances[name], run,
+            )  # fmt: skip
+            scores[name] = metrics, intervals
+            figures.draw(folder / name, "classes")
+            if name == "test":
+                test = scored
+                write_curves(folder / name, scored, policy, logits[name], params.evaluate)
+                unfamiliar = write_unfamiliar(folder / name, splits[name], scored, policy, distances[name],
+                                              params.evaluate.confidence)  # fmt: skip
+                figures.draw(folder / name, "curves")
     return scores, test, unfamiliar
 
 
