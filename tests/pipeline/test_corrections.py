@@ -35,7 +35,9 @@ def test_corrections_run_what_they_change_and_survive_experiments_and_reproducti
     correction = Correction(path, sha256, "relabel", "dot" if not path.startswith("dot") else "bar", "Ada")
     file = project.root / "data/corrections.csv"
     write_corrections(file, [correction])
-    done = project.run("dvc", "exp", "run", "--temp", "--name", "relabelled")  # in another folder, as queued ones
+    project.run("dvc", "exp", "run", "--queue", "--name", "relabelled")
+    project.run("dvc", "exp", "run", "--run-all")
+    done = project.run("dvc", "queue", "logs", "relabelled")
     assert _stages_run(done) == ["prepare", "train", "evaluate"]
     assert _outputs(project) == before
     project.run("dvc", "exp", "apply", "relabelled")
