@@ -6,6 +6,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONPATH := src
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
+# Without bytecode on disk, each of the hundreds of processes that the tests start would compile the package.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo ui test check coverage faults gpu lint docs package bench bench-gpu clean
 
@@ -30,6 +32,7 @@ ui: setup ## compare runs in the browser
 	@udc ui --port $(PORT)
 
 test: setup ## run all tests
+	@python -m compileall -q src
 	@python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: lint ## lint, types and the fast tests: two minutes, before each commit

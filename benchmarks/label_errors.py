@@ -2,6 +2,7 @@
 
     python benchmarks/label_errors.py digits
     python benchmarks/label_errors.py cells FOLDER
+    python benchmarks/label_errors.py clothes FOLDER                 # 300 images per class of Fashion-MNIST
     python benchmarks/label_errors.py trashnet FOLDER --weights efficientnet_lite0.safetensors
     python benchmarks/label_errors.py summary
     python benchmarks/label_errors.py cost
@@ -61,7 +62,8 @@ HELD_OUT = ("validation", "calibration")
 SMALL = ["model.resnet.embedding_size=16", "model.resnet.hidden_sizes=[16,32,64]", "model.resnet.depths=[1,1,1]",
          "model.resnet.layer_type=basic", "model.resnet.downsample_in_first_stage=true",
          "train.precision=fp32"]  # fmt: skip
-SETTINGS = {"digits": [*SMALL, "data.image_size=16"], "cells": [*SMALL, "data.image_size=24"], "trashnet": []}
+SETTINGS = {"digits": [*SMALL, "data.image_size=16"], "cells": [*SMALL, "data.image_size=24"], "trashnet": [],
+            "clothes": [*SMALL, "data.image_size=28"]}  # fmt: skip
 # A platelet that the published data calls a white blood cell. Without this correction it is among the first of the
 # ranking, and counts against it.
 CORRECTED = {"WBC/BloodImage_00113_12.jpg": "Platelets"}
