@@ -22,7 +22,7 @@ from udc_model.config.reference import parameters_markdown  # noqa: E402
 
 REPOSITORY = "https://github.com/udc-model/udc-model"
 PACKAGES = ("config", "data", "fetch", "models", "decisions", "training", "inference", "evaluation", "tracking",
-            "experiments", "stages", "project")  # fmt: skip
+            "experiments", "stages", "project", "maintenance")  # fmt: skip
 
 project = "UDC-Model"
 author = "UDC-Model contributors"

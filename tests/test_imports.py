@@ -40,7 +40,8 @@ ALLOWED = {
     "stages": (*APPLICATION, "program", "installed"),
     "experiments": (*APPLICATION, "installed"),
     "project": (*GROUND, "data", "installed", "stages"),  # of stages: the code that each depends on
-    "cli": (*APPLICATION, "program", "stages", "experiments", "fetch", "project"),
+    "maintenance": (*APPLICATION, "installed", "stages", "experiments", "project"),  # of all that a project has on disk
+    "cli": (*APPLICATION, "program", "stages", "experiments", "fetch", "project", "maintenance"),
 }
 ROOT_MODULES = {"__init__", "checksums", "errors", "files", "installed", "program", "records"}
 WITHOUT_TORCH = ("checksums", "config", "decisions", "model_files", "records", "tracking")

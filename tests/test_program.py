@@ -42,7 +42,7 @@ def test_an_unexpected_exception_is_one_message_and_a_log_file(caplog):
     (log,) = Path(".udc/errors").iterdir()
     assert status == 70
     assert message.splitlines()[0] == "error: unexpected IndexError: of http://host/x"
-    assert f"Please report it with the file {log.resolve()}, see https://github.com/" in message
+    assert f"Please report it with the file {log.resolve()} and the output of `udc doctor`, see https" in message
     text = log.read_text()
     assert "Traceback" in text
     assert "in _raise" in text

@@ -165,7 +165,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise UdcError(f"{target}: cannot be written: {error}") from error
     finally:
-        _try_to_remove(scratch)
+        try_to_remove(scratch)
 
 
 def _replace_folder(source: Path, target: Path) -> None:
@@ -197,11 +197,11 @@ def _scratch_of(target: Path) -> Path:
 def _remove_abandoned(target: Path) -> None:
     """Remove what killed writers of ``target`` have left beside it."""
     for leftover in target.parent.glob(f".{target.name}.*.partial"):
-        if _is_abandoned(leftover):
-            _try_to_remove(leftover)
+        if is_abandoned(leftover):
+            try_to_remove(leftover)
 
 
-def _is_abandoned(scratch: Path) -> bool:
+def is_abandoned(scratch: Path) -> bool:
     """Whether the writer of a scratch file or folder was killed: the process in its name does not run on this machine,
     and no process of another machine is in a `_locked` block of it."""
     try:
@@ -418,13 +418,22 @@ def json_text(value: Any, indent: str = "") -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+def size_text(size: float) -> str:
+    """A number of bytes with its unit, for a person."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file as a hexadecimal string."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _try_to_remove(path: Path) -> None:
+def try_to_remove(path: Path) -> None:
     """Remove a file or folder, also a write-protected folder; log a warning if that fails."""
     try:
         try:

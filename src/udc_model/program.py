@@ -70,9 +70,9 @@ def exit_status(main: Callable[[], None]) -> int:
         if _is_lack_of_memory(error):
             logger.error("error: not enough memory: %s (details: %s)", _first_line(error), _write_log(error))
             return 1
-        logger.error("error: unexpected %s: %s\nThis is a fault of UDC-Model. Please report it with the file %s, see "
-                     "https://github.com/udc-model/udc-model/issues", type(error).__name__, _first_line(error),
-                     _write_log(error))  # fmt: skip
+        logger.error("error: unexpected %s: %s\nThis is a fault of UDC-Model. Please report it with the file %s and "
+                     "the output of `udc doctor`, see https://github.com/udc-model/udc-model/issues",
+                     type(error).__name__, _first_line(error), _write_log(error))  # fmt: skip
         return UNEXPECTED
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # no traceback from a library that is interrupted at exit

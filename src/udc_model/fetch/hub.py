@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from udc_model.errors import UdcError
-from udc_model.fetch.image_folder import check_disk, size_text
-from udc_model.files import sha256_of
+from udc_model.fetch.image_folder import check_disk
+from udc_model.files import sha256_of, size_text
 
 logger = logging.getLogger(__name__)
 

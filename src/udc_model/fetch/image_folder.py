@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from udc_model.errors import UdcError
+from udc_model.files import size_text
 
 SPLIT_FOLDERS = {
     "train": "train", "training": "train", "trainval": "train",
@@ -124,15 +125,6 @@ def check_disk(folder: Path, needed: int, name: str) -> None:
     if free < needed:
         raise UdcError(f"{name}: needs {size_text(needed)}, but {existing} has {size_text(free)} free; "
                        "make room, or choose another disk")  # fmt: skip
-
-
-def size_text(size: float) -> str:
-    """A number of bytes with its unit."""
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
 
 
 def description(name: str, revision: str, url: str, licence: str | None, writer: ImageFolderWriter,

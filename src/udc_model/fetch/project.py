@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 from udc_model.data.source_record import RECORD
 from udc_model.errors import UdcError
 from udc_model.fetch.huggingface_sets import fetch_huggingface
-from udc_model.fetch.image_folder import check_disk, safe_name, size_text
+from udc_model.fetch.image_folder import check_disk, safe_name
 from udc_model.fetch.torchvision_sets import fetch_torchvision
-from udc_model.files import atomic_folder
+from udc_model.files import atomic_folder, size_text
 
 if TYPE_CHECKING:
     from dvc.repo import Repo

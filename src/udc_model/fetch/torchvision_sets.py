@@ -18,8 +18,8 @@ from typing import Any
 from tqdm import tqdm
 
 from udc_model.errors import UdcError
-from udc_model.fetch.image_folder import ImageFolderWriter, check_disk, description, png, size_text
-from udc_model.files import atomic_folder, sha256_of
+from udc_model.fetch.image_folder import ImageFolderWriter, check_disk, description, png
+from udc_model.files import atomic_folder, sha256_of, size_text
 
 logger = logging.getLogger(__name__)
 

@@ -68,6 +68,16 @@ class Progress:
         scratch.replace(folder / "sent.json")
 
 
+def is_delivered(folder: Path) -> bool:
+    """Whether MLflow has all of a journal that its stage ended; false if the journal is damaged or has vanished."""
+    try:
+        last, position = list(read_entries(folder))[-1]
+        is_complete = position == (folder / "journal.jsonl").stat().st_size  # no incomplete line
+        return is_complete and last["kind"] == "end" and Progress.load(folder).position == position
+    except (OSError, ValueError, TypeError, LookupError):
+        return False
+
+
 def store_of(folder: Path, header: Entry) -> str:
     """The address, without credentials, of the store that a journal is for.
 

@@ -58,7 +58,7 @@ def relocate(database: Path) -> Relocation:
         former = {folder for table, column in _COLUMNS for folder in _former(connection, here, table, column)}
         for table, column in _COLUMNS:
             for row, place in _places(connection, table, column):
-                path = _path(place)
+                path = local_path(place)
                 folder = path and next((each for each in former if path.is_relative_to(each)), None)
                 if path is None or folder is None:
                     continue
@@ -79,7 +79,7 @@ def _connect(database: Path) -> sqlite3.Connection:
 def _former(connection: sqlite3.Connection, here: Path, table: str, column: str) -> Iterator[Path]:
     """The folders with ``mlartifacts`` in the places of one column, except ``here``."""
     for _, place in _places(connection, table, column):
-        path = _path(place)
+        path = local_path(place)
         if path is None or ARTIFACTS not in path.parts:
             continue
         folder = Path(*path.parts[: path.parts.index(ARTIFACTS)])
@@ -103,7 +103,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _path(place: str) -> Path | None:
+def local_path(place: str) -> Path | None:
     """The absolute path that a place names; None if it is not on this machine's disk (``s3://…``, ``models:/…``)."""
     if place.startswith("file:"):
         return Path(unquote(urlsplit(place).path))
