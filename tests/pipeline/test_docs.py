@@ -41,6 +41,7 @@ RUN_BY = {
     "udc recipe": "test_the_command_lists_shows_and_writes",
     "udc doctor": "test_the_command_is_a_process_of_its_own",
     "udc gc": "test_the_command_deletes_and_releases_the_lock",
+    "udc explain": "test_udc_explain_explains_files",
     "udc labels review": "test_each_key_writes_its_correction",
     "udc upgrade": "test_unchanged_files_are_replaced_and_changes_reported",
     "udc fetch torchvision": "test_fetched_set_is_tracked_trained_on_and_recorded",

@@ -16,41 +16,13 @@ from udc_model.evaluation.redecision import StoredEvaluation, decided_by, under_
 from udc_model.evaluation.tables import read_predictions
 from udc_model.evaluation.unfamiliar import read_unfamiliar
 from udc_model.experiments.reproduction import _familiarity_differences
-from udc_model.files import Workspace
 from udc_model.inference.classifier import TrainedClassifier
 from udc_model.inference.feature_statistics import FAMILIARITY_FILE
 from udc_model.inference.stored_model import open_stored
 from udc_model.stages.evaluate import evaluate
-from udc_model.stages.prepare import prepare
 from udc_model.stages.resolve import resolve
-from udc_model.stages.train import train
 
 pytestmark = pytest.mark.slow
-SETTINGS = ["data.source=folder", "data.image_size=16", "costs.preset=uniform", "model.preset=resnet-mini",
-            "train.epochs=1", "train.batch_size=12", "train.device=cpu", "train.precision=fp32", "costs.refer=0.4",
-            "data.splits={train: 0.3, validation: 0.1, calibration: 0.4, test: 0.2}"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, shapes_at):
-    """A workspace with a model that was trained for one epoch, and its parameters."""
-    root = tmp_path_factory.mktemp("project")
-    params = override_params([*SETTINGS, f"data.path={shapes_at(root / 'shapes')}"])
-    workspace = Workspace(root / "work")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UDC_SENDER", "off")
-        patch.chdir(root)
-        train(resolve(params, prepare(params, workspace)).train, workspace)
-        evaluate(params, workspace)
-    return workspace, params
-
-
-@pytest.fixture
-def project(trained, monkeypatch):
-    """The same, in its folder."""
-    monkeypatch.setenv("UDC_SENDER", "off")
-    monkeypatch.chdir(trained[0].root.parent)
-    return trained
 
 
 def test_the_stored_model_gives_the_distances_of_the_policy(project):
@@ -83,7 +55,7 @@ def test_too_few_calibration_images_are_said_to_be_too_few(project, caplog):
     assert sentence[1:] in (workspace.evaluation / "report.html").read_text()
     assert f"- On unfamiliar images: {sentence}." in (workspace.evaluation / "README.md").read_text()
     with pytest.raises(UdcError, match=r"costs\.unfamiliar: refer needs 99 images in the calibration split"):
-        resolve(override_params([*SETTINGS, "costs.unfamiliar=refer"]),
+        resolve(params.model_copy(update={"costs": params.costs.model_copy(update={"unfamiliar": "refer"})}),
                 PackedDataset.open(workspace.prepared).info)  # fmt: skip
 
 

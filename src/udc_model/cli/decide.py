@@ -125,6 +125,37 @@ def _prior_estimation(evaluation: Path, stored: Policy) -> Callable[[Policy, NDA
     return adapt
 
 
+def _explain_arguments(parser: Parser) -> None:
+    parser.add_argument("paths", nargs="*", metavar="PATH",
+                        help="image files or folders of them (default: the images that the report explains or should "
+                        "explain)")  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("explanations.html"), metavar="FILE",
+                        help="the page to write (default: %(default)s)")  # fmt: skip
+    add_root(parser, "model/, evaluation/ and data/prepared/")
+
+
+def _explain(options: argparse.Namespace) -> None:
+    check_target(options.out, ".html")
+    from udc_model.inference.inputs import BadInput, list_inputs
+    from udc_model.stages.explain import explain_evaluation, explain_images
+
+    workspace = Workspace(options.root)
+    bad: list[BadInput] = []
+
+    def report(each: BadInput) -> None:
+        bad.append(each)
+        sys.stderr.write(f"{each}\n")
+
+    if options.paths:
+        count = explain_images(list_inputs(options.paths), workspace, report, options.out)
+    else:
+        count = explain_evaluation(workspace, options.out)
+    if count:
+        sys.stdout.write(f"{options.out}: {count:,} image(s) explained\n")
+    if bad:
+        raise UdcError(f"{len(bad):,} image(s) could not be used")
+
+
 def _decide_arguments(parser: Parser) -> None:
     parser.add_argument("-S", "--set", dest="settings", action="append", default=[], metavar="NAME=VALUE",
                         help="a parameter of costs or evaluate that replaces the one in params.yaml")  # fmt: skip
@@ -226,6 +257,13 @@ COMMANDS = (
     Command("Decide", "predict", "decide images with the trained model", _predict, _predict_arguments),
     Command("Decide", "serve", "decide images over HTTP", _serve, _serve_arguments),
     Command("Decide", "score", "decide any number of images into a folder of Parquet files", _score, _score_arguments),
+    Command(
+        "Decide",
+        "explain",
+        "show where the network finds its evidence, and similar training images",
+        _explain,
+        _explain_arguments,
+    ),
     Command("Decide", "decide", "decide stored predictions again under other costs", _decide, _decide_arguments),
     Command(
         "Decide",

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from udc_model.data.stored_images import StoredImages
 from udc_model.decisions.actions import REFER
 from udc_model.decisions.policy import Policy
+from udc_model.evaluation.explanations import Explanations
 from udc_model.evaluation.label_findings import LabelFindings
+from udc_model.evaluation.report_explanations import Section, explained_sections
 from udc_model.evaluation.report_images import png_uri, sheet_uri, thumbnail_uri
 from udc_model.evaluation.subgroups import SUBGROUPS, read_sentences, read_subgroup_table
 from udc_model.evaluation.tables import read_warnings
@@ -54,6 +56,8 @@ def render_report(
     images: StoredImages | NDArray[np.uint8],
     record: Mapping[str, Any],
     data_report: str | None = None,
+    explanations: Explanations | None = None,
+    training_images: StoredImages | NDArray[np.uint8] | None = None,
     **facts: Any,
 ) -> str:
     """Render the report as HTML.
@@ -64,11 +68,18 @@ def render_report(
     training : folder with the training curves and examples of augmented images.
     images : (N, S, S, C) prepared images of the test split.
     data_report : path of ``data_report.html`` from the folder of the page; None if there is none.
+    explanations : of test images; None leaves them out.
+    training_images : prepared images of the training split, of which explanations show some.
     record, facts : the arguments of `report_contents`.
     """
-    folder = evaluation / "test"
+    folder, contents = evaluation / "test", report_contents(evaluation, record, **facts)
+    sections: list[Section] = []
+    if explanations is not None and training_images is not None:
+        sections = explained_sections(folder, contents["policy"].classes, explanations, images, training_images)
     return _template().render(
-        report_contents(evaluation, record, **facts),
+        contents,
+        sections=sections,
+        method=None if explanations is None else explanations.method,
         mistakes=_mistakes(folder, images),
         least_familiar=_least_familiar(folder, images),
         figures={section: _figures(folder, figures) for section, figures in _FIGURES.items()},

@@ -22,12 +22,12 @@ def png_uri(path: Path) -> str:
     return _uri(path.read_bytes(), "png")
 
 
-def thumbnail_uri(pixels: NDArray[np.uint8]) -> str:
-    """An image (S, S, C) as a data URI."""
+def thumbnail_uri(pixels: NDArray[np.uint8], side: int = _THUMBNAIL) -> str:
+    """An image (S, S, C) as a data URI, with at most ``side`` pixels, or `_PIXELS` if that is more, on a side."""
     image = Image.fromarray(pixels.squeeze())
     if max(image.size) <= _PIXELS:
         return _encoded(image, "png")
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    image.thumbnail((side, side))
     return _encoded(image, "jpeg")
 
 

@@ -16,6 +16,7 @@ from udc_model.config import EvaluateParams
 from udc_model.data.background import computed_ahead, run_now
 from udc_model.data.packed import PackedSplit, group_indices
 from udc_model.decisions.calibration import Calibration
+from udc_model.decisions.decision import expected_costs
 from udc_model.decisions.familiarity import FAMILIARITY
 from udc_model.decisions.policy import Decisions, Policy
 from udc_model.errors import UdcError
@@ -36,6 +37,7 @@ from udc_model.files import json_text
 
 _LOGIT = "logit_"
 _ROWS = 4096  # of predictions.csv that are formatted at a time
+REFERRED, _MOST_REFERRED = "referred.csv", 12  # images whose decision is no class
 WARNINGS = "warnings.json"  # sentences on why the metrics of a split say little
 
 
@@ -165,6 +167,8 @@ def write_split(
     write_csv(metrics_table(metrics, intervals), folder / "metrics.csv")
     write_confusion(folder, scored, policy, evaluate.confidence, order)
     write_csv(costliest_mistakes(split.paths, scored, policy), folder / "costliest_mistakes.csv")
+    if policy.action_names:
+        write_csv(referred_images(split.paths, scored, policy), folder / REFERRED)
     if subgroups and any(map(any, subgroups.values())):
         table = subgroup_table(scored, subgroups, recall_of, policy.classes, evaluate.confidence)
         write_csv(table, folder / SUBGROUPS)
@@ -395,3 +399,24 @@ def costliest_mistakes(paths: Sequence[str], scored: Scored, policy: Policy) -> 
         "row": np.arange(len(top)),
     })[is_wrong]  # fmt: skip
     return pd.DataFrame(table.sort_values(["cost", "probability", "path"], ascending=[False, False, True]))
+
+
+def referred_images(paths: Sequence[str], scored: Scored, policy: Policy) -> pd.DataFrame:
+    """The images whose decision is no class, at most `_MOST_REFERRED`, those whose best class costs most first.
+
+    ``expected_cost`` is that of the class of least expected cost, which a decision for a class would have cost;
+    ``row`` is the image's index in the split.
+    """
+    rows = np.flatnonzero(scored.decided >= scored.num_classes)
+    p = scored.probabilities[rows]
+    cost = expected_costs(p, np.array(policy.class_costs)).min(axis=1)
+    order = np.lexsort((rows, -cost))[:_MOST_REFERRED]
+    rows, classes = rows[order], np.array(policy.classes, dtype=object)
+    return pd.DataFrame({
+        "path": [paths[int(row)] for row in rows],
+        "true": classes[scored.targets[rows]],
+        "decided": np.array(policy.outcomes, dtype=object)[scored.decided[rows]],
+        "most_probable": classes[p[order].argmax(axis=1)],
+        "expected_cost": cost[order],
+        "row": rows,
+    })  # fmt: skip

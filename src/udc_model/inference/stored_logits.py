@@ -12,6 +12,7 @@ import logging
 import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def stored_logits(
     -------
     Logits (N, K) by split, and what `familiarity_arrays` adds to them.
     """
-    path = folder / f"{_key(model, data_digest, evaluate, code)}.npz"
+    path = folder / f"{logits_key(model, data_digest, evaluate, code)}.npz"
     try:
         with np.load(path, allow_pickle=False) as file:
             logits = {name: np.asarray(file[name], dtype=np.float32) for name in file.files}
@@ -86,11 +87,19 @@ def familiarity_in(arrays: Logits) -> tuple[FeatureStatistics, Logits]:
     return FeatureStatistics(arrays[_WHITENING], arrays[_CENTRE]), distances
 
 
-def _key(model: Path, data_digest: str, evaluate: EvaluateParams, code: Sequence[Path]) -> str:
+def logits_key(model: Path, data_digest: str, evaluate: EvaluateParams, code: Sequence[Path]) -> str:
+    """Digest of all that determines logits; the parameters are those of `stored_logits`."""
     digest = hashlib.sha256()
     for path in [*sorted(model.iterdir()), *code]:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        status = path.stat()
+        digest.update(_digest_of(path.resolve(), status.st_ino, status.st_size, status.st_mtime_ns))
     versions = (version("torch"), version("numpy"), os.environ.get("UDC_KERNELS"))
     settings = (data_digest, evaluate.batch_size, evaluate.flip_averaging, evaluate.precision, versions)
     digest.update(repr(settings).encode())
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def _digest_of(path: Path, *identity: int) -> bytes:
+    """SHA-256 of a file; several keys are made of the same model, which can have a gigabyte."""
+    return hashlib.sha256(path.read_bytes()).digest()

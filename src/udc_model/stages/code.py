@@ -46,6 +46,7 @@ STAGES = {
         "models",
         "native",
         "stages/evaluate.py",
+        "stages/explanations.py",
     ),
 }
 FEATURES = (
@@ -65,8 +66,15 @@ LOGITS = (
     "inference/feature_distance.py",
     "inference/feature_statistics.py",
     "inference/fused.py",
+    "inference/neighbours.py",
     "models",
     "native",
+)
+EXPLANATIONS = (
+    *LOGITS,
+    "evaluation/explanations.py",
+    "inference/explainer.py",
+    "inference/saliency.py",
 )
 
 

@@ -17,11 +17,12 @@ from udc_model.config import EvaluateParams, Params
 from udc_model.data.background import run_in_background
 from udc_model.data.packed import PackedDataset, PackedSplit, group_indices
 from udc_model.data.transforms import Preprocessing
-from udc_model.decisions.familiarity import Familiarity, evenly_spaced
+from udc_model.decisions.familiarity import Familiarity
 from udc_model.decisions.lint import lint_costs
 from udc_model.decisions.matrix import display_order
 from udc_model.decisions.policy import POLICY_FILE, Policy, fit_policy
 from udc_model.errors import UdcError
+from udc_model.evaluation.explanations import Explanations
 from udc_model.evaluation.figures import FigureProcess
 from udc_model.evaluation.intervals import Intervals
 from udc_model.evaluation.label_findings import LabelFindings, find_label_errors, with_test_corrections
@@ -53,6 +54,7 @@ from udc_model.stages.evaluation_log import (
     log_scores,
     log_training,
 )
+from udc_model.stages.explanations import ExplanationStore
 from udc_model.stages.resolve import load_evaluation_params
 from udc_model.stages.run_note import run_name
 from udc_model.tracking.provenance import dvc_hash
@@ -99,6 +101,7 @@ class _Evaluation:
     logits, distances : of the images of each split; see `run_model` for what else is in ``logits``.
     statistics : contents of the file with the statistics of features.
     weights_sha256 : digest of the weights.
+    explanations : of test images, those that no cost changes.
     """
 
     params: Params
@@ -110,6 +113,7 @@ class _Evaluation:
     statistics: bytes
     weights_sha256: str
     policy: Policy
+    explanations: Explanations
 
     @classmethod
     def of(cls, params: Params, workspace: Workspace) -> _Evaluation:
@@ -131,7 +135,9 @@ class _Evaluation:
                                       distances["calibration"], groups, params.costs.unfamiliar)  # fmt: skip
         weights = sha256_of(workspace.model / "model.safetensors")
         policy = replace(policy, model_sha256=weights, precision=params.evaluate.precision, familiarity=familiarity)
-        return cls(params, dataset, record, splits, logits, distances, contents, weights, policy)
+        store = ExplanationStore(workspace, dataset, params.evaluate)
+        explanations = store.explanations(logits["test"], distances["test"])
+        return cls(params, dataset, record, splits, logits, distances, contents, weights, policy, explanations)
 
 
 def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
@@ -164,7 +170,9 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         write_card(folder, provenance=origin, **facts)
         log_model(run, workspace.model, folder)
         figures.finish()
-        report = facts | {"training": workspace.training, "images": evaluation.splits["test"].images}
+        report = facts | {"training": workspace.training, "images": evaluation.splits["test"].images,
+                          "explanations": evaluation.explanations,
+                          "training_images": dataset.split("train").images}  # fmt: skip
         data_report = log_data_report(run, workspace.prepared)
         write_report(folder, **report, provenance=origin, data_report=f"../{data_report}" if data_report else None)
         log_evaluation(run, folder, origin, report | {"data_report": data_report})
@@ -288,10 +296,8 @@ def run_model(
     classifier = TrainedClassifier.of(*stored, evaluate.flip_averaging, evaluate.precision)
     if classifier.classes != dataset.classes:
         raise UdcError(f"{workspace.model} was trained on other classes than {workspace.prepared}; run `dvc repro`")
-    training = dataset.split("train").images
-    references = training[evenly_spaced(len(training), MOST_REFERENCES)]
-    features = classifier.features_of_stored(references, evaluate.batch_size, "features of training images")
-    statistics = FeatureStatistics.fit(features)
+    references = ExplanationStore(workspace, dataset, evaluate).compute_training_features(classifier)
+    statistics = FeatureStatistics.fit(references.features[:MOST_REFERENCES])
     classifier.use_statistics(statistics)
     outputs = {name: classifier.outputs_of_stored(split.images, evaluate.batch_size, f"scoring {name}")
                for name, split in splits.items()}  # fmt: skip
