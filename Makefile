@@ -62,6 +62,7 @@ package: setup ## build and check the source archive and the wheel in dist/
 	@twine check --strict dist/*
 	@python -m zipfile -l dist/*.whl | grep -q udc_native || (echo "the wheel has no native kernels" && false)
 	@python -m zipfile -l dist/*.whl | grep -q project/templates/dvc.yaml.j2 || (echo "the wheel has no templates" && false)
+	@python -m zipfile -l dist/*.whl | grep -q evaluation/what_if_page.js || (echo "the wheel has no scripts of the report" && false)
 
 bench: setup ## measure models and training runs beside transformers, torchvision and timm
 	@python benchmarks/models.py

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -11,21 +12,31 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from udc_model.config import EvaluateParams, Params
+from udc_model.config import CostParams, EvaluateParams, Params
 from udc_model.data.packed import PackedDataset, PackedSplit, write_packed
 from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.policy import Policy
 from udc_model.evaluation.figures import FigureCache, draw_figures
 from udc_model.evaluation.label_findings import LabelFindings
+from udc_model.evaluation.metrics import Scored
 from udc_model.evaluation.model_card import render_card
 from udc_model.evaluation.report import render_report
 from udc_model.evaluation.report_images import sheet_uri, thumbnail_uri
 from udc_model.evaluation.subgroups import read_subgroup_table
-from udc_model.evaluation.tables import read_metrics, read_warnings, write_curves, write_split
+from udc_model.evaluation.tables import (
+    logits_of,
+    read_metrics,
+    read_predictions,
+    read_warnings,
+    write_curves,
+    write_split,
+)
 from udc_model.evaluation.verdict import cost_text
+from udc_model.evaluation.what_if import WhatIf
 from udc_model.files import Workspace
 from udc_model.stages.train import training_params
 
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 NAMES = ["<script>alert(1)</script>", "b & c", "plain"]
 PROVENANCE = {
     "MLflow run": "0a1b2c",
@@ -178,7 +189,7 @@ def test_the_costliest_mistakes_have_their_images(tmp_path, rng):
     workspace = evaluated(tmp_path, rng, ["a", "b", "c"], per_class=30, margin=1.0)
     mistakes = pd.read_csv(workspace.evaluation / "test" / "costliest_mistakes.csv")
     page = render(workspace, ["a", "b", "c"])
-    cards = re.findall(r'<li><img src="data:image/png;base64,([^"]+)" alt="([^"]+)"', page)
+    cards = re.findall(r'<li[^>]*><img src="data:image/png;base64,([^"]+)" alt="([^"]+)"', page)
     assert len(cards) == min(12, len(mistakes)) == 12
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(cards[0][0]))))
     assert np.array_equal(shown, np.load(workspace.prepared / "test.npy")[mistakes["row"][0]])
@@ -348,3 +359,40 @@ def test_report_links_to_the_report_on_the_images_if_there_is_one(tmp_path, rng)
     assert "href" not in render(workspace, ["a", "b"])
     page = render(workspace, ["a", "b"], data_report="../data/prepared/data_report.html")
     assert re.findall(r'href="([^"]*)"', page) == ["../data/prepared/data_report.html"]
+
+
+def what_if_of(workspace, classes):
+    policy = Policy.load(workspace.evaluation)
+    logits = logits_of(read_predictions(workspace.evaluation / "test/predictions.csv"), classes)
+    decisions, targets = policy.apply(logits), np.repeat(np.arange(len(classes)), len(logits) // len(classes))
+    scored = Scored(targets, decisions.decided, decisions.probabilities, policy.outcome_costs, actions=[])
+    return WhatIf.of(policy, CostParams(), scored, logits)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium on this machine (apt install chromium)")
+def test_other_costs_are_shown_at_the_images_and_no_request_leaves_the_file(tmp_path, rng):
+    from playwright.sync_api import sync_playwright
+
+    workspace = evaluated(tmp_path, rng, NAMES, per_class=30, margin=1.0, training_prior=[0.5, 0.3, 0.2])
+    path, requests, errors = tmp_path / "report.html", [], []
+    path.write_text(render(workspace, NAMES, what_if=what_if_of(workspace, NAMES)), encoding="utf-8")
+    mistakes = pd.read_csv(workspace.evaluation / "test/costliest_mistakes.csv")
+    with sync_playwright() as tools:
+        browser = tools.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 420, "height": 900})
+        page.set_default_timeout(60_000)
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(path.as_uri())
+        assert page.locator(".now").count() == 0
+        page.check("#can-refer")
+        page.fill("#refer", "0")
+        page.locator(".now").first.wait_for()
+        shown = page.locator("[data-test-row] .now").all_inner_texts()
+        assert shown == ["with the costs below: refer, cost 0"] * min(12, len(mistakes))
+        assert page.evaluate("document.documentElement.scrollWidth") <= 420
+        refused = page.evaluate("fetch('https://example.org').then(() => false, () => true)")
+        assert refused
+        browser.close()
+    assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
+    assert errors == []

@@ -52,7 +52,9 @@ def test_too_few_calibration_images_are_said_to_be_too_few(project, caplog):
     caplog.set_level(logging.INFO)
     evaluate(params, workspace)
     assert f"test: {sentence}" in caplog.messages
-    assert sentence[1:] in (workspace.evaluation / "report.html").read_text()
+    report = (workspace.evaluation / "report.html").read_text()
+    assert sentence[1:] in report
+    assert '"canReferUnfamiliar":false' in report
     assert f"- On unfamiliar images: {sentence}." in (workspace.evaluation / "README.md").read_text()
     with pytest.raises(UdcError, match=r"costs\.unfamiliar: refer needs 99 images in the calibration split"):
         resolve(params.model_copy(update={"costs": params.costs.model_copy(update={"unfamiliar": "refer"})}),

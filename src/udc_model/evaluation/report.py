@@ -1,4 +1,7 @@
-"""``report.html``: one self-contained page about an evaluation; its only link is that to the report on the data."""
+"""``report.html``: one self-contained page about an evaluation; its only link is that to the report on the data.
+
+A policy in the page forbids the browser to load or send anything, whatever the page contains.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ from udc_model.evaluation.subgroups import SUBGROUPS, read_sentences, read_subgr
 from udc_model.evaluation.tables import read_warnings
 from udc_model.evaluation.unfamiliar import LEAST_FAMILIAR, read_unfamiliar
 from udc_model.evaluation.verdict import Verdict, cost_text, verdict
+from udc_model.evaluation.what_if import WhatIf
 
 Metric = tuple[float, float, float]  # value, low and high end of its interval; NaN where undefined
 
@@ -58,6 +62,7 @@ def render_report(
     data_report: str | None = None,
     explanations: Explanations | None = None,
     training_images: StoredImages | NDArray[np.uint8] | None = None,
+    what_if: WhatIf | None = None,
     **facts: Any,
 ) -> str:
     """Render the report as HTML.
@@ -70,6 +75,7 @@ def render_report(
     data_report : path of ``data_report.html`` from the folder of the page; None if there is none.
     explanations : of test images; None leaves them out.
     training_images : prepared images of the training split, of which explanations show some.
+    what_if : what the page needs to decide under other costs; None leaves this part out.
     record, facts : the arguments of `report_contents`.
     """
     folder, contents = evaluation / "test", report_contents(evaluation, record, **facts)
@@ -80,6 +86,7 @@ def render_report(
         contents,
         sections=sections,
         method=None if explanations is None else explanations.method,
+        what_if=what_if and what_if.to_html(contents["test"], contents["per_class"], facts["confidence"]),
         mistakes=_mistakes(folder, images),
         least_familiar=_least_familiar(folder, images),
         figures={section: _figures(folder, figures) for section, figures in _FIGURES.items()},

@@ -37,6 +37,7 @@ from udc_model.evaluation.subgroups import read_sentences
 from udc_model.evaluation.tables import read_warnings, write_curves, write_predictions, write_split
 from udc_model.evaluation.training_record import TRAINING_RECORD, read_training_record
 from udc_model.evaluation.unfamiliar import UnfamiliarImages, read_unfamiliar, write_unfamiliar
+from udc_model.evaluation.what_if import WhatIf
 from udc_model.files import Workspace, atomic_folder, only_writer, sha256_of, write_atomically
 from udc_model.inference.feature_statistics import FAMILIARITY_FILE, MOST_REFERENCES, FeatureStatistics
 from udc_model.inference.stored_logits import Logits, familiarity_arrays, familiarity_in, stored_logits
@@ -170,8 +171,9 @@ def _evaluate(params: Params, workspace: Workspace) -> dict[str, Metrics]:
         write_card(folder, provenance=origin, **facts)
         log_model(run, workspace.model, folder)
         figures.finish()
+        what_if = WhatIf.of(policy, params.costs, test, evaluation.logits["test"], evaluation.distances["test"])
         report = facts | {"training": workspace.training, "images": evaluation.splits["test"].images,
-                          "explanations": evaluation.explanations,
+                          "explanations": evaluation.explanations, "what_if": what_if,
                           "training_images": dataset.split("train").images}  # fmt: skip
         data_report = log_data_report(run, workspace.prepared)
         write_report(folder, **report, provenance=origin, data_report=f"../{data_report}" if data_report else None)
