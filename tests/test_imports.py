@@ -40,8 +40,9 @@ ALLOWED = {
     "stages": (*APPLICATION, "program", "installed"),
     "experiments": (*APPLICATION, "installed"),
     "project": (*GROUND, "data", "installed", "stages"),  # of stages: the code that each depends on
+    "app": (*APPLICATION, "stages"),  # of stages: explanations, which are computed and stored there
     "maintenance": (*APPLICATION, "installed", "stages", "experiments", "project"),  # of all that a project has on disk
-    "cli": (*APPLICATION, "program", "stages", "experiments", "fetch", "project", "maintenance"),
+    "cli": (*APPLICATION, "program", "stages", "experiments", "fetch", "project", "app", "maintenance"),
 }
 ROOT_MODULES = {"__init__", "checksums", "errors", "files", "installed", "program", "records"}
 WITHOUT_TORCH = ("checksums", "config", "decisions", "model_files", "records", "tracking")

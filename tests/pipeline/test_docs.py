@@ -43,6 +43,7 @@ RUN_BY = {
     "udc gc": "test_the_command_deletes_and_releases_the_lock",
     "udc explain": "test_udc_explain_explains_files",
     "udc labels review": "test_each_key_writes_its_correction",
+    "udc app": "test_the_command_prints_its_address_and_ends_with_ctrl_c",
     "udc upgrade": "test_unchanged_files_are_replaced_and_changes_reported",
     "udc fetch torchvision": "test_fetched_set_is_tracked_trained_on_and_recorded",
     "udc fetch huggingface": "test_download_is_pinned_to_the_commit_and_works_offline_later",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from udc_model.cli import build, compare, decide, fetch, labels, maintain, project, share
+from udc_model.cli import app, build, compare, decide, fetch, labels, maintain, project, share
 from udc_model.program import exit_status
 
 COMMANDS = (
-    *project.COMMANDS, *fetch.COMMANDS, *build.COMMANDS, *labels.COMMANDS, *decide.COMMANDS, *compare.COMMANDS,
-    *share.COMMANDS, *maintain.COMMANDS,
+    *project.COMMANDS, *fetch.COMMANDS, *build.COMMANDS, *labels.COMMANDS, *decide.COMMANDS, *app.COMMANDS,
+    *compare.COMMANDS, *share.COMMANDS, *maintain.COMMANDS,
 )  # fmt: skip
 # Commands that report what was not logged to MLflow earlier. Stages do so themselves.
 _REPORTS_WARNINGS = ("summary", "compare", "sweep-report", "show", "decide", "predict", "reproduce", "promote")

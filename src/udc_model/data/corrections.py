@@ -8,14 +8,17 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from datetime import date
 from pathlib import Path, PurePosixPath
 
+from filelock import FileLock
+
 from udc_model.data.sources import join_for_message, printable
 from udc_model.errors import UdcError
-from udc_model.files import read_bytes, write_atomically
+from udc_model.files import Workspace, read_bytes, write_atomically
 
 COLUMNS = ("path", "sha256", "action", "value", "author", "date", "reason")
 ACTIONS = ("relabel", "drop", "keep", "group")
@@ -132,6 +135,62 @@ def write_corrections(path: Path, corrections: Iterable[Correction]) -> None:
 def with_correction(corrections: Sequence[Correction], correction: Correction) -> list[Correction]:
     """The corrections and another one, which replaces the one that decides the same."""
     return [*(each for each in corrections if each.scope != correction.scope), correction]
+
+
+def reviewed_paths(corrections: Iterable[Correction]) -> set[str]:
+    """Paths of the images whose label a person has decided; a corrected group says nothing about the label."""
+    return {each.path for each in corrections if each.action != "group"}
+
+
+def record_correction(workspace: Workspace, correction: Correction) -> Correction | None:
+    """Add a correction to the file of a workspace, which another process may have changed since.
+
+    Returns
+    -------
+    The correction that it replaces; None if there was none.
+
+    Raises
+    ------
+    UdcError
+        The correction or the file is not valid, or the file cannot be written.
+    """
+    if problem := _problem(list(astuple(correction))):
+        raise UdcError(f"{correction.image}: the correction is not valid: {problem}")
+    with _locked(workspace):
+        corrections = read_corrections(workspace.corrections)
+        write_corrections(workspace.corrections, with_correction(corrections, correction))
+    return next((each for each in corrections if each.scope == correction.scope), None)
+
+
+def undo_correction(workspace: Workspace, written: Correction, former: Correction | None) -> None:
+    """Take back a correction that `record_correction` wrote, and restore the one that it replaced.
+
+    Raises
+    ------
+    UdcError
+        The line was changed or removed since, and stays as it is; or the file cannot be read or written.
+    """
+    with _locked(workspace):
+        corrections = read_corrections(workspace.corrections)
+        if written not in corrections:
+            raise UdcError(
+                f"{workspace.corrections}: the line of {written.image} was changed since, and stays as it is"
+            )
+        at = corrections.index(written)
+        restored = [] if former is None else [former]
+        write_corrections(workspace.corrections, [*corrections[:at], *restored, *corrections[at + 1 :]])
+
+
+@contextmanager
+def _locked(workspace: Workspace) -> Iterator[None]:
+    """Let no other process change the file of corrections during the block."""
+    lock = workspace.root / ".udc" / "corrections.lock"
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            yield
+    except OSError as error:
+        raise UdcError(f"{workspace.corrections}: cannot be written: {error}") from error
 
 
 def csv_text(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from filelock import FileLock
-
-from udc_model.data.corrections import Correction, read_corrections, with_correction, write_corrections
+from udc_model.data.corrections import Correction, read_corrections, record_correction, reviewed_paths
 from udc_model.data.sources import join_for_message, printable
 from udc_model.errors import UdcError
 from udc_model.evaluation.label_quality import LABEL_QUALITY
@@ -105,7 +103,7 @@ def review(suspects: Sequence[Suspect], classes: Sequence[str], workspace: Works
     UdcError
         The file of corrections is not valid, or cannot be written.
     """
-    corrected = {each.path for each in read_corrections(workspace.corrections) if each.action != "group"}
+    corrected = reviewed_paths(read_corrections(workspace.corrections))
     pending = [suspect for suspect in suspects if suspect.path not in corrected]
     if not pending:
         return "no suspicious label is left to review\n"
@@ -116,8 +114,8 @@ def review(suspects: Sequence[Suspect], classes: Sequence[str], workspace: Works
             break
         action, value = decision
         if action != "skip":
-            _write(workspace, Correction(suspect.path, suspect.sha256, action, value, reviewer.author,
-                                         date.today().isoformat(), reviewer.reason))  # fmt: skip
+            record_correction(workspace, Correction(suspect.path, suspect.sha256, action, value, reviewer.author,
+                                                    date.today().isoformat(), reviewer.reason))  # fmt: skip
         counts[action] += 1
     done = ", ".join(f"{counts[action]:,} {text}" for action, text in _DONE.items() if counts[action])
     return f"{done or 'nothing changed'}; {workspace.corrections} has the corrections, and dvc repro applies them\n"
@@ -144,15 +142,3 @@ def _decision(
         shown = join_for_message(classes)
         problem = f"{printable(value)} is no class; the classes are {shown}" if key == "r" else "answer r, d, k, s or q"
         prompt = f"  {problem}\n{keys}"
-
-
-def _write(workspace: Workspace, correction: Correction) -> None:
-    """Add a correction to the file, which another process may have changed since."""
-    lock = workspace.root / ".udc" / "corrections.lock"
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):
-            corrections = with_correction(read_corrections(workspace.corrections), correction)
-            write_corrections(workspace.corrections, corrections)
-    except OSError as error:
-        raise UdcError(f"{workspace.corrections}: cannot be written: {error}") from error

@@ -33,13 +33,12 @@ from udc_model.inference.classifier import TrainedClassifier
 from udc_model.inference.prediction import decided_rows
 from udc_model.inference.server import metrics
 from udc_model.inference.server.batching import Batcher, BusyError
-from udc_model.inference.server.bodies import FORMS, check_count, images_in_json
+from udc_model.inference.server.bodies import FORMS, MEBI, TooLargeError, check_count, images_in_json, read_body
 from udc_model.inference.serving import image_of
 from udc_model.inference.stored_model import open_stored
 from udc_model.native.memory import keep_freed_memory
 
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each damaged form
-_MEBI = 2**20
 # A PNG of 8 x 8 grey pixels.
 _EXAMPLE = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAEElEQVR4nGNsYIAAJgaKGAAmCACQXTClHgAAAABJRU5ErkJggg=="
 _DESCRIPTION = {
@@ -194,7 +193,7 @@ async def _answer(service: Service, request: Request) -> Response:
         predictions = await service.decide(values)
     except UdcError as error:
         return _error(400, str(error))
-    except _TooLargeError as error:
+    except TooLargeError as error:
         return _error(413, str(error))
     except BusyError:
         return _error(503, "too many images wait; try again later", {"Retry-After": "1"})
@@ -208,10 +207,6 @@ def _error(status: int, message: str, headers: dict[str, str] | None = None) -> 
     return JSONResponse({"error": message}, status, headers)
 
 
-class _TooLargeError(Exception):
-    """A body is larger than allowed."""
-
-
 async def _images(request: Request, limits: Limits) -> tuple[list[Any], bool]:
     """The images of a request, and whether they were sent as a list."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -220,18 +215,8 @@ async def _images(request: Request, limits: Limits) -> tuple[list[Any], bool]:
     is_json = kind == "application/json"
     if not (is_json or kind.startswith("image/") or kind in ("application/octet-stream", "application/dicom")):
         raise UdcError(f"content type {kind[:100] or 'missing'}: {FORMS}")
-    body = await _body(request, limits.json_mebibytes if is_json else limits.mebibytes)
+    body = await read_body(request, limits.json_mebibytes if is_json else limits.mebibytes)
     return images_in_json(body, limits.images) if is_json else ([body], False)
-
-
-async def _body(request: Request, mebibytes: int) -> bytes:
-    """The body, which is not read further than the limit."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > mebibytes * _MEBI:
-            raise _TooLargeError(f"the body has more than {mebibytes} MiB")
-    return bytes(body)
 
 
 async def _files(request: Request, limits: Limits) -> list[bytes]:
@@ -239,8 +224,8 @@ async def _files(request: Request, limits: Limits) -> list[bytes]:
     announced = request.headers.get("content-length", "")
     if not announced.isdigit():
         raise UdcError("a form needs the header Content-Length")
-    if int(announced) > limits.mebibytes * _MEBI:
-        raise _TooLargeError(f"the body has more than {limits.mebibytes} MiB")
+    if int(announced) > limits.mebibytes * MEBI:
+        raise TooLargeError(f"the body has more than {limits.mebibytes} MiB")
     try:
         async with request.form(max_files=limits.images, max_fields=limits.images) as form:
             files = [await each.read() for _, each in form.multi_items() if isinstance(each, UploadFile)]

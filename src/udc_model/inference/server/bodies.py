@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from udc_model.errors import UdcError
 
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+MEBI = 2**20
 _LISTS = ("images", "inputs", "instances", "dataframe_records")
 FORMS = (
     "send an image file with its content type, a form with files, or JSON: "
     '{"image": BASE64}, {"images": [BASE64, …]}, or what MLflow\'s server takes'
 )
+
+
+class TooLargeError(Exception):
+    """A body is larger than allowed."""
+
+
+async def read_body(request: Request, mebibytes: int) -> bytes:
+    """The body of a request, which is not read further than the limit.
+
+    Raises
+    ------
+    TooLargeError
+        It has more than ``mebibytes`` MiB.
+    """
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > mebibytes * MEBI:
+            raise TooLargeError(f"the body has more than {mebibytes} MiB")
+    return bytes(body)
 
 
 def images_in_json(body: bytes, most_images: int) -> tuple[list[Any], bool]:
