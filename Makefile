@@ -33,7 +33,7 @@ ui: setup ## compare runs in the browser
 
 test: setup ## run all tests
 	@python -m compileall -q src
-	@python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	@python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=40
 
 check: lint ## lint, types and the fast tests: two minutes, before each commit
 	@python -m pytest -q -n 2 -m "not pipeline and not slow"
