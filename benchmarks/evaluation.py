@@ -29,6 +29,13 @@ from udc_model.data.margins import Margins
 from udc_model.data.packed import write_packed
 from udc_model.data.transforms import Preprocessing
 from udc_model.evaluation import figures, tables
+from udc_model.evaluation.explanations import (
+    MOST_CLASSES,
+    MOST_IMAGES,
+    Explanations,
+    explained_classes,
+    explained_rows,
+)
 from udc_model.files import Workspace
 from udc_model.inference.feature_statistics import FeatureStatistics
 from udc_model.inference.stored_logits import familiarity_arrays
@@ -132,7 +139,20 @@ def synthetic_workspace(root: Path, options: argparse.Namespace) -> tuple[Params
     distances = {name: rng.chisquare(FEATURES, len(t)).astype(np.float32) / FEATURES for name, t in targets.items()}
     logits |= familiarity_arrays(statistics, distances)
     stage.run_model = lambda *_: logits  # type: ignore[assignment]
+    stage.ExplanationStore.explanations = (  # type: ignore[method-assign]
+        lambda _, of_test, strangeness: synthetic_explanations(of_test, targets["test"], strangeness, rng)
+    )
     return params, workspace
+
+
+def synthetic_explanations(
+    logits: NDArray[np.float32], targets: NDArray[np.int64], distances: NDArray[np.float32], rng: np.random.Generator
+) -> Explanations:
+    """Random maps of the test images that an evaluation explains."""
+    rows = explained_rows(logits, targets, distances, MOST_IMAGES)
+    classes = explained_classes(logits[rows], targets[rows, None], MOST_CLASSES)
+    maps = rng.integers(0, 256, (*classes.shape, 7, 7), dtype=np.uint8)
+    return Explanations(rows, classes, maps, rng.integers(0, len(targets), classes.shape), SIDE)
 
 
 def _prepare(workspace: Workspace, names: list[str], options: argparse.Namespace, rng: np.random.Generator) -> dict:

@@ -3,9 +3,11 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ from udc_model.maintenance.garbage import collect, examine, project_root, to_tex
 from udc_model.maintenance.holdings import Use
 from udc_model.maintenance.local_files import holdings
 from udc_model.maintenance.named_objects import named_by_runs
-from udc_model.tracking.journal import Journal
+from udc_model.tracking.journal import JOURNALS, Journal
 from udc_model.tracking.tags import DATA, EXPERIMENT_COMMIT, JOURNAL, OUTS, TRAINED_BY
 
 NAMED = ("history", "committed", "experiment", "queued", "stashed", "of a run")
@@ -186,8 +188,9 @@ def _hash_in(file):
     return next(line.split()[-1] for line in file.read_text().splitlines() if "md5:" in line)
 
 
-def test_caches_go_only_if_it_is_said(project):
-    entry = project.root / ".udc/logits/a.npz"
+@pytest.mark.parametrize("name", ["logits", "figures", "features", "explanations"])
+def test_caches_go_only_if_it_is_said(project, name):
+    entry = project.root / f".udc/{name}/a.npz"
     entry.parent.mkdir(parents=True)
     entry.write_bytes(b"x" * 100)
     kept = project.root / ".udc/studies/lr/study.db"
@@ -343,6 +346,14 @@ def test_the_places_are_those_of_what_writes_them():
     assert features.CACHE == local_files.UDC / "features"
     assert tuning.STUDIES == local_files.UDC / "studies"
     assert str(local_files.UDC) == evaluate.CACHE  # with logits and figures below
+
+
+def test_all_folders_of_the_documentation_are_known():
+    documented = set(
+        re.findall(r"`\.udc/([a-z-]+)/`", (Path(__file__).parents[2] / "docs/reference/files.md").read_text())
+    )
+    listed = {*local_files._CACHES, *local_files._KEPT, "checkpoints", "cross-validation", JOURNALS.name}
+    assert documented - listed == set()
 
 
 def test_outside_of_a_project(tmp_path, monkeypatch):

@@ -19,7 +19,8 @@ from udc_model.tracking.delivery import is_delivered
 from udc_model.tracking.journal import JOURNALS, delete_journal, is_written, sender_lock
 
 UDC = Path(".udc")
-_CACHES = {"features": "features of frozen networks", "logits": "logits of evaluated models", "figures": "figures"}
+_CACHES = {"features": "features of frozen networks", "logits": "logits of evaluated models", "figures": "figures",
+           "explanations": "saliency maps and features of similar images"}  # fmt: skip
 _KEPT = {
     "studies": ("studies of udc tune", "`udc tune` resumes them"),
     "errors": ("reports of errors", "the last 20"),
