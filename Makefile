@@ -60,9 +60,10 @@ package: setup ## build and check the source archive and the wheel in dist/
 	@rm -rf dist
 	@python -m build > /dev/null
 	@twine check --strict dist/*
-	@python -m zipfile -l dist/*.whl | grep -q udc_native || (echo "the wheel has no native kernels" && false)
-	@python -m zipfile -l dist/*.whl | grep -q project/templates/dvc.yaml.j2 || (echo "the wheel has no templates" && false)
-	@python -m zipfile -l dist/*.whl | grep -q evaluation/what_if_page.js || (echo "the wheel has no scripts of the report" && false)
+	@python -m zipfile -l dist/*.whl > dist/contents
+	@for part in udc_native project/templates/dvc.yaml.j2 evaluation/what_if_page.js app/page/index.html; do \
+		grep -q "$$part" dist/contents || { echo "the wheel has no $$part"; exit 1; }; done
+	@rm dist/contents
 
 bench: setup ## measure models and training runs beside transformers, torchvision and timm
 	@python benchmarks/models.py
