@@ -4,14 +4,16 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from udc_model.config import ModelParams
+from udc_model.config import ModelParams, TrainParams
 from udc_model.errors import UdcError
 from udc_model.experiments import reproduction
 from udc_model.experiments.reproduction import Reproduction, _check_data, _check_weights, _metric_differences, _raw_data
 from udc_model.files import sha256_of
 from udc_model.models import build_model
 from udc_model.tracking.provenance import dvc_hash
+from udc_model.training.hardware import pick_hardware
 
 
 def test_raw_data_ignores_parameters_that_do_not_exist_any_more(tmp_path):
@@ -145,6 +147,24 @@ def test_report_begins_with_the_result():
     different = Reproduction("1", ["weights: a, was b"]).to_text()
     assert different.startswith("different: run 1 ")
     assert different.endswith("changed since the run:\n  nothing that is recorded\n")
+    unrecorded = Reproduction("1", ["weights: a, was b"], [], ["instructions: AVX2; …"]).to_text()
+    assert unrecorded.endswith("  nothing that is recorded\n  instructions: AVX2; …\n")
+
+
+@pytest.mark.parametrize(("recorded", "is_named"), [
+    ({"device": "cpu"}, True), ({"device": "cpu", "instructions": "AVX512"}, False), ({"device": "NVIDIA H200"}, False),
+])  # fmt: skip
+def test_a_processor_that_an_earlier_version_did_not_record_is_named(monkeypatch, recorded, is_named):
+    monkeypatch.setattr(reproduction, "environment", lambda _: recorded)
+    assert [line.partition(":")[0] for line in reproduction._unrecorded(None)] == ["instructions"] * is_named
+
+
+def test_another_instruction_set_is_a_change(monkeypatch):
+    now = pick_hardware(TrainParams(device="cpu")).describe()
+    assert now["instructions"] == torch.backends.cpu.get_cpu_capability()
+    names = reproduction._HARDWARE
+    assert list(reproduction._differences(now | {"instructions": "AVX0"}, now, names)) == [
+        f"instructions: {now['instructions']}, was AVX0"]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", [reproduction.reproduce, reproduction.check])

@@ -81,7 +81,9 @@ def test_reproduce_runs_the_old_pipeline(project, run):
     assert re.match(f"(identical|different): run {run.info.run_id} ", done.stdout), done.stderr
     if done.returncode:
         changes = done.stdout.partition("changed since the run:\n")[2]
-        assert re.search(r"^  (kernels|threads|precision|device|host|python|torch|numpy)", changes, re.MULTILINE)
+        assert re.search(
+            r"^  (kernels|threads|precision|device|instructions|host|python|torch|numpy)", changes, re.MULTILINE
+        )
     assert "Traceback" not in done.stderr
 
 

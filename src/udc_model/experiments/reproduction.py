@@ -51,16 +51,21 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("test", "validation")  # those with metrics
 _THREADS = "threads"
-_HARDWARE = ("device", "precision", "kernels")
+_INSTRUCTIONS = "instructions"  # of the processor
+_HARDWARE = ("device", "precision", "kernels", _INSTRUCTIONS)
 
 
 @dataclass
 class Reproduction:
-    """Result of a reproduction: differences of weights and metrics, and changes since the run that may explain them."""
+    """Result of a reproduction: differences of weights and metrics, and changes since the run that may explain them.
+
+    ``unrecorded`` is what may explain differences too, but was not recorded by the version that made the run.
+    """
 
     run_id: str
     differences: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
+    unrecorded: list[str] = field(default_factory=list)
 
     @property
     def identical(self) -> bool:
@@ -76,7 +81,8 @@ class Reproduction:
                 + "\n"
             )
         lines = [f"different: run {self.run_id} is not reproduced", *(f"  {line}" for line in self.differences)]
-        lines += ["changed since the run:", *(f"  {line}" for line in self.changed or ["nothing that is recorded"])]
+        changes = [*(self.changed or ["nothing that is recorded"]), *self.unrecorded]
+        lines += ["changed since the run:", *(f"  {line}" for line in changes)]
         return "\n".join(lines) + "\n"
 
 
@@ -275,7 +281,7 @@ def _all_metrics(fetch: Fetch) -> Metrics:
 
 
 def _compare(run: Run, recorded: Metrics | None, workspace: Workspace) -> Reproduction:
-    result = Reproduction(run.info.run_id, changed=_changes(run, workspace))
+    result = Reproduction(run.info.run_id, changed=_changes(run, workspace), unrecorded=_unrecorded(run))
     sha256 = sha256_of(workspace.model / "model.safetensors")
     if sha256 != (recorded_sha256 := read_tag(run.data.tags, MODEL_SHA256)):
         result.differences.append(f"weights: sha256 {sha256}, was {recorded_sha256}")
@@ -332,6 +338,16 @@ def _changes(run: Run, workspace: Workspace | None) -> list[str]:
         changed.append(f"threads: {recorded[_THREADS]}, on {cores} cores")
     now = flat_environment(current | {"hardware": hardware})
     return changed + _differences(recorded, now, [*current["versions"], "host", *_HARDWARE])
+
+
+def _unrecorded(run: Run) -> list[str]:
+    """The circumstances on which last bits depend that an earlier version did not record."""
+    recorded = environment(run)
+    if recorded.get("device") != "cpu" or _INSTRUCTIONS in recorded:
+        return []
+    from udc_model.training.hardware import instruction_set
+
+    return [f"{_INSTRUCTIONS}: {instruction_set()}; the run did not record its own, on which last bits depend"]
 
 
 def _differences(recorded: Mapping[str, str], now: Mapping[str, str], names: Iterable[str]) -> list[str]:

@@ -36,7 +36,7 @@ class Hardware:
         return torch.channels_last if self.device.type in ("cpu", "cuda") else torch.contiguous_format
 
     def describe(self) -> dict[str, str]:
-        """What the bits of a result depend on: device, precision, and on a CPU native kernels and number of threads."""
+        """What the bits of a result depend on: device, precision, and on a CPU kernels, threads and instruction set."""
         if self.device.type != "cpu":
             name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
             return {"device": name, "precision": self.precision}
@@ -45,7 +45,13 @@ class Hardware:
             "precision": self.precision,
             "kernels": "torch" if load_library() is None else "native",
             "threads": str(torch.get_num_threads()),
+            "instructions": instruction_set(),
         }
+
+
+def instruction_set() -> str:
+    """The instructions that PyTorch uses on this processor, as ``AVX2`` or ``AVX512``; others sum in another order."""
+    return torch.backends.cpu.get_cpu_capability()
 
 
 def memory_of(device: torch.device) -> int:
