@@ -1,6 +1,7 @@
 """Fixtures of all tests. Telemetry is off, and the MLflow and DVC settings of the machine are hidden."""
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,9 @@ os.environ["MLFLOW_WORKERS"] = "1"  # of a server; each takes 3 CPU-seconds to s
 os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
 # Tests run in parallel. With more threads than cores, barriers wait for time slices and are twenty times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# prometheus_client decides at its import whether processes count together; a folder for each process of the tests.
+_COUNTS = tempfile.TemporaryDirectory(prefix="udc-test-counts-")
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = _COUNTS.name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -48,15 +48,13 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def client(root, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path_factory.mktemp("counts")))
-        from starlette.testclient import TestClient
+def client(root):
+    from starlette.testclient import TestClient
 
-        from udc_model.inference.server.app import Limits, create_app
+    from udc_model.inference.server.app import Limits, create_app
 
-        with TestClient(create_app(root, Limits(mebibytes=1, json_mebibytes=1, images=5))) as client:
-            yield client
+    with TestClient(create_app(root, Limits(mebibytes=1, json_mebibytes=1, images=5))) as client:
+        yield client
 
 
 def _png(seed=0, side=20):
