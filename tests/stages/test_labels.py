@@ -17,7 +17,7 @@ from udc_model.data.applied_corrections import read_applied
 from udc_model.data.corrections import Correction, read_corrections, write_corrections
 from udc_model.data.margins import MARGINS
 from udc_model.data.packed import PackedDataset
-from udc_model.data.quality.group_names import PATTERNS
+from udc_model.data.quality.group_patterns import PATTERNS
 from udc_model.files import Workspace
 from udc_model.stages.evaluate import evaluate
 from udc_model.stages.prepare import prepare

@@ -93,9 +93,9 @@ def review_queue(workspace: Workspace, dataset: PackedDataset) -> list[QueueItem
     """
     manifest = dataset.manifest
     prepared = {
-        path: QueueItem(path, sha256, label, ImagePlace(split, int(row)), "", [])
+        path: QueueItem(path, sha256, label, ImagePlace(split, row), "", [])
         for path, sha256, label, split, row in zip(
-            *(manifest[column] for column in ("path", "sha256", "label", "split", "row")), strict=True)
+            *(manifest[column].tolist() for column in ("path", "sha256", "label", "split", "row")), strict=True)
     }  # fmt: skip
     queue: dict[str, QueueItem] = {}
     for finding in (*_suspects(workspace), *_conflicts(dataset), *_mistakes(workspace)):

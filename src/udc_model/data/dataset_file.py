@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from udc_model.checksums import Sha256, read_checksums
 from udc_model.config import SPLITS
-from udc_model.data.quality.group_names import PATTERNS
+from udc_model.data.quality.group_patterns import PATTERNS
 from udc_model.data.stored_preprocessing import PreprocessingRecord
 from udc_model.files import MAX_JSON, parse_json, read_bytes
 from udc_model.records import Record, validated

@@ -135,9 +135,9 @@ def explained_classes(logits: NDArray[np.floating], needed: NDArray[np.int64], c
     needed : (E, n) class indices.
     """
     order = np.argsort(-logits, axis=1, kind="stable")
-    wanted = np.concatenate([order[:, :1], needed, order], axis=1)
+    in_order = np.concatenate([order[:, :1], needed, order], axis=1)
     count = min(max(count, 1 + needed.shape[1]), logits.shape[1])
-    return np.array([list(dict.fromkeys(row))[:count] for row in wanted.tolist()], np.int64)
+    return np.array([list(dict.fromkeys(row))[:count] for row in in_order.tolist()], np.int64)
 
 
 def shown_rows(folder: Path) -> NDArray[np.int64]:

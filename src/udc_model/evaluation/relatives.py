@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from udc_model.data.quality.group_names import groups_by_name
+from udc_model.data.quality.group_patterns import groups_by_name
 from udc_model.decisions.decision import clopper_pearson_bound
 from udc_model.evaluation.metrics import Scored
 

@@ -123,7 +123,7 @@ def check(name: str) -> str:
     """
     with _cloned(resolve_run(name)) as (run, folder):
         about_data = _check_data(run, repository_root(), folder)
-        changed = _changes(run, None)
+        changed = _changes(run, None, environment(run))
     lines = [f"run {run.info.run_id} can be reproduced: commit, changes and data exist", f"  data: {about_data}"]
     return "\n".join([*lines, *(f"  changed since the run: {line}" for line in changed)]) + "\n"
 
@@ -281,15 +281,16 @@ def _all_metrics(fetch: Fetch) -> Metrics:
 
 
 def _compare(run: Run, recorded: Metrics | None, workspace: Workspace) -> Reproduction:
-    result = Reproduction(run.info.run_id, changed=_changes(run, workspace), unrecorded=_unrecorded(run))
+    before = environment(run)
+    result = Reproduction(run.info.run_id, changed=_changes(run, workspace, before), unrecorded=_unrecorded(before))
     sha256 = sha256_of(workspace.model / "model.safetensors")
     if sha256 != (recorded_sha256 := read_tag(run.data.tags, MODEL_SHA256)):
         result.differences.append(f"weights: sha256 {sha256}, was {recorded_sha256}")
     if recorded is not None:
         metrics = _all_metrics(lambda file: workspace.evaluation / file)
         result.differences += _metric_differences(recorded, metrics)
-        before = _recorded_policy(run).familiarity
-        result.differences += _familiarity_differences(before, Policy.load(workspace.evaluation).familiarity)
+        familiarity = _recorded_policy(run).familiarity
+        result.differences += _familiarity_differences(familiarity, Policy.load(workspace.evaluation).familiarity)
     return result
 
 
@@ -316,12 +317,12 @@ def _familiarity_differences(recorded: Familiarity | None, now: Familiarity | No
         yield "familiarity: distances of the calibration images differ"
 
 
-def _changes(run: Run, workspace: Workspace | None) -> list[str]:
+def _changes(run: Run, workspace: Workspace | None, recorded: Mapping[str, str]) -> list[str]:
     """The recorded circumstances that differ today: data, packages, hardware."""
     from udc_model.config import TrainParams
     from udc_model.training.hardware import pick_hardware
 
-    recorded, changed = environment(run), []
+    changed = []
     if workspace is not None:
         digest = json.loads((workspace.prepared / "dataset.json").read_text(encoding="utf-8"))["digest"]
         for entry in run.inputs.dataset_inputs[:1] if run.inputs else []:
@@ -340,9 +341,8 @@ def _changes(run: Run, workspace: Workspace | None) -> list[str]:
     return changed + _differences(recorded, now, [*current["versions"], "host", *_HARDWARE])
 
 
-def _unrecorded(run: Run) -> list[str]:
+def _unrecorded(recorded: Mapping[str, str]) -> list[str]:
     """The circumstances on which last bits depend that an earlier version did not record."""
-    recorded = environment(run)
     if recorded.get("device") != "cpu" or _INSTRUCTIONS in recorded:
         return []
     from udc_model.training.hardware import instruction_set

@@ -6,7 +6,6 @@ images of one class do, by a test with random pairs.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,16 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udc_model.data.quality.fingerprints import all_orientations, fingerprints
+from udc_model.data.quality.group_patterns import PATTERNS, groups_by_name
 from udc_model.data.quality.traits import StoredTraits
 
-PATTERNS = (
-    r"^(.+)[ _.-]\(?[0-9]{1,4}\)?\.[^.]+$",  # tile012_3.jpg, tile012 (3).jpg
-    r"^(.+)[ _.-][A-Za-z]{1,8}[0-9]*\.[^.]+$",  # tile012_left.jpg
-    r"^(.*[0-9])[a-z]\.[^.]+$",  # tile012c.jpg
-    r"^([^ _.-]+[ _.-][^ _.-]+)[ _.-].*\.[^.]+$",  # patient3_slide1_17_2.jpg
-    r"^([^ _.-]+)[ _.-].*\.[^.]+$",  # patient3_slide1_2.jpg
-    r"(?i)((?:patient|subject|person|case|slide|plate|tile|plot|specimen|object)[ _-]?[0-9]+)",
-)
 _LEAST_GROUPS, _LARGEST_SHARE, _LEAST_IN_GROUPS = 8, 0.1, 0.8
 _PAIRS = 2000  # compared in each test
 _LEAST_PAIRS = 20
@@ -68,15 +60,6 @@ def propose_group(paths: Sequence[str], labels: Sequence[str], traits: StoredTra
             in_groups = sum(count for count in Counter(groups).values() if count > 1)
             proposal, finer = GroupProposal(pattern, len(set(groups)), in_groups, alike), groups
     return proposal
-
-
-def groups_by_name(pattern: str, paths: Sequence[str]) -> list[str] | None:
-    """The group of each image by one of `PATTERNS`, or None if a file name does not match."""
-    compiled = re.compile(pattern)
-    names = (path.rpartition("/")[2].rpartition("#")[0] or path.rpartition("/")[2] for path in paths)
-    matches = [compiled.search(name) for name in names]
-    groups = [match.group(1) for match in matches if match is not None]
-    return groups if len(groups) == len(matches) else None
 
 
 def _plausible_groups(pattern: str, paths: Sequence[str]) -> list[str] | None:
