@@ -46,7 +46,7 @@ def _check(workspace, request, path, rng, exact=True):
     flags = expected <= LEVEL
     assert 5 < flags.sum() < len(flags) - 5
     if not exact:
-        assert np.abs(outputs["familiarity"] - expected).mean() < step
+        assert np.abs(outputs["familiarity"] - expected).mean() < 2 * step  # 1.2 steps with weights of seven bits
     else:
         np.testing.assert_allclose(outputs["familiarity"], expected, atol=0.01 * step)
         assert outputs["unfamiliar"].tolist() == flags.tolist()
