@@ -2,6 +2,7 @@
 
 import copy
 import io
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,6 +18,7 @@ from udc_model.inference import cuda_graphs
 from udc_model.inference.classifier import TrainedClassifier
 from udc_model.inference.engine import build_forward
 from udc_model.inference.feature_statistics import FeatureStatistics
+from udc_model.inference.saliency import saliency
 from udc_model.models import build_model
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -78,9 +80,34 @@ def test_network_that_cannot_be_recorded_is_computed_directly(caplog):
     assert sum("cannot be recorded" in message for message in caplog.messages) == 1
 
 
+@pytest.mark.parametrize("preset", ["resnet-18", "convnext-mini"])
+def test_saliency_maps_are_those_of_the_cpu_and_have_the_same_bits_again(preset):
+    model = build_model(ModelParams(model_type=preset.split("-")[0], preset=preset), ["a", "b", "c"], 0).eval()
+    rng = np.random.default_rng(0)
+    images, classes = rng.integers(0, 256, (20, 128, 128, 3), dtype=np.uint8), rng.integers(0, 3, (20, 2))
+    expected = saliency(TrainedClassifier(copy.deepcopy(model), Preprocessing(128), CPU), images, classes)
+    classifier = TrainedClassifier(model.to(GPU), Preprocessing(128), GPU)
+    maps = saliency(classifier, images, classes)
+    assert np.abs(maps - expected).max() < 0.01
+    assert np.array_equal(maps, saliency(classifier, images, classes))
+
+
 @pytest.fixture
 def evaluated(run):
     return run("evaluated", "train.epochs=6", "train.learning_rate=0.003", is_evaluated=True)
+
+
+def test_an_evaluation_again_writes_the_same_bytes(run, tmp_path):
+    tables, arrays = [], []
+    for name in ("one", "two"):
+        folder = run(name, is_evaluated=True).evaluation / "test"
+        tables.append([(folder / table).read_bytes() for table in ("predictions.csv", "metrics.csv")])
+        arrays.append({path.name: dict(np.load(path)) for path in (tmp_path / ".udc/explanations").glob("*.npz")})
+        shutil.rmtree(tmp_path / ".udc")  # what the first one stored would be used by the second
+    assert tables[0] == tables[1]
+    assert arrays[0].keys() == arrays[1].keys() != set()
+    for name, first in arrays[0].items():
+        assert all(np.array_equal(first[key], arrays[1][name][key]) for key in first)
 
 
 def test_evaluate_predict_and_score_decide_alike(evaluated, images, tmp_path, capsys):
