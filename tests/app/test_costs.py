@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from udc_model.app.costs import CellCost, SessionCosts, params_lines, under_session_costs
+from udc_model.app.costs import params_lines, under_session_costs
 from udc_model.config import CostParams
 from udc_model.decisions.familiarity import Familiarity
 from udc_model.decisions.matrix import cost_matrix
 from udc_model.decisions.policy import Policy
+from udc_model.decisions.session_costs import CellCost, SessionCosts
 from udc_model.errors import UdcError
 
 CLASSES = ["a", "b"]

@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,44 @@ def test_an_answer_names_model_policy_and_version(client, root):
     assert answer["costs_digest"] == policy.costs_digest
     assert len(answer["model_sha256"]) == 64
     assert answer.keys() == {"predictions", "udc_model", "model_sha256", "costs_digest"}
+
+
+def test_costs_of_a_request_decide_it_and_no_other(client, root):
+    policy, body = Policy.load(root / "evaluation"), {"image": _text(_png()[0])}
+    costs = {"cells": [{"true": "b", "decided": "a", "cost": 30}], "refer": 2.5}
+    before, changed, after = (
+        client.post("/predict", json=body, params=params).json()
+        for params in ({}, {"costs": json.dumps(costs)}, {"costs": '{"cells": []}'})
+    )
+    matrix = np.array(policy.class_costs)
+    matrix[1, 0] = 30
+    expected = replace(policy, class_costs=matrix.tolist(), refer=2.5)
+    (row,) = changed["predictions"]
+    outcomes = np.array(list(row["probabilities"].values())) @ expected.outcome_costs
+    assert row["class"] == expected.outcomes[outcomes.argmin()] != "refer"
+    assert row["expected_cost"] == pytest.approx(outcomes.min())
+    assert changed["costs_digest"] == expected.costs_digest != policy.costs_digest
+    assert before == after
+    assert before["predictions"][0]["class"] == "refer"  # at a cost of 0.1
+
+
+@pytest.mark.parametrize(
+    ("costs", "message"),
+    [
+        ("{", "costs is not valid JSON"),
+        ("[" * 5_000, "costs is not valid JSON: lists are nested too deeply"),
+        ("7", "costs: .* send costs="),
+        ('{"entries": []}', "costs: .*entries"),
+        ('{"refer": -1}', "costs: refer"),
+        ('{"cells": [{"true": "x", "decided": "a", "cost": 1}]}', "costs: .*'x'"),
+        ('{"cells": [{"true": "a", "decided": "refer", "cost": 1}]}', "costs: 'refer' is no decision"),
+        ('{"cells": [{"true": "a", "decided": "a", "cost": 5}]}', "cost"),
+    ],
+)
+def test_costs_that_are_not_allowed_are_said_in_one_sentence(client, costs, message):
+    answer = client.post("/predict", json={"image": _text(_png()[0])}, params={"costs": costs})
+    assert answer.status_code == 400
+    assert re.search(message, answer.json()["error"])
 
 
 def test_one_bad_image_of_several_is_an_error_for_that_one(client):

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from udc_model.app.archives import MOST_FILES
-from udc_model.app.costs import SessionCosts, params_lines, under_session_costs
+from udc_model.app.costs import params_lines, under_session_costs
 from udc_model.decisions.decision import expected_costs
+from udc_model.decisions.session_costs import SessionCosts
 from udc_model.errors import UdcError
 from udc_model.evaluation.report_images import thumbnail_uri
 from udc_model.evaluation.tables import read_predictions

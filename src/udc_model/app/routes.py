@@ -20,11 +20,11 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from udc_model.app.archives import MOST_FILES, images_in_archive
-from udc_model.app.costs import SessionCosts
 from udc_model.app.decisions import Decider, NamedOutputs
 from udc_model.app.explanations import UploadExplainer
 from udc_model.app.guard import Guard
 from udc_model.app.review import Answer, Review
+from udc_model.decisions.session_costs import SessionCosts
 from udc_model.errors import UdcError
 from udc_model.files import parse_json
 from udc_model.inference.inputs import BadInput, ImageInput

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,28 @@ from swagger_ui_bundle import swagger_ui_path
 import udc_model
 from udc_model.data.formats import BadImageError
 from udc_model.data.transforms import Preprocessing
+from udc_model.decisions.policy import Policy
+from udc_model.decisions.session_costs import changed_costs
 from udc_model.errors import UdcError
 from udc_model.files import Workspace
 from udc_model.inference.classifier import TrainedClassifier
 from udc_model.inference.prediction import decided_rows
 from udc_model.inference.server import metrics
 from udc_model.inference.server.batching import Batcher, BusyError
-from udc_model.inference.server.bodies import FORMS, MEBI, TooLargeError, check_count, images_in_json, read_body
+from udc_model.inference.server.bodies import (
+    FORMS,
+    MEBI,
+    TooLargeError,
+    check_count,
+    costs_in_json,
+    images_in_json,
+    read_body,
+)
 from udc_model.inference.serving import image_of
 from udc_model.inference.stored_model import open_stored
 from udc_model.native.memory import keep_freed_memory
 
+_STORED_POLICIES = 64  # under costs of requests
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each damaged form
 # A PNG of 8 x 8 grey pixels.
 _EXAMPLE = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAEElEQVR4nGNsYIAAJgaKGAAmCACQXTClHgAAAABJRU5ErkJggg=="
@@ -45,6 +57,11 @@ _DESCRIPTION = {
     "summary": "Decide images",
     "description": f"The body: {FORMS}. The answer has one prediction for each image; one that cannot be used has "
     "`error` instead of a decision.",
+    "parameters": [{
+        "name": "costs", "in": "query", "required": False, "schema": {"type": "string"},
+        "description": "Costs of this request, as JSON: `cells`, each with `true`, `decided` and `cost`, and `refer`; "
+        "the others stay as the policy has them.",
+    }],
     "requestBody": {
         "required": True,
         "content": {
@@ -84,8 +101,8 @@ class Service:
         self.limits, self.policy = limits, stored.policy
         self.classifier: TrainedClassifier = stored.load()
         self.preprocessing: Preprocessing = stored.preprocessing
-        self.version = {"udc_model": udc_model.__version__, "model_sha256": stored.model.weights_sha256,
-                        "costs_digest": stored.policy.costs_digest}  # fmt: skip
+        self.version = {"udc_model": udc_model.__version__, "model_sha256": stored.model.weights_sha256}
+        self.policy_under = lru_cache(_STORED_POLICIES)(self._policy_under)
         self.decoders = ThreadPoolExecutor(torch.get_num_threads(), "decoder")
         self.batcher = Batcher(self.classifier.outputs_of_stored, most_waiting=limits.waiting,
                                on_batch=self._count_batch)  # fmt: skip
@@ -97,12 +114,22 @@ class Service:
         self.decoders.shutdown()
         self.batcher.close()
 
+    def _policy_under(self, costs: str | None) -> Policy:
+        """The policy under the costs of a request; :class:`UdcError` if they are not allowed."""
+        if costs is None:
+            return self.policy
+        changes = costs_in_json(costs)
+        if self.policy.guarantee:
+            raise UdcError(f"costs: the guarantee of the policy ({self.policy.guarantee}) would have to be fitted "
+                           "again; leave costs out, or use udc decide")  # fmt: skip
+        return changed_costs(self.policy, changes)
+
     def _count_batch(self, size: int) -> None:
         metrics.BATCH.observe(size)
         metrics.WAITING.set(self.batcher.waiting)
 
-    async def decide(self, values: list[Any]) -> list[dict[str, Any]]:
-        """A prediction or an error for each image.
+    async def decide(self, values: list[Any], policy: Policy) -> list[dict[str, Any]]:
+        """A prediction, or an error, for each image.
 
         Raises
         ------
@@ -120,7 +147,7 @@ class Service:
             computed = self.batcher.submit(np.stack(images))
             metrics.WAITING.set(self.batcher.waiting)
             outputs = await asyncio.wrap_future(computed)
-            rows = decided_rows(outputs, self.policy)
+            rows = decided_rows(outputs, policy)
         metrics.IMAGES.labels("decided").inc(len(images))
         metrics.IMAGES.labels("error").inc(len(values) - len(images))
         decided = iter(rows)
@@ -177,7 +204,10 @@ def create_app(root: Path, limits: Limits) -> FastAPI:
     @app.get("/ready", summary="The model is loaded and the queue is not full")
     async def ready() -> Response:
         is_full = service.batcher.waiting >= limits.waiting
-        return JSONResponse({"status": "busy" if is_full else "ready", **service.version}, 503 if is_full else 200)
+        return JSONResponse(
+            {"status": "busy" if is_full else "ready", **service.version, "costs_digest": service.policy.costs_digest},
+            503 if is_full else 200,
+        )
 
     @app.get("/metrics", summary="Counts for Prometheus")
     async def counts() -> Response:
@@ -189,8 +219,9 @@ def create_app(root: Path, limits: Limits) -> FastAPI:
 async def _answer(service: Service, request: Request) -> Response:
     """The predictions, or one sentence that says what is wrong with the request."""
     try:
+        policy = service.policy_under(request.query_params.get("costs"))
         values, is_list = await _images(request, service.limits)
-        predictions = await service.decide(values)
+        predictions = await service.decide(values, policy)
     except UdcError as error:
         return _error(400, str(error))
     except TooLargeError as error:
@@ -200,7 +231,7 @@ async def _answer(service: Service, request: Request) -> Response:
     if all("error" in each for each in predictions):
         return _error(400, "; ".join(f"image {i}: {each['error']}" if is_list else each["error"]
                                      for i, each in enumerate(predictions[:20])))  # fmt: skip
-    return JSONResponse({"predictions": predictions, **service.version})
+    return JSONResponse({"predictions": predictions, **service.version, "costs_digest": policy.costs_digest})
 
 
 def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:

@@ -1,11 +1,13 @@
-"""The images in the body of a request: an image file, a form with files, or JSON in one of several forms."""
+"""What a request has: images, as a file, a form with files, or JSON in one of several forms, and costs."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
 
+from udc_model.decisions.session_costs import SessionCosts
 from udc_model.errors import UdcError
+from udc_model.records import validated
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -16,6 +18,7 @@ FORMS = (
     "send an image file with its content type, a form with files, or JSON: "
     '{"image": BASE64}, {"images": [BASE64, …]}, or what MLflow\'s server takes'
 )
+_COSTS_EXAMPLE = '{"cells": [{"true": CLASS, "decided": CLASS, "cost": 20}], "refer": 0.5}'
 
 
 class TooLargeError(Exception):
@@ -56,11 +59,7 @@ def images_in_json(body: bytes, most_images: int) -> tuple[list[Any], bool]:
     UdcError
         The body is none of these forms, or has no or too many images.
     """
-    try:
-        values = json.loads(body)
-    except (ValueError, RecursionError) as error:  # ValueError: also text that is not UTF-8 and very long numbers
-        reason = "lists are nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise UdcError(f"the body is not valid JSON: {reason[:200]}") from None
+    values = _parsed(body, "the body")
     if not isinstance(values, dict):
         raise UdcError(f"the JSON must be an object; {FORMS}")
     if "image" in values:
@@ -74,6 +73,26 @@ def images_in_json(body: bytes, most_images: int) -> tuple[list[Any], bool]:
         raise UdcError(f"the images must be a list; {FORMS}")
     check_count(len(images), most_images)
     return [each["image"] if isinstance(each, dict) and "image" in each else each for each in images], True
+
+
+def costs_in_json(text: str) -> SessionCosts:
+    """The costs that a request has in its address: ``{"cells": […], "refer": …}``, see `SessionCosts`.
+
+    Raises
+    ------
+    UdcError
+        The text is no JSON of this form.
+    """
+    advice = f'send costs={_COSTS_EXAMPLE}, where "refer" may be left out'
+    return validated(_parsed(text, "costs"), SessionCosts, "costs", advice)
+
+
+def _parsed(text: str | bytes, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also text that is not UTF-8 and very long numbers
+        reason = "lists are nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise UdcError(f"{what} is not valid JSON: {reason[:200]}") from None
 
 
 def _columns(split: Any) -> list[Any] | None:
