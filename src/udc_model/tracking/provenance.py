@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from udc_model.errors import without_credentials
 from udc_model.tracking.tags import BASELINE, COMMIT, DATA, DIRTY, EXPERIMENT_NAME, FOLD, STUDY
 
 STUDY_KEY = "UDC_STUDY_KEY"  # environment variable: key of the study whose run the runs of stages are below
@@ -60,7 +61,7 @@ def environment() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "host": socket.gethostname(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": without_credentials(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         "files": {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)},
         "stages": {name: hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
                    for name, entry in locked.items()},
