@@ -52,11 +52,10 @@ class Postgres:
             "unix_socket_directories": "",
             "max_connections": 60,
         }
-        self.process = subprocess.Popen(
-            [self.programs / "postgres", "-D", self.folder / "data",
-             *(part for key, value in options.items() for part in ("-c", f"{key}={value}"))],
-            cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **self.as_user,
-        )  # fmt: skip
+        command = [self.programs / "postgres", "-D", self.folder / "data"]
+        command += [part for key, value in options.items() for part in ("-c", f"{key}={value}")]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(command, cwd="/", stdout=log, stderr=log, **self.as_user)
 
     def is_ready(self):
         import psycopg
@@ -84,13 +83,24 @@ class Postgres:
         for stat in Path("/proc").glob("[0-9]*/stat"):
             with suppress(OSError):
                 parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-        for process in (self.process.pid, *(pid for pid, parent in parents.items() if parent == self.process.pid)):
+        processes = [self.process.pid, *(pid for pid, parent in parents.items() if parent == self.process.pid)]
+        for process in processes:
             with suppress(ProcessLookupError):
                 os.kill(process, number)
+        return processes
 
     def kill(self):
-        self.signal(signal.SIGKILL)
+        killed = self.signal(signal.SIGKILL)
         self.process.wait()
+        # A successor does not start as long as one of them has the shared memory.
+        wait_until(lambda: not any(map(is_running, killed)), "PostgreSQL does not end")
+
+
+def is_running(process):
+    """Whether a process runs; one that has ended and whose parent has not asked for its status does not."""
+    with suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 @pytest.fixture(scope="session")

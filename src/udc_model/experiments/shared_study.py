@@ -89,7 +89,7 @@ def connect(url: str) -> tuple[RDBStorage, Engine]:
     alive = {"connect_timeout": 10, "tcp_user_timeout": 30_000, "keepalives_idle": 10, "keepalives_interval": 10}
     try:
         engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=alive)
-        with locked(engine, "tables"):  # workers that create the tables at the same time fail
+        with locked(engine, "tables"), _without_warnings():  # workers that create the tables at the same time fail
             storage = optuna.storages.RDBStorage(
                 url, {"pool_pre_ping": True, "connect_args": alive}, heartbeat_interval=HEARTBEAT, grace_period=GRACE
             )
@@ -98,6 +98,14 @@ def connect(url: str) -> tuple[RDBStorage, Engine]:
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise UdcError(f"--storage: {without_credentials(url)} cannot be used: {reason_of(error)}") from None
     return storage, engine
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Without optuna's warnings: heartbeats are experimental, and meant for ``optimize``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @dataclass(frozen=True)
@@ -166,7 +174,7 @@ class SharedStudy:
         """A waiting or new trial for this worker, if there is one, and how many trials are running otherwise."""
         import optuna
 
-        with locked(self.engine, self.study.study_name):
+        with locked(self.engine, self.study.study_name), _without_warnings():
             self._retry_failed()
             trials = self.study.get_trials()
             waiting = [trial for trial in trials if trial.state is optuna.trial.TrialState.WAITING]
@@ -189,11 +197,9 @@ class SharedStudy:
                 # The worker was killed before the first heartbeat, or this process would not have the lock.
                 self.storage.record_heartbeat(trial._trial_id)
                 self.storage.set_trial_user_attr(trial._trial_id, _WORKER, [trial.number, "killed", 0])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            if time.monotonic() > self._judges_from:
-                optuna.storages.fail_stale_trials(self.study)
-            retry = optuna.storages.RetryHeartbeatStaleTrialCallback(MAX_RETRIES)
+        if time.monotonic() > self._judges_from:
+            optuna.storages.fail_stale_trials(self.study)
+        retry = optuna.storages.RetryHeartbeatStaleTrialCallback(MAX_RETRIES)
         trials = self.study.get_trials()
         retried = _retried(trials)
         for trial in trials:
