@@ -1,6 +1,6 @@
 """Two users, two clones and one server, whose parts are away or killed at random moments: nothing is lost or doubled.
 
-``UDC_TEAM_OUTAGES=20`` makes twenty outages; the default is three.
+``UDC_TEAM_OUTAGES=20`` makes twenty outages, and runs a search with real trials; the default is three.
 """
 
 import os
@@ -12,6 +12,8 @@ import mlflow
 import pytest
 
 from udc_model.tracking.journal import pending_journals, read_entries, wait_for_senders
+from udc_model.tracking.run import stage_run
+from udc_model.tracking.sender import deliver_pending
 
 from ..pipeline.conftest import Project, new_project, small_project  # noqa: F401
 from ..tracking.test_outage import EPOCHS, WRITER, check_run, step
@@ -81,27 +83,28 @@ def test_parts_of_the_server_are_away_at_random_moments(team, client, tmp_path):
         check_run(client, run)
 
 
-def test_counts_of_the_server_are_those_of_the_journals(team, client, tmp_path):
-    """Recorded while the server is away, so that the journals have everything."""
-    team.mlflow.kill()
-    try:
-        writer = start_writer(team, "ben", tmp_path / "ben", "counts")
-        for _ in range(EPOCHS):
-            step(writer)
-        _, stderr = writer.communicate(timeout=120)
-        assert writer.returncode == 0, stderr
-        wait_for_senders(tmp_path / "ben")
-        recorded = count_points(tmp_path / "ben")
-        contents = [path.read_bytes() for path in (tmp_path / "ben/.udc").rglob("*") if path.is_file()]
+def test_counts_of_the_server_are_those_of_the_journals(team, client, tmp_path, monkeypatch):
+    """Two stages of two users record at the same time, without a sender; `udc sync` delivers both."""
+    monkeypatch.setenv("UDC_SENDER", "off")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "counts")
+    monkeypatch.chdir(tmp_path)
+    recorded = {}
+    for user in team.users:
+        (tmp_path / user).mkdir()
+        for name, value in (team.env(user) | {"DVC_ROOT": str(tmp_path / user)}).items():
+            monkeypatch.setenv(name, value)
+        with stage_run("train", {"kind": user}) as run:
+            for epoch in range(EPOCHS):
+                run.log_metrics({"loss": epoch, "cost": -epoch}, step=epoch)
+        recorded[user] = count_points(tmp_path / user)
+        contents = [path.read_bytes() for path in (tmp_path / user).rglob("*") if path.is_file()]
         assert not [secret for secret in team.secrets for content in contents if secret.encode() in content]
-    finally:
-        team.mlflow.start()
-    wait_until(team.mlflow.is_ready, "MLflow does not answer")
-    assert sync(team, "ben", tmp_path / "ben", "counts").returncode == 0
-    (run,) = client.search_runs([client.get_experiment_by_name("counts").experiment_id])
-    stored = sum(len(client.get_metric_history(run.info.run_id, name)) for name in run.data.metrics)
-    assert stored == recorded > 0
-    check_run(client, run)
+        num_delivered, errors = deliver_pending(tmp_path / user)
+        assert (num_delivered, errors) == (1, {})
+    runs = client.search_runs([client.get_experiment_by_name("counts").experiment_id])
+    stored = {run.data.tags["kind"]: sum(len(client.get_metric_history(run.info.run_id, name))
+                                         for name in run.data.metrics) for run in runs}  # fmt: skip
+    assert stored == recorded == dict.fromkeys(team.users, 2 * EPOCHS)
 
 
 def test_nobody_without_a_password_reads_the_runs(team):
@@ -152,3 +155,56 @@ def test_two_users_compare_reproduce_and_promote_each_others_results(team, clien
     for project in (anna, ben):
         files = [path for path in (project.root / ".udc").rglob("*") if path.is_file()] + [project.root / ".dvc/config"]
         assert not [secret for secret in team.secrets for path in files if secret.encode() in path.read_bytes()]
+
+
+_TUNE = """
+import sys
+from udc_model.cli import main
+from udc_model.experiments import shared_study
+shared_study.HEARTBEAT, shared_study.GRACE = 2, 30
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.pipeline
+@pytest.mark.skipif(OUTAGES <= 3, reason="real trials take minutes: UDC_TEAM_OUTAGES=20")
+def test_four_workers_in_two_clones_with_one_killed(team, client, new_project, tmp_path):  # noqa: F811
+    import optuna
+
+    small = {"data": {"source": "digits"}, "train": {"epochs": 2}, "costs": {"preset": "uniform"}}
+    anna = new_project(**small, evaluate={"resamples": 100})
+    subprocess.run(["git", "clone", "-q", str(anna.root), str(tmp_path / "ben")], check=True)
+    clones = {"anna": anna, "ben": Project(tmp_path / "ben")}
+    team.postgres.create("studies")
+    storage, trials = team.postgres.address("studies"), 6
+    for project in clones.values():
+        project.run("git", "config", "user.name", "Test")
+        project.run("git", "config", "user.email", "test@example.org")
+    command = [sys.executable, "-c", _TUNE, "tune", "-S", "train.learning_rate=log(1e-4,1e-1)", "--trials", str(trials),
+               "--study", "s", "--storage", storage]  # fmt: skip
+    workers = [project.start(*command, **team.env(user), MLFLOW_EXPERIMENT_NAME="search", UDC_SENDER="on")
+               for user, project in [*clones.items()] * 2]  # fmt: skip
+    victim = workers[0]
+    anna.wait_for(".udc/tracking/*-train-*", victim)  # a trial is being trained
+    victim.kill()
+    victim.wait()
+    outputs = [worker.communicate(timeout=1500)[0] for worker in workers[1:]]
+    assert [worker.returncode for worker in workers[1:]] == [0] * 3, outputs
+    assert not [secret for secret in team.secrets if secret in "".join(outputs)]
+    for user, project in clones.items():
+        wait_for_senders(project.root, 300)
+        assert sync(team, user, project.root, "search").returncode == 0
+    finished = [trial for trial in optuna.load_study(study_name="s", storage=storage).trials
+                if trial.state.name in ("COMPLETE", "PRUNED")]  # fmt: skip
+    assert len(finished) == trials
+    assert len({trial.params["train.learning_rate"] for trial in finished}) == trials
+    runs = client.search_runs([client.get_experiment_by_name("search").experiment_id])
+    (study,) = [run for run in runs if run.data.tags.get("study") == "s"]
+    assert study.info.status == "FINISHED"
+    counted = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == study.info.run_id
+               and run.data.tags.get("mlflow.udc.retried") is None]  # fmt: skip
+    assert sorted(run.info.run_name for run in counted) == sorted({run.info.run_name for run in counted})
+    assert len(counted) == trials
+    costs = [run.data.metrics["validation/mean_cost"] for run in counted if "validation/mean_cost" in run.data.metrics]
+    best = min(trial.value for trial in finished if trial.state.name == "COMPLETE")
+    assert best == min(costs) == study.data.metrics["study/best"]
