@@ -149,9 +149,9 @@ def test_two_users_compare_reproduce_and_promote_each_others_results(team, clien
     assert sorted(version.run_id for version in versions) == sorted(run.info.run_id for run in runs)
     aliases = client.get_registered_model("team").aliases
     assert set(aliases) == {"challenger", "champion"}
-    reproduced = [anna.run("udc", "reproduce", "wide", **of_anna), ben.run("udc", "reproduce", "HEAD", **of_ben)]
-    for done in reproduced[: None if OUTAGES > 3 else 1]:
-        assert "reproduced" in done.stdout
+    if OUTAGES > 3:  # a minute each
+        for done in (anna.run("udc", "reproduce", "wide", **of_anna), ben.run("udc", "reproduce", "HEAD", **of_ben)):
+            assert "reproduced" in done.stdout
     for project in (anna, ben):
         files = [path for path in (project.root / ".udc").rglob("*") if path.is_file()] + [project.root / ".dvc/config"]
         assert not [secret for secret in team.secrets for path in files if secret.encode() in path.read_bytes()]
@@ -171,12 +171,12 @@ sys.exit(main(sys.argv[1:]))
 def test_four_workers_in_two_clones_with_one_killed(team, client, new_project, tmp_path):  # noqa: F811
     import optuna
 
-    small = {"data": {"source": "digits"}, "train": {"epochs": 2}, "costs": {"preset": "uniform"}}
+    small = {"data": {"source": "digits"}, "train": {"epochs": 1}, "costs": {"preset": "uniform"}}
     anna = new_project(**small, evaluate={"resamples": 100})
     subprocess.run(["git", "clone", "-q", str(anna.root), str(tmp_path / "ben")], check=True)
     clones = {"anna": anna, "ben": Project(tmp_path / "ben")}
     team.postgres.create("studies")
-    storage, trials = team.postgres.address("studies"), 6
+    storage, trials = team.postgres.address("studies"), 5
     for project in clones.values():
         project.run("git", "config", "user.name", "Test")
         project.run("git", "config", "user.email", "test@example.org")
