@@ -17,8 +17,8 @@ from udc_model.evaluation.tables import read_metrics
 from udc_model.experiments.stored import from_dvc
 from udc_model.tracking.journal import pending_journals, read_entries, wait_for_senders
 from udc_model.tracking.links import dvc_experiments
-from udc_model.tracking.provenance import STUDY_KEY
-from udc_model.tracking.tags import EXPERIMENT_NAME, RETRIED, STUDY, read_tag, runs_with_tag
+from udc_model.tracking.provenance import STUDY_ATTEMPT, STUDY_KEY
+from udc_model.tracking.tags import ATTEMPT, EXPERIMENT_NAME, RETRIED, STUDY, read_tag, runs_with_tag
 
 _POLL = 0.5  # seconds between two checks of a trial's validation curve
 
@@ -54,8 +54,8 @@ class TrialProcess:
     descriptor on exec and cannot pass it to a child process.
     """
 
-    def __init__(self, name: str, settings: Sequence[str], place: TrialPlace) -> None:
-        self.name, self.settings, self.place = name, settings, place
+    def __init__(self, name: str, settings: Sequence[str], place: TrialPlace, attempt: int = 0) -> None:
+        self.name, self.settings, self.place, self.attempt = name, settings, place, attempt
         self.lock, self.prune_file, self.log = (place.folder / f"{name}.{kind}" for kind in ("lock", "prune", "log"))
 
     def run(self, should_prune: Callable[[dict[int, dict[str, float]]], bool]) -> Mapping[str, float | None] | None:
@@ -76,10 +76,13 @@ class TrialProcess:
         """Remove the experiment of an attempt that another worker repeats."""
         if self.name in dvc_experiments():
             subprocess.run([sys.executable, "-m", "dvc", "exp", "remove", "-q", self.name], cwd=self.place.root)
-        self._set_aside_interrupted()
+        self._set_aside_interrupted(is_lost=True)
 
-    def _set_aside_interrupted(self) -> None:
-        """Delete (in MLflow's reversible way) or tag the runs of earlier attempts, because the trial starts again."""
+    def _set_aside_interrupted(self, *, is_lost: bool = False) -> None:
+        """Delete (in MLflow's reversible way) or tag the runs of earlier attempts, because the trial starts again.
+
+        Of a shared study also the run of this attempt, if it is lost; never that of a later one, which has its name.
+        """
         import mlflow
         from mlflow.exceptions import MlflowException
 
@@ -89,11 +92,14 @@ class TrialProcess:
         wait_for_senders(self.place.root)
         deliver_pending(self.place.root)
         try:
-            client, experiments = mlflow.MlflowClient(), [open_store()]
+            experiments = [open_store()]  # first, since it makes MLflow use the store
+            client = mlflow.MlflowClient()
             for run in runs_with_tag(client, experiments, EXPERIMENT_NAME, self.name):
                 if read_tag(run.data.tags, STUDY) != self.place.study_key:
                     continue  # of somebody else's study with this name
                 if self.place.is_shared:
+                    if int(read_tag(run.data.tags, ATTEMPT) or 0) >= self.attempt + is_lost:
+                        continue
                     client.set_tag(run.info.run_id, RETRIED, "true")
                     if run.info.status == "RUNNING":
                         client.set_terminated(run.info.run_id, "KILLED")
@@ -105,9 +111,11 @@ class TrialProcess:
     def _execute(self, should_prune: Callable[[dict[int, dict[str, float]]], bool]) -> bool:
         """Run the experiment; False if it was pruned."""
         guard = [sys.executable, "-m", "udc_model.experiments.trial_guard"] if self.place.is_shared else []
-        command = [*guard, sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", self.name]
+        command = [*guard, sys.executable, "-m", "dvc", "exp", "run", "--temp", "--wait-for-lock", "--name", self.name]
         command += [part for setting in self.settings for part in ("-S", setting)]
         env = os.environ | {"UDC_PRUNE_FILE": str(self.prune_file), STUDY_KEY: self.place.study_key}
+        if self.place.is_shared:
+            env[STUDY_ATTEMPT] = str(self.attempt)
         with self.lock.open("w") as lock, self.log.open("wb") as log:
             fcntl.flock(lock, fcntl.LOCK_EX)
             process = subprocess.Popen(

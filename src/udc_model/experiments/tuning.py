@@ -206,7 +206,7 @@ def _tune_with_others(plan: TuningPlan, address: str, params: Params, root: Path
     for claim in shared.trials():
         trial = claim.trial
         logger.info("trial %s of %d: %s", claim.name, plan.trials, ", ".join(claim.settings))
-        process = TrialProcess(claim.name, claim.settings, place)
+        process = TrialProcess(claim.name, claim.settings, place, trial.number)
         try:
             metrics = process.run(_Watch(shared, trial, params.train.monitor, plan))
             value = None if metrics is None else _metric(metrics, plan.metric)

@@ -28,6 +28,7 @@ TRAINED_BY = f"{PREFIX}trained_by"
 JOURNAL = f"{PREFIX}journal"
 CLAIMED = f"{PREFIX}evaluation_journal"
 STUDY = f"{PREFIX}study"  # the key of the study (tuning, cross-validation) that a run is part of
+ATTEMPT = f"{PREFIX}attempt"  # of a trial of a study that several workers share
 RETRIED = f"{PREFIX}retried"  # the trial of a study was repeated: this run is of an attempt that counts no more
 PARENT = "mlflow.parentRunId"  # MLflow shows a run below this one
 FOLD = "fold"  # of a cross-validation, for people too
