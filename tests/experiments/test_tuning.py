@@ -3,7 +3,7 @@
 import pytest
 
 from udc_model.errors import UdcError
-from udc_model.experiments.tuning import SearchRange, TuningPlan, _locked, _metric, _selection
+from udc_model.experiments.tuning import SearchRange, TuningPlan, _locked, _metric, _sampler, _selection
 
 
 @pytest.mark.parametrize(
@@ -67,3 +67,19 @@ def test_the_best_trial_is_not_called_proved():
     text = _selection(rows, "validation/mean_cost")
     assert text.startswith("The first row is the best of 3 by validation/mean_cost: its value is too good by selection")
     assert _selection(rows[-2:], "validation/mean_cost") == ""
+
+
+def test_a_grid_can_be_completed():
+    import optuna
+
+    plan = TuningPlan("s", [SearchRange.parse("train.optimizer=choice(adamw,sgd)")], 2, sampler="grid")
+    study = optuna.create_study(sampler=_sampler(plan, 0))
+    for _ in range(plan.trials):
+        trial = study.ask()
+        plan.ranges[0].suggest(trial)
+        study.tell(trial, 1.0)  # optuna's own sampler raises an error at the last one
+    assert {trial.params["train.optimizer"] for trial in study.trials} == {"adamw", "sgd"}
+
+
+def test_the_address_of_the_data_base_is_not_shown():
+    assert "secret" not in repr(TuningPlan("s", [], 1, storage="postgresql+psycopg://me:secret@host/name"))

@@ -120,21 +120,26 @@ def check_everything_arrived_once(server):
     client = mlflow.MlflowClient(server.uri)
     experiments = [e.experiment_id for e in client.search_experiments()]
     (run,) = client.search_runs(experiments)
+    check_run(client, run)
+    return run
+
+
+def check_run(client, run):
+    """A run has all that `WRITER` has logged, once."""
     run_id = run.info.run_id
     assert run.info.status == "FINISHED"
     assert run.data.params == {f"a.{i}": str(i) for i in range(150)}
     for k in range(KEYS):
         points = [(m.step, m.value) for m in client.get_metric_history(run_id, f"epoch/m{k}")]
         assert sorted(points) == [(epoch, epoch + k / 10) for epoch in range(EPOCHS)]
-    fetched = Path(mlflow.artifacts.download_artifacts(run_id=run_id, tracking_uri=server.uri))
+    fetched = Path(mlflow.artifacts.download_artifacts(run_id=run_id, tracking_uri=client.tracking_uri))
     assert (fetched / "model" / "weights.bin").read_bytes() == bytes(range(256)) * 4096
     assert (fetched / "notes" / "last.txt").read_text() == "last"
-    models = client.search_logged_models(experiments)
+    models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
     assert [(str(model.status), model.source_run_id) for model in models] == [("READY", run_id)]
     assert [output.model_id for output in run.outputs.model_outputs] == [models[0].model_id]
     files = {a.path for a in client.list_logged_model_artifacts(models[0].model_id)}
     assert {"MLmodel", "requirements.txt", "code", "data"} <= files
-    return run
 
 
 @pytest.mark.parametrize("seed", range(TRIALS))

@@ -139,13 +139,16 @@ def _tune_arguments(parser: Parser) -> None:
     parser.add_argument("--metric", default="validation/mean_cost", metavar="NAME", help="default: %(default)s")
     parser.add_argument("--sampler", choices=("tpe", "random", "grid"), default="tpe", help="default: %(default)s")
     parser.add_argument("--no-prune", action="store_true", help="do not end trials with a poor validation curve early")
+    parser.add_argument("--storage", metavar="URL", help="postgresql+psycopg://user@host/name: share the study with "
+                        "every worker that the same command starts, on any machine")  # fmt: skip
 
 
 def _tune(options: argparse.Namespace) -> None:
     from udc_model.experiments.tuning import SearchRange, TuningPlan, tune
 
     ranges = [SearchRange.parse(setting) for setting in options.settings]
-    plan = TuningPlan(options.study, ranges, options.trials, options.metric, options.sampler, not options.no_prune)
+    plan = TuningPlan(options.study, ranges, options.trials, options.metric, options.sampler, not options.no_prune,
+                      options.storage)  # fmt: skip
     sys.stdout.write(tune(plan))
 
 

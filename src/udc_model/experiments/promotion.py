@@ -63,9 +63,14 @@ def promote(run_name: str, name: str, *, force: bool = False) -> Promotion:
         )
     client = mlflow.MlflowClient()
     try:
-        champion = _champion(client, name)
-        comparison, reason, is_better = _compare_with(champion, run, force)
-        version = _registered_version(client, run, name)
+        version = None
+        while True:
+            champion = _champion(client, name)
+            comparison, reason, is_better = _compare_with(champion, run, force)
+            version = version or _registered_version(client, run, name)
+            # Somebody else may have promoted a model during the comparison, which takes seconds.
+            if _number(_champion(client, name)) == _number(champion):
+                break
         client.set_model_version_tag(name, version.version, COMPARISON, json.dumps(comparison))
         client.set_registered_model_alias(name, CHALLENGER, version.version)
         if force and not is_better:
@@ -96,6 +101,10 @@ def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         return None
+
+
+def _number(version: ModelVersion | None) -> str | None:
+    return None if version is None else str(version.version)
 
 
 def _compare_with(champion: ModelVersion | None, run: Run, force: bool) -> tuple[dict[str, object], str, bool]:

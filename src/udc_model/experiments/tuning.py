@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
 import logging
-import os
 import re
-import signal
-import subprocess
-import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,19 +19,28 @@ from filelock import FileLock, Timeout
 
 from udc_model.config import Params, full_name, load_params
 from udc_model.errors import UdcError
-from udc_model.evaluation.tables import read_metrics
 from udc_model.experiments.settings import check_settings
-from udc_model.experiments.stored import from_dvc
-from udc_model.tracking.journal import pending_journals, read_entries, wait_for_senders
-from udc_model.tracking.links import dvc_experiments
-from udc_model.tracking.provenance import STUDY_KEY, absent_from_copies
+from udc_model.experiments.shared_study import (
+    SharedStudy,
+    attempt_name,
+    check_address,
+    connect,
+    locked,
+    storage_errors,
+    without_retried,
+)
+from udc_model.experiments.trial_process import TrialLost, TrialPlace, TrialProcess
+from udc_model.tracking.provenance import absent_from_copies, git, uncommitted
 from udc_model.tracking.run import StageRun, stage_run
 from udc_model.tracking.store import repository_root
-from udc_model.tracking.tags import EXPERIMENT_NAME, read_tag, runs_with_tag
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from optuna import Study, Trial
     from optuna.samplers import BaseSampler
+    from optuna.storages import RDBStorage
+    from optuna.trial import FrozenTrial
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +48,7 @@ STUDIES = Path(".udc") / "studies"
 SAMPLERS = ("tpe", "random", "grid")
 _RANGE = re.compile(r"(?P<kind>log|uniform|int|choice)\((?P<arguments>.*)\)", re.DOTALL)
 _KEY, _RANGES, _METRIC = "udc.key", "udc.ranges", "udc.metric"
-_POLL = 0.5  # seconds between two checks of a trial's validation curve
+_STATE, _RECORDED = "udc.state", "udc.recorded"
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,11 @@ class SearchRange:
 
 @dataclass(frozen=True)
 class TuningPlan:
-    """The arguments of ``udc tune``; ``metric`` is a name in ``evaluation/validation/metrics.csv`` after its split."""
+    """The arguments of ``udc tune``.
+
+    ``metric`` is a name in ``evaluation/validation/metrics.csv`` after its split; ``storage`` the address of the
+    data base of a study that several workers share.
+    """
 
     study: str
     ranges: Sequence[SearchRange]
@@ -118,6 +127,7 @@ class TuningPlan:
     metric: str = "validation/mean_cost"
     sampler: str = "tpe"
     prune: bool = True
+    storage: str | None = field(default=None, repr=False)  # may have a password
 
     @property
     def direction(self) -> Literal["minimize", "maximize"]:
@@ -143,26 +153,135 @@ def tune(plan: TuningPlan) -> str:
         raise UdcError(
             f"{plan.study}: the name of a study may have letters, digits, '_', '.' and '-' only, as DVC experiments"
         )
+    if plan.storage is not None:
+        check_address(plan.storage)
     params = _check_plan(plan)
     root = repository_root()
     folder = root / STUDIES / plan.study
     folder.mkdir(parents=True, exist_ok=True)
+    if plan.storage is not None:
+        return _tune_with_others(plan, plan.storage, params, root)
     with _locked(folder / "lock", plan.study):
-        study = optuna.create_study(
-            storage=f"sqlite:///{folder / 'study.db'}", study_name=plan.study, direction=plan.direction,
-            load_if_exists=True, sampler=optuna.samplers.RandomSampler(),
-            pruner=optuna.pruners.MedianPruner() if plan.prune else optuna.pruners.NopPruner(),
-        )  # fmt: skip
-        _check_same(study, plan)
+        study = _open_study(plan, f"sqlite:///{folder / 'study.db'}")
         # seeded; a resumed study draws other values than its first process
         study.sampler = _sampler(plan, params.seed + len(study.trials))
-        with stage_run("tune", {"mlflow.runName": plan.study, "study": plan.study}, study.user_attrs[_KEY]) as run:
-            searched = {r.name: f"{r.kind}({', '.join(r.arguments)})" for r in plan.ranges}
-            run.log_params({"study": {"metric": plan.metric, "sampler": plan.sampler}, "search": searched})
+        with _study_run(study, plan) as run:
             _run_trials(study, plan, params.train.monitor, run, root)
             table = _table(study)
             _log_study(study, run, plan, table)
     return table
+
+
+def _open_study(plan: TuningPlan, storage: str | RDBStorage) -> Study:
+    """The study in a storage, created if it does not exist."""
+    import optuna
+
+    study = optuna.create_study(
+        storage=storage, study_name=plan.study, direction=plan.direction,
+        load_if_exists=True, sampler=optuna.samplers.RandomSampler(),
+        pruner=optuna.pruners.MedianPruner() if plan.prune else optuna.pruners.NopPruner(),
+    )  # fmt: skip
+    _check_same(study, plan)
+    return study
+
+
+@contextmanager
+def _study_run(study: Study, plan: TuningPlan) -> Iterator[StageRun]:
+    """The MLflow run of a study, below which the runs of its trials are."""
+    with stage_run("tune", {"mlflow.runName": plan.study, "study": plan.study}, study.user_attrs[_KEY]) as run:
+        searched = {r.name: f"{r.kind}({', '.join(r.arguments)})" for r in plan.ranges}
+        run.log_params({"study": {"metric": plan.metric, "sampler": plan.sampler}, "search": searched})
+        yield run
+
+
+def _tune_with_others(plan: TuningPlan, address: str, params: Params, root: Path) -> str:
+    """Run trials of a shared study until it is complete; the first worker that sees its end records its run."""
+    storage, engine = connect(address)
+    with locked(engine, plan.study):
+        study = _open_study(plan, storage)
+        _check_same_state(study)
+    shared = SharedStudy(storage, engine, study, plan.trials, lambda count: _sampler(plan, params.seed + count),
+                         lambda trial: [f"{r.name}={r.suggest(trial)}" for r in plan.ranges])  # fmt: skip
+    place = TrialPlace(root, root / STUDIES / plan.study, study.user_attrs[_KEY], is_shared=True)
+    for claim in shared.trials():
+        trial = claim.trial
+        logger.info("trial %s of %d: %s", claim.name, plan.trials, ", ".join(claim.settings))
+        process = TrialProcess(claim.name, claim.settings, place, trial.number)
+        try:
+            metrics = process.run(_Watch(shared, trial, params.train.monitor, plan))
+            value = None if metrics is None else _metric(metrics, plan.metric)
+            is_stored = shared.tell(trial, value)
+        except TrialLost:
+            is_stored = False
+        except BaseException:
+            shared.release(trial)
+            raise
+        if is_stored:
+            logger.info("  %s", "pruned" if value is None else f"{plan.metric} {value:.4f}")
+        else:
+            process.forget()
+            logger.warning("  its heartbeats were missing, so another worker repeats it")
+    return shared.patiently(partial(_record, shared, plan))
+
+
+def _record(shared: SharedStudy, plan: TuningPlan) -> str:
+    """Log a complete study to its run in MLflow, unless another worker has done so; returns the table."""
+    study, table = shared.study, _table(shared.study)
+    with locked(shared.engine, f"{plan.study} record", timeout=600):
+        trials = without_retried(study.trials)
+        if study.user_attrs.get(_RECORDED) != len(trials):
+            with _study_run(study, plan) as run:
+                values: list[float] = []
+                for trial in sorted((t for t in trials if t.state.name == "COMPLETE"), key=_completion):
+                    values.append(trial.values[0])
+                    best = min(values) if plan.direction == "minimize" else max(values)
+                    run.log_metrics({"study/value": values[-1], "study/best": best}, step=trial.number,
+                                    measured=int(_completion(trial).timestamp() * 1000))  # fmt: skip
+                _log_study(study, run, plan, table)
+            study.set_user_attr(_RECORDED, len(trials))
+    return table
+
+
+def _completion(trial: FrozenTrial) -> datetime:
+    assert trial.datetime_complete is not None
+    return trial.datetime_complete
+
+
+def _check_same_state(study: Study) -> None:
+    """Store in a new study what its trials start from; :class:`UdcError` if those of this clone would differ."""
+    changes = hashlib.sha256(uncommitted().encode(errors="surrogateescape")).hexdigest()
+    state = [git("rev-parse", "HEAD"), changes]
+    if _STATE not in study.user_attrs:
+        study.set_user_attr(_STATE, state)
+    if study.user_attrs[_STATE] != state:
+        first = study.user_attrs[_STATE][0][:12]
+        raise UdcError(f"study {study.study_name}: it started from commit {first}, here is {state[0][:12]}, or the "
+                       "uncommitted changes differ; trials of other code or parameters cannot be compared: commit and "
+                       f"push all changes, then run `git checkout {first}` in each clone")  # fmt: skip
+
+
+class _Watch:
+    """Decides about pruning while a trial runs, and records that its worker lives."""
+
+    def __init__(self, shared: SharedStudy, trial: Trial, monitor: str, plan: TuningPlan) -> None:
+        self.shared, self.trial, self.monitor, self.plan = shared, trial, monitor, plan
+        self._num_epochs = 0
+
+    def __call__(self, metrics: dict[int, dict[str, float]]) -> bool:
+        import optuna
+
+        if not self.shared.holds(self.trial):
+            raise TrialLost
+        if len(metrics) == self._num_epochs:
+            return False  # no request for each check
+        try:
+            decision = _should_prune(self.trial, self.monitor, self.plan, metrics)
+        except storage_errors():
+            return False  # the next check asks again
+        except optuna.exceptions.UpdateFinishedTrialError:
+            raise TrialLost from None
+        self._num_epochs = len(metrics)
+        return decision
 
 
 def _check_plan(plan: TuningPlan) -> Params:
@@ -212,7 +331,12 @@ def _sampler(plan: TuningPlan, seed: int) -> BaseSampler:
     searched = [r for r in plan.ranges if r.kind != "value"]
     if continuous := [r.name for r in searched if r.kind != "choice"]:
         raise UdcError(f"{', '.join(continuous)}: a grid needs choice(x,y,…) for every parameter")
-    return optuna.samplers.GridSampler({r.name: list(r.arguments) for r in searched}, seed=0)
+
+    class Grid(optuna.samplers.GridSampler):
+        def after_trial(self, *_: Any) -> None:
+            """Nothing: at the end of the grid, optuna's would stop a loop ``optimize``, which there is not."""
+
+    return Grid({r.name: list(r.arguments) for r in searched}, seed=0)
 
 
 def _run_trials(study: Study, plan: TuningPlan, monitor: str, run: StageRun, root: Path) -> None:
@@ -227,7 +351,7 @@ def _run_trials(study: Study, plan: TuningPlan, monitor: str, run: StageRun, roo
         settings = [f"{r.name}={r.suggest(trial)}" for r in plan.ranges]
         name = f"{plan.study}-{trial.number}"
         logger.info("trial %d of %d: %s", trial.number + 1, plan.trials, ", ".join(settings))
-        process = TrialProcess(name, settings, root, root / STUDIES / plan.study, run.key)
+        process = TrialProcess(name, settings, TrialPlace(root, root / STUDIES / plan.study, run.key))
         metrics = process.run(partial(_should_prune, trial, monitor, plan))
         if metrics is None:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
@@ -258,98 +382,15 @@ def _metric(metrics: Mapping[str, float | None], name: str) -> float:
     return value
 
 
-class TrialProcess:
-    """One trial: ``dvc exp run --temp`` in its own session, which continues if ``udc tune`` is killed.
-
-    The process inherits a lock and holds it as long as it runs, so that the next ``udc tune`` waits for it. The lock is
-    taken with ``fcntl``, because filelock closes its descriptor on exec and cannot pass it to a child process.
-    """
-
-    def __init__(self, name: str, settings: Sequence[str], root: Path, folder: Path, study_key: str) -> None:
-        self.name, self.settings, self.root, self.study_key = name, settings, root, study_key
-        self.lock, self.prune_file, self.log = (folder / f"{name}.{kind}" for kind in ("lock", "prune", "log"))
-
-    def run(self, should_prune: Callable[[dict[int, dict[str, float]]], bool]) -> Mapping[str, float | None] | None:
-        """Run the experiment unless it exists; returns its validation metrics, or None if it was pruned."""
-        with self.lock.open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # wait for a process that a killed `udc tune` started
-        if self.prune_file.exists() and self.name not in dvc_experiments():
-            return None
-        if self.name not in dvc_experiments():
-            self._delete_interrupted()
-            if not self._execute(should_prune):
-                return None
-        commit = dvc_experiments()[self.name]
-        with tempfile.TemporaryDirectory() as scratch:
-            return read_metrics(from_dvc(self.name, commit, "evaluation/validation/metrics.csv", Path(scratch)))
-
-    def _delete_interrupted(self) -> None:
-        """Delete (in MLflow's reversible way) the run of an interrupted attempt, because the trial starts again."""
-        import mlflow
-
-        from udc_model.tracking.sender import deliver_pending
-        from udc_model.tracking.store import open_store
-
-        wait_for_senders(self.root)
-        deliver_pending(self.root)
-        try:
-            experiments = [open_store()]
-        except UdcError:
-            return  # the tracking server cannot be reached
-        client = mlflow.MlflowClient()
-        for run in runs_with_tag(client, experiments, EXPERIMENT_NAME, self.name):
-            if run.info.status in ("RUNNING", "KILLED", "FAILED"):
-                client.delete_run(run.info.run_id)
-
-    def _execute(self, should_prune: Callable[[dict[int, dict[str, float]]], bool]) -> bool:
-        """Run the experiment; False if it was pruned."""
-        command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--name", self.name]
-        command += [part for setting in self.settings for part in ("-S", setting)]
-        env = os.environ | {"UDC_PRUNE_FILE": str(self.prune_file), STUDY_KEY: self.study_key}
-        with self.lock.open("w") as lock, self.log.open("wb") as log:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True,
-                                       pass_fds=[lock.fileno()])  # fmt: skip
-        try:
-            while True:
-                try:
-                    process.wait(_POLL)
-                    break
-                except subprocess.TimeoutExpired:
-                    if not self.prune_file.exists() and should_prune(self._curve()):
-                        self.prune_file.touch()
-        except BaseException:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
-            raise
-        if process.returncode and not self.prune_file.exists():
-            output = self.log.read_text(encoding="utf-8", errors="replace").strip()
-            raise UdcError(f"trial {self.name} failed:\n{output[-3000:]}")
-        return not process.returncode
-
-    def _curve(self) -> dict[int, dict[str, float]]:
-        """The metrics by epoch so far, from the journal of the trial's training run."""
-        for folder in reversed(pending_journals(self.root)):
-            try:
-                entries = [entry for entry, _ in read_entries(folder)]
-            except FileNotFoundError:  # delivered meanwhile
-                continue
-            if (
-                entries
-                and entries[0]["stage"] == "train"
-                and read_tag(entries[0]["tags"], EXPERIMENT_NAME) == self.name
-            ):
-                return {e["step"]: e["metrics"] for e in entries if e.get("step") is not None and "metrics" in e}
-        return {}
-
-
 def _table(study: Study) -> str:
     import pandas as pd
 
     sign = 1 if study.direction.name == "MINIMIZE" else -1
     rows = [
         {"trial": t.number, "state": t.state.name.lower(), study.user_attrs[_METRIC]: t.value, **t.params}
-        for t in sorted(study.trials, key=lambda t: (t.value is None, sign * (t.value or 0.0), t.number))
+        for t in sorted(
+            without_retried(study.trials), key=lambda t: (t.value is None, sign * (t.value or 0.0), t.number)
+        )
     ]
     return pd.DataFrame(rows).to_string(index=False, na_rep="-") + "\n" + _selection(rows, study.user_attrs[_METRIC])
 
@@ -378,7 +419,7 @@ def _log_study(study: Study, run: StageRun, plan: TuningPlan, table: str) -> Non
     if not complete:
         return
     run.log_text(json.dumps(study.best_params, indent=2) + "\n", "study/best_params.json")
-    run.set_tags({"best experiment": f"{plan.study}-{study.best_trial.number}"})
+    run.set_tags({"best experiment": attempt_name(plan.study, study.best_trial)})
     plots: list[tuple[str, Callable[[Study], Any]]] = [("history", plot_optimization_history)]
     if len({t.value for t in complete}) > 1 and len(complete) > 2:
         plots.append(("importance", plot_param_importances))

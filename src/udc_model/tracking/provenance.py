@@ -20,10 +20,12 @@ from typing import Any
 
 import yaml
 
-from udc_model.tracking.tags import BASELINE, COMMIT, DATA, DIRTY, EXPERIMENT_NAME, FOLD, STUDY
+from udc_model.errors import without_credentials
+from udc_model.tracking.tags import ATTEMPT, BASELINE, COMMIT, DATA, DIRTY, EXPERIMENT_NAME, FOLD, STUDY
 
 STUDY_KEY = "UDC_STUDY_KEY"  # environment variable: key of the study whose run the runs of stages are below
 STUDY_PART = "UDC_STUDY_PART"  # environment variable: the fold of a cross-validation
+STUDY_ATTEMPT = "UDC_STUDY_ATTEMPT"  # environment variable: number of the attempt at a trial of a shared study
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pillow", "dvc", "mlflow")
 
 
@@ -40,6 +42,8 @@ def provenance(stage: str) -> dict[str, str]:
         tags[STUDY] = study
     if part := os.environ.get(STUDY_PART):
         tags[FOLD] = part
+    if attempt := os.environ.get(STUDY_ATTEMPT):
+        tags[ATTEMPT] = attempt
     if commit := git("rev-parse", "HEAD"):
         tags |= {COMMIT: commit, DIRTY: str(bool(_changed())).lower()}
     deps = locked_stages(Path("dvc.lock")).get("prepare", {}).get("deps", ())
@@ -60,7 +64,7 @@ def environment() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "host": socket.gethostname(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": without_credentials(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         "files": {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)},
         "stages": {name: hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
                    for name, entry in locked.items()},
