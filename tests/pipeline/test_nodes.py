@@ -97,5 +97,5 @@ def test_checkpoints_on_another_node_are_not_ignored(nodes):
     (first.root / ".udc/checkpoints").rename(second.root / ".udc/checkpoints")
     for output in _outputs(start()):
         assert re.search(rf"error: process 1 \([^ ]+:{second.root}\): has the checkpoints of this training run, and "
-                         "the first process has none; make this machine the first", output), output  # fmt: skip
+                         "the first process has none; make it the first", output), output  # fmt: skip
     assert not (first.root / "model").exists()

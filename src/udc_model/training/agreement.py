@@ -81,8 +81,10 @@ def check_first_has_checkpoints(ranks: Ranks, folder: Path) -> None:
     name = (ranks.from_first(folder.name.encode()) or b"").decode()
     (_, has_first), *others = _of_all(ranks, bool(newest_first(folder.with_name(name))))
     if not has_first and (places := [place for place, has_some in others if has_some]):
-        raise UdcError(f"{places[0]}: has the checkpoints of this training run, and the first process has none; "
-                       "make this machine the first (torchrun --node-rank 0), or delete its .udc/checkpoints")  # fmt: skip
+        raise UdcError(
+            f"{places[0]}: has the checkpoints of this training run, and the first process has none; make it the first "
+            "machine (torchrun --node-rank 0), or delete its .udc/checkpoints"
+        )
 
 
 def _of_all(ranks: Ranks, value: Any) -> list[tuple[str, Any]]:
