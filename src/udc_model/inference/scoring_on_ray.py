@@ -111,8 +111,9 @@ def _first_ready(ray: Any, waiting: dict[Any, int], missing: MissingParts) -> Pa
     """Write the first part whose task has ended, remove it from ``waiting``, and return what it contains."""
     (ready,), _ = ray.wait(list(waiting))
     number = waiting.pop(ready)
+    result: tuple[bytes, PartCounts, str, dict[str, str]]
     try:
-        contents, counts, place, machine = ray.get(ready)
+        result = ray.get(ready)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UdcError):
             raise error.cause from None
@@ -121,6 +122,7 @@ def _first_ready(ray: Any, waiting: dict[Any, int], missing: MissingParts) -> Pa
         reason = " ".join(str(error).split())[:300]
         raise UdcError(f"--engine ray: part {number} was lost {_RETRIES + 1} times ({reason}); run the same command "
                        "again to continue") from None  # fmt: skip
+    contents, counts, place, machine = result
     here = {name: getattr(missing.record, name) for name in machine}
     if differing := [f"{name} {machine[name]} (here {here[name]})" for name in here if machine[name] != here[name]]:
         raise UdcError(f"--engine ray: {place} has {', '.join(differing)}; install the same versions on all machines")
