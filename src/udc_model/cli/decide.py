@@ -74,6 +74,10 @@ def _score_arguments(parser: Parser) -> None:
     parser.add_argument("--processes", type=int, metavar="N",
                         help="processes that decode images, 1: in this one (default: one per core)")  # fmt: skip
     parser.add_argument("--restart", action="store_true", help="score everything again, also what is in the folder")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local",
+                        help="what computes: this process, or tasks of Ray (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--ray-address", metavar="ADDRESS",
+                        help="a Ray cluster, as auto or ray://HOST:10001 (default: a new one here)")  # fmt: skip
     add_root(parser, "model/ and evaluation/")
 
 
@@ -82,18 +86,22 @@ def _score(options: argparse.Namespace) -> None:
 
     from udc_model.config.limits import check_number_of_processes
     from udc_model.inference.scored_parts import BAD_IMAGES
-    from udc_model.inference.scoring import score
+    from udc_model.inference.scoring import score, score_here
     from udc_model.inference.scoring_inputs import list_scoring_inputs
+    from udc_model.inference.scoring_on_ray import ScoringOnRay
     from udc_model.inference.scoring_progress import ScoringProgress
     from udc_model.inference.stored_model import open_stored
 
     if options.processes is not None:
         check_number_of_processes("--processes", options.processes)
+    if options.ray_address is not None and options.engine != "ray":
+        raise UdcError("--ray-address: is of --engine ray only; add it")
+    engine = ScoringOnRay(options.ray_address) if options.engine == "ray" else score_here
     inputs = list_scoring_inputs(options.paths, options.from_list, options.column)
     stored = open_stored(Workspace(options.root))
     with tqdm(inputs, "listing images", unit="img", disable=None, leave=False) as counted, ScoringProgress() as show:
         totals = score(counted, stored, options.out, processes=options.processes, restart=options.restart,
-                       progress=show)  # fmt: skip
+                       progress=show, engine=engine)  # fmt: skip
     rate = f", {totals.inputs / totals.seconds:,.3g} images/s" if totals.inputs else ""
     sys.stdout.write(f"{totals.rows:,} rows and {totals.bad:,} bad image(s) in {options.out}{rate}\n")
     if totals.bad:

@@ -138,9 +138,14 @@ class ScoredParts:
                 if group:
                     writer.write_table(pa.concat_tables(group))
                 writer.add_key_value_metadata({_KEY: json.dumps([[each.name, each.reason] for each in bad])})
-            with scratch.open("rb") as handle:
-                os.fsync(handle.fileno())  # after a power loss, a part with a name is complete
+            _sync(scratch)
         return rows
+
+    def store(self, number: int, contents: bytes) -> None:
+        """Write a part that `write` has written in another folder."""
+        with atomic_file(self.path(number)) as scratch:
+            scratch.write_bytes(contents)
+            _sync(scratch)
 
     def _schema(self) -> Any:
         import pyarrow as pa
@@ -181,6 +186,12 @@ class ScoredParts:
         if counts is None:
             raise UdcError(f"{self.path(number)}: was removed or damaged meanwhile; run the same command again")
         yield from counts.bad
+
+
+def _sync(path: Path) -> None:
+    """Flush a file to disk: after a power loss, a part with a name is complete."""
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
 
 
 def _shown(value: Any) -> str:

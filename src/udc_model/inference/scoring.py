@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,7 @@ from udc_model.files import Workspace, make_folder, only_writer
 from udc_model.inference.decoding import Decoded, Decoder, killed
 from udc_model.inference.inputs import BadInput, Input
 from udc_model.inference.prediction import in_batches, named_outputs
-from udc_model.inference.scored_parts import ScoredParts, ScoreRecord
+from udc_model.inference.scored_parts import PartCounts, ScoredParts, ScoreRecord
 from udc_model.inference.scoring_inputs import PART_SIZE, InputList
 from udc_model.inference.stored_model import StoredModel
 from udc_model.native.memory import keep_freed_memory
@@ -43,6 +44,88 @@ class Totals:
     inputs: int = 0
     seconds: float = 0.0
 
+    def add(self, counts: PartCounts) -> None:
+        """Add what a part contains."""
+        self.rows, self.bad = self.rows + counts.rows, self.bad + len(counts.bad)
+
+
+@dataclass(frozen=True)
+class MissingParts:
+    """The parts of an output that are to be computed, and with what.
+
+    Attributes
+    ----------
+    stored : the model and its policy.
+    parts : the output, where an engine writes each part.
+    listed : all inputs.
+    numbers : of the parts, ascending.
+    record : what determines the output.
+    processes : processes that decode images for a network; None is one per core if there are many images.
+    count : is called with a number of inputs that were processed since the last call.
+    """
+
+    stored: StoredModel
+    parts: ScoredParts
+    listed: InputList
+    numbers: list[int]
+    record: ScoreRecord
+    processes: int | None
+    count: Callable[[int], None]
+
+    def inputs(self) -> Iterator[Input]:
+        """The inputs of the parts, one after the other."""
+        return self.listed.inputs(frozenset(self.numbers).__contains__)
+
+    def sizes(self) -> dict[int, int]:
+        """The number of inputs of each part."""
+        return {number: self.listed.size_of_part(number) for number in self.numbers}
+
+
+Engine = Callable[[MissingParts], Generator[PartCounts, None, None]]
+"""Computes and writes parts, in any order, and yields what each contains."""
+
+
+def score_here(missing: MissingParts) -> Generator[PartCounts, None, None]:
+    """The engine that computes in this process, with decoders in processes of this machine."""
+    keep_freed_memory()
+    classifier, sizes = missing.stored.load(), missing.sizes()
+    return write_parts(missing.parts, sizes, missing.inputs(), classifier, missing.processes, missing.count)
+
+
+def write_parts(
+    parts: ScoredParts,
+    sizes: dict[int, int],
+    inputs: Iterable[Input],
+    classifier: TrainedClassifier,
+    processes: int | None,
+    count: Callable[[int], None] = lambda new: None,
+) -> Generator[PartCounts, None, None]:
+    """Compute and write parts one after the other, and yield what each contains.
+
+    Parameters
+    ----------
+    sizes : the number of inputs of each part, by the number of the part.
+    inputs : of these parts, in this order.
+    processes, count : see `MissingParts`.
+    """
+    decoder = Decoder(classifier.preprocessing)
+    processes = processes or number_of_workers(sum(sizes.values()))
+    results = run_in_workers(decoder, inputs, killed, processes, _PER_TASK)
+    decoded = _counted((each for task in results for each in task), count)
+    try:
+        for number, size in sizes.items():
+            bad: list[BadInput] = []
+            frames = (frame for each in islice(decoded, size) for frame in decoder.frames_of(each, bad.append))
+            yield PartCounts(parts.write(number, named_outputs(in_batches(frames), classifier), bad), bad)
+    finally:
+        results.close()
+
+
+def _counted(decoded: Iterable[Decoded], count: Callable[[int], None]) -> Iterator[Decoded]:
+    for each in decoded:
+        yield each
+        count(1)
+
 
 def score(
     inputs: Iterable[Input],
@@ -52,6 +135,7 @@ def score(
     processes: int | None = None,
     restart: bool = False,
     progress: Callable[[int, int, int], None] = lambda done, total, new: None,
+    engine: Engine = score_here,
 ) -> Totals:
     """Decide images, and write a folder of Parquet files; parts that are in it are not computed again.
 
@@ -62,6 +146,7 @@ def score(
     processes : processes that decode images; 1 decodes in this process, None is one per core if there are many images.
     restart : remove what is in the folder, and begin again.
     progress : is called with the number of inputs that are done, of all, and of those that this call has done.
+    engine : computes the missing parts; the bytes of the output are the same with all engines.
 
     Raises
     ------
@@ -74,68 +159,60 @@ def score(
     parts.check_folder()
     with only_writer(Workspace(folder)):
         listed = InputList.write(folder / _INPUTS, inputs)
-        parts.begin(_record(stored, listed), restart=restart)
-        totals, missing = Totals(), []
+        record = _record(stored, listed)
+        parts.begin(record, restart=restart)
+        totals, numbers = Totals(), []
         for number in range(listed.num_parts):
             if (counts := parts.counts(number)) is None:
-                missing.append(number)
+                numbers.append(number)
             else:
-                totals.rows, totals.bad = totals.rows + counts.rows, totals.bad + len(counts.bad)
-        done = listed.count - sum(map(listed.size_of_part, missing))
-        run = _Run(listed, parts, missing, totals, lambda new: progress(done + new, listed.count, new))
-        if missing:
-            keep_freed_memory()
-            run.score(stored.load(), processes)
+                totals.add(counts)
+        before = listed.count - sum(map(listed.size_of_part, numbers))
+
+        def count(new: int) -> None:
+            totals.inputs += new
+            progress(before + totals.inputs, listed.count, totals.inputs)
+
+        if numbers:
+            _compute(MissingParts(stored, parts, listed, numbers, record, processes, count), engine, totals)
         parts.write_bad_images(listed.num_parts)
     return totals
 
 
-@dataclass
-class _Run:
-    """The parts that one call computes."""
+def _compute(missing: MissingParts, engine: Engine, totals: Totals) -> None:
+    """Compute the missing parts, and add what they contain to the totals."""
+    started = time.monotonic()
+    missing.count(0)
+    try:
+        with closing(engine(missing)) as results:
+            for counts in results:
+                totals.add(counts)
+    except KeyboardInterrupt:
+        raise Interrupted(_how_to_continue(missing.parts, missing.listed)) from None
+    totals.seconds = time.monotonic() - started
 
-    listed: InputList
-    parts: ScoredParts
-    missing: list[int]
-    totals: Totals
-    progress: Callable[[int], None]
 
-    def score(self, classifier: TrainedClassifier, processes: int | None) -> None:
-        """Compute the missing parts."""
-        needed, started = frozenset(self.missing), time.monotonic()
-        n_inputs = sum(map(self.listed.size_of_part, self.missing))
-        decoder = Decoder(classifier.preprocessing)
-        results = run_in_workers(decoder, self.listed.inputs(needed.__contains__), killed,
-                                 processes or number_of_workers(n_inputs), _PER_TASK)  # fmt: skip
-        decoded = (each for task in results for each in task)
-        self.progress(0)
-        try:
-            for number in self.missing:
-                bad: list[BadInput] = []
-                in_part = islice(decoded, self.listed.size_of_part(number))
-                frames = (frame for each in self._counted(in_part) for frame in decoder.frames_of(each, bad.append))
-                self.totals.rows += self.parts.write(number, named_outputs(in_batches(frames), classifier), bad)
-                self.totals.bad += len(bad)
-        except KeyboardInterrupt:
-            raise Interrupted(self._how_to_continue()) from None
-        finally:
-            results.close()
-        self.totals.seconds = time.monotonic() - started
-
-    def _counted(self, decoded: Iterable[Decoded]) -> Iterator[Decoded]:
-        for each in decoded:
-            yield each
-            self.totals.inputs += 1
-            self.progress(self.totals.inputs)
-
-    def _how_to_continue(self) -> str:
-        n_complete = sum(self.parts.counts(number) is not None for number in range(self.listed.num_parts))
-        return (f"interrupted; {n_complete:,} of {self.listed.num_parts:,} parts are in {self.parts.folder}; run the "
-                "same command again to continue")  # fmt: skip
+def _how_to_continue(parts: ScoredParts, listed: InputList) -> str:
+    n_complete = sum(parts.counts(number) is not None for number in range(listed.num_parts))
+    return (f"interrupted; {n_complete:,} of {listed.num_parts:,} parts are in {parts.folder}; run the "
+            "same command again to continue")  # fmt: skip
 
 
 def _record(stored: StoredModel, listed: InputList) -> ScoreRecord:
     """What determines the output."""
+    return ScoreRecord(
+        **machine_record(stored),
+        model_sha256=stored.model.weights_sha256,
+        preprocessing_sha256=_digest(json.dumps(stored.preprocessing.to_dict(), sort_keys=True)),
+        policy_sha256=_digest(stored.policy.to_json()),
+        inputs_sha256=listed.sha256,
+        inputs=listed.count,
+        part_size=PART_SIZE,
+    )
+
+
+def machine_record(stored: StoredModel) -> dict[str, str]:
+    """What of this machine determines the output: the fields of `ScoreRecord` with versions and device."""
     import PIL
     import pyarrow
     import torch
@@ -146,19 +223,13 @@ def _record(stored: StoredModel, listed: InputList) -> ScoreRecord:
     device = best_device()
     has_bf16 = stored.policy.precision == "bf16" and has_fast_bf16(torch.device(device))
 
-    return ScoreRecord(
-        udc_model=udc_model.__version__,
-        torch=torch.__version__,
-        pillow=PIL.__version__,
-        pyarrow=pyarrow.__version__,
-        device=f"{device} with bf16" if has_bf16 else device,
-        model_sha256=stored.model.weights_sha256,
-        preprocessing_sha256=_digest(json.dumps(stored.preprocessing.to_dict(), sort_keys=True)),
-        policy_sha256=_digest(stored.policy.to_json()),
-        inputs_sha256=listed.sha256,
-        inputs=listed.count,
-        part_size=PART_SIZE,
-    )
+    return {
+        "udc_model": udc_model.__version__,
+        "torch": torch.__version__,
+        "pillow": PIL.__version__,
+        "pyarrow": pyarrow.__version__,
+        "device": f"{device} with bf16" if has_bf16 else device,
+    }
 
 
 def _digest(text: str) -> str:

@@ -51,13 +51,14 @@ from udc_model.tracking.provenance import dvc_hash
 from udc_model.tracking.run import StageRun, flatten, stage_run
 from udc_model.tracking.store import repository_root
 from udc_model.tracking.tags import COMMIT, MODEL_SHA256, NOTE, OUTS, WARNING
-from udc_model.training.checkpoints import CheckpointFolder, open_checkpoints
+from udc_model.training.agreement import check_agreement, check_first_has_checkpoints, completed_by_all
+from udc_model.training.checkpoints import CheckpointFolder, checkpoint_folder, open_checkpoints
 from udc_model.training.contact_sheet import contact_sheet
 from udc_model.training.diagnosis import DisplayedCost, check_epoch, hopeless
 from udc_model.training.display import RunDisplay
-from udc_model.training.distribution import is_launched, launch, process_group
+from udc_model.training.distribution import Ranks, is_launched, launch, process_group
 from udc_model.training.features import CACHE, FeatureCache
-from udc_model.training.hardware import model_versions
+from udc_model.training.hardware import model_versions, pick_hardware
 from udc_model.training.interruption import command_to_resume, deferred_interrupt
 from udc_model.training.loop import TrainingResult
 from udc_model.training.margins import margins_note
@@ -92,8 +93,8 @@ def train(params: Params, workspace: Workspace, costs: CostParams | None = None)
         launch_stage("udc_model.stages.train", params, workspace, costs)
         return
     with process_group() as ranks, only_writer(workspace) if ranks.is_first else nullcontext():
-        dataset = PackedDataset.open(workspace.prepared)
-        session = set_up(params, dataset, ranks)
+        dataset = completed_by_all(ranks, lambda: PackedDataset.open(workspace.prepared))
+        session = _set_up_with_all(params, dataset, ranks)
         inputs = {"data": dataset.info["digest"], "code": code_digests(FEATURES)}
         session.feature_cache = FeatureCache(repository_root() / CACHE, inputs)
         if ranks.is_first:
@@ -101,6 +102,17 @@ def train(params: Params, workspace: Workspace, costs: CostParams | None = None)
             return
         with deferred_interrupt() as is_interrupted:
             train_members(_sessions(session, dataset), params.train.members, on_epoch=lambda record: is_interrupted())
+
+
+def _set_up_with_all(params: Params, dataset: PackedDataset, ranks: Ranks) -> TrainingSession:
+    """As `set_up`, after the machines of the training run have compared what must be equal; all processes call this."""
+    if ranks.world == 1:
+        return set_up(params, dataset)
+    check_agreement(ranks, machine_facts(params, dataset))
+    session = set_up(params, dataset, ranks)
+    folder = checkpoint_folder(repository_root(), checkpoint_inputs(session, dataset.info["digest"]))
+    check_first_has_checkpoints(ranks, folder)
+    return session
 
 
 def launch_stage(module: str, params: Params, workspace: Workspace, costs: CostParams | None = None) -> None:
@@ -222,6 +234,17 @@ def params_of_bits(params: Params) -> dict[str, Any]:
     return params.model_dump(exclude={"data": True, "model": {"download"}, "train": set(_NO_INPUTS)})
 
 
+def machine_facts(params: Params, dataset: PackedDataset) -> dict[str, Any]:
+    """What must be equal on all machines of a training run, as JSON values."""
+    return {
+        "params": params_of_bits(params),
+        "precision": pick_hardware(params.train).precision,
+        "data": dataset.info["digest"],
+        **model_versions(params.model.model_type),
+        "code": code_digests(STAGES["train"]),
+    }
+
+
 def checkpoint_inputs(session: TrainingSession, data_digest: str) -> dict[str, Any]:
     """Everything that the bits of the result depend on, as JSON values; a checkpoint of other inputs is not used."""
     return {
@@ -317,8 +340,10 @@ def parse_arguments(description: str) -> tuple[Params, CostParams, Workspace]:
 
 def main() -> None:
     """Run the stage, by default in the current folder."""
-    params, costs, workspace = parse_arguments("Run stage train; torchrun can start it too.")
-    train(params, workspace, costs)
+    with process_group() as ranks:  # before anything that can fail on one machine only
+        arguments = completed_by_all(ranks, lambda: parse_arguments("Run stage train; torchrun can start it too."))
+        params, costs, workspace = arguments
+        train(params, workspace, costs)
 
 
 if __name__ == "__main__":

@@ -205,10 +205,15 @@ class CheckpointFolder:
     def _read(self, path: Path) -> bytes:
         contents = verified_contents(path)
         checkpoint = Checkpoint.parse(contents)
-        if difference := _difference(checkpoint.inputs, json.loads(json.dumps(self.inputs))):
+        if difference := first_difference(checkpoint.inputs, json.loads(json.dumps(self.inputs))):
             raise UdcError(f"{path}: belongs to another training run: {difference}; delete {self.folder}")
         self.run_key, self.last = checkpoint.run_key, path
         return contents
+
+
+def checkpoint_folder(root: Path, inputs: Mapping[str, Any]) -> Path:
+    """The folder below ``root`` with the checkpoints of the training run that ``inputs`` (JSON values) determine."""
+    return root / CHECKPOINTS / hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @contextmanager
@@ -218,8 +223,7 @@ def open_checkpoints(root: Path, inputs: Mapping[str, Any], minutes: float) -> I
     They are deleted when the block ends without an error. If another process has them open, the context is None, with
     a warning. Another warning names checkpoints that cannot be used only because of the code or the machine.
     """
-    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
-    folder = root / CHECKPOINTS / key
+    folder = checkpoint_folder(root, inputs)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.with_suffix(".lock"))
@@ -302,11 +306,11 @@ def _digest(contents: bytes | mmap.mmap) -> str:
         return hashlib.sha256(b"".join(executor.map(of_block, range(0, len(view), _BLOCK)))).hexdigest()
 
 
-def _difference(there: Any, here: Any, name: str = "") -> str:
+def first_difference(there: Any, here: Any, name: str = "") -> str:
     """The first value that differs between two nested mappings, with both values; empty if they are equal."""
     if isinstance(there, dict) and isinstance(here, dict):
         for key in sorted(there.keys() | here.keys()):
-            inner = _difference(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
+            inner = first_difference(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
             if inner:
                 return inner
         return ""

@@ -95,6 +95,18 @@ class Ranks:
         dist.broadcast(contents, 0)
         return contents.numpy().tobytes()
 
+    def of_all(self, data: bytes) -> list[bytes]:
+        """The data of each process, in every process."""
+        if self.world == 1:
+            return [data]
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+        dist.all_gather(sizes, torch.tensor([len(data)]))
+        lengths = [int(size) for size in sizes]
+        padded = torch.from_numpy(np.frombuffer(data.ljust(max(lengths), b"\0"), np.uint8).copy())
+        parts = [torch.empty_like(padded) for _ in range(self.world)]
+        dist.all_gather(parts, padded)
+        return [part.numpy().tobytes()[:length] for part, length in zip(parts, lengths, strict=True)]
+
     def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite tensors with those of the first process."""
         if self.world > 1:
@@ -181,6 +193,8 @@ def is_launched() -> bool:
 def process_group() -> Iterator[Ranks]:
     """Join the processes that torchrun started, until the block ends; `ALONE` if there are none.
 
+    Within the block, another one joins the same processes.
+
     Raises
     ------
     UdcError
@@ -189,9 +203,11 @@ def process_group() -> Iterator[Ranks]:
     if not is_launched():
         yield ALONE
         return
-    if os.environ.get(COMMAND):
-        _die_with_parent()
     ranks = Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    if dist.is_initialized():
+        yield ranks
+        return
+    _die_with_parent()
     if not ranks.is_first:
         logging.getLogger("udc_model").setLevel(logging.WARNING)
     backend = "gloo"
@@ -264,7 +280,8 @@ def _failure(rank: int, processes: int, status: int) -> str:
 def _die_with_parent() -> None:
     """Let the system kill this process when the launching process dies.
 
-    Signals to the group of the launching process do not reach this one, which has a session of its own.
+    Signals to the group of the launching process do not reach this one, which has a session of its own. On several
+    machines, the others notice the end of this process, not that of torchrun on its machine.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
