@@ -25,7 +25,7 @@ from udc_model.data.formats import BadImageError
 from udc_model.data.frames import Frame
 from udc_model.data.intensity import DeepValues, automatic_range, fixed_range, percentile_range
 from udc_model.data.quality.traits import measure
-from udc_model.data.scratch import Checked, Decoded, Scratch, Writer
+from udc_model.data.scratch import Checked, Decoded, Scratch, SourceFile, Writer
 from udc_model.data.sources import ImageRecord, ImageSource, Rejection, join_for_message
 from udc_model.data.transforms import Preprocessing
 from udc_model.data.workers import number_of_workers, run_in_workers
@@ -95,7 +95,7 @@ def check_images(source: ImageSource, preprocessing: Preprocessing, params: Data
     if source.pixels is not None:
         frames = (Frame(Image.fromarray(pixels)) for pixels in source.pixels)
         with scratch.writer() as writer:
-            stored = [_outcome(record, scratch.keep(task.store(frame, row, writer), False))
+            stored = [_outcome(record, scratch.keep(task.store(frame, row, writer, SourceFile()), False))
                       for row, (record, frame) in enumerate(zip(source.records, frames, strict=True))]  # fmt: skip
         return Audit(source.records, stored, task.preprocessing, scratch.traits)
     files = [_File(record.path, _FIRST, (row,)) for row, record in enumerate(source.records)]
@@ -203,11 +203,11 @@ class _Task:
     def _check(self, file: _File, writer: Writer) -> tuple[list[Any], int]:
         results: list[Any] = []
         total, path = 1, self.root / file.path
-        stamp = self.scratch.stamp(path)
+        source = self.scratch.source_file(path)
         try:
-            for row, frame in self._frames(file):
+            for row, frame in self._frames(file, source.content):
                 total = frame.total if self.preprocessing.decoding.frames == "each" else 1
-                results.append(self.store(frame, row, writer, path, stamp))
+                results.append(self.store(frame, row, writer, source, path.stat().st_size))
         except BadImageError as error:
             reason = str(error)
         except MemoryError:
@@ -216,17 +216,19 @@ class _Task:
             reason = "damaged: the frame is missing"
         return results + [Rejection(file.path, reason)] * (len(file.rows) - len(results)), total
 
-    def _frames(self, file: _File) -> Iterator[tuple[int, Frame]]:
+    def _frames(self, file: _File, content: bytes | None = None) -> Iterator[tuple[int, Frame]]:
         """Decode the frames of a file that are needed; yields them with their scratch rows."""
         needed = dict(zip(file.numbers, file.rows, strict=True))
-        for number, frame in enumerate(decode_frames(self.root / file.path, self.preprocessing.decoding)):
+        path = self.root / file.path
+        frames = decode_frames(path if content is None else content, self.preprocessing.decoding, path.name)
+        for number, frame in enumerate(frames):
             if number in needed:
                 yield needed.pop(number), frame
             if not needed:
                 break
 
-    def store(self, frame: Frame, row: int, writer: Writer, path: Path | None = None, stamp: bytes = b"") -> Any:
-        """Write a frame of the file ``path``, or measure the range of a deep one (`DeepValues`)."""
+    def store(self, frame: Frame, row: int, writer: Writer, source: SourceFile, file_bytes: int = 0) -> Any:
+        """Write a frame of a file of so many bytes, or measure the range of a deep one (`DeepValues`)."""
         if frame.deep is not None and self.needs_range:
             return DeepValues.of(frame.deep)
         decoding = self.preprocessing.decoding
@@ -234,13 +236,12 @@ class _Task:
         image = to_channels(decoded, decoding.channels)
         prepared, content = self.preprocessing.to_stored(image), image.tobytes()
         pixels = np.frombuffer(content, np.uint8).reshape(image.height, image.width, -1)
-        traits = measure(pixels, prepared, frame.facts, path.stat().st_size if path else 0)
+        traits = measure(pixels, prepared, frame.facts, file_bytes)
         digest = hashlib.sha256(b"%d x %d:" % image.size + content).hexdigest()
         is_reduced = image is not decoded and image.mode == "L" and _has_colours(decoded)
         form = frame.facts.form if frame.deep is None else ""
-        return writer(
-            Checked(*image.size, digest, row, is_reduced), Decoded(image, prepared, traits, path, form, stamp)
-        )
+        checked = Checked(*image.size, digest, row, is_reduced)
+        return writer(checked, Decoded(image, prepared, traits, source, form))
 
     def with_range(
         self, intensity: Literal["auto"] | IntensityRange, deep: Sequence[_File], measured: Iterable[_Result]

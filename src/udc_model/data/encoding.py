@@ -8,7 +8,6 @@ on other pixels than those it sees in prediction.
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,21 +31,21 @@ def max_bytes(preprocessing: Preprocessing) -> int:
     return 2 * 3 * max_pixels(preprocessing) + _HEADER_BYTES
 
 
-def encode(image: Image.Image, preprocessing: Preprocessing, jpeg: Path | None) -> tuple[bytes, bool]:
+def encode(image: Image.Image, preprocessing: Preprocessing, jpeg: bytes | None) -> tuple[bytes, bool]:
     """Encode an image such that `decode_prepared` gives ``preprocessing.to_stored(image)``.
 
     Parameters
     ----------
     image : RGB or grey image that was decoded from a file.
-    jpeg : the file, if it is a JPEG.
+    jpeg : contents of the file, if it is a JPEG.
 
     Returns
     -------
     The encoded image, and whether it is the contents of the JPEG.
     """
     to_store = _to_store(image, preprocessing)
-    if to_store is image and jpeg is not None and jpeg.stat().st_size <= max_bytes(preprocessing):
-        return jpeg.read_bytes(), True
+    if to_store is image and jpeg is not None and len(jpeg) <= max_bytes(preprocessing):
+        return jpeg, True
     buffer = io.BytesIO()
     to_store.save(buffer, "WEBP", **_EFFORT)
     return buffer.getvalue(), False

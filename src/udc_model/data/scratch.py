@@ -47,6 +47,20 @@ class Checked:
 
 
 @dataclass(frozen=True)
+class SourceFile:
+    """A file before its images are decoded.
+
+    Attributes
+    ----------
+    content : None if the file is not read at once.
+    stamp : what `Scratch.find` recognises it by; empty for nothing.
+    """
+
+    content: bytes | None = None
+    stamp: bytes = b""
+
+
+@dataclass(frozen=True)
 class Decoded:
     """An image in a worker process, which has to be written.
 
@@ -55,17 +69,15 @@ class Decoded:
     image : RGB or grey.
     prepared : (S, S, C), made of it.
     traits : an item of `udc_model.data.quality.traits.TRAITS`.
-    path : of its file; None if there is none.
+    file : that it is of.
     form : format of the file.
-    stamp : of `Scratch.stamp`, before the file was read.
     """
 
     image: Image.Image
     prepared: NDArray[np.uint8]
     traits: bytes
-    path: Path | None
+    file: SourceFile
     form: str
-    stamp: bytes
 
 
 class Writer(Protocol):
@@ -92,8 +104,8 @@ class Scratch(Protocol):
         """Writes images of this process."""
         ...
 
-    def stamp(self, path: Path) -> bytes:
-        """Identifies the contents of a file, which is not read."""
+    def source_file(self, path: Path) -> SourceFile:
+        """What `writer` needs of a file besides its images; nothing if the file cannot be read."""
         ...
 
     def find(self, path: Path) -> Checked | None:
@@ -171,9 +183,9 @@ class PixelScratch:
 
             yield write
 
-    def stamp(self, path: Path) -> bytes:
-        """Nothing: a scratch file does not outlive its preparation."""
-        return b""
+    def source_file(self, path: Path) -> SourceFile:
+        """Nothing: the pixels are written, and a scratch file does not outlive its preparation."""
+        return SourceFile()
 
     def find(self, path: Path) -> Checked | None:
         """None: a scratch file does not outlive its preparation."""

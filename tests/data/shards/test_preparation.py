@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,9 +32,9 @@ def decoded(monkeypatch):
     """The names of the files that are decoded."""
     names, decode_frames = [], audit.decode_frames
 
-    def spy(path, decoding):
-        names.append(path.name)
-        return decode_frames(path, decoding)
+    def spy(source, decoding, name):
+        names.append(name)
+        return decode_frames(source, decoding, name)
 
     monkeypatch.setattr(audit, "decode_frames", spy)
     return names
@@ -160,7 +161,7 @@ def test_killed_processes_leave_what_the_next_one_completes(preparation, raw, as
     script, out = tmp_path / "killed.py", tmp_path / "out"
     script.write_text(_KILLED)
     for n in np.random.default_rng(0).integers(5, 40, 3):
-        arguments = [sys.executable, script, os.path.dirname(__file__), raw, out, str(n)]
+        arguments = [sys.executable, script, Path(__file__).parent, raw, out, str(n)]
         assert subprocess.run(arguments, capture_output=True, check=False).returncode == -signal.SIGKILL
     assert preparation.hashes(preparation.run(raw, out)) == preparation.hashes(as_shards)
 
@@ -220,7 +221,7 @@ def test_a_damaged_state_is_one_error(preparation, folder, tmp_path):
     contents = bytearray(shard.read_bytes())
     contents[600] ^= 1
     shard.write_bytes(contents)
-    with pytest.raises(UdcError, match=r"prepare/shards/\w+\.tar: is damaged; delete \S+prepare and run the stage again"):
+    with pytest.raises(UdcError, match=r"shards/\w+\.tar: is damaged; delete \S+prepare and run the stage again"):
         preparation.run(folder, tmp_path / "out")
     shutil.rmtree(tmp_path / "out/.udc/prepare")
     preparation.run(folder, tmp_path / "out")
@@ -232,7 +233,8 @@ def test_auto_depends_on_the_number_and_size_of_the_images(caplog):
     assert packed_form("auto", 3 * n, Preprocessing(side, decoding=Decoding(1))) == "raw"
     with caplog.at_level("INFO"):
         assert packed_form("auto", n + 1, Preprocessing(side)) == "shards"
-    assert len(caplog.messages) == 1 and "more than 32 GiB" in caplog.text
+    assert len(caplog.messages) == 1
+    assert "more than 32 GiB" in caplog.text
     assert packed_form("raw", 10 * n, Preprocessing(side)) == "raw"
     assert packed_form("shards", 1, Preprocessing(side)) == "shards"
 

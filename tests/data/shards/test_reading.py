@@ -27,7 +27,8 @@ def folder(as_shards, tmp_path):
 def test_images_are_read_in_any_order(as_shards, as_pixels):
     expected = np.load(as_pixels / "train.npy")
     images = PackedDataset.open(as_shards).split("train").images
-    assert images.shape == expected.shape and len(images) == len(expected)
+    assert images.shape == expected.shape
+    assert len(images) == len(expected)
     rows = np.random.default_rng(0).integers(0, len(expected), 40)
     assert (images[rows] == expected[rows]).all()
     assert (images[-1] == expected[-1]).all()
@@ -47,12 +48,16 @@ def test_batches_are_those_of_raw_arrays(as_shards, as_pixels, workers):
     assert all(torch.equal(a, b) for a, b in zip(load(as_shards), load(as_pixels), strict=True))
 
 
+def _read_all(folder: Path, workers: int) -> None:
+    dataset = PackedDataset.open(folder)
+    batches = TrainingBatches(dataset.split("train"), dataset.preprocessing, Augmentation(), 8, 0, workers=workers)
+    list(batches.load(0, 0, torch.device("cpu")))
+
+
 def _error_of(folder: Path, workers: int = 0) -> str:
     """The one-line error of reading all training images."""
     with pytest.raises(UdcError, match=r"dvc checkout data/prepared") as error:
-        dataset = PackedDataset.open(folder)
-        batches = TrainingBatches(dataset.split("train"), dataset.preprocessing, Augmentation(), 8, 0, workers=workers)
-        list(batches.load(0, 0, torch.device("cpu")))
+        _read_all(folder, workers)
     assert "\n" not in str(error.value)
     return str(error.value)
 

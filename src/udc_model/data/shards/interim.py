@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udc_model.data.channel_statistics import ChannelStatistics
-from udc_model.data.encoding import decoder_versions, encode
+from udc_model.data.encoding import decoder_versions, encode, max_bytes
 from udc_model.data.quality.traits import TRAITS
-from udc_model.data.scratch import Checked, Decoded, Images, Writer
+from udc_model.data.scratch import Checked, Decoded, Images, SourceFile, Writer
 from udc_model.data.shards.reading import PLACE, SHARDS, EncodedPixels, read_encoded
 from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
@@ -100,7 +100,7 @@ class InterimImages:
             (self.folder / name).touch()
         self._log = _Log(self.folder)
 
-    def stamp(self, path: Path) -> bytes:
+    def _stamp(self, path: Path) -> bytes:
         """Identifies a file by its path, size and time of modification; 16 bytes, and empty if there is no file."""
         try:
             status = path.stat()
@@ -109,22 +109,31 @@ class InterimImages:
         text = f"{path}\0{status.st_size}\0{status.st_mtime_ns}"
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:16]
 
+    def source_file(self, path: Path) -> SourceFile:
+        """A file's stamp, and its contents if it is small enough to be stored as it is."""
+        stamp = self._stamp(path)  # first: if the file changes now, it will be read again
+        try:
+            content = path.read_bytes() if path.stat().st_size <= max_bytes(self.preprocessing) else None
+        except (OSError, ValueError):  # decoding it gives the reason
+            content = None
+        return SourceFile(content, stamp)
+
     def find(self, path: Path) -> Checked | None:
         """The image of a file that was not changed since it was written; None otherwise."""
         assert self._log is not None
-        return self._log.find(self.stamp(path))
+        return self._log.find(self._stamp(path))
 
     @contextmanager
     def writer(self) -> Iterator[Writer]:
         """Encode images of this process; the process with the folder keeps them."""
 
         def write(checked: Checked, decoded: Decoded) -> Encoded:
-            jpeg = decoded.path if decoded.form == "JPEG" else None
+            jpeg = decoded.file.content if decoded.form == "JPEG" else None
             content, is_jpeg = encode(decoded.image, self.preprocessing, jpeg)
             statistics = ChannelStatistics(self.preprocessing.channels)
             statistics.add(decoded.prepared)
             record = np.zeros((), RECORD)
-            record["stamp"], record["is_reduced"], record["is_jpeg"] = decoded.stamp, checked.is_reduced, is_jpeg
+            record["stamp"], record["is_reduced"], record["is_jpeg"] = decoded.file.stamp, checked.is_reduced, is_jpeg
             record["width"], record["height"] = checked.width, checked.height
             record["sha256"] = np.frombuffer(bytes.fromhex(checked.sha256), np.uint8)
             record["place"]["length"] = len(content)
