@@ -3,9 +3,9 @@
     python benchmarks/shards.py --images 10000 100000
 
 Writes random JPEG files of 64 px to a temporary folder, which is deleted afterwards. Decoding alone is Pillow in as
-many processes as the stage has. The stage is killed at random moments and started again; the result is compared with that of
-an undisturbed one. Then 1 % of files are added: which files are opened is seen by an audit hook in all processes, and
-each opening counts as a reading of the complete file.
+many processes as the stage has. The stage is killed at random moments and started again; the result is compared with
+that of an undisturbed one. Then 1 % of files are added: which files are opened is seen by an audit hook in all
+processes, and each opening counts as a reading of the complete file.
 """
 
 from __future__ import annotations

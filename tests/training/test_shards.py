@@ -21,7 +21,7 @@ from udc_model.training.training_loss import TrainingLoss
 
 MODEL = ModelParams(resnet=ResNetParams(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic"))
 TRAIN = {"epochs": 2, "batch_size": 16, "augment": "standard", "horizontal_flip": True, "checkpoint_minutes": 1e-9,
-         "workers": 1, "device": "cpu", "precision": "fp32"}  # fmt: skip
+         "loader_workers": 1, "device": "cpu", "precision": "fp32"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

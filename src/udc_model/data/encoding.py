@@ -1,8 +1,8 @@
 """Encodes prepared images without loss: reading one gives the pixels that preparing its source file gives.
 
 An image is scaled once, with its aspect kept, and stored as lossless WebP. A JPEG file that is not larger than the
-scaled image is stored as it is. Lossy compression would be smaller, but then the model would be trained and evaluated
-on other pixels than those it sees in prediction.
+scaled image keeps its compressed data, and loses metadata such as the position. Lossy compression would be smaller, but
+then the model would be trained and evaluated on other pixels than those it sees in prediction.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, features
 
 from udc_model.data.decode import decode
+from udc_model.data.formats import BadImageError
+from udc_model.data.jpeg_segments import without_metadata
 from udc_model.data.transforms import Decoding, Preprocessing
 
 LARGEST_ASPECT = 4  # long side / short side; of more elongated images, only the part that is prepared is stored
@@ -41,14 +43,25 @@ def encode(image: Image.Image, preprocessing: Preprocessing, jpeg: bytes | None)
 
     Returns
     -------
-    The encoded image, and whether it is the contents of the JPEG.
+    The encoded image, and whether it is a JPEG.
     """
     to_store = _to_store(image, preprocessing)
     if to_store is image and jpeg is not None and len(jpeg) <= max_bytes(preprocessing):
-        return jpeg, True
+        plain = without_metadata(jpeg)
+        if plain is not None and (plain == jpeg or _has_pixels(plain, image, preprocessing)):
+            return plain, True
     buffer = io.BytesIO()
     to_store.save(buffer, "WEBP", **_EFFORT)
     return buffer.getvalue(), False
+
+
+def _has_pixels(encoded: bytes, image: Image.Image, preprocessing: Preprocessing) -> bool:
+    """Whether an image has the same pixels, as a JPEG without metadata has unless they contained an orientation."""
+    try:
+        decoded = decode_prepared(encoded, preprocessing)
+    except BadImageError:
+        return False
+    return np.array_equal(decoded, preprocessing.to_stored(image))
 
 
 def _to_store(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
