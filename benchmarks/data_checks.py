@@ -36,6 +36,7 @@ from udc_model.config import DataParams
 from udc_model.data.audit import check_images
 from udc_model.data.quality.examination import Examination
 from udc_model.data.quality.fingerprints import find_candidates
+from udc_model.data.scratch import PixelScratch
 from udc_model.data.sources import open_source
 from udc_model.data.transforms import Preprocessing
 
@@ -49,7 +50,7 @@ def examined(folder: Path | None) -> tuple[Examination, float, float]:
     with tempfile.TemporaryDirectory() as scratch:
         source = open_source(params, Path(scratch) / "unpacked")
         first = _cpu()
-        audit = check_images(source, Preprocessing(SIDE, "squash"), params, Path(scratch) / "images")
+        audit = check_images(source, Preprocessing(SIDE, "squash"), params, PixelScratch(Path(scratch) / "images"))
         second = _cpu()
         examination = Examination.of(audit)
     return examination, second - first, _cpu() - second  # the traits remain readable: the mapped file is open

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from udc_model.config import Params, validate_params
 from udc_model.data.margins import Margins
 from udc_model.data.packed import write_packed
+from udc_model.data.scratch import PixelScratch
 from udc_model.data.transforms import Preprocessing
 from udc_model.evaluation import figures, tables
 from udc_model.evaluation.explanations import (
@@ -166,7 +167,7 @@ def _prepare(workspace: Workspace, names: list[str], options: argparse.Namespace
     workspace.prepared.mkdir(parents=True, exist_ok=True)
     scratch = workspace.root / "scratch.bin"
     scratch.write_bytes(rng.integers(0, 255, len(rows) * SIDE * SIDE * 3, dtype=np.uint8).tobytes())
-    info = write_packed(workspace.prepared, scratch, rows, Preprocessing(SIDE), {"classes": names})
+    info = write_packed(workspace.prepared, PixelScratch(scratch), rows, Preprocessing(SIDE), {"classes": names})
     scratch.unlink()
     curves = pd.DataFrame({"epoch": [1, 2, 3], "train_loss": [2.0, 0.5, 0.1], "validation_log_loss": [1.5, 0.4, 0.5],
                            "validation_accuracy": [0.5, 0.9, 0.88], "validation_balanced_accuracy": [0.5, 0.9, 0.88],

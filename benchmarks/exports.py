@@ -26,6 +26,7 @@ from torch import nn
 
 from udc_model.config import ModelParams, ResNetParams
 from udc_model.data.packed import PackedDataset, write_packed
+from udc_model.data.scratch import PixelScratch
 from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.calibration import fit_calibration
 from udc_model.decisions.policy import Policy
@@ -136,7 +137,7 @@ def write_data(
         for row, label in enumerate(labels)
     ]  # fmt: skip
     folder = Workspace(root).prepared
-    write_packed(folder, root / "scratch", rows, Preprocessing(size), {"classes": classes})
+    write_packed(folder, PixelScratch(root / "scratch"), rows, Preprocessing(size), {"classes": classes})
     return PackedDataset.open(folder)
 
 

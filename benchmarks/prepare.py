@@ -43,10 +43,10 @@ for path in sorted(Path(sys.argv[1]).rglob("*.jpg")):
 """
 
 
-def make_images(root: Path, n: int, size: int) -> None:
-    """Write n smooth random JPEG files of size x size pixels to four class folders."""
-    rng = np.random.default_rng(0)
-    for i in range(n):
+def make_images(root: Path, n: int, size: int, start: int = 0) -> None:
+    """Write smooth random JPEG files of size x size pixels, numbered from ``start`` to n - 1, to four class folders."""
+    rng = np.random.default_rng(start)
+    for i in range(start, n):
         folder = root / f"class{i % 4}"
         folder.mkdir(parents=True, exist_ok=True)
         coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))

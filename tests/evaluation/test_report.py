@@ -14,6 +14,7 @@ from PIL import Image
 
 from udc_model.config import CostParams, EvaluateParams, Params
 from udc_model.data.packed import PackedDataset, PackedSplit, write_packed
+from udc_model.data.scratch import PixelScratch
 from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.policy import Policy
 from udc_model.evaluation.figures import FigureCache, draw_figures
@@ -83,7 +84,7 @@ def _write_prepared(folder, images, labels, names, classes):
         for split in ("train", "test")
         for row, (path, label) in enumerate(zip(names, labels, strict=True))
     ]
-    write_packed(folder, folder / "scratch", rows, Preprocessing(len(images[0])), {"classes": classes})
+    write_packed(folder, PixelScratch(folder / "scratch"), rows, Preprocessing(len(images[0])), {"classes": classes})
 
 
 def render(workspace, classes, provenance=PROVENANCE, **options):

@@ -122,6 +122,11 @@ class DataParams(Section):
     resample: Literal["bilinear", "bicubic", "lanczos"] = Field(
         "bicubic", description="Interpolation for resizing images."
     )
+    packed: Literal["auto", "raw", "shards"] = Field(
+        "auto",
+        description="Form of the prepared images: raw is one array of pixels per split; shards are tar files of "
+        "images encoded without loss, of the same pixels; auto takes shards if the pixels have more than 32 GiB.",
+    )
     on_bad_image: Literal["error", "skip"] = Field(
         "error",
         description="error lists every unusable image and stops; skip leaves them out and lists them in "

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from udc_model.config import SPLITS, DataParams
-from udc_model.data.audit import Audit, Checked
+from udc_model.data.audit import Audit
 from udc_model.data.copies import copies_across_splits, duplicate_sets
+from udc_model.data.scratch import Checked
 from udc_model.data.sources import ImageRecord, LeftOut, join_for_message
 from udc_model.data.splits import assign_splits, connected_components, missing_splits, without_train
 from udc_model.errors import UdcError

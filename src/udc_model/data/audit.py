@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from udc_model.data.formats import BadImageError
 from udc_model.data.frames import Frame
 from udc_model.data.intensity import DeepValues, automatic_range, fixed_range, percentile_range
 from udc_model.data.quality.traits import measure
+from udc_model.data.scratch import Checked, Decoded, Scratch, SourceFile, Writer
 from udc_model.data.sources import ImageRecord, ImageSource, Rejection, join_for_message
 from udc_model.data.transforms import Preprocessing
 from udc_model.data.workers import number_of_workers, run_in_workers
@@ -37,28 +37,8 @@ _FIRST = (0,)
 _KILLED = "decoding it ended the process (crash, no memory) or took longer than 5 minutes"
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """A valid image.
-
-    Attributes
-    ----------
-    width, height : decoded size, pixels.
-    sha256 : digest of the decoded pixels.
-    scratch_row : row of the prepared image in the scratch file.
-    is_reduced : the image has colours, but its pixels became grey.
-    """
-
-    width: int
-    height: int
-    sha256: str
-    scratch_row: int
-    is_reduced: bool = False
-
-
 Outcome = Checked | Rejection
 _Result = Checked | Rejection | DeepValues  # DeepValues: measured, and to be decoded again
-_Scratch = tuple[BinaryIO, BinaryIO]  # prepared images, and traits
 
 
 @dataclass(frozen=True)
@@ -93,37 +73,34 @@ class _File:
         return _File(self.path, tuple(number for number, _ in pairs), tuple(row for _, row in pairs))
 
 
-def check_images(source: ImageSource, preprocessing: Preprocessing, params: DataParams, scratch: Path) -> Audit:
-    """Decode every image of a source and write its prepared image to ``scratch``.
+def check_images(source: ImageSource, preprocessing: Preprocessing, params: DataParams, scratch: Scratch) -> Audit:
+    """Decode every image of a source and write its prepared image, and what is measured of it, to ``scratch``.
 
     Parameters
     ----------
     source : the images to check.
     preprocessing : defines the prepared image.
     params : section ``data``, of which ``intensity`` applies here.
-    scratch : file to write, stored_size x stored_size x channels bytes per image; the rows of rejected images are zero.
-        What is measured of the images is written beside it, to a file with the suffix ``.traits``.
+    scratch : gets the images. Those of files that it has already are not read again.
 
     Raises
     ------
     UdcError
         Too many worker processes were killed, or deep images have no range.
     """
-    traits = scratch.with_suffix(".traits")
-    for path in (scratch, traits):
-        path.touch()
+    scratch.create()
     limits = fixed_range(params.intensity)
     decoding = replace(preprocessing.decoding, intensity=limits, dicom_windows=params.intensity == "auto")
-    task = _Task(source.root, replace(preprocessing, decoding=decoding), scratch, traits, needs_range=limits is None)
+    task = _Task(source.root, replace(preprocessing, decoding=decoding), scratch, needs_range=limits is None)
     if source.pixels is not None:
         frames = (Frame(Image.fromarray(pixels)) for pixels in source.pixels)
-        with task.opened() as opened:
-            stored = [_outcome(record, task.store(frame, row, opened))
+        with scratch.writer() as writer:
+            stored = [_outcome(record, scratch.keep(task.store(frame, row, writer, SourceFile()), False))
                       for row, (record, frame) in enumerate(zip(source.records, frames, strict=True))]  # fmt: skip
-        return Audit(source.records, stored, task.preprocessing, traits)
+        return Audit(source.records, stored, task.preprocessing, scratch.traits)
     files = [_File(record.path, _FIRST, (row,)) for row, record in enumerate(source.records)]
     results: dict[int, _Result] = {}
-    totals = task.run("checking images", files, results)
+    totals = task.run("checking images", task.without_found(files, results), results)
     records, rows = source.records, list(range(len(files)))
     if totals:
         records, rows, files = _expanded(source.records, totals)
@@ -138,7 +115,7 @@ def check_images(source: ImageSource, preprocessing: Preprocessing, params: Data
     n_reduced = sum(isinstance(outcome, Checked) and outcome.is_reduced for outcome in outcomes)
     if n_reduced:
         logger.info("converted %s colour image(s) to grey, because num_channels of the model is 1", f"{n_reduced:,}")
-    return Audit(records, outcomes, task.preprocessing, traits)
+    return Audit(records, outcomes, task.preprocessing, scratch.traits)
 
 
 def raise_for_rejections(rejected: list[Rejection], on_bad_image: str, n_images: int) -> None:
@@ -166,19 +143,33 @@ def raise_for_rejections(rejected: list[Rejection], on_bad_image: str, n_images:
 
 @dataclass(frozen=True)
 class _Task:
-    """What worker processes do with a file; ``needs_range``: deep images are only measured."""
+    """What worker processes do with a file.
+
+    Attributes
+    ----------
+    needs_range : deep images are only measured.
+    has_common_range : the range of deep images follows from all of them, so an image depends on other files too.
+    """
 
     root: Path
     preprocessing: Preprocessing
-    scratch: Path
-    traits: Path
+    scratch: Scratch
     needs_range: bool
+    has_common_range: bool = False
 
-    @contextmanager
-    def opened(self) -> Iterator[_Scratch]:
-        """Open the files to which results are written."""
-        with self.scratch.open("r+b") as images, self.traits.open("r+b") as traits:
-            yield images, traits
+    def without_found(self, files: Sequence[_File], results: dict[int, _Result]) -> list[_File]:
+        """The files that have to be read; ``results`` gets those of the others, by scratch row."""
+        remaining = []
+        for file in files:
+            found = self.scratch.find(self.root / file.path)
+            if found is None:
+                remaining.append(file)
+            else:
+                results[file.rows[0]] = found
+        if len(remaining) < len(files):
+            logger.info("%s of %s files are not read again: they did not change since they were prepared",
+                        f"{len(files) - len(remaining):,}", f"{len(files):,}")  # fmt: skip
+        return remaining
 
     def run(self, title: str, files: Sequence[_File], results: dict[int, _Result]) -> dict[int, int]:
         """Check files in worker processes.
@@ -197,24 +188,26 @@ class _Task:
         with tqdm(total=len(files), desc=title, unit="img", disable=None) as bar:
             for part in run_in_workers(self.check, files, _killed, number_of_workers(len(files))):
                 for (frames, total), file in zip(part, done, strict=False):
-                    results.update(zip(file.rows, frames, strict=True))
+                    is_file = total == 1 and file.numbers == _FIRST and not self.has_common_range
+                    results.update(zip(file.rows, (self.scratch.keep(each, is_file) for each in frames), strict=True))
                     if total > 1:
                         totals[file.rows[0]] = total
                 bar.update(len(part))
         return totals
 
-    def check(self, files: Iterable[_File]) -> list[tuple[list[_Result], int]]:
+    def check(self, files: Iterable[_File]) -> list[tuple[list[Any], int]]:
         """Decode frames; return their results, and the number of frames of interest, for each file."""
-        with self.opened() as scratch:
-            return [self._check(file, scratch) for file in files]
+        with self.scratch.writer() as writer:
+            return [self._check(file, writer) for file in files]
 
-    def _check(self, file: _File, scratch: _Scratch) -> tuple[list[_Result], int]:
-        results: list[_Result] = []
-        total = 1
+    def _check(self, file: _File, writer: Writer) -> tuple[list[Any], int]:
+        results: list[Any] = []
+        total, path = 1, self.root / file.path
+        source = self.scratch.source_file(path)
         try:
-            for row, frame in self._frames(file):
+            for row, frame in self._frames(file, source.content):
                 total = frame.total if self.preprocessing.decoding.frames == "each" else 1
-                results.append(self.store(frame, row, scratch, (self.root / file.path).stat().st_size))
+                results.append(self.store(frame, row, writer, source, path.stat().st_size))
         except BadImageError as error:
             reason = str(error)
         except MemoryError:
@@ -223,17 +216,19 @@ class _Task:
             reason = "damaged: the frame is missing"
         return results + [Rejection(file.path, reason)] * (len(file.rows) - len(results)), total
 
-    def _frames(self, file: _File) -> Iterator[tuple[int, Frame]]:
+    def _frames(self, file: _File, content: bytes | None = None) -> Iterator[tuple[int, Frame]]:
         """Decode the frames of a file that are needed; yields them with their scratch rows."""
         needed = dict(zip(file.numbers, file.rows, strict=True))
-        for number, frame in enumerate(decode_frames(self.root / file.path, self.preprocessing.decoding)):
+        path = self.root / file.path
+        frames = decode_frames(path if content is None else content, self.preprocessing.decoding, path.name)
+        for number, frame in enumerate(frames):
             if number in needed:
                 yield needed.pop(number), frame
             if not needed:
                 break
 
-    def store(self, frame: Frame, row: int, files: _Scratch, file_bytes: int = 0) -> Checked | DeepValues:
-        """Write prepared image and traits of a frame to the opened files, or measure the range of a deep one."""
+    def store(self, frame: Frame, row: int, writer: Writer, source: SourceFile, file_bytes: int = 0) -> Any:
+        """Write a frame of a file of so many bytes, or measure the range of a deep one (`DeepValues`)."""
         if frame.deep is not None and self.needs_range:
             return DeepValues.of(frame.deep)
         decoding = self.preprocessing.decoding
@@ -241,12 +236,12 @@ class _Task:
         image = to_channels(decoded, decoding.channels)
         prepared, content = self.preprocessing.to_stored(image), image.tobytes()
         pixels = np.frombuffer(content, np.uint8).reshape(image.height, image.width, -1)
-        items = prepared.tobytes(), measure(pixels, prepared, frame.facts, file_bytes)
-        for file, item in zip(files, items, strict=True):
-            file.seek(row * len(item))
-            file.write(item)
+        traits = measure(pixels, prepared, frame.facts, file_bytes)
         digest = hashlib.sha256(b"%d x %d:" % image.size + content).hexdigest()
-        return Checked(*image.size, digest, row, image is not decoded and image.mode == "L" and _has_colours(decoded))
+        is_reduced = image is not decoded and image.mode == "L" and _has_colours(decoded)
+        form = frame.facts.form if frame.deep is None else ""
+        checked = Checked(*image.size, digest, row, is_reduced)
+        return writer(checked, Decoded(image, prepared, traits, source, form))
 
     def with_range(
         self, intensity: Literal["auto"] | IntensityRange, deep: Sequence[_File], measured: Iterable[_Result]
@@ -260,7 +255,8 @@ class _Task:
         logger.info("data.intensity: in %s file(s) with more than 8 bits, %g becomes black and %g white (%s)",
                     f"{len(deep):,}", *limits, reason)  # fmt: skip
         decoding = replace(self.preprocessing.decoding, intensity=limits)
-        return replace(self, preprocessing=replace(self.preprocessing, decoding=decoding), needs_range=False)
+        preprocessing = replace(self.preprocessing, decoding=decoding)
+        return replace(self, preprocessing=preprocessing, needs_range=False, has_common_range=True)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -40,6 +40,8 @@ class DatasetRecord(Record):
     notes: list[str] = Field(default_factory=list)
     corrections: dict[str, _Count] = Field(default_factory=dict)
     fetched: dict[str, Any] = Field(default_factory=dict)
+    packed: Literal["raw", "shards"] = "raw"
+    decoders: Annotated[dict[str, str], Field(max_length=20)] = Field(default_factory=dict)
     prescribed_splits: list[str] = Field(default_factory=list)
     shortcuts: list[ShortcutRecord] = Field(default_factory=list)
     group_proposal: str | None = None

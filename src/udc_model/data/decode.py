@@ -53,10 +53,15 @@ def to_channels(image: Image.Image, channels: int) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def decode_frames(source: Path | bytes, decoding: Decoding) -> Iterator[Frame]:
-    """Decode the frames of an image that ``decoding.frames`` selects; parameters and errors as `decode`."""
+def decode_frames(source: Path | bytes, decoding: Decoding, name: str = "") -> Iterator[Frame]:
+    """Decode the frames of an image that ``decoding.frames`` selects; parameters and errors as `decode`.
+
+    Parameters
+    ----------
+    name : of the file that ``source`` is the contents of; "" if it is that of no file.
+    """
     with _opened(source) as handle:
-        form = _format(handle, source)
+        form = _format(handle, name if isinstance(source, bytes) else source.name)
         with damage_as_bad_image(form), _header_limits_off():
             if form == "DICOM":
                 from udc_model.data.dicom import read_dicom
@@ -81,17 +86,16 @@ def _opened(source: Path | bytes) -> BinaryIO:
         raise BadImageError(f"the file cannot be opened: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _format(handle: BinaryIO, source: Path | bytes) -> str:
-    """Return the format of a file by its content."""
+def _format(handle: BinaryIO, name: str) -> str:
+    """Return the format of a file by its content; ``name`` is "" for the bytes of an image."""
     try:
         head = handle.read(HEAD_BYTES)
         handle.seek(0)
     except OSError as error:
         raise BadImageError(f"the file cannot be read: {error.strerror}") from None
     if not head:
-        raise BadImageError(f"the {'image' if isinstance(source, bytes) else 'file'} is empty (0 bytes)")
+        raise BadImageError(f"the {'file' if name else 'image'} is empty (0 bytes)")
     form = image_format(head)
-    name = "" if isinstance(source, bytes) else source.name
     if form is not None and form != "TIFF" and not name.lower().endswith(".mrxs"):
         return form
     advice = conversion_advice(head, name)

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from udc_model.config import SPLITS, SplitShares
 from udc_model.data.packed import PackedDataset, write_packed
+from udc_model.data.scratch import PixelScratch
 from udc_model.data.sources.records import join_for_message
 from udc_model.data.splits import assign_folds, assign_splits, connected_components
 from udc_model.errors import UdcError
 
 _BLOCK = 1024  # images copied at a time
-_OF_THE_SPLITS = ("digest", "images", "counts", "preprocessing")  # entries of dataset.json that each fold has anew
+# entries of dataset.json that each fold has anew, and those about shards, since a fold has arrays of pixels
+_OF_THE_SPLITS = ("digest", "images", "counts", "preprocessing", "packed", "decoders")
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,8 @@ class ImagePool:
                 for row in table.sort_values("path").to_dict("records")]  # fmt: skip
         info = {key: value for key, value in self.dataset.info.items() if key not in _OF_THE_SPLITS}
         note = f"fold {fold.number} of repeat {fold.repeat} of a cross-validation"
-        write_packed(folder, images, rows, self.dataset.preprocessing, info | {"notes": [note, *info.get("notes", [])]})
+        notes = [note, *info.get("notes", [])]
+        write_packed(folder, PixelScratch(images), rows, self.dataset.preprocessing, info | {"notes": notes})
 
 
 def seed_of(seed: int, repeat: int, fold: int) -> int:

@@ -14,6 +14,7 @@ from udc_model.config import DataParams
 from udc_model.data.audit import check_images
 from udc_model.data.quality.data_report import write_data_report
 from udc_model.data.quality.examination import Examination
+from udc_model.data.scratch import PixelScratch
 from udc_model.data.sources import ImageSource, Rejection, describe_source, open_source
 from udc_model.data.transforms import Decoding, Preprocessing
 
@@ -125,7 +126,7 @@ def inspect_pixels(params: DataParams, report: Path | None = None) -> list[str]:
         source = open_source(params, Path(folder) / "unpacked")
         decoding = Decoding(3, params.frames, max_pixels=params.max_pixels)
         preprocessing = Preprocessing(_SIDE, "squash", decoding=decoding)
-        scratch = Path(folder) / "scratch"
+        scratch = PixelScratch(Path(folder) / "scratch")
         audit = check_images(source, preprocessing, params, scratch)
         examined = Examination.of(audit)
         rejected = [*source.rejected, *(outcome for outcome in audit.outcomes if isinstance(outcome, Rejection))]

@@ -1,16 +1,13 @@
-"""The prepared data set: one memory-mapped array per split, ``manifest.csv``, ``dataset.json`` and checksums."""
+"""The prepared data set: a memory-mapped array per split, or shards; ``manifest.csv``, ``dataset.json``, checksums."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,17 +16,20 @@ from numpy.typing import NDArray
 from udc_model.checksums import read_checksums, write_checksums
 from udc_model.config import SPLITS
 from udc_model.data.dataset_file import ADVICE, DATASET, read_dataset
-from udc_model.data.stored_images import IMAGE_CHECKSUMS, StoredImages, checksums_of
+from udc_model.data.encoding import decoder_versions
+from udc_model.data.scratch import Scratch
+from udc_model.data.shards.reading import PLACE, SHARDS, SHARDS_FILE, EncodedPixels, ShardList, check_places
+from udc_model.data.stored_images import IMAGE_CHECKSUMS, StoredImages
 from udc_model.data.stored_preprocessing import PreprocessingRecord
 from udc_model.data.subgroups import SUBGROUPS, read_subgroups, write_subgroups
 from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
-from udc_model.files import read_bytes
+from udc_model.files import MAX_JSON, read_bytes
+from udc_model.records import read_record
 
 MANIFEST_COLUMNS = ("split", "row", "path", "label", "group", "width", "height", "sha256")
 MANIFEST = "manifest.csv"
 _MAX_MANIFEST = 2**34  # bytes
-_BLOCK_BYTES = 32 * 2**20  # copied at a time, which bounds the memory for data sets of any size
 
 
 @dataclass(frozen=True)
@@ -139,13 +139,34 @@ class PackedDataset:
         shape = (len(lines), side, side, self.preprocessing.channels)
         if not len(lines):
             return StoredImages(path, np.empty(shape, np.uint8), None, ADVICE)
-        pixels = _load_array(path, np.uint8, shape)
         checksums = self.folder / IMAGE_CHECKSUMS
+        if self.info.get("packed") == "shards":
+            pixels: NDArray[np.uint8] | EncodedPixels = self._encoded(path, len(lines))
+            path = self.folder / SHARDS
+        else:
+            pixels = _load_array(path, np.uint8, shape)
         if not checksums.exists():  # of an earlier version
             return StoredImages(path, pixels, None, ADVICE)
         of_images = _load_array(checksums, np.uint32, (len(self.manifest),))
         read_checksums(self.folder, ADVICE).check(checksums, checksums.read_bytes(), ADVICE)
-        return StoredImages(path, pixels, of_images[lines], ADVICE)
+        return StoredImages(path, pixels, of_images[lines], self._advice if path.name == SHARDS else ADVICE)
+
+    def _encoded(self, index: Path, n: int) -> EncodedPixels:
+        """The images of a split in shards, whose places are in the array ``index``."""
+        places = np.array(_load_array(index, PLACE, (n,)))
+        record = read_record(self.folder / SHARDS_FILE, ShardList, ADVICE, MAX_JSON)
+        read_checksums(self.folder, ADVICE).check(path := self.folder / SHARDS_FILE, path.read_bytes(), ADVICE)
+        shards = record.check_files(self.folder, ADVICE)
+        check_places(index, places, [shard.filesize for shard in record.shardlist], self.preprocessing, ADVICE)
+        return EncodedPixels(shards, places, self.preprocessing, self._advice)
+
+    @property
+    def _advice(self) -> str:
+        """What to do if images are damaged; other decoders than those of stage prepare may give other pixels."""
+        now = decoder_versions()
+        changed = [f"{name} {version} instead of {now.get(name)}" for name, version in self.info["decoders"].items()
+                   if now.get(name) != version]  # fmt: skip
+        return f"{ADVICE}; the images were prepared with {', '.join(changed)}" if changed else ADVICE
 
 
 def _read_manifest(folder: Path, classes: list[str]) -> pd.DataFrame:
@@ -196,18 +217,18 @@ def group_indices(groups: Sequence[str]) -> NDArray[np.intp] | None:
 
 def write_packed(
     folder: Path,
-    scratch: Path,
+    scratch: Scratch,
     rows: Sequence[dict[str, Any]],
     preprocessing: Preprocessing,
     info: dict[str, Any],
     divisions: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Write the arrays of all splits, ``manifest.csv``, ``dataset.json``, ``subgroups.csv`` and checksums of them.
+    """Write the images of all splits, ``manifest.csv``, ``dataset.json``, ``subgroups.csv`` and checksums of them.
 
     Parameters
     ----------
     folder : existing folder to write into.
-    scratch : file of prepared images, from `check_images`.
+    scratch : prepared images, from `check_images`.
     rows : one mapping per image, sorted by path, with `MANIFEST_COLUMNS` except ``row``, and with ``scratch_row``, the
         image's row in ``scratch``.
     preprocessing : made the prepared images; its mean and std are replaced by those of the training images.
@@ -224,113 +245,31 @@ def write_packed(
         All training images have the same single colour.
     """
     members = {split: [row for row in rows if row["split"] == split] for split in SPLITS}
-    digest, statistics = hashlib.sha256(), ChannelStatistics(preprocessing.channels)
-
-    def add(split: str, block: NDArray[np.uint8]) -> None:
-        digest.update(block.tobytes())
-        if split == "train":
-            statistics.add(block)
-
-    checksums = _write_arrays(folder, scratch, members, preprocessing, add)
+    packed = scratch.write_splits(folder, members, preprocessing)
     lines = [{**row, "row": k} for split in SPLITS for k, row in enumerate(members[split])]
     manifest = pd.DataFrame(lines, columns=list(MANIFEST_COLUMNS))
     text = manifest.to_csv(index=False, lineterminator="\n")
     (folder / MANIFEST).write_text(text, encoding="utf-8")
-    digest.update(text.encode())
+    packed.digest.update(text.encode())
 
-    mean, std = statistics.mean_and_std()
+    mean, std = packed.statistics.mean_and_std()
     preprocessing = replace(preprocessing, mean=tuple(mean), std=tuple(std))
     counts = {name: dict.fromkeys(info["classes"], 0) for name in SPLITS}
     for row in lines:
         counts[row["split"]][row["label"]] += 1
     info = {
         **info,
-        "digest": digest.hexdigest(),
+        **packed.info,
+        "digest": packed.digest.hexdigest(),
         "images": len(lines),
         "counts": counts,
         "preprocessing": preprocessing.to_dict(),
     }
     text = json.dumps(info, indent=2, ensure_ascii=False) + "\n"
     (folder / DATASET).write_text(text, encoding="utf-8")
-    np.save(folder / IMAGE_CHECKSUMS, checksums)
+    np.save(folder / IMAGE_CHECKSUMS, packed.checksums)
     if divisions:
         write_subgroups(folder, divisions, lines)
-    write_checksums(folder, [DATASET, MANIFEST, IMAGE_CHECKSUMS, *([SUBGROUPS] if divisions else [])])
+    more = ([SUBGROUPS] if divisions else []) + ([SHARDS_FILE] if (folder / SHARDS_FILE).exists() else [])
+    write_checksums(folder, [DATASET, MANIFEST, IMAGE_CHECKSUMS, *more])
     return info
-
-
-def _write_arrays(
-    folder: Path,
-    scratch: Path,
-    members: Mapping[str, Sequence[dict[str, Any]]],
-    preprocessing: Preprocessing,
-    add: Callable[[str, NDArray[np.uint8]], None],
-) -> NDArray[np.uint32]:
-    """Write the array of each split; returns the checksums of all images.
-
-    Parameters
-    ----------
-    members : rows of `write_packed`, by split.
-    add : is called with the split and each block of images (n, S, S, C).
-    """
-    shape = (preprocessing.stored_size, preprocessing.stored_size, preprocessing.channels)
-    checksums: list[NDArray[np.uint32]] = [np.empty(0, np.uint32)]
-    for split, rows in members.items():
-        with _npy_writer(folder / f"{split}.npy", len(rows), shape) as handle:
-            for block in _stored_rows(scratch, [row["scratch_row"] for row in rows], shape):
-                checksums.append(checksums_of(block))
-                handle.write(block.tobytes())
-                add(split, block)
-    return np.concatenate(checksums)
-
-
-@contextmanager
-def _npy_writer(path: Path, n: int, shape: tuple[int, ...]) -> Iterator[BinaryIO]:
-    with path.open("wb") as handle:
-        header = {"descr": "|u1", "fortran_order": False, "shape": (n, *shape)}
-        np.lib.format.write_array_header_1_0(handle, header)
-        yield handle
-
-
-def _stored_rows(scratch: Path, rows: list[int], shape: tuple[int, ...]) -> Iterator[NDArray[np.uint8]]:
-    """Yield blocks (n, S, S, C) of rows. They are read, because mapped pages would count as memory of the process."""
-    row_bytes = math.prod(shape)
-    per_block = max(1, _BLOCK_BYTES // row_bytes)
-    with scratch.open("rb") as handle:
-        for start in range(0, len(rows), per_block):
-            chunks = []
-            for row in rows[start : start + per_block]:
-                handle.seek(row * row_bytes)
-                chunks.append(handle.read(row_bytes))
-            yield np.frombuffer(b"".join(chunks), np.uint8).reshape(-1, *shape)
-
-
-class ChannelStatistics:
-    """Running mean and standard deviation of each channel of (N, H, W, C) uint8 images.
-
-    The histograms are exact, so the result does not depend on the order of the images.
-    """
-
-    def __init__(self, channels: int = 3) -> None:
-        self.histogram = np.zeros((channels, 256), dtype=np.int64)
-
-    def add(self, images: NDArray[np.uint8]) -> None:
-        """Count the pixels of a block of images (n, H, W, C)."""
-        for channel in range(len(self.histogram)):
-            self.histogram[channel] += np.bincount(images[..., channel].ravel(), minlength=256)
-
-    def mean_and_std(self) -> tuple[list[float], list[float]]:
-        """Return mean and standard deviation of the C channels, for pixel values scaled to [0, 1].
-
-        Raises
-        ------
-        UdcError
-            All pixels of a channel have the same value.
-        """
-        values = np.arange(256)
-        pixels = self.histogram.sum(axis=1)
-        mean = self.histogram @ values / pixels
-        variance = self.histogram @ values**2 / pixels - mean**2
-        if (variance <= 0).any():
-            raise UdcError("a colour channel has the same value in all pixels of all training images; check the images")
-        return [float(x) / 255 for x in mean], [float(x) / 255 for x in np.sqrt(variance)]

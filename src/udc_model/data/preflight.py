@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import warnings
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, features
 
 from udc_model.data.sources import ImageSource
 from udc_model.data.transforms import Preprocessing
 from udc_model.data.workers import number_of_workers
 from udc_model.errors import UdcError
 
+logger = logging.getLogger(__name__)
+
+LARGEST_RAW = 32 * 2**30  # bytes of pixels up to which data.packed: auto is raw
+SHARE_OF_PIXELS = {"raw": 1.0, "shards": 0.1}  # bytes of prepared images; shards of photographs have 0.1 to 0.4
 _MIN_IMAGES = 2000  # fewer images take seconds
 _SAMPLE = 32  # images whose headers are read
 _SECONDS_PER_IMAGE, _SECONDS_PER_PIXEL = 1e-4, 1.2e-8  # of one core, for JPEG
@@ -20,13 +25,17 @@ _WORKER_BYTES = 150 * 2**20  # of a worker process without an image
 _COPIES = 3  # decoded forms of an image that are in memory at once
 
 
-def check_space(folder: Path, n_images: int, preprocessing: Preprocessing) -> int:
+def check_space(folder: Path, n_images: int, preprocessing: Preprocessing, share: float = 1.0) -> int:
     """Raise :class:`UdcError` unless the prepared images fit on the disk of ``folder``; returns the bytes they need.
 
     The images are there twice for a moment: in the order of the paths, and by split.
+
+    Parameters
+    ----------
+    share : bytes of the prepared images as a share of their pixels.
     """
     side = preprocessing.stored_size
-    needed = 2 * n_images * side * side * preprocessing.decoding.channels
+    needed = int(2 * n_images * side * side * preprocessing.decoding.channels * share)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UdcError(
@@ -34,6 +43,28 @@ def check_space(folder: Path, n_images: int, preprocessing: Preprocessing) -> in
             f"but {free / 2**30:.1f} GiB are free; free some, or lower data.image_size"
         )
     return needed
+
+
+def packed_form(packed: str, n_images: int, preprocessing: Preprocessing) -> str:
+    """The form of the prepared images, ``raw`` or ``shards``, that ``data.packed`` prescribes.
+
+    ``auto`` depends on the number and size of the images only, so it is the same on each machine.
+
+    Raises
+    ------
+    UdcError
+        Shards cannot be written here.
+    """
+    n_bytes = n_images * preprocessing.stored_size**2 * preprocessing.channels
+    if packed == "raw" or (packed == "auto" and n_bytes <= LARGEST_RAW):
+        return "raw"
+    if packed == "auto":
+        logger.info("data.packed: shards, because %s images of %d px have %.1f GiB of pixels, more than %d GiB",
+                    f"{n_images:,}", preprocessing.stored_size, n_bytes / 2**30, LARGEST_RAW / 2**30)  # fmt: skip
+    if not features.check("webp"):
+        raise UdcError("data.packed: shards need Pillow with WebP; install its wheel (pip install --force-reinstall "
+                       "pillow), or set data.packed: raw")  # fmt: skip
+    return "shards"
 
 
 def estimate(source: ImageSource, preprocessing: Preprocessing, disk_bytes: int) -> str | None:

@@ -6,12 +6,15 @@ import mmap
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from udc_model.errors import UdcError
+
+if TYPE_CHECKING:
+    from udc_model.data.shards.reading import EncodedPixels
 
 IMAGE_CHECKSUMS = "image_checksums.npy"
 
@@ -33,13 +36,13 @@ class StoredImages:
     Parameters
     ----------
     path : the file, for messages.
-    pixels : (N, S, S, C), memory-mapped.
+    pixels : (N, S, S, C), memory-mapped or encoded.
     checksums : (N,) of `checksums_of`; None checks nothing.
     advice : how to get the file back; the end of a message.
     """
 
     def __init__(
-        self, path: Path, pixels: NDArray[np.uint8], checksums: NDArray[np.uint32] | None, advice: str
+        self, path: Path, pixels: NDArray[np.uint8] | EncodedPixels, checksums: NDArray[np.uint32] | None, advice: str
     ) -> None:
         self._path, self._pixels, self._checksums, self._advice = path, pixels, checksums, advice
         self._is_checked: NDArray[np.bool_] = (

@@ -104,17 +104,29 @@ class Preprocessing:
         return np.asarray(self._resized(image)).reshape(side, side, -1)
 
     def _resized(self, image: Image.Image) -> Image.Image:
-        resample = RESAMPLE[self.resample]
+        image = self.scaled(image)
+        if not self.crops:
+            return image
+        # With these offsets the centre crop of the prepared image is exactly the centre crop of the scaled image.
+        side = self.stored_size
+        left, top = ((extent - self.size) // 2 - (side - self.size) // 2 for extent in image.size)
+        return image.crop((left, top, left + side, top + side))
+
+    def scaled(self, image: Image.Image) -> Image.Image:
+        """Scale an image to `scaled_size`; the prepared image is its centre."""
+        return image.resize(self.scaled_size(*image.size), RESAMPLE[self.resample])
+
+    def scaled_size(self, width: int, height: int) -> tuple[int, int]:
+        """Size to which an image is scaled before its centre is cropped: the short side is `stored_size`.
+
+        Without a crop, both sides are.
+        """
         side = self.stored_size
         if not self.crops:
-            return image.resize((side, side), resample)
-        width, height = image.size
+            return side, side
         short = min(width, height)
         scaled = [side if extent == short else int(side * extent / short) for extent in (width, height)]
-        image = image.resize((scaled[0], scaled[1]), resample)
-        # With these offsets the centre crop of the prepared image is exactly the centre crop of the scaled image.
-        left, top = ((extent - self.size) // 2 - (side - self.size) // 2 for extent in scaled)
-        return image.crop((left, top, left + side, top + side))
+        return scaled[0], scaled[1]
 
     def to_input(self, stored: Tensor) -> Tensor:
         """Crop the centre and normalise: (N, stored_size, stored_size, C) uint8 to (N, C, size, size) float32."""

@@ -20,7 +20,8 @@ from udc_model.tracking.journal import JOURNALS, delete_journal, is_written, sen
 
 UDC = Path(".udc")
 _CACHES = {"features": "features of frozen networks", "logits": "logits of evaluated models", "figures": "figures",
-           "explanations": "saliency maps and features of similar images"}  # fmt: skip
+           "explanations": "saliency maps and features of similar images",
+           "prepare": "images for the next preparation of shards"}  # fmt: skip
 _KEPT = {
     "studies": ("studies of udc tune", "`udc tune` resumes them"),
     "errors": ("reports of errors", "the last 20"),

@@ -10,17 +10,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from udc_model.config import SPLITS, Params, load_params
+from udc_model.config import SPLITS, DataParams, Params, load_params
 from udc_model.config.limits import check_timm_channels
 from udc_model.data.applied_corrections import check_corrections, correct, write_applied
 from udc_model.data.assignment import assign_images
 from udc_model.data.audit import Audit, check_images, raise_for_rejections
 from udc_model.data.corrections import Correction, read_corrections
 from udc_model.data.packed import write_packed
-from udc_model.data.preflight import check_space, estimate
+from udc_model.data.preflight import SHARE_OF_PIXELS, check_space, estimate, packed_form
 from udc_model.data.quality.data_report import DATA_REPORT, write_data_report
 from udc_model.data.quality.examination import Examination
 from udc_model.data.quality.units import apply_near_duplicates, near_duplicates_notes, near_duplicates_record
+from udc_model.data.scratch import PixelScratch, Scratch
+from udc_model.data.shards.writing import ShardScratch
 from udc_model.data.source_record import read_source_record
 from udc_model.data.sources import (
     ImageSource,
@@ -65,21 +67,36 @@ def prepare(params: Params, workspace: Workspace) -> dict[str, Any]:
         check_corrections(corrections, source, workspace.corrections)
         decoding = Decoding(params.model.architecture.num_channels, data.frames, max_pixels=data.max_pixels)
         preprocessing = Preprocessing(data.image_size, data.resize, data.crop_pct, data.resample, decoding=decoding)
-        disk_bytes = check_space(folder, len(source.records), preprocessing)
+        form = packed_form(data.packed, len(source.records), preprocessing)
+        scratch = _scratch(form, folder, workspace, preprocessing, data)
+        disk_bytes = check_space(folder, len(source.records), preprocessing, SHARE_OF_PIXELS[form])
         if forecast := estimate(source, preprocessing, disk_bytes):
             logger.info("%s", forecast)
-        scratch = folder / "scratch"
         audit = check_images(source, preprocessing, data, scratch)
-        info = _write_prepared(folder, params, source, audit, corrections, workspace.corrections)
-        scratch.unlink()
-        audit.traits.unlink()
+        info = _write_prepared(folder, params, source, audit, scratch, corrections, workspace.corrections)
+        scratch.remove()
         shutil.rmtree(unpacked, ignore_errors=True)
     _log_summary(info)
     return info
 
 
+def _scratch(form: str, folder: Path, workspace: Workspace, preprocessing: Preprocessing, data: DataParams) -> Scratch:
+    """Where the prepared images are until their splits are known."""
+    interim = workspace.root / ".udc" / "prepare"
+    if form == "raw":
+        shutil.rmtree(interim, ignore_errors=True)  # of earlier shards
+        return PixelScratch(folder / "scratch")
+    return ShardScratch(interim, preprocessing, {"intensity": data.model_dump()["intensity"]})
+
+
 def _write_prepared(
-    folder: Path, params: Params, source: ImageSource, audit: Audit, corrections: list[Correction], path: Path
+    folder: Path,
+    params: Params,
+    source: ImageSource,
+    audit: Audit,
+    scratch: Scratch,
+    corrections: list[Correction],
+    path: Path,
 ) -> dict[str, Any]:
     """Correct, review and divide the images that were checked, and write everything; returns ``dataset.json``.
 
@@ -87,7 +104,7 @@ def _write_prepared(
     ----------
     path : of the file with the corrections, for messages.
     """
-    data, scratch = params.data, folder / "scratch"
+    data = params.data
     fetched = read_source_record(Path(data.path)) if source.pixels is None else None
     examined = Examination.of(audit)
     unusable = [outcome for outcome in audit.outcomes if isinstance(outcome, Rejection)]

@@ -8,6 +8,7 @@ import torch
 
 from udc_model.config import ConvNextParams, ModelParams, ResNetParams
 from udc_model.data.packed import PackedDataset, write_packed
+from udc_model.data.scratch import PixelScratch
 from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.calibration import Calibration
 from udc_model.decisions.policy import Policy
@@ -38,7 +39,13 @@ def make_workspace(root, kind="resnet", images_per_split=40, **policy):
         for split, start in (("calibration", 0), ("test", images_per_split), ("train", 0))
         for row in range(start, start + images_per_split)
     ]
-    write_packed(workspace.prepared, root / "scratch", rows, Preprocessing(SIZE, crop_pct=0.875), {"classes": CLASSES})
+    write_packed(
+        workspace.prepared,
+        PixelScratch(root / "scratch"),
+        rows,
+        Preprocessing(SIZE, crop_pct=0.875),
+        {"classes": CLASSES},
+    )
     model = build_model(TINY[kind], CLASSES, 0)
     dataset = PackedDataset.open(workspace.prepared)
     head = model.classifier[1] if kind == "resnet" else model.classifier

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,8 +19,8 @@ from PIL import Image
 from udc_model.data.assignment import UsableImage
 from udc_model.data.quality.review import Review
 from udc_model.data.quality.shortcuts import shortcut_sentences
+from udc_model.data.scratch import Images
 from udc_model.data.sources import LeftOut, Rejection, printable
-from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
 
 DATA_REPORT = "data_report.html"
@@ -33,8 +32,6 @@ _MOST_SETS, _MOST_IN_SET = 24, 8  # sets of near-duplicates, and images of each,
 _MOST_OUTLIERS = 10  # of a property
 _MOST_FILES = 100  # listed
 _QUALITY = 80
-
-Images = Callable[[Sequence[int]], NDArray[np.uint8]]  # from indices to prepared images (n, S, S, C)
 
 
 @dataclass(frozen=True)
@@ -129,28 +126,6 @@ def write_data_report(path: Path, report: DataReport) -> None:
         path.write_text(report.to_html(), encoding="utf-8")
     except OSError as error:
         raise UdcError(f"{path}: cannot be written: {error.strerror}") from None
-
-
-def stored_images(scratch: Path, rows: Sequence[int], preprocessing: Preprocessing) -> Images:
-    """A function that reads prepared images from the scratch file of `udc_model.data.audit.check_images`.
-
-    Parameters
-    ----------
-    rows : scratch row of each of N images.
-    preprocessing : made the images.
-    """
-    shape = preprocessing.stored_size, preprocessing.stored_size, preprocessing.channels
-    n_bytes = math.prod(shape)
-
-    def read(indices: Sequence[int]) -> NDArray[np.uint8]:
-        with scratch.open("rb") as handle:
-            parts = []
-            for i in indices:
-                handle.seek(rows[i] * n_bytes)
-                parts.append(handle.read(n_bytes))
-        return np.frombuffer(b"".join(parts), np.uint8).reshape(-1, *shape)
-
-    return read
 
 
 def _row(images: NDArray[np.uint8]) -> Image.Image:

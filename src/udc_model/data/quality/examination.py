@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from udc_model.config import DataParams
 from udc_model.data.assignment import UsableImage, usable_images
 from udc_model.data.audit import Audit
-from udc_model.data.quality.data_report import DataReport, stored_images
+from udc_model.data.quality.data_report import DataReport
 from udc_model.data.quality.near_duplicates import NearDuplicates, find_near_duplicates
 from udc_model.data.quality.review import Review, review
 from udc_model.data.quality.traits import StoredTraits
+from udc_model.data.scratch import Scratch
 from udc_model.data.sources import ImageSource, LeftOut, Rejection, describe_source
 
 
@@ -47,7 +47,7 @@ class Examination:
         self,
         source: ImageSource,
         audit: Audit,
-        scratch: Path,
+        scratch: Scratch,
         found: Review,
         splits: Sequence[str] | None,
         rejected: Sequence[Rejection],
@@ -64,5 +64,5 @@ class Examination:
             found,
             rejected,
             left_out,
-            stored_images(scratch, rows, audit.preprocessing),
+            scratch.images(rows, audit.preprocessing),
         )

@@ -1,0 +1,1 @@
+"""Prepared images in tar shards, for data larger than memory (``data.packed: shards``)."""
