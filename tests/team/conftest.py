@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -110,20 +111,21 @@ def is_running(process):
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory):
+def postgres():
     """A running PostgreSQL server."""
     pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'udc-model[postgres]'")
     found = [*Path("/usr/lib/postgresql").glob("*/bin/postgres"), *filter(None, [shutil.which("postgres")])]
     if not found:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    folder = tmp_path_factory.mktemp("postgres")
-    for parent in (folder, *folder.parents[:2]):  # another user than root reads it
-        parent.chmod(0o755)
-    server = Postgres(folder, Path(found[0]).parent)
-    server.start()
-    wait_until(server.is_ready, "PostgreSQL does not start")
-    yield server
-    server.kill()
+    # Not in pytest's folder, which no other user may enter: PostgreSQL does not run as root.
+    with tempfile.TemporaryDirectory(prefix="udc-postgres-") as folder:
+        server = Postgres(Path(folder), Path(found[0]).parent)
+        server.start()
+        try:
+            wait_until(server.is_ready, "PostgreSQL does not start")
+            yield server
+        finally:
+            server.kill()
 
 
 class Process:

@@ -1,6 +1,7 @@
 """Two users, two clones and one server, whose parts are away or killed at random moments: nothing is lost or doubled.
 
-``UDC_TEAM_OUTAGES=20`` makes twenty outages, and runs a search with real trials; the default is three.
+``UDC_TEAM_OUTAGES=20`` makes twenty outages instead of three, and lets two users train, compare, reproduce, promote and
+search.
 """
 
 import os
@@ -22,6 +23,7 @@ from .conftest import wait_until
 pytestmark = pytest.mark.slow
 
 OUTAGES = int(os.environ.get("UDC_TEAM_OUTAGES", "3"))
+BY_HAND = pytest.mark.skipif(OUTAGES <= 3, reason="training runs take minutes: UDC_TEAM_OUTAGES=20")
 
 
 @pytest.fixture
@@ -115,6 +117,7 @@ def test_nobody_without_a_password_reads_the_runs(team):
 
 
 @pytest.mark.pipeline
+@BY_HAND
 def test_two_users_compare_reproduce_and_promote_each_others_results(team, client, small_project, tmp_path):  # noqa: F811
     shared = {"MLFLOW_EXPERIMENT_NAME": "results", "UDC_SENDER": "on"}
     anna, ben = Project(small_project().root, has_senders=True), Project(tmp_path / "ben", has_senders=True)
@@ -149,9 +152,8 @@ def test_two_users_compare_reproduce_and_promote_each_others_results(team, clien
     assert sorted(version.run_id for version in versions) == sorted(run.info.run_id for run in runs)
     aliases = client.get_registered_model("team").aliases
     assert set(aliases) == {"challenger", "champion"}
-    if OUTAGES > 3:  # a minute each
-        for done in (anna.run("udc", "reproduce", "wide", **of_anna), ben.run("udc", "reproduce", "HEAD", **of_ben)):
-            assert done.stdout.startswith("identical: ")
+    for done in (anna.run("udc", "reproduce", "wide", **of_anna), ben.run("udc", "reproduce", "HEAD", **of_ben)):
+        assert done.stdout.startswith("identical: ")
     for project in (anna, ben):
         files = [path for path in (project.root / ".udc").rglob("*") if path.is_file()] + [project.root / ".dvc/config"]
         assert not [secret for secret in team.secrets for path in files if secret.encode() in path.read_bytes()]
@@ -167,7 +169,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.pipeline
-@pytest.mark.skipif(OUTAGES <= 3, reason="real trials take minutes: UDC_TEAM_OUTAGES=20")
+@BY_HAND
 def test_four_workers_in_two_clones_with_one_killed(team, client, new_project, tmp_path):  # noqa: F811
     import optuna
 
@@ -185,10 +187,14 @@ def test_four_workers_in_two_clones_with_one_killed(team, client, new_project, t
     workers = [project.start(*command, **team.env(user), MLFLOW_EXPERIMENT_NAME="search", UDC_SENDER="on")
                for user, project in [*clones.items()] * 2]  # fmt: skip
     victim = workers[0]
-    anna.wait_for(".udc/tracking/*-train-*", victim)  # a trial is being trained
-    victim.kill()
-    victim.wait()
-    outputs = [worker.communicate(timeout=1500)[0] for worker in workers[1:]]
+    try:
+        anna.wait_for(".udc/tracking/*-train-*", victim)  # a trial is being trained
+        victim.kill()
+        outputs = [worker.communicate(timeout=1500)[0] for worker in workers[1:]]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
     assert [worker.returncode for worker in workers[1:]] == [0] * 3, outputs
     assert not [secret for secret in team.secrets if secret in "".join(outputs)]
     for user, project in clones.items():

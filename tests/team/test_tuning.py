@@ -1,6 +1,6 @@
 """Workers of `udc tune --storage` on a real PostgreSQL: a killed worker's trial is retried, none is lost or doubled.
 
-The trials train nothing. Those of `test_team.py` are real.
+The trials train nothing, except that of the last test. Those of `test_team.py` are real.
 """
 
 import json
@@ -12,6 +12,7 @@ import pytest
 from udc_model.errors import UdcError
 from udc_model.experiments.shared_study import MAX_RETRIES, SharedStudy, check_address, connect
 
+from ..pipeline.conftest import new_project, small_project  # noqa: F401
 from .conftest import wait_until
 
 TRIALS = 8
@@ -191,3 +192,29 @@ def test_a_wrong_password_is_an_error_without_it(database, postgres):
     with pytest.raises(UdcError, match=r"cannot be used: .*password authentication failed") as caught:
         connect(wrong)
     assert "Other" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.pipeline
+def test_the_command_runs_a_trial_and_records_the_study_without_the_password(
+    database,
+    postgres,
+    small_project,  # noqa: F811
+):
+    project = small_project()
+    command = ["udc", "tune", "-S", "train.learning_rate=log(1e-4,1e-1)", "--trials", "1", "--study", "s", "--storage",
+               database]  # fmt: skip
+    done = project.run(*command)
+    assert "complete" in done.stdout
+    runs = project.runs()
+    (study,) = [run for run in runs if run.data.tags.get("study") == "s"]
+    (trial,) = [run for run in runs if run.info.run_name == "s-0"]
+    assert (study.info.status, trial.info.status) == ("FINISHED", "FINISHED")
+    assert trial.data.tags["mlflow.parentRunId"] == study.info.run_id
+    assert study.data.metrics["study/best"] == trial.data.metrics["validation/mean_cost"]
+    assert study.data.tags["best experiment"] == "s-0"
+    files = [path for path in (*project.root.glob("*.db"), *(project.root / ".udc").rglob("*"),
+                               *(project.root / "mlartifacts").rglob("*")) if path.is_file()]  # fmt: skip
+    secrets = (postgres.password, postgres.password.replace("%", "%25"))
+    assert not [path for path in files for secret in secrets if secret.encode() in path.read_bytes()]
+    assert not [secret for secret in secrets if secret in done.stdout + done.stderr]

@@ -111,7 +111,7 @@ class TrialProcess:
     def _execute(self, should_prune: Callable[[dict[int, dict[str, float]]], bool]) -> bool:
         """Run the experiment; False if it was pruned."""
         guard = [sys.executable, "-m", "udc_model.experiments.trial_guard"] if self.place.is_shared else []
-        command = [*guard, sys.executable, "-m", "dvc", "exp", "run", "--temp", "--wait-for-lock", "--name", self.name]
+        command = [*guard, sys.executable, "-m", "dvc", "--wait-for-lock", "exp", "run", "--temp", "--name", self.name]
         command += [part for setting in self.settings for part in ("-S", setting)]
         env = os.environ | {"UDC_PRUNE_FILE": str(self.prune_file), STUDY_KEY: self.place.study_key}
         if self.place.is_shared:
