@@ -52,6 +52,13 @@ def test_an_error_of_one_process_ends_all_with_its_machine():
     assert messages[0].endswith("): data/prepared: is missing")
 
 
+def test_an_equal_error_of_all_is_not_repeated():
+    def action():
+        raise UdcError("params.yaml: reason")
+
+    assert _run(lambda ranks: completed_by_all(ranks, action)) == ["params.yaml: reason"] * WORLD
+
+
 def test_a_single_process_raises_its_own_error():
     def action():
         raise UdcError("reason")

@@ -7,7 +7,6 @@ without an error, and its result would be that of no parameters at all.
 from __future__ import annotations
 
 import json
-import os
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,7 +29,7 @@ def completed_by_all(ranks: Ranks, action: Callable[[], Result]) -> Result:
     Raises
     ------
     UdcError
-        The action failed in a process: the same error in all of them, which names its machine.
+        The action failed in a process: the same error in all of them. It names the machine, unless all failed equally.
     """
     message, results = "", []
     try:
@@ -39,8 +38,11 @@ def completed_by_all(ranks: Ranks, action: Callable[[], Result]) -> Result:
         if ranks.world == 1:
             raise
         message = str(error)
-    if failed := [f"{place}: {text}" for place, text in _of_all(ranks, message) if text]:
-        raise UdcError("; ".join(failed[:_MAX_NAMED]))
+    failed = [(place, text) for place, text in _of_all(ranks, message) if text]
+    if len(failed) == ranks.world and len({text for _, text in failed}) == 1:
+        raise UdcError(message)
+    if failed:
+        raise UdcError("; ".join(f"{place}: {text}" for place, text in failed[:_MAX_NAMED]))
     return results[0]
 
 
@@ -89,6 +91,5 @@ def check_first_has_checkpoints(ranks: Ranks, folder: Path) -> None:
 
 def _of_all(ranks: Ranks, value: Any) -> list[tuple[str, Any]]:
     """The place and the JSON value of each process, in every process."""
-    place = f"process {ranks.rank} ({socket.gethostname()}:{os.getcwd()})"  # noqa: PTH109
-    data = json.dumps([place, value]).encode()
-    return [(place, value) for place, value in map(json.loads, ranks.of_all(data))]
+    here = f"process {ranks.rank} ({socket.gethostname()}:{Path.cwd()})"
+    return [(place, each) for place, each in map(json.loads, ranks.of_all(json.dumps([here, value]).encode()))]
