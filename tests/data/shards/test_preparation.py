@@ -15,6 +15,8 @@ from udc_model.config import SPLITS
 from udc_model.data import audit, preflight, workers
 from udc_model.data.packed import PackedDataset
 from udc_model.data.preflight import packed_form
+from udc_model.data.quality.traits import TRAITS
+from udc_model.data.scratch import Checked
 from udc_model.data.shards import interim, tar_files, writing
 from udc_model.data.transforms import Decoding, Preprocessing
 from udc_model.errors import UdcError
@@ -177,6 +179,23 @@ def test_a_grown_folder_is_read_for_its_new_files_only(preparation, folder, deco
     second = preparation.hashes(grown / "shards")
     assert len(first.items() - second.items()) <= 3 < len(first) / 2
     assert all((grown / "shards" / name).stat().st_nlink == 2 for name in second)  # with those of the state
+
+
+def test_every_file_is_found_again(tmp_path):
+    state = interim.InterimImages(tmp_path / "state", Preprocessing(16), {})
+    state.create()
+    (tmp_path / "files").mkdir()
+    paths = [tmp_path / "files" / f"{number}.jpg" for number in range(1000)]
+    traits = np.zeros((), TRAITS).tobytes()
+    for path in paths:  # of 1,000 digests, some end with a null byte
+        path.touch()
+        record = np.zeros((), interim.RECORD)
+        record["stamp"] = state.source_file(path).stamp
+        state.keep(interim.Encoded(Checked(1, 1, "0" * 64, 0), record.tobytes(), traits, b""), True)
+    state.create()
+    assert [found and found.scratch_row for found in map(state.find, paths)] == list(range(1000))
+    paths[7].write_bytes(b"longer")
+    assert state.find(paths[7]) is None
 
 
 def test_changed_files_are_read_again_and_removed_ones_vanish(preparation, folder, decoded, tmp_path):

@@ -32,7 +32,7 @@ from udc_model.errors import UdcError
 from udc_model.files import atomic_folder, write_atomically
 
 RECORD = np.dtype([
-    ("stamp", "S16"),  # identifies file and settings; empty for an image that is not that of a file
+    ("stamp", "S32"),  # of a file, or empty; digits, because numpy drops null bytes at the end
     ("width", np.uint32),
     ("height", np.uint32),
     ("sha256", np.uint8, (32,)),  # of the decoded pixels
@@ -101,13 +101,13 @@ class InterimImages:
         self._log = _Log(self.folder)
 
     def _stamp(self, path: Path) -> bytes:
-        """Identifies a file by its path, size and time of modification; 16 bytes, and empty if there is no file."""
+        """Identifies a file by its path, size and time of modification; 32 digits, and empty if there is no file."""
         try:
             status = path.stat()
         except (OSError, ValueError):
             return b""
         text = f"{path}\0{status.st_size}\0{status.st_mtime_ns}"
-        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:16]
+        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32].encode()
 
     def source_file(self, path: Path) -> SourceFile:
         """A file's stamp, and its contents if it is small enough to be stored as it is."""
