@@ -3,7 +3,9 @@
 import pytest
 
 from udc_model.errors import UdcError
-from udc_model.experiments.tuning import SearchRange, TuningPlan, _locked, _metric, _sampler, _selection
+from udc_model.experiments.search_range import SearchRange
+from udc_model.experiments.study_results import _selection
+from udc_model.experiments.tuning import TuningPlan, _locked, _metric, _sampler
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ class Postgres:
         return f"host=127.0.0.1 port={self.port} user={self.user} password={self.password} dbname={database}"
 
     def address(self, database):
-        """The address of a data base, as SQLAlchemy writes it, with the password."""
+        """The address of a database, as SQLAlchemy writes it, with the password."""
         return f"postgresql+psycopg://{self.user}:{self.password.replace('%', '%25')}@127.0.0.1:{self.port}/{database}"
 
     def create(self, database):

@@ -47,7 +47,7 @@ for claim in shared.trials():
 
 @pytest.fixture
 def database(postgres, request):
-    """The address of a new data base."""
+    """The address of a new database."""
     name = f"tune_{abs(hash(request.node.name)) % 10**8}"
     postgres.create(name)
     return postgres.address(name)

@@ -65,7 +65,7 @@ def test_flatten_joins_keys_with_dots():
 
 
 @pytest.mark.parametrize(("contents", "reason"), [
-    (b"no data base, but long enough to be read as one" * 100, "file is not a database"),
+    (b"no database, but long enough to be read as one" * 100, "file is not a database"),
     (None, "unable to open database file"),
 ])  # fmt: skip
 def test_a_store_that_cannot_be_read_is_one_line_at_once(tmp_path, contents, reason):

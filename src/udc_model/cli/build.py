@@ -144,7 +144,8 @@ def _tune_arguments(parser: Parser) -> None:
 
 
 def _tune(options: argparse.Namespace) -> None:
-    from udc_model.experiments.tuning import SearchRange, TuningPlan, tune
+    from udc_model.experiments.search_range import SearchRange
+    from udc_model.experiments.tuning import TuningPlan, tune
 
     ranges = [SearchRange.parse(setting) for setting in options.settings]
     plan = TuningPlan(options.study, ranges, options.trials, options.metric, options.sampler, not options.no_prune,

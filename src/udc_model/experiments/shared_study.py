@@ -6,7 +6,7 @@ gaps:
 - Workers that compare the number of trials with a limit and then ask for one exceed the limit.
 - A worker killed between asking and its first heartbeat leaves a trial that never becomes stale.
 - A worker killed between failing a stale trial and adding its retry loses that trial.
-- Heartbeats come from a thread that ends at the first error of the data base, while the trial continues.
+- Heartbeats come from a thread that ends at the first error of the database, while the trial continues.
 
 Here a worker takes a trial under a lock of PostgreSQL, which the server releases when the worker's connection ends, and
 the loop that watches a trial records its heartbeats.
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 HEARTBEAT = 20  # seconds between two heartbeats of a trial
 GRACE = 300  # seconds without a heartbeat after which another worker retries a trial
 MAX_RETRIES = 3  # of one trial; whatever ends a fourth worker too is probably the trial's own fault
-_PATIENCE = 3600.0  # seconds during which a worker waits for a data base that is away
+_PATIENCE = 3600.0  # seconds during which a worker waits for a database that is away
 _DIALECT = "postgresql+psycopg"
 _SECRETS = ("password", "sslpassword")  # of an address's query
 _WORKER = "udc.worker"  # attribute of a trial: its number, host and process
@@ -62,7 +62,7 @@ def check_address(url: str) -> None:
     try:
         parts = make_url(url)
     except (ArgumentError, ValueError):
-        raise UdcError(f"--storage: is no address of a data base; it is {_DIALECT}://user@host:5432/name") from None
+        raise UdcError(f"--storage: is no address of a database; it is {_DIALECT}://user@host:5432/name") from None
     if parts.drivername != _DIALECT:
         raise UdcError(
             f"--storage: must begin with {_DIALECT}://; without --storage a study is in a file of this folder"
@@ -79,7 +79,7 @@ def connect(url: str) -> tuple[RDBStorage, Engine]:
     Raises
     ------
     UdcError
-        The driver is missing, or the data base cannot be used.
+        The driver is missing, or the database cannot be used.
     """
     import optuna
     import sqlalchemy
@@ -247,12 +247,12 @@ class SharedStudy:
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
     def patiently(self, action: Callable[[], Result]) -> Result:
-        """The result of an action on the storage, which is repeated while the data base is away.
+        """The result of an action on the storage, which is repeated while the database is away.
 
         Raises
         ------
         UdcError
-            The data base was away for an hour.
+            The database was away for an hour.
         """
         deadline = time.monotonic() + _PATIENCE
         while True:
@@ -260,25 +260,30 @@ class SharedStudy:
                 result = action()
             except storage_errors() as error:
                 if time.monotonic() > deadline:
-                    raise UdcError(f"--storage: the data base cannot be reached: {reason_of(error)}") from None
+                    raise UdcError(f"--storage: the database cannot be reached: {reason_of(error)}") from None
                 self._report(error)
                 time.sleep(HEARTBEAT / 4)
                 continue
             if self._is_away:
-                logger.warning("the data base of the study can be reached again")
+                logger.warning("the database of the study can be reached again")
             self._is_away = False
             return result
 
     def _report(self, error: Exception) -> None:
         if not self._is_away:
-            logger.warning("the data base of the study cannot be reached (%s); waiting", reason_of(error))
+            logger.warning("the database of the study cannot be reached (%s); waiting", reason_of(error))
         self._is_away, self._judges_from = True, time.monotonic() + 2 * HEARTBEAT
 
 
 def attempt_name(study: str, trial: FrozenTrial) -> str:
     """The name of a trial's DVC experiment: a retry has that of the first attempt."""
+    return f"{study}-{attempt_number(trial)}"
+
+
+def attempt_number(trial: FrozenTrial) -> int:
+    """The number of a trial, of a retry that of the first attempt."""
     first = trial.system_attrs.get("failed_trial")  # what optuna's retried_trial_number, still experimental, returns
-    return f"{study}-{trial.number if first is None else first}"
+    return trial.number if first is None else int(first)
 
 
 def _retried(trials: list[FrozenTrial]) -> set[int]:
@@ -293,7 +298,7 @@ def without_retried(trials: list[FrozenTrial]) -> list[FrozenTrial]:
 
 
 def storage_errors() -> tuple[type[Exception], ...]:
-    """The exceptions of a data base that is away."""
+    """The exceptions of a database that is away."""
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import InterfaceError, OperationalError
 

@@ -6,9 +6,8 @@ import hashlib
 import json
 import logging
 import re
-import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,18 +16,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 
-from udc_model.config import Params, full_name, load_params
+from udc_model.config import Params, load_params
 from udc_model.errors import UdcError
+from udc_model.experiments.search_range import SearchRange
 from udc_model.experiments.settings import check_settings
 from udc_model.experiments.shared_study import (
     SharedStudy,
-    attempt_name,
     check_address,
     connect,
     locked,
     storage_errors,
     without_retried,
 )
+from udc_model.experiments.study_results import log_study, trials_table
 from udc_model.experiments.trial_process import TrialLost, TrialPlace, TrialProcess
 from udc_model.tracking.provenance import absent_from_copies, git, uncommitted
 from udc_model.tracking.run import StageRun, stage_run
@@ -46,71 +46,8 @@ logger = logging.getLogger(__name__)
 
 STUDIES = Path(".udc") / "studies"
 SAMPLERS = ("tpe", "random", "grid")
-_RANGE = re.compile(r"(?P<kind>log|uniform|int|choice)\((?P<arguments>.*)\)", re.DOTALL)
 _KEY, _RANGES, _METRIC = "udc.key", "udc.ranges", "udc.metric"
 _STATE, _RECORDED = "udc.state", "udc.recorded"
-
-
-@dataclass(frozen=True)
-class SearchRange:
-    """The values of one parameter in a search.
-
-    ``log(a,b)`` draws floats whose logarithm is uniform, ``uniform(a,b)`` floats, ``int(a,b)`` integers from a to b,
-    ``choice(x,y,…)`` one of the texts; anything else is the value of all trials.
-    """
-
-    name: str
-    kind: str
-    arguments: tuple[str, ...]
-
-    @classmethod
-    def parse(cls, setting: str) -> SearchRange:
-        """Parse ``full.name=log(1e-4,1e-2)``; :class:`UdcError` if the text is malformed."""
-        name, equals, text = setting.partition("=")
-        if not equals:
-            raise UdcError(f"{setting}: must be name=value or name=log(a,b), uniform(a,b), int(a,b) or choice(x,y,…)")
-        name = full_name(name.strip())
-        match = _RANGE.fullmatch(text.strip())
-        if match is None:
-            return cls(name, "value", (text,))
-        arguments = tuple(part.strip() for part in match["arguments"].split(","))
-        search_range = cls(name, match["kind"], arguments)
-        if search_range.kind != "choice":
-            try:
-                low, high = search_range.bounds()
-            except ValueError:
-                raise UdcError(f"{setting}: {search_range.kind}(a,b) takes two numbers") from None
-            if not low < high or (search_range.kind == "log" and low <= 0):
-                raise UdcError(f"{setting}: the first number must be smaller" + (" and above 0" if low <= 0 else ""))
-        elif "" in arguments:
-            raise UdcError(f"{setting}: a value of choice(x,y,…) is empty")
-        return search_range
-
-    def bounds(self) -> tuple[float, float]:
-        """Lowest and highest value; :class:`ValueError` if there are not two numbers."""
-        low, high = map(float, self.arguments)
-        return low, high
-
-    @property
-    def extremes(self) -> tuple[str, ...]:
-        """All values of a choice, otherwise the lowest and the highest value, as texts for DVC's option ``-S``."""
-        if self.kind in ("value", "choice"):
-            return self.arguments
-        return tuple(str(int(bound)) if self.kind == "int" else repr(bound) for bound in self.bounds())
-
-    def suggest(self, trial: Trial) -> str:
-        """The value for a trial, as text for DVC's option ``-S``."""
-        match self.kind:
-            case "value":
-                return self.arguments[0]
-            case "choice":
-                return str(trial.suggest_categorical(self.name, self.arguments))
-            case "int":
-                low, high = self.bounds()
-                return str(trial.suggest_int(self.name, int(low), int(high)))
-            case _:
-                low, high = self.bounds()
-                return repr(trial.suggest_float(self.name, low, high, log=self.kind == "log"))
 
 
 @dataclass(frozen=True)
@@ -118,7 +55,7 @@ class TuningPlan:
     """The arguments of ``udc tune``.
 
     ``metric`` is a name in ``evaluation/validation/metrics.csv`` after its split; ``storage`` the address of the
-    data base of a study that several workers share.
+    database of a study that several workers share.
     """
 
     study: str
@@ -167,8 +104,8 @@ def tune(plan: TuningPlan) -> str:
         study.sampler = _sampler(plan, params.seed + len(study.trials))
         with _study_run(study, plan) as run:
             _run_trials(study, plan, params.train.monitor, run, root)
-            table = _table(study)
-            _log_study(study, run, plan, table)
+            table = trials_table(study, plan.metric)
+            log_study(study, run, table)
     return table
 
 
@@ -226,7 +163,7 @@ def _tune_with_others(plan: TuningPlan, address: str, params: Params, root: Path
 
 def _record(shared: SharedStudy, plan: TuningPlan) -> str:
     """Log a complete study to its run in MLflow, unless another worker has done so; returns the table."""
-    study, table = shared.study, _table(shared.study)
+    study, table = shared.study, trials_table(shared.study, plan.metric)
     with locked(shared.engine, f"{plan.study} record", timeout=600):
         trials = without_retried(study.trials)
         if study.user_attrs.get(_RECORDED) != len(trials):
@@ -237,7 +174,7 @@ def _record(shared: SharedStudy, plan: TuningPlan) -> str:
                     best = min(values) if plan.direction == "minimize" else max(values)
                     run.log_metrics({"study/value": values[-1], "study/best": best}, step=trial.number,
                                     measured=int(_completion(trial).timestamp() * 1000))  # fmt: skip
-                _log_study(study, run, plan, table)
+                log_study(study, run, table)
             study.set_user_attr(_RECORDED, len(trials))
     return table
 
@@ -380,55 +317,3 @@ def _metric(metrics: Mapping[str, float | None], name: str) -> float:
         raise UdcError(f"{name}: the trials have no such metric; it can be "
                        f"{', '.join(f'validation/{each}' for each in metrics)}")  # fmt: skip
     return value
-
-
-def _table(study: Study) -> str:
-    import pandas as pd
-
-    sign = 1 if study.direction.name == "MINIMIZE" else -1
-    rows = [
-        {"trial": t.number, "state": t.state.name.lower(), study.user_attrs[_METRIC]: t.value, **t.params}
-        for t in sorted(
-            without_retried(study.trials), key=lambda t: (t.value is None, sign * (t.value or 0.0), t.number)
-        )
-    ]
-    return pd.DataFrame(rows).to_string(index=False, na_rep="-") + "\n" + _selection(rows, study.user_attrs[_METRIC])
-
-
-def _selection(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
-    """That the best of several trials is not proved to be better, as a line; nothing for fewer than two trials."""
-    count = sum(row[metric] is not None for row in rows)
-    if count < 2:
-        return ""
-    return (f"The first row is the best of {count} by {metric}: its value is too good by selection, and no difference "
-            "is proved. `udc compare` tests two of them on the test split.\n")  # fmt: skip
-
-
-def _log_study(study: Study, run: StageRun, plan: TuningPlan, table: str) -> None:
-    """Log the table, the best parameters, and plots of the optimisation history and of parameter importance."""
-    import warnings
-
-    import matplotlib as mpl
-    import optuna
-
-    mpl.use("Agg")
-    from optuna.visualization.matplotlib import plot_optimization_history, plot_param_importances
-
-    run.log_text(table, "study/trials.txt")
-    complete = [t for t in study.trials if t.value is not None]
-    if not complete:
-        return
-    run.log_text(json.dumps(study.best_params, indent=2) + "\n", "study/best_params.json")
-    run.set_tags({"best experiment": attempt_name(plan.study, study.best_trial)})
-    plots: list[tuple[str, Callable[[Study], Any]]] = [("history", plot_optimization_history)]
-    if len({t.value for t in complete}) > 1 and len(complete) > 2:
-        plots.append(("importance", plot_param_importances))
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        folder = Path(scratch) / "plots"
-        folder.mkdir()
-        for name, plot in plots:
-            figure = plot(study).figure
-            figure.set_size_inches(8, 5)
-            figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
-        run.log_folder(folder, "study")

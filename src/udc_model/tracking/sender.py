@@ -159,7 +159,7 @@ class Sender:
     def _fail(self, error: UdcError) -> State:
         self.error = error
         self._failures += 1
-        if self._failures == 2:  # a single failure may be a data base that was busy
+        if self._failures == 2:  # a single failure may be a database that was busy
             self.stage.report(trouble=str(error))
         if self.stage.is_running:
             self._delay = min(_MAX_DELAY, 2.0 ** (self._failures - 1))

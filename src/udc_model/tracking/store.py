@@ -59,7 +59,7 @@ def default_uri(root: Path) -> str:
 def reason_of(error: Exception) -> str:
     """The line of an error of MLflow that says what is wrong, without credentials.
 
-    Errors of a data base begin with remarks of SQLAlchemy and end with the whole statement.
+    Errors of a database begin with remarks of SQLAlchemy and end with the whole statement.
     """
     text = without_credentials(str(error))
     of_database = re.search(r"^\((?:\w+\.)+\w*Error\) (.+)$", text, re.MULTILINE)
@@ -93,7 +93,7 @@ def open_store(uri: str | None = None, name: str | None = None) -> str:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    # Alembic logs each step of creating a data base at level INFO, and MLflow the traceback of an error that it raises.
+    # Alembic logs each step of creating a database at level INFO, and MLflow the traceback of an error that it raises.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     try:
@@ -112,7 +112,7 @@ def open_store(uri: str | None = None, name: str | None = None) -> str:
 
 
 def _check_database(path: Path) -> None:
-    """Raise `sqlite3.Error` if a data base cannot be read or created; MLflow would try again for 100 seconds."""
+    """Raise `sqlite3.Error` if a database cannot be read or created; MLflow would try again for 100 seconds."""
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA schema_version").fetchone()
 
