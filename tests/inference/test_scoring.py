@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from udc_model.cli import main
@@ -135,6 +136,17 @@ def test_a_changed_size_of_an_image_is_another_input(project, rng, caplog):
     Image.new("RGB", (8, 8)).save("images/0/00.png")
     assert _score("images") == 1
     assert "other values of inputs_sha256" in caplog.text
+
+
+def test_the_arithmetic_of_another_machine_is_another_output(project, caplog, monkeypatch):
+    """Parts of different last bits are not mixed."""
+    _score("images")
+    before = _contents()
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
+    assert _score("images") == 1
+    assert f"other values of device (cpu, {torch.backends.cpu.get_cpu_capability()}, {threads} threads" in caplog.text
+    assert _contents() == before
 
 
 def test_a_folder_of_something_else_stays_as_it_is(project, caplog):

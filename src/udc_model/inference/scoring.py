@@ -221,14 +221,19 @@ def machine_record(stored: StoredModel) -> dict[str, str]:
     from udc_model.models.factory import best_device, has_fast_bf16
 
     device = best_device()
-    has_bf16 = stored.policy.precision == "bf16" and has_fast_bf16(torch.device(device))
-
+    arithmetic = [device]  # what the last bits of logits depend on
+    if device == "cpu":
+        arithmetic += [torch.backends.cpu.get_cpu_capability(), f"{torch.get_num_threads()} threads"]
+    elif device == "cuda":
+        arithmetic.append(torch.cuda.get_device_name())
+    if stored.policy.precision == "bf16" and has_fast_bf16(torch.device(device)):
+        arithmetic.append("bf16")
     return {
         "udc_model": udc_model.__version__,
         "torch": torch.__version__,
         "pillow": PIL.__version__,
         "pyarrow": pyarrow.__version__,
-        "device": f"{device} with bf16" if has_bf16 else device,
+        "device": ", ".join(arithmetic),
     }
 
 
