@@ -40,7 +40,7 @@ def _jpeg(size=(20, 16), mode="RGB", orientation=1, tail=b"", **options) -> byte
 ], ids=["crop", "grey", "share"])  # fmt: skip
 def test_pixels_stay_and_metadata_go(jpeg, is_jpeg, preprocessing):
     image = decode(jpeg, preprocessing.decoding)
-    encoded, was_kept = encode(image, preprocessing, jpeg)
+    encoded, was_kept = encode(image, preprocessing.to_stored(image), preprocessing, jpeg)
     assert (decode_prepared(encoded, preprocessing) == preprocessing.to_stored(image)).all()
     assert b"SECRET" not in encoded
     assert len(encoded) <= max_bytes(preprocessing)
@@ -55,7 +55,7 @@ def test_images_without_a_jpeg_are_encoded_without_loss(size, mode):
     noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
     image = Image.fromarray(noise).convert(mode)
     preprocessing = Preprocessing(16, decoding=Decoding(3 if mode == "RGB" else 1))
-    encoded, is_jpeg = encode(image, preprocessing, None)
+    encoded, is_jpeg = encode(image, preprocessing.to_stored(image), preprocessing, None)
     assert not is_jpeg
     assert (decode_prepared(encoded, preprocessing) == preprocessing.to_stored(image)).all()
 

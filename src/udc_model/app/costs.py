@@ -8,7 +8,7 @@ import yaml
 from udc_model.decisions.policy import Policy
 from udc_model.decisions.session_costs import SessionCosts, changed_costs
 from udc_model.errors import UdcError
-from udc_model.evaluation.redecision import under_costs_of
+from udc_model.evaluation.redecision import with_guarantee
 
 _LARGEST_MATRIX = 10  # classes; of more, the lines for params.yaml are the single costs that differ
 
@@ -30,7 +30,7 @@ def under_session_costs(policy: Policy, costs: SessionCosts, calibration: pd.Dat
     if policy.guarantee and calibration is None:
         raise UdcError(f"the guarantee ({policy.guarantee}) is fitted again for other costs, and "
                        "evaluation/calibration/predictions.csv is missing; run evaluate (dvc repro)")  # fmt: skip
-    return under_costs_of(changed_costs(policy, costs), policy, calibration)
+    return with_guarantee(changed_costs(policy, costs), calibration)
 
 
 def params_lines(policy: Policy, stored: Policy) -> str:

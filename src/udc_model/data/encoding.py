@@ -33,38 +33,41 @@ def max_bytes(preprocessing: Preprocessing) -> int:
     return 2 * 3 * max_pixels(preprocessing) + _HEADER_BYTES
 
 
-def encode(image: Image.Image, preprocessing: Preprocessing, jpeg: bytes | None) -> tuple[bytes, bool]:
-    """Encode an image such that `decode_prepared` gives ``preprocessing.to_stored(image)``.
+def encode(
+    image: Image.Image, prepared: NDArray[np.uint8], preprocessing: Preprocessing, jpeg: bytes | None
+) -> tuple[bytes, bool]:
+    """Encode an image such that `decode_prepared` gives ``prepared``.
 
     Parameters
     ----------
     image : RGB or grey image that was decoded from a file.
+    prepared : ``preprocessing.to_stored(image)``.
     jpeg : contents of the file, if it is a JPEG.
 
     Returns
     -------
     The encoded image, and whether it is a JPEG.
     """
-    to_store = _to_store(image, preprocessing)
+    to_store = _to_store(image, prepared, preprocessing)
     if to_store is image and jpeg is not None and len(jpeg) <= max_bytes(preprocessing):
         plain = without_metadata(jpeg)
-        if plain is not None and (plain == jpeg or _has_pixels(plain, image, preprocessing)):
+        if plain is not None and (plain == jpeg or _has_pixels(plain, prepared, preprocessing)):
             return plain, True
     buffer = io.BytesIO()
     to_store.save(buffer, "WEBP", **_EFFORT)
     return buffer.getvalue(), False
 
 
-def _has_pixels(encoded: bytes, image: Image.Image, preprocessing: Preprocessing) -> bool:
+def _has_pixels(encoded: bytes, prepared: NDArray[np.uint8], preprocessing: Preprocessing) -> bool:
     """Whether an image has the same pixels, as a JPEG without metadata has unless they contained an orientation."""
     try:
         decoded = decode_prepared(encoded, preprocessing)
     except BadImageError:
         return False
-    return np.array_equal(decoded, preprocessing.to_stored(image))
+    return np.array_equal(decoded, prepared)
 
 
-def _to_store(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+def _to_store(image: Image.Image, prepared: NDArray[np.uint8], preprocessing: Preprocessing) -> Image.Image:
     """The smaller of the image and the scaled one, whose centre `Preprocessing.to_stored` crops."""
     if max(image.size) <= LARGEST_ASPECT * min(image.size):
         scaled_size = preprocessing.scaled_size(*image.size)
@@ -72,7 +75,7 @@ def _to_store(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
             return image
         if max(scaled_size) <= LARGEST_ASPECT * min(scaled_size):
             return preprocessing.scaled(image)
-    return Image.fromarray(preprocessing.to_stored(image).squeeze())
+    return Image.fromarray(prepared.squeeze())
 
 
 def decode_prepared(encoded: bytes, preprocessing: Preprocessing) -> NDArray[np.uint8]:

@@ -142,10 +142,15 @@ def under_costs_of(costs: Policy, policy: Policy, calibration: pd.DataFrame | No
     familiarity = None if policy.familiarity is None else replace(policy.familiarity, unfamiliar=unfamiliar)
     new = replace(policy, class_costs=costs.class_costs, refer=costs.refer, actions=costs.actions,
                   deployment_prior=costs.deployment_prior, familiarity=familiarity)  # fmt: skip
+    return with_guarantee(new, calibration)
+
+
+def with_guarantee(policy: Policy, calibration: pd.DataFrame | None) -> Policy:
+    """A policy whose guarantee, if it has one, is fitted to predictions of the calibration split; None fits nothing."""
     if calibration is None:
-        return new
+        return policy
     logits, targets = logits_of(calibration, policy.classes), targets_of(calibration, policy.classes)
-    return fit_guarantee(new, logits, targets, group_indices(list(calibration["group"])))
+    return fit_guarantee(policy, logits, targets, group_indices(list(calibration["group"])))
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ class InterimImages:
 
         def write(checked: Checked, decoded: Decoded) -> Encoded:
             jpeg = decoded.file.content if decoded.form == "JPEG" else None
-            content, is_jpeg = encode(decoded.image, self.preprocessing, jpeg)
+            content, is_jpeg = encode(decoded.image, decoded.prepared, self.preprocessing, jpeg)
             statistics = ChannelStatistics(self.preprocessing.channels)
             statistics.add(decoded.prepared)
             record = np.zeros((), RECORD)
