@@ -12,6 +12,7 @@ from udc_model.data.transforms import Decoding, Preprocessing
 from udc_model.decisions.familiarity import Familiarity
 from udc_model.decisions.policy import Policy
 from udc_model.files import Workspace
+from udc_model.inference import scoring, scoring_inputs
 from udc_model.inference.feature_statistics import FAMILIARITY_FILE, FeatureStatistics
 from udc_model.inference.stored_model import open_stored
 from udc_model.models import build_model
@@ -23,6 +24,20 @@ CLASSES = ["a", "b"]
 def tiny_workspace():
     """A function that writes a model with random weights, these settings and a policy into a folder."""
     return _workspace
+
+
+@pytest.fixture
+def scoring_folder(tmp_path, monkeypatch, tiny_workspace):
+    """A function that makes a folder with a model that can refer the current one; parts have ``part_size`` inputs."""
+
+    def create(part_size):
+        monkeypatch.chdir(tmp_path)
+        for module in (scoring_inputs, scoring):
+            monkeypatch.setattr(module, "PART_SIZE", part_size)
+        tiny_workspace(tmp_path, refer=0.2)
+        return tmp_path
+
+    return create
 
 
 def _workspace(folder, decoding=None, **policy):

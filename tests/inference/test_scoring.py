@@ -20,7 +20,7 @@ from PIL import Image
 from udc_model.cli import main
 from udc_model.data.transforms import Decoding
 from udc_model.decisions.policy import Policy
-from udc_model.inference import decoding, scored_parts, scoring, scoring_inputs
+from udc_model.inference import decoding, scored_parts, scoring
 from udc_model.inference.inputs import list_inputs
 from udc_model.inference.prediction import predict
 from udc_model.inference.scoring_progress import ScoringProgress
@@ -28,17 +28,14 @@ from udc_model.inference.stored_model import open_stored
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch, tiny_workspace, rng):
+def project(scoring_folder, rng):
     """The current folder: a model that can refer, and images/ with 20 images and two bad ones; parts have 8 inputs."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(scoring_inputs, "PART_SIZE", 8)
-    monkeypatch.setattr(scoring, "PART_SIZE", 8)
-    tiny_workspace(tmp_path, refer=0.2)
+    folder = scoring_folder(8)
     for k in range(20):
         _image(Path(f"images/{k % 3}/{k:02d}.png"), rng)
     Path("images/1/bad.jpg").write_bytes(b"\xff\xd8\xff none")
     Path("images/lost.png").symlink_to("nowhere.png")
-    return tmp_path
+    return folder
 
 
 def _image(path, rng):

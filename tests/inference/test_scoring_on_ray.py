@@ -13,18 +13,15 @@ from PIL import Image
 
 from udc_model.cli import main
 from udc_model.errors import UdcError
-from udc_model.inference import scored_parts, scoring, scoring_inputs, scoring_on_ray
+from udc_model.inference import scored_parts, scoring_on_ray
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed (extra [ray])")
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch, tiny_workspace, rng):
+def project(scoring_folder, rng):
     """The current folder: a model, images/ with 20 images and two bad ones, and a shard; parts have 6 inputs."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(scoring_inputs, "PART_SIZE", 6)
-    monkeypatch.setattr(scoring, "PART_SIZE", 6)
-    tiny_workspace(tmp_path, refer=0.2)
+    folder = scoring_folder(6)
     Path("images").mkdir()
     for k in range(20):
         Image.fromarray(rng.integers(0, 256, (12, 9, 3), dtype=np.uint8)).save(f"images/{k:02d}.png")
@@ -34,7 +31,7 @@ def project(tmp_path, monkeypatch, tiny_workspace, rng):
         tar.add("images/00.png", "a.png")
         tar.add("images/01.png", "b.png")
     main(["score", "images", "shard.tar", "--out", "local"])
-    return tmp_path
+    return folder
 
 
 def _contents(folder):
