@@ -4,6 +4,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+from sklearn.metrics import precision_recall_curve, roc_curve
 
 from udc_model.evaluation import intervals as module
 from udc_model.evaluation.confusion_sums import ConfusionSums
@@ -89,6 +90,7 @@ def test_most_probabilities_of_many_classes_are_a_remainder(rng):
 
 
 def test_classes_are_split_into_tables_that_fit_a_cache(rng, monkeypatch):
+    monkeypatch.setattr("udc_model.evaluation.score_sums.load_library", lambda: None)
     scored = _scored(rng, "groups")
     scores = ScoreSums.of(scored)
     sums = by_group(scores.terms.table(150), scored.groups).T @ rng.random((40, 5))
@@ -97,6 +99,33 @@ def test_classes_are_split_into_tables_that_fit_a_cache(rng, monkeypatch):
     assert len(list(scores.tables(sums))) > 3
     for area, of_one_table in zip(scores.areas(sums), expected, strict=True):
         assert area == pytest.approx(of_one_table, rel=1e-13)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_native_kernels_compute_what_numpy_does(rng, monkeypatch, kind):
+    scored = _scored(rng, kind)
+    scores = ScoreSums.of(scored, 20 if kind == "many images" else SCORE_BINS)
+    sums = scores.terms.table(len(scored.targets)).T @ rng.standard_exponential((len(scored.targets), 5))
+    grid = np.linspace(0, 1, 33)
+    expected = *scores.areas(sums), *scores.mean_curves(sums, grid)
+    monkeypatch.setattr("udc_model.evaluation.score_sums.load_library", lambda: None)
+    for native, value in zip(expected, (*scores.areas(sums), *scores.mean_curves(sums, grid)), strict=True):
+        assert native.tolist() == value.tolist()
+
+
+def test_mean_curves_are_those_of_the_points_of_each_class(rng):
+    """Against scikit-learn's curves, whose precision is made to fall with the recall."""
+    scored = _scored(rng, "single")
+    sums, grid = ScoreSums.of(scored).terms.table(150).sum(axis=0).reshape(-1, 1), np.linspace(0, 1, 33)
+    tpr, precision = ScoreSums.of(scored).mean_curves(np.asarray(sums), grid)
+    curves, bounds = [], []
+    for j in range(12):
+        false, true, _ = roc_curve(scored.targets == j, scored.probabilities[:, j], drop_intermediate=False)
+        curves.append(np.interp(grid, false, true))
+        values, recall, _ = precision_recall_curve(scored.targets == j, scored.probabilities[:, j])
+        bounds.append([values[:-1][recall[:-1] >= r].max() for r in grid])
+    assert tpr[0] == pytest.approx(np.mean(curves, axis=0), abs=1e-12)
+    assert precision[0] == pytest.approx(np.mean(bounds, axis=0), abs=1e-12)
 
 
 def test_no_table_has_more_resamples_than_a_chunk(rng, monkeypatch):

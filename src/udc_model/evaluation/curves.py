@@ -13,7 +13,7 @@ from udc_model.decisions.decision import expected_costs, shift_prior
 from udc_model.decisions.policy import Policy
 from udc_model.evaluation.intervals import by_group, resample, share_interval
 from udc_model.evaluation.metric_bounds import LargestGroup
-from udc_model.evaluation.metrics import Scored, class_areas, cumulated, equal_mass_bins
+from udc_model.evaluation.metrics import Scored, class_areas, equal_mass_bins
 from udc_model.evaluation.score_sums import ScoreSums
 
 Floats = NDArray[np.float64]
@@ -59,12 +59,12 @@ def mean_curves(
     the highest at this recall or more); ``class, roc_auc, roc_auc_low, roc_auc_high, average_precision, …``. The
     intervals of the areas allow for an unseen group, as those of `metric_intervals`; the bands do not.
     """
-    scores, k = ScoreSums.of(scored), len(classes)
-    positives = np.array([scored.image_weights[scored.targets == y].sum() for y in range(k)])
+    scores = ScoreSums.of(scored)
+    positives = np.array([scored.image_weights[scored.targets == y].sum() for y in range(len(classes))])
     influence = LargestGroup.of(scored).of_class / positives
 
     def statistic(sums: Floats, unseen: Floats) -> dict[str, Floats]:
-        tpr, precision = np.sum([_interpolated(table) for table in scores.tables(sums)], axis=0) / k
+        tpr, precision = scores.mean_curves(sums, _GRID)
         seen = 1 / (1 + unseen[:, None] * influence)  # of the images, if an unseen group is added
         values = {"tpr": tpr, "precision": precision}
         for name, area in zip(("roc_auc", "average_precision"), scores.areas(sums), strict=True):
@@ -89,27 +89,6 @@ def mean_curves(
         pd.DataFrame(pr | {"low": band["precision"][0], "high": band["precision"][1]}),
         pd.DataFrame(table),
     )
-
-
-def _interpolated(scores: Floats) -> tuple[Floats, Floats]:
-    """True positive rate and precision on the grid, (B, 201) each, sums over classes of (K, bins, 2, B)."""
-    falling = np.ascontiguousarray(cumulated(scores[:, ::-1]).transpose(2, 3, 0, 1))  # (2, B, K, bins)
-    false_positives, true_positives = falling
-    with np.errstate(invalid="ignore", divide="ignore"):
-        recall = true_positives / true_positives[..., -1:]
-        fallout = false_positives / false_positives[..., -1:]
-        ratio = np.nan_to_num(true_positives / (true_positives + false_positives))
-    best = np.maximum.accumulate(ratio[..., ::-1], axis=-1)[..., ::-1]  # the highest precision at this recall or more
-    zero = np.zeros((*recall.shape[:2], 1))
-    recall_from_0, fallout_from_0 = np.concatenate([zero, recall], axis=-1), np.concatenate([zero, fallout], axis=-1)
-    b, k, bins = recall.shape
-    tpr, precision = np.zeros((b, len(_GRID))), np.zeros((b, len(_GRID)))
-    for i in range(b):
-        for j in range(k):
-            tpr[i] += np.interp(_GRID, fallout_from_0[i, j], recall_from_0[i, j])
-            index = recall[i, j].searchsorted(_GRID)
-            precision[i] += best[i, j][np.minimum(index, bins - 1)]
-    return tpr, precision
 
 
 def reliability(scored: Scored, before: Floats, bins: int, confidence: float) -> pd.DataFrame:

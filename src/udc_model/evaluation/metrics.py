@@ -146,9 +146,9 @@ def score_terms(scored: Scored, most: int | None = None) -> Terms:
     """
     n, k = scored.probabilities.shape
     columns = np.empty((k, n), dtype=np.intp)
-    for j in range(k):
+    for j, scores in enumerate(np.ascontiguousarray(scored.probabilities.T)):
         is_of_class = scored.targets == j
-        columns[j] = 2 * score_bins(scored.probabilities[:, j], is_of_class, most) + is_of_class
+        columns[j] = 2 * score_bins(scores, is_of_class, most) + is_of_class
     width = int(columns.max()) // 2 + 1
     columns += (np.arange(k) * 2 * width)[:, None]
     return Terms(np.tile(np.arange(n), k), columns.ravel(), np.tile(scored.image_weights, k), 2 * k * width)

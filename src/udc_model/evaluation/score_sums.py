@@ -7,12 +7,15 @@ weight minus the others', so that resamples need a hundredth of the additions.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ctypes import c_long
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from udc_model.evaluation.metrics import Scored, Terms, areas, score_bins
+from udc_model.evaluation.metrics import Scored, Terms, areas, cumulated, score_bins
+from udc_model.native.library import call, load_library
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.integer]
@@ -84,8 +87,80 @@ class ScoreSums:
 
     def areas(self, sums: Floats) -> tuple[Floats, Floats]:
         """ROC AUC and average precision of each class, (K, B) each, of sums (M, B)."""
-        auc, average_precision = zip(*map(areas, self.tables(sums)), strict=True)
-        return np.concatenate(auc), np.concatenate(average_precision)
+        if load_library() is None:
+            auc, average_precision = zip(*map(areas, self.tables(sums)), strict=True)
+            return np.concatenate(auc), np.concatenate(average_precision)
+        shape = len(self.classes), sums.shape[1]
+        of_classes = np.empty(shape), np.empty(shape)
+        self._call("udc_score_areas", sums, *(each.ctypes.data for each in of_classes))
+        return of_classes
+
+    def mean_curves(self, sums: Floats, grid: Floats) -> tuple[Floats, Floats]:
+        """Means over the classes of two curves of each resample, (B, G) each, of sums (M, B).
+
+        Parameters
+        ----------
+        grid : (G,) ascending, from 0 to 1.
+
+        Returns
+        -------
+        The true positive rate at the false positive rates of the grid, with straight lines between the points of the
+        curve; the highest precision at the recalls of the grid or more.
+        """
+        shape = sums.shape[1], len(grid)
+        tpr, precision = np.zeros(shape), np.zeros(shape)
+        if load_library() is None:
+            for table in self.tables(sums):
+                _add_curves(table, grid, tpr, precision)
+        else:
+            self._call("udc_score_curves", sums, grid.ctypes.data, len(grid), tpr.ctypes.data, precision.ctypes.data)
+        return tpr / len(self.classes), precision / len(self.classes)
+
+    def _call(self, kernel: str, sums: Floats, *arguments: int) -> None:
+        sums = np.ascontiguousarray(sums, dtype=np.float64)
+        rows = (each.ctypes.data for each in self._rows)
+        call(kernel, sums.ctypes.data, sums.shape[1], len(self.classes), *rows, *arguments)
+
+    @cached_property
+    def _rows(self) -> tuple[Indices, ...]:
+        """What the native kernels need of the classes.
+
+        Returns
+        -------
+        (K + 1,) the first row of the sums of each class; (K + 1,) the first of its bins, highest probability first;
+        (bins,) row of the images of other classes in each bin, and of those of the class: -1 for none, -2 for the rest.
+        """
+        rows, first, bins = [], [], [0]
+        for each in self.classes:
+            row = np.full(2 * each.bins, -1)
+            row[each.cells] = each.first + np.arange(len(each.cells))
+            if each.rest is not None:
+                row[each.rest] = -2
+            rows.append(row.reshape(-1, 2)[::-1])
+            first.append(each.first)
+            bins.append(bins[-1] + each.bins)
+        negative, positive = np.concatenate(rows).T
+        parts = ([*first, self.terms.width], bins, negative, positive)
+        return tuple(np.array(part, dtype=np.dtype(c_long)) for part in parts)
+
+
+def _add_curves(scores: Floats, grid: Floats, tpr: Floats, precision: Floats) -> None:
+    """Add the curves of `ScoreSums.mean_curves` of each class in a table (K, bins, 2, B) to the sums (B, G)."""
+    falling = np.ascontiguousarray(cumulated(scores[:, ::-1]).transpose(2, 3, 0, 1))  # (2, B, K, bins)
+    false_positives, true_positives = falling
+    with np.errstate(invalid="ignore", divide="ignore"):
+        recall = true_positives / true_positives[..., -1:]
+        fallout = false_positives / false_positives[..., -1:]
+        ratio = np.nan_to_num(true_positives / (true_positives + false_positives))
+    best = np.maximum.accumulate(ratio[..., ::-1], axis=-1)[..., ::-1]  # the highest precision at this recall or more
+    zero = np.zeros((*recall.shape[:2], 1))
+    recall_from_0, fallout_from_0 = np.concatenate([zero, recall], axis=-1), np.concatenate([zero, fallout], axis=-1)
+    b, k, bins = recall.shape
+    for i in range(b):
+        for j in range(k):
+            tpr[i] += np.interp(grid, fallout_from_0[i, j], recall_from_0[i, j])
+            index = recall[i, j].searchsorted(grid)
+            precision[i] += best[i, j][np.minimum(index, bins - 1)]
 
 
 def _used_cells(weights: Floats) -> tuple[Indices, int]:

@@ -1,4 +1,4 @@
-"""Finds and loads the compiled library of ``native.c``. Without it, torch's operators are used."""
+"""Finds and loads the compiled library of ``native.c``. Without it, torch's and numpy's operators are used."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ _ARGUMENTS = {
                                      _POINTER, _POINTER, _POINTER],
     "udc_crop_resize": [_POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _INT, _POINTER],
     "udc_crop_resize_grey": [_POINTER, _POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _INT, _POINTER],
+    "udc_score_areas": [_POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER],
+    "udc_score_curves": [_POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _LONG, _POINTER,
+                         _POINTER],
 }  # fmt: skip
 
 logger = logging.getLogger(__name__)

@@ -1,5 +1,5 @@
-/* CPU kernels for operations of ConvNeXt and of the augmentation that are slow in torch. Plain C with OpenMP, without
- * headers of Python or torch.
+/* CPU kernels for operations of ConvNeXt and of the augmentation that are slow in torch, and for the resamples of an
+ * evaluation. Plain C with OpenMP, without headers of Python, numpy or torch.
  *
  * native_body.h contains the arithmetic and is compiled once per instruction set. The widest set of the processor is
  * chosen at run time, so the library can be copied to another machine. Arrays are dense with the channels last. They
@@ -7,6 +7,7 @@
  * added in order, so the result has the same bits for any number of threads. Each function returns 0 on success and 1
  * if it cannot allocate memory.
  */
+#include <float.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -152,4 +153,113 @@ EXPORT int udc_crop_resize(const uint8_t *x, const float *boxes, long n, long si
 EXPORT int udc_crop_resize_grey(const uint8_t *x, const float *boxes, long n, long side, long size, const float *scale,
                                 const float *shift, int threads, float *out) {
     return crop_resize(x, boxes, n, side, size, scale, shift, 1, threads, out);
+}
+
+/* The functions below take the sums of resamples of an evaluation: sums: (rows, resamples), row 0 is the weight of all
+ * images, rows first[j] to first[j + 1] - 1 are those of class j. The bins of class j, highest probability first, are
+ * bins[j] to bins[j + 1] - 1; negative and positive are the rows with the weight of a bin's images of other classes and
+ * of class j: -1 if it has none, -2 if it has the weight that is in no other row of the class. The additions are those of
+ * numpy (evaluation/score_sums.py), in the same order. */
+
+/* rest: (resamples), the weight of the images that are in no row from `row` to `end`; never 0 or less, by rounding. */
+static void rest_of_class(const double *sums, long resamples, const double *row, const double *end, double *rest) {
+    for (long b = 0; b < resamples; b++) rest[b] = 0;
+    for (; row < end; row += resamples)
+        for (long b = 0; b < resamples; b++) rest[b] += row[b];
+    for (long b = 0; b < resamples; b++) {
+        rest[b] = sums[b] - rest[b];
+        if (rest[b] < 1e-9 * sums[b]) rest[b] = 1e-9 * sums[b];
+    }
+}
+
+static const double *weights_of(long row, const double *sums, long resamples, const double *rest) {
+    return row == -1 ? NULL : row == -2 ? rest : sums + row * resamples;
+}
+
+/* Area under the ROC curve and average precision of each class against the rest, (classes, resamples) each. */
+EXPORT int udc_score_areas(const double *sums, long resamples, long classes, const long *first, const long *bins,
+                           const long *negative, const long *positive, double *auc, double *average_precision) {
+    double *rest = malloc(3 * resamples * sizeof(double));
+    if (rest == NULL) return 1;
+    double *below = rest + resamples, *above = below + resamples; /* false and true positives so far */
+    for (long j = 0; j < classes; j++, auc += resamples, average_precision += resamples) {
+        rest_of_class(sums, resamples, sums + first[j] * resamples, sums + first[j + 1] * resamples, rest);
+        for (long b = 0; b < resamples; b++) below[b] = above[b] = auc[b] = average_precision[b] = 0;
+        for (long bin = bins[j]; bin < bins[j + 1]; bin++) {
+            const double *others = weights_of(negative[bin], sums, resamples, rest);
+            const double *own = weights_of(positive[bin], sums, resamples, rest);
+            if (own != NULL)
+                for (long b = 0; b < resamples; b++) above[b] += own[b];
+            if (others != NULL)
+                for (long b = 0; b < resamples; b++) {
+                    below[b] += others[b];
+                    auc[b] += others[b] * (own != NULL ? above[b] - own[b] / 2 : above[b]);
+                }
+            if (own != NULL)
+                for (long b = 0; b < resamples; b++) {
+                    const double size = above[b] + below[b];
+                    average_precision[b] += own[b] * (above[b] / (size < DBL_MIN ? DBL_MIN : size));
+                }
+        }
+        for (long b = 0; b < resamples; b++) {
+            auc[b] /= above[b] * below[b];
+            average_precision[b] /= above[b];
+        }
+    }
+    free(rest);
+    return 0;
+}
+
+/* Adds, for each point of grid (ascending), the value at the point of the curve through (x[i], y[i]), x ascending, to
+ * total: numpy.interp. */
+static void add_interpolated(const double *x, const double *y, long length, const double *grid, long points,
+                             double *total) {
+    for (long g = 0, i = 0; g < points; g++) {
+        while (i < length - 1 && x[i + 1] <= grid[g]) i++;
+        if (i == length - 1 || x[i] >= grid[g])
+            total[g] += y[i];
+        else
+            total[g] += (y[i + 1] - y[i]) / (x[i + 1] - x[i]) * (grid[g] - x[i]) + y[i];
+    }
+}
+
+/* Adds the curves of all classes to tpr and precision, (resamples, points) each: the true positive rate at the false
+ * positive rates of grid, and the highest precision at the recalls of grid or more. */
+EXPORT int udc_score_curves(const double *sums, long resamples, long classes, const long *first, const long *bins,
+                            const long *negative, const long *positive, const double *grid, long points, double *tpr,
+                            double *precision) {
+    long most = 0;
+    for (long j = 0; j < classes; j++)
+        if (bins[j + 1] - bins[j] > most) most = bins[j + 1] - bins[j];
+    double *rest = malloc((resamples + 3 * (most + 1)) * sizeof(double));
+    if (rest == NULL) return 1;
+    double *recall = rest + resamples, *fallout = recall + most + 1, *best = fallout + most + 1; /* recall 0 first */
+    recall[0] = fallout[0] = 0;
+    for (long j = 0; j < classes; j++) {
+        const long count = bins[j + 1] - bins[j];
+        rest_of_class(sums, resamples, sums + first[j] * resamples, sums + first[j + 1] * resamples, rest);
+        for (long b = 0; b < resamples; b++) {
+            for (long i = 0; i < count; i++) {
+                const double *others = weights_of(negative[bins[j] + i], sums, resamples, rest);
+                const double *own = weights_of(positive[bins[j] + i], sums, resamples, rest);
+                recall[i + 1] = recall[i] + (own != NULL ? own[b] : 0);
+                fallout[i + 1] = fallout[i] + (others != NULL ? others[b] : 0);
+                const double size = recall[i + 1] + fallout[i + 1];
+                best[i] = size > 0 ? recall[i + 1] / size : 0;
+            }
+            const double all_own = recall[count], all_others = fallout[count];
+            for (long i = count; i > 0; i--) {
+                recall[i] /= all_own;
+                fallout[i] /= all_others;
+                if (i < count && best[i] > best[i - 1]) best[i - 1] = best[i];
+            }
+            add_interpolated(fallout, recall, count + 1, grid, points, tpr + b * points);
+            for (long g = 0, i = 0; g < points; g++) {
+                while (i < count - 1 && recall[i + 1] < grid[g]) i++;
+                precision[b * points + g] += best[i];
+            }
+        }
+    }
+    free(rest);
+    return 0;
 }
