@@ -43,11 +43,11 @@ for path in sorted(Path(sys.argv[1]).rglob("*.jpg")):
 """
 
 
-def make_images(root: Path, n: int, size: int, start: int = 0) -> None:
-    """Write smooth random JPEG files of size x size pixels, numbered from ``start`` to n - 1, to four class folders."""
+def make_images(root: Path, n: int, size: int, start: int = 0, classes: int = 4) -> None:
+    """Write smooth random JPEG files of size x size pixels, numbered from ``start`` to n - 1, to folders of classes."""
     rng = np.random.default_rng(start)
     for i in range(start, n):
-        folder = root / f"class{i % 4}"
+        folder = root / f"class{i % classes}"
         folder.mkdir(parents=True, exist_ok=True)
         coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
         coarse.resize((size, size), Image.Resampling.BICUBIC).save(folder / f"{i:06d}.jpg", quality=90)

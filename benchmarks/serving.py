@@ -1,10 +1,11 @@
-"""Requests a second and latency of `udc serve` and of `mlflow models serve`, on loopback.
+"""Requests a second and latency of `udc serve`, of `mlflow models serve` and of LitServe, on loopback.
 
     python benchmarks/serving.py [--preset resnet-mini] [--side 32] [--clients 1 8 32 128] [--seconds 10]
     python benchmarks/serving.py --odd 10000          odd requests: statuses, and memory before and after
 
 Each client sends the next request when it has the answer to the last one; all send one image as base64 text in the form
-`dataframe_records`, which both servers take. The model has random weights. Clients share the processor with the server.
+`dataframe_records`, which all servers take. The model has random weights. Clients share the processor with the server.
+LitServe is left out if it is not installed.
 Rows are appended to benchmarks/serving.csv.
 """
 
@@ -14,6 +15,7 @@ import argparse
 import asyncio
 import base64
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -124,9 +126,10 @@ def free_port() -> int:
 
 
 def measure(folder: Path, options: argparse.Namespace, table: ResultsTable) -> None:
-    """Rows of both servers for each number of clients."""
+    """Rows of all servers for each number of clients."""
     body = request_body(options.side)
-    for server in ("udc serve", "mlflow models serve"):
+    peers = ["litserve"] if importlib.util.find_spec("litserve") else []
+    for server in ("udc serve", "mlflow models serve", *peers):
         port = free_port()
         root = f"http://127.0.0.1:{port}"
         with running(command_of(server, folder, port), f"{root}/health"):
@@ -145,6 +148,8 @@ def command_of(server: str, folder: Path, port: int) -> list[str]:
     """How a server is started."""
     if server == "udc serve":
         return ["udc", "serve", "--root", str(folder), "--port", str(port)]
+    if server == "litserve":
+        return [sys.executable, str(Path(__file__).with_name("litserve_server.py")), str(folder), str(port)]
     return ["mlflow", "models", "serve", "--env-manager", "local", "-m", str(folder / "mlflow"), "-p", str(port)]
 
 

@@ -71,13 +71,13 @@ def forget(root: Path) -> None:
 
 
 def kill_and_restart(root: Path, kills: int, seconds: float) -> int:
-    """Kill the stage at random moments of the ``seconds`` it takes; returns how often it was killed."""
+    """Kill the stage ``kills`` times at random moments of the ``seconds`` it takes; returns how often it was killed."""
     draw, killed = random.Random(0), 0
     for _ in range(kills):
         process = subprocess.Popen(STAGE, cwd=root, stderr=subprocess.DEVNULL, start_new_session=True,
                                    env={"PYTHONPATH": str(ROOT / "src")})  # fmt: skip
         try:
-            process.wait(draw.uniform(0.1, 0.9) * seconds)
+            process.wait(draw.uniform(0.3, 1.0) * seconds / kills)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -1,4 +1,7 @@
-"""A training run on two machines: torchrun as two nodes with folders of their own, which share the prepared data."""
+"""A training run on two machines: torchrun as two nodes with folders of their own, which share the prepared data.
+
+``UDC_NODE_KILLS=10`` kills one node after the other ten times in one training run, instead of one of them once.
+"""
 
 import os
 import re
@@ -12,13 +15,14 @@ from udc_model.files import Workspace
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 
+KILLS = int(os.environ.get("UDC_NODE_KILLS", "1"))
 CONVNEXT = {"model_type": "convnext"}  # no statistics over parts of a batch
 
 
 @pytest.fixture
 def nodes(small_project, project_at, tmp_path, free_port):
     """Two project folders with the same parameters, and a function that starts their torchrun commands."""
-    first = small_project(model=CONVNEXT, train={"epochs": 6, "batch_size": 12})
+    first = small_project(model=CONVNEXT, train={"epochs": 5 + KILLS, "batch_size": 12})
     first.udc("prepare")
     (tmp_path / ".dvc").mkdir()  # the root of a project
     shutil.copy(first.root / "params.yaml", tmp_path)
@@ -48,14 +52,15 @@ def _files(node):
 def test_a_killed_node_ends_the_other_and_both_resume_to_the_result_of_one_process(nodes):
     first, second, start = nodes
     before = _files(second)
-    processes = start()
-    first.wait_for(".udc/checkpoints/*/000002-*", processes[0])
-    os.kill(processes[1].pid, signal.SIGKILL)  # torchrun, whose process of the stage must end with it
-    output, _ = _outputs(processes)
-    assert processes[0].returncode == 1
-    assert "another process of this training run has ended; start it again" in output
-    assert not (first.root / "model").exists()
-    assert _files(second) == before
+    for kill in range(KILLS):
+        processes, victim = start(), (kill + 1) % 2
+        first.wait_for(f".udc/checkpoints/*/{kill + 2:06d}-*", processes[0])
+        os.kill(processes[victim].pid, signal.SIGKILL)  # torchrun, whose process of the stage must end with it
+        output = _outputs(processes)[1 - victim]
+        assert processes[1 - victim].returncode == 1
+        assert "another process of this training run has ended; start it again" in output, (kill, output)
+        assert not (first.root / "model").exists()
+        assert _files(second) == before
 
     processes = start()
     output, _ = _outputs(processes)
@@ -67,7 +72,7 @@ def test_a_killed_node_ends_the_other_and_both_resume_to_the_result_of_one_proce
     shutil.rmtree(first.root / "training")
     first.udc("train")
     expected = pd.read_csv(first.root / "training/curves.csv")
-    assert curves["epoch"].tolist() == list(range(1, 7))
+    assert curves["epoch"].tolist() == list(range(1, 6 + KILLS))
     pd.testing.assert_frame_equal(curves, expected, rtol=1e-4)
 
 
