@@ -21,12 +21,13 @@ def run(config: Path) -> None:
     loaded = load_json_config(config)
     from udc_model.stages.evaluate import evaluate
     from udc_model.stages.prepare import prepare
-    from udc_model.stages.resolve import resolve
+    from udc_model.stages.resolve import resolve_workspace
     from udc_model.stages.train import train
 
     workspace = Workspace(loaded.output_dir)
-    resolved = resolve(loaded.params, prepare(loaded.params, workspace))
-    train(resolved.train, workspace)
+    prepare(loaded.params, workspace)
+    resolved = resolve_workspace(loaded.params, workspace)
+    train(resolved.train, workspace, resolved.evaluate.costs)
     evaluate(resolved.evaluate, workspace)
     logger.info("results: %s", workspace.root)
 

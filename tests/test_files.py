@@ -1,12 +1,14 @@
 """Folders that are replaced at once, one writer at a time, and the exit status of programs."""
 
 import contextlib
+import ctypes
 import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -127,6 +129,26 @@ def test_atomic_folder_keeps_the_target_and_removes_scratch_after_an_error(tmp_p
         (folder / "a").write_text("new")
         raise RuntimeError
     assert (target / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_a_folder_is_replaced_or_kept_where_the_system_cannot_exchange(tmp_path, monkeypatch, is_refused):
+    target, rename = tmp_path / "model", Path.rename
+    target.mkdir()
+    (target / "a").write_text("old")
+
+    def renamed(path, new):
+        if is_refused and (path / "a").read_text() == "new":
+            raise PermissionError("refused")
+        return rename(path, new)
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())  # without renameat2
+    monkeypatch.setattr(Path, "rename", renamed)
+    expected = pytest.raises(UdcError, match="refused") if is_refused else contextlib.nullcontext()
+    with expected, atomic_folder(target) as folder:
+        (folder / "a").write_text("new")
+    assert (target / "a").read_text() == ("old" if is_refused else "new")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

@@ -22,5 +22,9 @@ class Interrupted(KeyboardInterrupt):
 
 
 def without_credentials(text: str) -> str:
-    """A text without the ``user:password@`` of its addresses."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
+    """A text without the ``user:password@`` of its addresses.
+
+    What is before the last ``@`` of an address goes, since a password may contain any character. An address of a file
+    (``file:///``, ``sqlite:///``) has none.
+    """
+    return re.sub(r"(?<!/)//(?!/)\S*@", "//", text)

@@ -174,8 +174,21 @@ def _replace_folder(source: Path, target: Path) -> None:
         exchange = getattr(ctypes.CDLL(None), "renameat2", None)
         if exchange is not None and not exchange(_AT_FDCWD, bytes(source), _AT_FDCWD, bytes(target), _RENAME_EXCHANGE):
             return
-        _remove(target)  # other systems, and file systems without the exchange
+        _replace_by_renaming(source, target)
+        return
     source.rename(target)
+
+
+def _replace_by_renaming(source: Path, target: Path) -> None:
+    """Replace a folder on other systems, and on file systems without the exchange: it is absent for a moment."""
+    replaced = target.with_name(f".{target.name}.replaced.{os.getpid()}.partial")
+    target.rename(replaced)
+    try:
+        source.rename(target)
+    except OSError:
+        replaced.rename(target)
+        raise
+    try_to_remove(replaced)
 
 
 @contextmanager

@@ -137,6 +137,15 @@ def test_auto_raises_for_fewer_than_two_samples_of_a_class():
         fit_calibration("auto", np.eye(3), np.arange(3))
 
 
+def test_a_single_group_cannot_be_cross_validated(rng, true_logits, caplog):
+    few, groups = true_logits[:40], np.zeros(40, dtype=int)
+    targets = _draw(rng, few)
+    with pytest.raises(UdcError, match="two groups in the calibration split"):
+        fit_calibration("auto", few, targets, groups)
+    assert fit_calibration("vector", few, targets, groups).method == "temperature"
+    assert "one group is too small to test vector" in caplog.text
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_returns_probabilities_and_round_trips_through_json(method, rng, true_logits):
     fitted = fit_calibration(method, true_logits[:300], _draw(rng, true_logits[:300]))

@@ -105,6 +105,13 @@ def test_single_findings_before_training(sections, counts, message):
         check_data(_params(**sections), ["a", "b"], counts)
 
 
+def test_a_calibration_split_of_one_group_is_refused_before_training():
+    params, counts = _params(evaluate={"calibration": "auto"}), {"a": 5, "b": 5}
+    with pytest.raises(UdcError, match="needs two groups in the calibration split"):
+        check_data(params, ["a", "b"], counts, [counts])
+    check_data(params, ["a", "b"], counts, [{"a": 5}, {"b": 5}])
+
+
 @pytest.mark.parametrize(
     ("classes", "message"),
     [

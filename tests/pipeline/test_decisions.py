@@ -129,6 +129,10 @@ def test_decide_needs_no_model(shapes):
     policy = json.loads((shapes.root / "costly/policy.json").read_text())
     assert policy["class_costs"][0] == [0, 20, 1]
     assert "refer" not in set(pd.read_csv(shapes.root / "costly/predictions.csv")["predicted"])
+    recorded = (shapes.root / "evaluation/policy.json").read_bytes()
+    refused = shapes.udc("decide", "-S", COSTS, "--out", "evaluation", check=False)
+    assert "evaluation: has other files, as " in refused.stderr
+    assert (shapes.root / "evaluation/policy.json").read_bytes() == recorded
     failed = shapes.udc("decide", "-S", "evaluate.decision=recall_floor",
                         "-S", "evaluate.recall_floor={class: bar}", check=False)  # fmt: skip
     assert failed.returncode == 1

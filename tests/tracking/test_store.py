@@ -50,8 +50,20 @@ def test_repository_root_is_the_closest_dvc_folder_or_dvc_root(tmp_path, monkeyp
     assert tracking_uri() == "http://tracker"
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("https://me:secret@host:5000/path", "https://host:5000/path"),
+        ("at ssh://ada:p@ss/w@host/x: refused", "at ssh://host/x: refused"),
+        ("sqlite:////home/a@b/mlflow.db, file:///a@b", "sqlite:////home/a@b/mlflow.db, file:///a@b"),
+        ("a // b @ c", "a // b @ c"),
+    ],
+)
+def test_addresses_lose_their_credentials_only(text, expected):
+    assert without_credentials(text) == expected
+
+
 def test_messages_contain_no_credentials(monkeypatch):
-    assert without_credentials("https://me:secret@host:5000/path") == "https://host:5000/path"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UdcError) as error:

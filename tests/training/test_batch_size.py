@@ -6,7 +6,7 @@ import torch
 
 from udc_model.config import LossParams, ModelParams, Params, ResNetParams, TrainParams
 from udc_model.data.packed import PackedSplit
-from udc_model.data.transforms import Preprocessing
+from udc_model.data.transforms import Decoding, Preprocessing
 from udc_model.errors import UdcError
 from udc_model.models import build_model
 from udc_model.training import batch_size
@@ -26,11 +26,18 @@ class _FirstOfThree(Ranks):
         return data
 
 
-def _session(n, hardware=GPU, ranks=Ranks(), loss="cross_entropy", **train):  # noqa: B008 (a frozen value)
-    split = PackedSplit(np.zeros((n, 16, 16, 3), np.uint8), np.zeros(n, np.int64), [""] * n, [""] * n, [""] * n)
-    model, loss_fn = build_model(SMALL, ["a", "b"], 1), TrainingLoss(LossParams(name=loss), torch.ones(2, 2), [1, 1])
+def _session(n, hardware=GPU, ranks=Ranks(), loss="cross_entropy", channels=3, **train):  # noqa: B008 (a frozen value)
+    split = PackedSplit(np.zeros((n, 16, 16, channels), np.uint8), np.zeros(n, np.int64), [""] * n, [""] * n, [""] * n)
+    architecture = SMALL.resnet.model_copy(update={"num_channels": channels})
+    model = build_model(SMALL.model_copy(update={"resnet": architecture}), ["a", "b"], 1)
+    loss_fn = TrainingLoss(LossParams(name=loss), torch.ones(2, 2), [1, 1])
     params = Params(train=TrainParams(batch_size="auto", **train))
-    return TrainingSession(model, loss_fn, split, split, Preprocessing(16), params, hardware, ranks)
+    preprocessing = Preprocessing(16, decoding=Decoding(channels))
+    return TrainingSession(model, loss_fn, split, split, preprocessing, params, hardware, ranks)
+
+
+def test_grey_images_are_tried_with_one_channel():
+    assert batch_size._fits(2, _session(20, CPU, channels=1))
 
 
 @pytest.mark.parametrize(

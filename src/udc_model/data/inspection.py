@@ -17,6 +17,7 @@ from udc_model.data.quality.examination import Examination
 from udc_model.data.scratch import PixelScratch
 from udc_model.data.sources import ImageSource, Rejection, describe_source, open_source
 from udc_model.data.transforms import Decoding, Preprocessing
+from udc_model.errors import UdcError
 
 _SAMPLE = 1000  # images whose headers are read
 _SIDE = 96  # pixels of the sides of the prepared images, from which the report shows some
@@ -97,10 +98,14 @@ def inspect(params: DataParams) -> Inspection:
     Raises
     ------
     UdcError
-        It is not clear what is what, or rows of a table are invalid; the message lists them.
+        It is not clear what is what, rows of a table are invalid, or no image can be used; the message lists them.
     """
     with tempfile.TemporaryDirectory() as scratch:
         source = open_source(params, Path(scratch) / "unpacked")
+        if not source.records:
+            reasons = [f"{item.path}: {item.reason}" for item in source.rejected]
+            more = [f"and {len(reasons) - 10:,} more"] if len(reasons) > 10 else []
+            raise UdcError("\n  ".join([f"{params.path}: no image can be used", *reasons[:10], *more]))
         lines, headers = describe_source(source), None
         if source.pixels is None:
             headers = _headers(source)

@@ -80,7 +80,8 @@ def fit_calibration(method: str, logits: Floats, targets: Indices, groups: Indic
     Raises
     ------
     UdcError
-        ``auto`` or ``dirichlet``, which use cross-validation, and a class has fewer than two samples.
+        ``auto`` or ``dirichlet``, which use cross-validation, and a class has fewer than two samples, or all samples
+        are of one group.
     """
     logits = np.asarray(logits, dtype=np.float64)
     fewest = _fewest(logits, targets)
@@ -121,10 +122,12 @@ def _selected(method: str, logits: Floats, targets: Indices, groups: Indices | N
     ----------
     fewest : samples of the smallest class.
     """
+    num_groups = None if groups is None else len(np.unique(groups))
     if method in ("auto", "dirichlet"):
-        check_cross_validation(fewest)
-    if fewest < _FEWEST:
-        logger.warning("calibration: temperature, since a class of %d images is too small to test %s", fewest, method)
+        check_cross_validation(fewest, num_groups)
+    if fewest < _FEWEST or num_groups == 1:
+        reason = f"a class of {fewest} images" if fewest < _FEWEST else "one group"
+        logger.warning("calibration: temperature, since %s is too small to test %s", reason, method)
         return "temperature"
     names = METHODS if method == "auto" else ("temperature", method)
     losses = {
@@ -155,7 +158,7 @@ def _cross_validated_losses(fit: Any, logits: Floats, targets: Indices, groups: 
 
     classes = logits.shape[1]
     fewest = int(np.bincount(targets, minlength=classes).min())
-    check_cross_validation(fewest)
+    check_cross_validation(fewest, None if groups is None else len(np.unique(groups)))
     folds = min(_FOLDS, fewest)
     if groups is None:
         parts = StratifiedKFold(folds, shuffle=True, random_state=0).split(logits, targets)
@@ -168,12 +171,21 @@ def _cross_validated_losses(fit: Any, logits: Floats, targets: Indices, groups: 
     return np.asarray(-np.log(np.maximum(p[np.arange(len(targets)), targets], np.finfo(float).eps)))
 
 
-def check_cross_validation(fewest: int) -> None:
-    """Raise :class:`UdcError` if the smallest class of the calibration split is too small for cross-validation."""
-    if fewest < _FEWEST:
-        raise UdcError("evaluate.calibration: auto and dirichlet use cross-validation, which needs two "
-                       "images of each class in the calibration split; raise data.splits.calibration, or set "
-                       "evaluate.calibration: temperature")  # fmt: skip
+def check_cross_validation(fewest: int, num_groups: int | None) -> None:
+    """Raise :class:`UdcError` if the calibration split is too small for cross-validation.
+
+    Parameters
+    ----------
+    fewest : images of the smallest class.
+    num_groups : groups of images; None if each image is its own group.
+    """
+    if fewest >= _FEWEST and num_groups != 1:
+        return
+    what = "images of each class" if fewest < _FEWEST else "groups"
+    raise UdcError(
+        f"evaluate.calibration: auto and dirichlet use cross-validation, which needs two {what} in the calibration "
+        "split; raise data.splits.calibration, or set evaluate.calibration: temperature"
+    )
 
 
 def negative_log_likelihood(logits: NDArray[np.floating], targets: Indices, temperature: float = 1.0) -> float:

@@ -140,14 +140,17 @@ def policy_problems(
     problems += unfamiliar_problems(evaluate, costs, calibration_counts, calibration_groups)
     unfit = guarantee_problems(evaluate, costs, classes)
     if calibration_counts is not None:
-        problems += _count_problems(evaluate, classes, calibration_counts)
+        problems += _count_problems(evaluate, classes, calibration_counts, calibration_groups)
         if not unfit:
             problems += _unproved(evaluate, costs, classes, calibration_counts, calibration_groups)
     return [*problems, *unfit, *proof_problems(evaluate)]
 
 
 def _count_problems(
-    evaluate: EvaluateParams, classes: Sequence[str], calibration_counts: Mapping[str, int]
+    evaluate: EvaluateParams,
+    classes: Sequence[str],
+    calibration_counts: Mapping[str, int],
+    calibration_groups: Sequence[Mapping[str, int]] | None,
 ) -> list[str]:
     """Why the calibration split is too small for the policy."""
     counts = [calibration_counts.get(name, 0) for name in classes]
@@ -156,7 +159,8 @@ def _count_problems(
         return [f"evaluate.calibration: {evaluate.calibration} needs images, but the calibration split is empty; "
                 "raise data.splits.calibration or set evaluate.calibration: none"]  # fmt: skip
     if evaluate.calibration in ("auto", "dirichlet"):
-        checks.append(lambda: check_cross_validation(min(counts)))
+        num_groups = None if calibration_groups is None else len(calibration_groups)
+        checks.append(lambda: check_cross_validation(min(counts), num_groups))
     return _errors_of(checks)
 
 

@@ -39,7 +39,7 @@ from udc_model.evaluation.tables import (
     targets_of,
     write_csv,
 )
-from udc_model.files import make_folder
+from udc_model.files import atomic_folder, make_folder
 
 _SWEEP_METRICS = (
     "mean_cost", "normalised_cost", "constant_mean_cost", "argmax_mean_cost", "accuracy", "referral_rate",
@@ -260,10 +260,20 @@ def decision_report(
 
 
 def write_decisions(folder: Path, stored: StoredEvaluation, policy: Policy) -> None:
-    """Write ``policy.json`` and ``predictions.csv``, which ``udc compare`` reads."""
-    make_folder(folder)
-    (folder / POLICY_FILE).write_text(policy.to_json(), encoding="utf-8")
-    write_csv(decided_by(policy, stored.predictions), folder / "predictions.csv")
+    """Write ``policy.json`` and ``predictions.csv``, which ``udc compare`` reads.
+
+    Raises
+    ------
+    UdcError
+        The folder has other files, as that of an evaluation has, whose policy this would replace.
+    """
+    own = {POLICY_FILE, "predictions.csv"}
+    others = sorted({path.name for path in folder.iterdir()} - own) if folder.is_dir() else []
+    if others:
+        raise UdcError(f"{folder}: has other files, as {others[0]}; --out takes a new folder, or an earlier one")
+    with atomic_folder(folder) as scratch:
+        (scratch / POLICY_FILE).write_text(policy.to_json(), encoding="utf-8")
+        write_csv(decided_by(policy, stored.predictions), scratch / "predictions.csv")
 
 
 def write_sweep(

@@ -40,11 +40,12 @@ def show_pages(port: int) -> None:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
             raise UdcError(f"--port {port}: is in use; choose another, as --port {port + 1}")
     server = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", str(port),
-               "--workers", "1", "--uvicorn-opts", "--log-level critical"]  # fmt: skip
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", "--uvicorn-opts",
+               "--log-level critical"]  # fmt: skip
     # MLflow starts seven processes for jobs of language models beside each server. This project has no such jobs.
     settings = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
-    process = subprocess.Popen(command, env=settings | os.environ)
+    # Not as an option: a list of processes would show the password of a database.
+    process = subprocess.Popen(command, env=settings | os.environ | {"MLFLOW_BACKEND_STORE_URI": uri})
     try:
         _wait_for(server, process)
         _open(address(server, experiment))

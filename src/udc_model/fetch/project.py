@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from udc_model.data.source_record import RECORD
-from udc_model.errors import UdcError
+from udc_model.errors import UdcError, without_credentials
 from udc_model.fetch.huggingface_sets import fetch_huggingface
 from udc_model.fetch.image_folder import check_disk, safe_name
 from udc_model.fetch.torchvision_sets import fetch_torchvision
@@ -226,4 +226,4 @@ def _one_line(error: BaseException) -> str:
     """The message of an error and of its cause, without credentials in addresses."""
     texts = [" ".join(str(each).split()) for each in (error, error.__cause__) if each is not None]
     text = ": ".join(dict.fromkeys(filter(None, texts))) or type(error).__name__
-    return re.sub(r"//[^/@\s]*@", "//", text)[:500]
+    return without_credentials(text)[:500]

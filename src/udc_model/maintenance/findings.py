@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
 
+from udc_model.errors import without_credentials
+
 FORMAT = 1  # of the JSON; raised when a field changes its meaning or goes
 _SECRET_NAME = re.compile(r"TOKEN|PASSWORD|PASSWD|SECRET|API_?KEY|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
 _MIN_SECRET = 6  # characters; shorter values occur in texts by chance
@@ -96,15 +98,12 @@ def _cleaned(finding: Finding) -> Finding:
 
 
 def without_secrets(text: str) -> str:
-    """A text in one line without credentials and queries of addresses, values of secret variables, and the home folder.
-
-    What is before the last ``@`` of an address goes, since a password may contain any character.
-    """
+    """A text in one line without credentials and queries of addresses, values of secret variables, and home folder."""
     text = " ".join(text.split())
     for name, value in os.environ.items():
         if _SECRET_NAME.search(name) and len(value) >= _MIN_SECRET:
             text = text.replace(value, "***")
-    text = re.sub(r"://\S*@", "://", text)
+    text = without_credentials(text)
     text = re.sub(r"(://[^\s?#]*)[?#][^\s;,)]*", r"\1", text)
     home = str(Path("~").expanduser())
     return re.sub(rf"{re.escape(home)}(?=/|\W|$)", "~", text) if len(home) > 1 else text

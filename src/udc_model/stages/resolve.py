@@ -154,7 +154,10 @@ def check_test_split(params: Params, workspace: Workspace) -> list[str]:
 def resolve_workspace(params: Params, workspace: Workspace) -> ResolvedParams:
     """`resolve` with the prepared data and the weights of a workspace, see `with_weights`."""
     info = read_dataset_info(workspace)
-    needs_groups = params.evaluate.decision in ("recall_floor", "cost_ceiling")
+    needs_groups = params.evaluate.decision in ("recall_floor", "cost_ceiling") or params.evaluate.calibration in (
+        "auto",
+        "dirichlet",
+    )
     return resolve(with_weights(params), info, read_calibration_groups(workspace) if needs_groups else None)
 
 

@@ -50,7 +50,7 @@ def largest_batch_size(session: TrainingSession) -> int:
 
 def _fits(n: int, session: TrainingSession) -> bool:
     """Whether a training step of one process on n images fits into memory; tried on a copy of model and loss."""
-    device, size = session.hardware.device, session.preprocessing.size
+    device, shape = session.hardware.device, (session.preprocessing.channels, *[session.preprocessing.size] * 2)
     trial = session.with_train_params(
         batch_size=n, num_frozen_stages=0, sync_batchnorm=False, sharded=False, compile=False
     )
@@ -59,7 +59,7 @@ def _fits(n: int, session: TrainingSession) -> bool:
         trial.start()
         trial.trained.train()
         labels = torch.zeros(n, dtype=torch.int64, device=device)
-        train_step(trial, Batch(torch.zeros(n, 3, size, size, device=device), labels, labels, np.arange(n)), (0, 0, 0))
+        train_step(trial, Batch(torch.zeros(n, *shape, device=device), labels, labels, np.arange(n)), (0, 0, 0))
     except torch.OutOfMemoryError:
         return False
     finally:

@@ -114,6 +114,14 @@ def test_classes_named_like_splits_can_be_listed(tmp_path, write_images, prepare
     assert prepared(root, classes=["train", "test"]).classes == ["test", "train"]
 
 
+def test_a_table_of_files_that_do_not_exist_is_an_error_that_names_them(tmp_path, inspected):
+    (tmp_path / "table.csv").write_text("path,label\n" + "".join(f"{k}.png,{'ab'[k % 2]}\n" for k in range(12)))
+    status, text = inspected(tmp_path)
+    assert status == 1
+    assert f"{tmp_path}: no image can be used\n  0.png: no such file (" in text
+    assert text.rstrip().endswith("  and 2 more")
+
+
 def test_images_beside_class_folders_are_left_out_and_counted(tmp_path, write_images, inspected, prepared):
     root = tmp_path / "set"
     write_images(root, *_paths("ant", "bee"), "overview.png", "ant/more/13.png")
