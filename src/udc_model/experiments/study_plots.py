@@ -18,7 +18,7 @@ from udc_model.evaluation.plot_style import COLOURS, NEUTRAL, WIDTH, class_label
 from udc_model.experiments.objectives import Direction
 
 _HEIGHT = 4.6  # inches
-_MAX_NAMES = 12  # of Pareto-optimal experiments beside their points; more would cover each other
+_APART = 0.05  # of width and height; a point that is closer to one with a number has none
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,15 @@ class PlottedTrials:
 
     Parameters
     ----------
-    names : of the N experiments.
+    study : its name, with which the experiments' names begin.
+    numbers : of the N experiments, with which their names end.
     metrics, directions : of the M objectives.
     values, errors : (N, M); the standard errors are NaN where they are not known.
     is_best : (N,), whether a trial is Pareto-optimal.
     """
 
-    names: Sequence[str]
+    study: str
+    numbers: Sequence[int]
     metrics: Sequence[str]
     directions: Sequence[Direction]
     values: NDArray[np.float64]
@@ -81,7 +83,7 @@ def plot_importances(path: Path, importances: Sequence[tuple[str, dict[str, floa
 
 
 def plot_trade_offs(path: Path, trials: PlottedTrials) -> None:
-    """The first metric against each of the others, with the Pareto-optimal trials, their names and standard errors."""
+    """The first metric against each of the others; Pareto-optimal trials have their number and standard error."""
     others = range(1, len(trials.metrics))
 
     def draw(figure: Figure) -> None:
@@ -104,14 +106,27 @@ def _draw_panel(axes: Axes, trials: PlottedTrials, other: int) -> None:
         # between two trials, a trade-off that somebody could choose is that of the worse corner
         where: Literal["post", "pre"] = "post" if trials.directions[other] == "minimize" else "pre"
         axes.step(x[best], y[best], "-", where=where, color=COLOURS[0], linewidth=1.2)
-    axes.errorbar(x[best], y[best], xerr=_bars(trials.errors[best, other]), yerr=_bars(trials.errors[best, 0]),
-                  fmt="D", color=COLOURS[0], ecolor=COLOURS[5], elinewidth=1.2, markersize=6,
-                  label="Pareto-optimal trials, with standard error")  # fmt: skip
-    for k in best[:_MAX_NAMES]:
-        axes.annotate(class_label(trials.names[k], 20), (x[k], y[k]), (6, 5), textcoords="offset points", fontsize=10)
+    errors = [_bars(trials.errors[best, metric]) for metric in (other, 0)]
+    example = trials.numbers[best[0]]
+    label = f"Pareto-optimal ({example} is {class_label(trials.study)}-{example})"
+    label += ", with standard error" if any(each is not None for each in errors) else ""
+    axes.errorbar(x[best], y[best], xerr=errors[0], yerr=errors[1], fmt="D", color=COLOURS[0], ecolor=COLOURS[5],
+                  elinewidth=1.2, markersize=6, label=label)  # fmt: skip
+    for k in _numbered(np.column_stack([x, y]), best):
+        axes.annotate(str(trials.numbers[k]), (x[k], y[k]), (5, 4), textcoords="offset points")
     axes.set_xlabel(_axis_label(trials, other))
     axes.set_ylabel(_axis_label(trials, 0))
     axes.margins(0.1)
+
+
+def _numbered(points: NDArray[np.float64], best: NDArray[np.intp]) -> list[int]:
+    """Those of the ``best`` of the points (N, 2) that have their number beside them."""
+    scaled = points / np.maximum(np.ptp(points, axis=0), np.finfo(np.float64).tiny)
+    chosen: list[int] = []
+    for k in best.tolist():
+        if all((abs(scaled[k] - scaled[other]) >= _APART).any() for other in chosen):
+            chosen.append(k)
+    return chosen
 
 
 def _bars(errors: NDArray[np.float64]) -> NDArray[np.float64] | None:

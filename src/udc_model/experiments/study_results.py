@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from udc_model.experiments.shared_study import attempt_name, without_retried
+from udc_model.experiments.shared_study import attempt_name, attempt_number, without_retried
 from udc_model.experiments.stopping import outlook
 from udc_model.experiments.study_trials import ERRORS
 from udc_model.experiments.tuning_plan import TuningPlan
@@ -41,7 +41,8 @@ def results_text(study: Study, plan: TuningPlan) -> str:
         return _table(study, plan, trials) + _selection(num_complete, plan) + str(expected or "")
     best = {trial.number for trial in study.best_trials}
     chosen, others = ([t for t in trials if (t.number in best) == is_best] for is_best in (True, False))
-    text = f"Pareto-optimal trials, those that no other one betters in all metrics:\n{_table(study, plan, chosen)}"
+    text = "Pareto-optimal trials: no other one is better in a metric and as good in all others.\n"
+    text += _table(study, plan, chosen) if chosen else "none\n"
     text += f"\nOther trials:\n{_table(study, plan, others)}" if others else ""
     return text + ("\n" + _selection(len(chosen), plan) if chosen else "")
 
@@ -130,7 +131,7 @@ def _plotted(study: Study, plan: TuningPlan) -> PlottedTrials:
     best = {trial.number for trial in study.best_trials}
     missing = [None] * len(plan.metrics)
     return PlottedTrials(
-        [attempt_name(study.study_name, trial) for trial in complete], plan.metrics, plan.directions,
+        study.study_name, [attempt_number(trial) for trial in complete], plan.metrics, plan.directions,
         np.array([trial.values for trial in complete], dtype=np.float64),
         np.array([trial.user_attrs.get(ERRORS, missing) for trial in complete], dtype=np.float64),
         np.array([trial.number in best for trial in complete]),
@@ -142,7 +143,7 @@ def _importances(study: Study, plan: TuningPlan, trials: PlottedTrials) -> list[
     import optuna
 
     found: list[tuple[str, dict[str, float]]] = []
-    if len(trials.names) < _MIN_FOR_IMPORTANCE:
+    if len(trials.numbers) < _MIN_FOR_IMPORTANCE:
         return found
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that this is experimental, and that lower values must be the better ones
