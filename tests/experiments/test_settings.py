@@ -7,7 +7,8 @@ import pytest
 from udc_model.errors import UdcError
 from udc_model.experiments.search_range import SearchRange
 from udc_model.experiments.settings import check_settings
-from udc_model.experiments.tuning import TuningPlan, tune
+from udc_model.experiments.tuning import tune
+from udc_model.experiments.tuning_plan import TuningPlan
 
 TEXT = "train: {epochs: 2, learning_rate: 0.1}\nevaluate: {recall_of: []}\ncosts: {entries: [], prior: null}\n"
 

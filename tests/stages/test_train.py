@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from udc_model.config import Params, override_params
+from udc_model.data.margins import Margins
 from udc_model.data.packed import PackedDataset
 from udc_model.decisions.policy import Policy
 from udc_model.evaluation.tables import logits_of, read_predictions
+from udc_model.evaluation.training_record import read_seconds
 from udc_model.files import Workspace, sha256_of
 from udc_model.inference.classifier import TrainedClassifier
 from udc_model.inference.stored_model import open_stored
@@ -21,6 +23,8 @@ from udc_model.stages.evaluate import evaluate
 from udc_model.stages.prepare import prepare
 from udc_model.stages.resolve import resolve
 from udc_model.stages.train import train
+from udc_model.training.loop import TrainingResult
+from udc_model.training.members import joint_result
 
 pytestmark = pytest.mark.slow
 
@@ -98,6 +102,18 @@ def test_model_on_stored_features_is_an_ordinary_model(run):
     params = override_params(["costs.preset=uniform"])
     assert evaluate(params, workspace)["validation"]["argmax_accuracy"] == pytest.approx(record["validation_accuracy"])
     assert (workspace.training / "augmented.png").is_file()
+
+
+def test_the_duration_of_the_training_run_is_stored_outside_of_its_outputs(run, tmp_path):
+    workspace = run("timed", "train.epochs=1")
+    assert read_seconds(tmp_path, sha256_of(workspace.model / "model.safetensors")) > 0
+    assert "seconds" not in (workspace.training / "record.json").read_text()
+
+
+def test_the_duration_of_an_ensemble_is_that_of_all_members():
+    margins = Margins(*np.zeros((3, 1, 1)))
+    results = [TrainingResult([{"epoch": 1}], 1, margins=margins, seconds=seconds) for seconds in (1.5, 2.0)]
+    assert joint_result(results).seconds == 3.5
 
 
 def test_decisions_are_compared_with_fp32_and_predictions_are_in_the_precision_of_the_evaluation(run, caplog):

@@ -7,10 +7,16 @@ import json
 import subprocess
 import sys
 
+import optuna
 import pytest
 
 from udc_model.errors import UdcError
+from udc_model.experiments.objectives import Outcome
+from udc_model.experiments.opened_study import open_study
+from udc_model.experiments.search_range import SearchRange
 from udc_model.experiments.shared_study import MAX_RETRIES, SharedStudy, check_address, connect
+from udc_model.experiments.study_results import results_text
+from udc_model.experiments.tuning_plan import TuningPlan
 
 from ..pipeline.conftest import new_project, small_project  # noqa: F401
 from .conftest import wait_until
@@ -22,9 +28,10 @@ import json, sys, time
 from pathlib import Path
 import optuna
 from udc_model.experiments import shared_study
+from udc_model.experiments.objectives import Outcome
 from udc_model.experiments.shared_study import SharedStudy, connect, locked
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-shared_study.HEARTBEAT, shared_study.GRACE = 0.2, 1
+shared_study.HEARTBEAT, shared_study.GRACE = 0.2, 5
 url, name, folder, is_victim = sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4] == "victim"
 shared_study.HEARTBEAT = 1
 storage, engine = connect(url)
@@ -41,8 +48,12 @@ for claim in shared.trials():
         shared.holds(claim.trial)
         time.sleep(0.05)
     assert shared.holds(claim.trial)
-    assert shared.tell(claim.trial, claim.settings[0] ** 2)
+    assert shared.tell(claim.trial, Outcome((claim.settings[0] ** 2,), (None,)))
 """
+
+
+def value(*values):
+    return Outcome(values, (None,) * len(values))
 
 
 @pytest.fixture
@@ -60,8 +71,6 @@ def start_worker(url, folder, role, trials=TRIALS):
 
 @pytest.mark.slow
 def test_a_killed_workers_trial_is_retried_and_none_is_lost_or_doubled(database, tmp_path):
-    import optuna
-
     victim, *others = workers = [start_worker(database, tmp_path, role) for role in ("victim", "a", "b", "c")]
     try:
         for worker in workers:
@@ -96,8 +105,6 @@ def test_a_killed_workers_trial_is_retried_and_none_is_lost_or_doubled(database,
 @pytest.fixture
 def shared(database):
     """A worker's view of a new study."""
-    import optuna
-
     storage, engine = connect(database)
     study = optuna.create_study(storage=storage, study_name="s")
     return SharedStudy(storage, engine, study, 2, optuna.samplers.RandomSampler,
@@ -112,7 +119,7 @@ def test_a_trial_that_always_fails_is_given_up(shared):
         if claim.name == "s-0":
             shared.release(claim.trial)
         else:
-            assert shared.tell(claim.trial, 1.0)
+            assert shared.tell(claim.trial, value(1.0))
     assert names == ["s-0"] * (MAX_RETRIES + 1) + [f"s-{MAX_RETRIES + 1}"]
 
 
@@ -124,11 +131,53 @@ def test_a_worker_that_was_stopped_for_too_long_does_not_store_its_result(shared
     shared.release(claim.trial)  # as another worker does
     shared._last_beat = 0.0
     assert not shared.holds(claim.trial)
-    assert not shared.tell(claim.trial, 1.0)
+    assert not shared.tell(claim.trial, value(1.0))
     again = next(claims)
     assert (again.name, again.settings) == (claim.name, claim.settings)
-    assert shared.tell(again.trial, 1.0)
-    assert shared.tell(again.trial, 1.0)  # the answer to the first attempt was lost
+    assert shared.tell(again.trial, value(1.0))
+    assert shared.tell(again.trial, value(1.0))  # the answer to the first attempt was lost
+
+
+@pytest.mark.slow
+def test_two_workers_search_two_metrics_and_a_third_with_others_is_refused(database):
+    """One of the trials is retried; all workers see the same Pareto-optimal trials."""
+    ranges = [SearchRange.parse("train.learning_rate=uniform(0.1,0.9)")]
+    plan = TuningPlan("s", ranges, 4, ["validation/mean_cost", "training/seconds"], storage=database)
+    workers = []
+    for _ in range(2):
+        storage, engine = connect(database)
+        workers.append(SharedStudy(storage, engine, open_study(plan, storage), plan.trials,
+                                   lambda count: optuna.samplers.TPESampler(seed=count), plan.settings))  # fmt: skip
+    with pytest.raises(UdcError, match=r"^study s exists, with other .* \(validation/mean_cost, training/seconds: "):
+        open_study(TuningPlan("s", ranges, 4, ["validation/mean_cost", "validation/accuracy"]), storage)
+    first, second = (worker.trials() for worker in workers)
+    workers[0].release(next(first).trial)
+    costs = {"s-0": (0.3, 1.0), "s-2": (0.1, 9.0), "s-3": (0.3, 2.0), "s-4": (0.2, 3.0)}
+    names = []
+    for claims, worker in ((second, workers[1]), (first, workers[0])) * 2:
+        claim = next(claims)
+        names.append(claim.name)
+        assert worker.tell(claim.trial, value(*costs[claim.name]))
+    assert sorted(names) == sorted(costs)
+    assert [next(claims, None) for claims in (first, second)] == [None, None]
+    for worker in workers:
+        best, others, _ = results_text(worker.study, plan).split("\n\n")
+        assert [line.split()[:4] for line in best.splitlines()[2:]] == [
+            ["s-2", "complete", "0.1", "9.0"], ["s-4", "complete", "0.2", "3.0"], ["s-0", "complete", "0.3", "1.0"],
+        ]  # fmt: skip
+        assert [line.split()[0] for line in others.splitlines()[2:]] == ["s-3"]
+
+
+@pytest.mark.slow
+def test_a_study_that_is_enough_ends_when_the_running_trials_have_ended(shared):
+    shared.limit, shared.is_enough = 9, lambda trials: any(trial.values == [0.0] for trial in trials)
+    claims = shared.trials()
+    assert shared.tell(next(claims).trial, value(1.0))
+    running = next(claims)
+    assert shared.tell(next(claims).trial, value(0.0))
+    assert shared._claim() == (None, 1)  # one waits for the other's
+    assert shared.tell(running.trial, value(2.0))
+    assert next(claims, None) is None
 
 
 @pytest.mark.slow
@@ -137,10 +186,10 @@ def test_a_trial_whose_worker_died_before_its_first_heartbeat_becomes_stale(shar
     monkeypatch.setattr("udc_model.experiments.shared_study.HEARTBEAT", 0.2)
     shared._judges_from, shared.storage.grace_period = 0.0, 1
     claims = shared.trials()
-    assert shared.tell(next(claims).trial, 1.0)
+    assert shared.tell(next(claims).trial, value(1.0))
     last = next(claims)
     assert last.name == "s-0"
-    assert shared.tell(last.trial, 1.0)
+    assert shared.tell(last.trial, value(1.0))
     assert next(claims, None) is None
 
 
@@ -155,8 +204,8 @@ def test_a_worker_waits_while_the_data_base_is_away(shared, postgres, monkeypatc
     assert "cannot be reached" in caplog.text
     postgres.start()
     monkeypatch.setattr("udc_model.experiments.shared_study._PATIENCE", 60)
-    assert shared.tell(claim.trial, 1.0)
-    assert shared.tell(next(claims).trial, 2.0)
+    assert shared.tell(claim.trial, value(1.0))
+    assert shared.tell(next(claims).trial, value(2.0))
     assert next(claims, None) is None
     assert [trial.value for trial in shared.study.trials] == [1.0, 2.0]
     assert postgres.password not in caplog.text

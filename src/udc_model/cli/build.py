@@ -136,20 +136,26 @@ def _tune_arguments(parser: Parser) -> None:
     parser.add_argument("--trials", type=int, default=20, metavar="N", help="number of trials (default: %(default)s)")
     parser.add_argument("--study", default="tune", metavar="NAME",
                         help="name; an interrupted study of that name is resumed (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--metric", default="validation/mean_cost", metavar="NAME", help="default: %(default)s")
+    parser.add_argument("--metric", dest="metrics", action="append", metavar="NAME",
+                        help="of the validation split, or training/seconds; repeat it to search the best trade-offs of "
+                        "several (default: validation/mean_cost)")  # fmt: skip
     parser.add_argument("--sampler", choices=("tpe", "random", "grid"), default="tpe", help="default: %(default)s")
     parser.add_argument("--no-prune", action="store_true", help="do not end trials with a poor validation curve early")
+    parser.add_argument("--stop", action="store_true",
+                        help="end the study when further trials are not expected to help")  # fmt: skip
     parser.add_argument("--storage", metavar="URL", help="postgresql+psycopg://user@host/name: share the study with "
                         "every worker that the same command starts, on any machine")  # fmt: skip
 
 
 def _tune(options: argparse.Namespace) -> None:
     from udc_model.experiments.search_range import SearchRange
-    from udc_model.experiments.tuning import TuningPlan, tune
+    from udc_model.experiments.tuning import tune
+    from udc_model.experiments.tuning_plan import TuningPlan
 
     ranges = [SearchRange.parse(setting) for setting in options.settings]
-    plan = TuningPlan(options.study, ranges, options.trials, options.metric, options.sampler, not options.no_prune,
-                      options.storage)  # fmt: skip
+    metrics = options.metrics or ["validation/mean_cost"]
+    plan = TuningPlan(options.study, ranges, options.trials, metrics, options.sampler, not options.no_prune,
+                      options.stop, options.storage)  # fmt: skip
     sys.stdout.write(tune(plan))
 
 

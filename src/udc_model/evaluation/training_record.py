@@ -10,10 +10,11 @@ from pydantic import Field, model_validator
 from udc_model.checksums import Sha256
 from udc_model.config.model import ModelType
 from udc_model.config.train import MAX_MEMBERS
-from udc_model.files import Workspace, parse_json, read_bytes
+from udc_model.files import Workspace, parse_json, read_bytes, remove_oldest, write_atomically
 from udc_model.records import Record, validated
 
 TRAINING_RECORD = "record.json"
+_SECONDS, _NUM_SECONDS = Path(".udc") / "seconds", 10_000
 ADVICE = "run `dvc repro` first, or restore the folder with `dvc checkout training`"
 _MAX_BYTES = 16 * 2**20  # with a parameter for each of 10,000 classes
 
@@ -105,3 +106,18 @@ def read_training_record(workspace: Workspace) -> dict[str, Any]:
     values = parse_json(read_bytes(path, ADVICE, _MAX_BYTES), str(path), ADVICE)
     validated(values, TrainingRecord, str(path), ADVICE)
     return values
+
+
+def write_seconds(root: Path, model_sha256: str, seconds: float) -> None:
+    """Store how long the epochs of a model's training run took.
+
+    In the folder of the clone, not in ``training/``: outputs of equal training runs are equal files.
+    """
+    write_atomically(root / _SECONDS / model_sha256, f"{seconds!r}\n")
+    remove_oldest(root / _SECONDS, "*", _NUM_SECONDS)
+
+
+def read_seconds(root: Path, model_sha256: str | None) -> float | None:
+    """How long the epochs of a model's training run took; None if it was trained in another clone."""
+    path = root / _SECONDS / str(model_sha256)
+    return float(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -22,10 +22,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from udc_model.errors import UdcError, without_credentials
+from udc_model.experiments.objectives import Outcome
+from udc_model.experiments.study_trials import Claim, IsEnough, never, store_outcome
 from udc_model.tracking.store import reason_of
 
 if TYPE_CHECKING:
@@ -108,15 +109,6 @@ def _without_warnings() -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A trial that this worker runs, the name of its DVC experiment, and its values for DVC's option ``-S``."""
-
-    trial: Trial
-    name: str
-    settings: list[str]
-
-
 @contextmanager
 def locked(engine: Engine, name: str, timeout: int = 60) -> Iterator[None]:
     """Hold a lock of PostgreSQL. The server releases it when this process ends, or stays in the block for too long.
@@ -144,12 +136,14 @@ class SharedStudy:
     limit : number of trials in all, retries not counted.
     sampler : creates a sampler from the number of trials so far, so that no two workers draw the same values.
     suggest : draws the values of a trial.
+    is_enough : ends the study before its limit.
     """
 
     def __init__(self, storage: RDBStorage, engine: Engine, study: Study, limit: int,
-                 sampler: Callable[[int], BaseSampler], suggest: Callable[[Trial], list[str]]) -> None:  # fmt: skip
+                 sampler: Callable[[int], BaseSampler], suggest: Callable[[Trial], list[str]],
+                 is_enough: IsEnough = never) -> None:  # fmt: skip
         self.storage, self.engine, self.study, self.limit = storage, engine, study, limit
-        self.sampler, self.suggest = sampler, suggest
+        self.sampler, self.suggest, self.is_enough = sampler, suggest, is_enough
         self._last_beat = 0.0
         self._is_away = False
         self._judges_from = time.monotonic() + 2 * HEARTBEAT  # after an outage the living send heartbeats first
@@ -178,7 +172,8 @@ class SharedStudy:
             self._retry_failed()
             trials = self.study.get_trials()
             waiting = [trial for trial in trials if trial.state is optuna.trial.TrialState.WAITING]
-            if not waiting and len(trials) - len(_retried(trials)) >= self.limit:
+            is_complete = len(trials) - len(_retried(trials)) >= self.limit or self.is_enough(trials)
+            if is_complete and not waiting:
                 return None, sum(trial.state is optuna.trial.TrialState.RUNNING for trial in trials)
             self.study.sampler = self.sampler(len(trials))
             trial = self.study.ask()
@@ -221,19 +216,19 @@ class SharedStudy:
             self._report(error)
         return True
 
-    def tell(self, trial: Trial, value: float | None) -> bool:
-        """Store the result of a trial, None if it was pruned; false if the trial was failed meanwhile."""
+    def tell(self, trial: Trial, outcome: Outcome | None) -> bool:
+        """Store the outcome of a trial, None if it was pruned; false if the trial was failed meanwhile."""
         import optuna
 
         states = optuna.trial.TrialState
-        state = states.PRUNED if value is None else states.COMPLETE
+        state = states.PRUNED if outcome is None else states.COMPLETE
 
         def store() -> bool:
             # The commit of an earlier attempt may have succeeded although its answer was lost.
             current = self.storage.get_trial(trial._trial_id).state
             if current is states.RUNNING:
                 with suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
-                    self.study.tell(trial, value, state)
+                    store_outcome(self.study, trial, outcome)
                 current = self.storage.get_trial(trial._trial_id).state
             return current is state
 

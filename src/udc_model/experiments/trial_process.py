@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from udc_model.decisions.policy import POLICY_FILE, Policy
 from udc_model.errors import UdcError
-from udc_model.evaluation.tables import read_metrics
+from udc_model.evaluation.training_record import read_seconds
+from udc_model.experiments.objectives import SECONDS, Measurement, Outcome, outcome_of, read_measurements
 from udc_model.experiments.stored import from_dvc
 from udc_model.tracking.journal import pending_journals, read_entries, wait_for_senders
 from udc_model.tracking.links import dvc_experiments
@@ -58,19 +60,43 @@ class TrialProcess:
         self.name, self.settings, self.place, self.attempt = name, settings, place, attempt
         self.lock, self.prune_file, self.log = (place.folder / f"{name}.{kind}" for kind in ("lock", "prune", "log"))
 
-    def run(self, should_prune: Callable[[dict[int, dict[str, float]]], bool]) -> Mapping[str, float | None] | None:
-        """Run the experiment unless it exists; returns its validation metrics, or None if it was pruned."""
+    def run(self, should_prune: Callable[[dict[int, dict[str, float]]], bool]) -> bool:
+        """Run the experiment unless it exists; false if it was pruned."""
         with self.lock.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # wait for a process that a killed `udc tune` started
-        if self.prune_file.exists() and self.name not in dvc_experiments():
-            return None
-        if self.name not in dvc_experiments():
-            self._set_aside_interrupted()
-            if not self._execute(should_prune):
-                return None
+        if self.name in dvc_experiments():
+            return True
+        if self.prune_file.exists():
+            return False
+        self._set_aside_interrupted()
+        return self._execute(should_prune)
+
+    def outcome(self, metrics: Sequence[str], confidence: float) -> Outcome:
+        """The values of metrics of a trial that is complete.
+
+        Parameters
+        ----------
+        confidence : level of the intervals of its evaluation.
+
+        Raises
+        ------
+        UdcError
+            A metric is not known.
+        """
         commit = dvc_experiments()[self.name]
         with tempfile.TemporaryDirectory() as scratch:
-            return read_metrics(from_dvc(self.name, commit, "evaluation/validation/metrics.csv", Path(scratch)))
+
+            def fetch(file: str) -> Path:
+                return from_dvc(self.name, commit, f"evaluation/{file}", Path(scratch))
+
+            measured = read_measurements(fetch("validation/metrics.csv"), confidence)
+            if SECONDS in metrics:
+                policy = Policy.load(fetch(POLICY_FILE))
+                measured[SECONDS] = Measurement(read_seconds(self.place.root, policy.model_sha256))
+        if SECONDS in metrics and measured[SECONDS].value is None:
+            raise UdcError(f"{self.name}: {SECONDS} is not known, because its model comes from DVC's cache and was "
+                           "trained elsewhere; start another --study without these values")  # fmt: skip
+        return outcome_of(measured, metrics)
 
     def forget(self) -> None:
         """Remove the experiment of an attempt that another worker repeats."""

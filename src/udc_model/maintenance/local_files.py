@@ -24,6 +24,7 @@ _CACHES = {"features": "features of frozen networks", "logits": "logits of evalu
            "prepare": "images for the next preparation of shards"}  # fmt: skip
 _KEPT = {
     "studies": ("studies of udc tune", "`udc tune` resumes them"),
+    "seconds": ("durations of training runs", "`udc tune --metric training/seconds` reads them"),
     "errors": ("reports of errors", "the last 20"),
     "upgrade": ("new versions of files", "of `udc upgrade`, to be compared with yours"),
 }

@@ -26,7 +26,7 @@ from udc_model.config.yaml12 import as_yaml
 from udc_model.data.packed import PackedDataset
 from udc_model.errors import Interrupted, UdcError
 from udc_model.evaluation.plots import plot_training_curves
-from udc_model.evaluation.training_record import TRAINING_RECORD
+from udc_model.evaluation.training_record import TRAINING_RECORD, write_seconds
 from udc_model.files import Workspace, atomic_folder, only_writer, sha256_of
 from udc_model.installed import check_pin
 from udc_model.model_files.folder import CONFIG, PREPROCESSOR, WEIGHTS
@@ -179,9 +179,9 @@ def train_and_record(session: TrainingSession, dataset: PackedDataset, workspace
         run.log_metrics({f"training/{name}": record["final_metrics"][name] for name in ("best_epoch", "epochs")})
         run.log_folder(model_folder, "model")
         run.log_folder(training_folder, "training")
-        run.set_tags(
-            {MODEL_SHA256: sha256_of(model_folder / "model.safetensors"), f"{OUTS}model": dvc_hash(model_folder)}
-        )
+        digest = sha256_of(model_folder / WEIGHTS)
+        run.set_tags({MODEL_SHA256: digest, f"{OUTS}model": dvc_hash(model_folder)})
+        write_seconds(repository_root(), digest, result.seconds)
     is_last = 1 < result.best_epoch == params.train.epochs
     logger.info("trained %s: best epoch %d of %d%s; MLflow run %s", params.model.model_type, result.best_epoch,
                 len(result.curves), ", the last: more may be better" if is_last else "", run)  # fmt: skip

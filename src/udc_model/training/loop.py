@@ -38,6 +38,7 @@ class TrainingResult:
     best_score : ``train.monitor`` of the best epoch, negative if smaller is better.
     temperature : divisor of the logits, see `udc_model.training.members.train_members`.
     margins : of the training images, in all epochs.
+    seconds : duration of the epochs, validation included; the only value that is not the same in each training run.
     """
 
     curves: list[Metrics] = field(default_factory=list)
@@ -47,6 +48,7 @@ class TrainingResult:
     best_score: float = -np.inf
     temperature: float = 1.0
     margins: Margins | None = None
+    seconds: float = 0.0
 
 
 def train_model(
@@ -105,7 +107,7 @@ def train_model(
         raise UdcError(f"train.monitor: no epoch had a finite validation {params.monitor}; lower train.learning_rate")
     curves = [{"epoch": record.epoch, **record.metrics} for record in progress.records]
     return TrainingResult(curves, progress.best_epoch, session.best_state, is_stopped, progress.best_score,
-                          margins=session.margins.margins())  # fmt: skip
+                          margins=session.margins.margins(), seconds=progress.seconds)  # fmt: skip
 
 
 def _is_stopped(session: TrainingSession, on_epoch: Callable[[EpochRecord], bool]) -> bool:

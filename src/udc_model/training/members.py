@@ -97,4 +97,5 @@ def joint_result(results: list[TrainingResult]) -> TrainingResult:
     best = max(range(len(results)), key=lambda number: results[number].best_score)
     before = sum(len(result.curves) for result in results[:best])
     margins = Margins.joined([result.margins for result in results if result.margins is not None])
-    return TrainingResult(curves, before + results[best].best_epoch, is_stopped=results[-1].is_stopped, margins=margins)
+    return TrainingResult(curves, before + results[best].best_epoch, is_stopped=results[-1].is_stopped, margins=margins,
+                          seconds=sum(result.seconds for result in results))  # fmt: skip
