@@ -192,6 +192,7 @@ def test_every_file_is_found_again(tmp_path):
         record = np.zeros((), interim.RECORD)
         record["stamp"] = state.source_file(path).stamp
         state.keep(interim.Encoded(Checked(1, 1, "0" * 64, 0), record.tobytes(), traits, b""), True)
+    state.flush()
     state.create()
     assert [found and found.scratch_row for found in map(state.find, paths)] == list(range(1000))
     paths[7].write_bytes(b"longer")
