@@ -93,10 +93,11 @@ def check_images(source: ImageSource, preprocessing: Preprocessing, params: Data
     task = _Task(source.root, replace(preprocessing, decoding=decoding), scratch, needs_range=limits is None)
     if source.pixels is not None:
         frames = (Frame(Image.fromarray(pixels)) for pixels in source.pixels)
+        stored = []
         with scratch.writer() as writer:
-            stored = [_outcome(record, scratch.keep(task.store(frame, row, writer, SourceFile()), False))
-                      for row, (record, frame) in enumerate(zip(source.records, frames, strict=True))]  # fmt: skip
-        scratch.flush()
+            for row, (record, frame) in enumerate(zip(source.records, frames, strict=True)):
+                stored.append(_outcome(record, scratch.keep(task.store(frame, row, writer, SourceFile()), False)))
+                scratch.flush()
         return Audit(source.records, stored, task.preprocessing, scratch.traits)
     files = [_File(record.path, _FIRST, (row,)) for row, record in enumerate(source.records)]
     results: dict[int, _Result] = {}

@@ -181,7 +181,6 @@ class PixelScratch:
     def writer(self) -> Iterator[Writer]:
         """Open the files; images are written to their scratch rows."""
         with self.path.open("r+b") as images, self.traits.open("r+b") as traits:
-
             next_row = 0
 
             def write(checked: Checked, decoded: Decoded) -> Checked:

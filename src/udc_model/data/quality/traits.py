@@ -82,21 +82,24 @@ def measure(pixels: NDArray[np.uint8], prepared: Image.Image, facts: FileFacts, 
         small = prepared.reduce(prepared.width // THUMBNAIL)  # three times as fast
     else:
         small = prepared.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR)
-    down, right = (_spaced(side) for side in pixels.shape[:2])
-    edges = np.stack((pixels[0, right], pixels[-1, right], pixels[down, 0], pixels[down, -1]))
+    grid, edges = small.reduce(THUMBNAIL // _GRID), pixels[_edge_positions(*pixels.shape[:2])]
+    if pixels.shape[2] == 1:
+        grid, edges = grid.convert("RGB"), edges.repeat(3, axis=2)
     texts = (text.encode("utf-8", "replace") for text in (facts.form, facts.camera, facts.date))
     return b"".join((
         small.convert("L").tobytes(),
-        small.reduce(THUMBNAIL // _GRID).convert("RGB").tobytes(),
-        np.broadcast_to(edges, (4, _EDGE, 3)).tobytes(),
+        grid.tobytes(),
+        edges.tobytes(),
         _NUMBERS_AND_TEXTS.pack(_sharpness(pixels), file_bytes, facts.quantisation, *texts),
     ))  # fmt: skip
 
 
 @lru_cache(maxsize=256)
-def _spaced(side: int) -> NDArray[np.intp]:
-    """Positions of `_EDGE` pixels, evenly spaced from the first to the last."""
-    return np.arange(_EDGE) * (side - 1) // (_EDGE - 1)
+def _edge_positions(height: int, width: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows and columns (4, _EDGE) of pixels of the edges, evenly spaced from the first to the last."""
+    down, right = (np.arange(_EDGE) * (side - 1) // (_EDGE - 1) for side in (height, width))
+    first = np.zeros(_EDGE, np.intp)
+    return np.stack((first, first + height - 1, down, down)), np.stack((right, right, first, first + width - 1))
 
 
 def _sharpness(pixels: NDArray[np.uint8]) -> float:

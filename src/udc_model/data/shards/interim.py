@@ -135,7 +135,7 @@ class InterimImages:
                 is_jpeg,
                 *(0, 0, len(content)),
                 zlib.crc32(content),
-                zlib.crc32(decoded.prepared),
+                zlib.crc32(decoded.prepared.data),
                 sums.tobytes(),
             )
             return Encoded(checked, record, decoded.traits, content)
@@ -216,6 +216,7 @@ class _Log:
         is_incomplete = (place["shard"] == 0) & (place["offset"] + place["length"] > end)
         self._n = n = int(np.flatnonzero(is_incomplete)[0]) if is_incomplete.any() else n
         self._records, self._end = records[:n], end
+        self._pending: list[tuple[Encoded, bool]] = []
         self._order = np.argsort(self._records["stamp"], kind="stable")
         self._stamps = self._records["stamp"][self._order]
         self._files = [self._opened(folder / _IMAGES, end), self._opened(folder / _TRAITS, n * TRAITS.itemsize),
@@ -241,19 +242,24 @@ class _Log:
                        bool(record["is_reduced"]))  # fmt: skip
 
     def append(self, image: Encoded, is_reusable: bool) -> Checked:
-        record = np.frombuffer(image.record, RECORD).copy()
-        record["place"]["offset"] = self._end
-        if not is_reusable:
-            record["stamp"] = b""
-        for file, item in zip(self._files, (image.content, image.traits, record.tobytes()), strict=True):
-            file.write(item)
-        self._end, row, self._n = self._end + len(image.content), self._n, self._n + 1
-        return image.checked._replace(scratch_row=row)
+        self._pending.append((image, is_reusable))
+        row, self._n = self._n, self._n + 1
+        return Checked(*image.checked[:3], row, image.checked.is_reduced)
 
     def flush(self) -> None:
-        """Write what is buffered, in any order: a record counts only if its image and its traits are complete."""
-        for file in self._files:
+        """Write what was appended, the records last: they count only if the images are complete."""
+        if not self._pending:
+            return
+        images, is_reusable = zip(*self._pending, strict=True)
+        records = np.frombuffer(b"".join(image.record for image in images), RECORD).copy()
+        ends = self._end + np.cumsum(records["place"]["length"], dtype=np.uint64)
+        records["place"]["offset"] = ends - records["place"]["length"]
+        records["stamp"][~np.array(is_reusable)] = b""
+        contents, traits = (b"".join(parts) for parts in zip(*((i.content, i.traits) for i in images), strict=True))
+        for file, items in zip(self._files, (contents, traits, records.tobytes()), strict=True):
+            file.write(items)
             file.flush()
+        self._end, self._pending = int(ends[-1]), []
 
     def close(self) -> None:
         for file in self._files:
