@@ -46,6 +46,25 @@ def _run(work, items):
     return [result for part in run_in_workers(work, items, _failed, 2) for result in part]
 
 
+_MAIN = """
+import sys
+from pathlib import Path
+with Path("imported.txt").open("a") as file:
+    file.write(__name__ + "\\n")
+if __name__ == "__main__":
+    sys.path.insert(0, ".")
+    from harmful import work
+    from udc_model.data.workers import run_in_workers
+    assert len(list(run_in_workers(work, range(100), None, 2))) == 4
+"""
+
+
+def test_worker_processes_do_not_import_the_main_module(work, tmp_path):
+    (tmp_path / "main.py").write_text(_MAIN)
+    subprocess.run([sys.executable, "main.py"], cwd=tmp_path, check=True)
+    assert (tmp_path / "imported.txt").read_text() == "__main__\n"
+
+
 def test_one_process_is_this_one():
     assert list(run_in_workers(list, [1, 2, 3], _failed, 1)) == [[1, 2, 3]]
     assert list(run_in_workers(list, [1, 2, 3], _failed, 1, per_task=2)) == [[1, 2], [3]]

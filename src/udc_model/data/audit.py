@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from udc_model.data.intensity import DeepValues, automatic_range, fixed_range, p
 from udc_model.data.quality.traits import measure
 from udc_model.data.scratch import Checked, Decoded, Scratch, SourceFile, Writer
 from udc_model.data.sources import ImageRecord, ImageSource, Rejection, join_for_message
-from udc_model.data.transforms import Preprocessing
+from udc_model.data.transforms import Preprocessing, pixels_of
 from udc_model.data.workers import number_of_workers, run_in_workers
 from udc_model.errors import UdcError
 
@@ -59,8 +59,7 @@ class Audit:
     traits: Path
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
+class _File(NamedTuple):
     """A file to decode: the numbers of the frames that are needed, from 0, and their scratch rows."""
 
     path: str
@@ -94,9 +93,11 @@ def check_images(source: ImageSource, preprocessing: Preprocessing, params: Data
     task = _Task(source.root, replace(preprocessing, decoding=decoding), scratch, needs_range=limits is None)
     if source.pixels is not None:
         frames = (Frame(Image.fromarray(pixels)) for pixels in source.pixels)
+        stored = []
         with scratch.writer() as writer:
-            stored = [_outcome(record, scratch.keep(task.store(frame, row, writer, SourceFile()), False))
-                      for row, (record, frame) in enumerate(zip(source.records, frames, strict=True))]  # fmt: skip
+            for row, (record, frame) in enumerate(zip(source.records, frames, strict=True)):
+                stored.append(_outcome(record, scratch.keep(task.store(frame, row, writer, SourceFile()), False)))
+                scratch.flush()
         return Audit(source.records, stored, task.preprocessing, scratch.traits)
     files = [_File(record.path, _FIRST, (row,)) for row, record in enumerate(source.records)]
     results: dict[int, _Result] = {}
@@ -192,6 +193,7 @@ class _Task:
                     results.update(zip(file.rows, (self.scratch.keep(each, is_file) for each in frames), strict=True))
                     if total > 1:
                         totals[file.rows[0]] = total
+                self.scratch.flush()
                 bar.update(len(part))
         return totals
 
@@ -202,12 +204,11 @@ class _Task:
 
     def _check(self, file: _File, writer: Writer) -> tuple[list[Any], int]:
         results: list[Any] = []
-        total, path = 1, self.root / file.path
-        source = self.scratch.source_file(path)
+        total, source = 1, self.scratch.source_file(self.root / file.path)
         try:
             for row, frame in self._frames(file, source.content):
                 total = frame.total if self.preprocessing.decoding.frames == "each" else 1
-                results.append(self.store(frame, row, writer, source, path.stat().st_size))
+                results.append(self.store(frame, row, writer, source))
         except BadImageError as error:
             reason = str(error)
         except MemoryError:
@@ -219,28 +220,29 @@ class _Task:
     def _frames(self, file: _File, content: bytes | None = None) -> Iterator[tuple[int, Frame]]:
         """Decode the frames of a file that are needed; yields them with their scratch rows."""
         needed = dict(zip(file.numbers, file.rows, strict=True))
-        path = self.root / file.path
-        frames = decode_frames(path if content is None else content, self.preprocessing.decoding, path.name)
+        name = file.path.rpartition("/")[2]
+        frames = decode_frames(self.root / file.path if content is None else content, self.preprocessing.decoding, name)
         for number, frame in enumerate(frames):
             if number in needed:
                 yield needed.pop(number), frame
             if not needed:
                 break
 
-    def store(self, frame: Frame, row: int, writer: Writer, source: SourceFile, file_bytes: int = 0) -> Any:
-        """Write a frame of a file of so many bytes, or measure the range of a deep one (`DeepValues`)."""
+    def store(self, frame: Frame, row: int, writer: Writer, source: SourceFile) -> Any:
+        """Write a frame of a file, or measure the range of a deep one (`DeepValues`)."""
         if frame.deep is not None and self.needs_range:
             return DeepValues.of(frame.deep)
         decoding = self.preprocessing.decoding
         decoded = frame.to_image(decoding.intensity)
         image = to_channels(decoded, decoding.channels)
-        prepared, content = self.preprocessing.to_stored(image), image.tobytes()
-        pixels = np.frombuffer(content, np.uint8).reshape(image.height, image.width, -1)
-        traits = measure(pixels, prepared, frame.facts, file_bytes)
-        digest = hashlib.sha256(b"%d x %d:" % image.size + content).hexdigest()
+        pixels, stored = pixels_of(image), self.preprocessing.stored_image(image)
+        prepared = pixels if stored is image else pixels_of(stored)
+        traits = measure(pixels, stored, frame.facts, source.n_bytes)
+        digest = hashlib.sha256(b"%d x %d:" % image.size)
+        digest.update(pixels.data)
         is_reduced = image is not decoded and image.mode == "L" and _has_colours(decoded)
         form = frame.facts.form if frame.deep is None else ""
-        checked = Checked(*image.size, digest, row, is_reduced)
+        checked = Checked(*image.size, digest.hexdigest(), row, is_reduced)
         return writer(checked, Decoded(image, prepared, traits, source, form))
 
     def with_range(

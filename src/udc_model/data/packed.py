@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from udc_model.checksums import read_checksums, write_checksums
@@ -26,6 +27,9 @@ from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
 from udc_model.files import MAX_JSON, read_bytes
 from udc_model.records import read_record
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MANIFEST_COLUMNS = ("split", "row", "path", "label", "group", "width", "height", "sha256")
 MANIFEST = "manifest.csv"
@@ -171,6 +175,8 @@ class PackedDataset:
 
 def _read_manifest(folder: Path, classes: list[str]) -> pd.DataFrame:
     """The contents of ``manifest.csv``; :class:`UdcError` if it is missing or damaged."""
+    import pandas as pd
+
     path = folder / MANIFEST
     contents = read_bytes(path, ADVICE, _MAX_MANIFEST)
     read_checksums(folder, ADVICE).check(path, contents, ADVICE)
@@ -187,6 +193,15 @@ def _read_manifest(folder: Path, classes: list[str]) -> pd.DataFrame:
             raise UdcError(f"{path}, line {line}: {column} is {value[:80]!r}; allowed: {', '.join(allowed)[:500]}; "
                            f"{ADVICE}")  # fmt: skip
     return manifest
+
+
+def _manifest_text(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The contents of ``manifest.csv``."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(MANIFEST_COLUMNS)
+    writer.writerows(map(itemgetter(*MANIFEST_COLUMNS), rows))
+    return text.getvalue()
 
 
 def _load_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -247,10 +262,9 @@ def write_packed(
     members = {split: [row for row in rows if row["split"] == split] for split in SPLITS}
     packed = scratch.write_splits(folder, members, preprocessing)
     lines = [{**row, "row": k} for split in SPLITS for k, row in enumerate(members[split])]
-    manifest = pd.DataFrame(lines, columns=list(MANIFEST_COLUMNS))
-    text = manifest.to_csv(index=False, lineterminator="\n")
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
-    packed.digest.update(text.encode())
+    manifest = _manifest_text(lines).encode()
+    (folder / MANIFEST).write_bytes(manifest)
+    packed.digest.update(manifest)
 
     mean, std = packed.statistics.mean_and_std()
     preprocessing = replace(preprocessing, mean=tuple(mean), std=tuple(std))

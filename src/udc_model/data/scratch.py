@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +23,14 @@ from udc_model.data.channel_statistics import ChannelStatistics
 from udc_model.data.stored_images import checksums_of
 from udc_model.data.transforms import Preprocessing
 
+AT_ONCE = 2**20  # bytes; decoding a file up to this size from memory takes half as long as from its handle
 _BLOCK_BYTES = 32 * 2**20  # copied at a time, which bounds the memory for data sets of any size
 
 Images = Callable[[Sequence[int]], NDArray[np.uint8]]  # positions to prepared images (n, S, S, C)
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """A valid image.
+class Checked(NamedTuple):
+    """A valid image; a tuple, which passes between processes faster than a dataclass.
 
     Attributes
     ----------
@@ -53,10 +54,12 @@ class SourceFile:
     Attributes
     ----------
     content : None if the file is not read at once.
+    n_bytes : size of the file.
     stamp : what `Scratch.find` recognises it by; empty for nothing.
     """
 
     content: bytes | None = None
+    n_bytes: int = 0
     stamp: bytes = b""
 
 
@@ -67,7 +70,7 @@ class Decoded:
     Attributes
     ----------
     image : RGB or grey.
-    prepared : (S, S, C), made of it.
+    prepared : (S, S, C), made of it, contiguous.
     traits : an item of `udc_model.data.quality.traits.TRAITS`.
     file : that it is of.
     form : format of the file.
@@ -114,6 +117,10 @@ class Scratch(Protocol):
 
     def keep(self, result: Any, is_reusable: bool) -> Any:
         """Keep the result of a `Writer`, for `find` if it is reusable; other results are returned as they are."""
+        ...
+
+    def flush(self) -> None:
+        """Write what was kept to the files; until then, it cannot be read and is lost if the process is killed."""
         ...
 
     def images(self, rows: Sequence[int], preprocessing: Preprocessing) -> Images:
@@ -174,18 +181,23 @@ class PixelScratch:
     def writer(self) -> Iterator[Writer]:
         """Open the files; images are written to their scratch rows."""
         with self.path.open("r+b") as images, self.traits.open("r+b") as traits:
+            next_row = 0
 
             def write(checked: Checked, decoded: Decoded) -> Checked:
-                for file, item in ((images, decoded.prepared.tobytes()), (traits, decoded.traits)):
-                    file.seek(checked.scratch_row * len(item))
+                nonlocal next_row
+                for file, item in ((images, decoded.prepared.data), (traits, decoded.traits)):
+                    if checked.scratch_row != next_row:
+                        file.seek(checked.scratch_row * memoryview(item).nbytes)
                     file.write(item)
+                next_row = checked.scratch_row + 1
                 return checked
 
             yield write
 
     def source_file(self, path: Path) -> SourceFile:
-        """Nothing: the pixels are written, and a scratch file does not outlive its preparation."""
-        return SourceFile()
+        """Size and contents; no stamp, because a scratch file does not outlive its preparation."""
+        status, content = status_and_content(path, AT_ONCE)
+        return SourceFile(content, status.st_size if status else 0)
 
     def find(self, path: Path) -> Checked | None:
         """None: a scratch file does not outlive its preparation."""
@@ -194,6 +206,9 @@ class PixelScratch:
     def keep(self, result: Any, is_reusable: bool) -> Any:
         """Return the result, whose image is written."""
         return result
+
+    def flush(self) -> None:
+        """Nothing: a `Writer` has written each image."""
 
     def images(self, rows: Sequence[int], preprocessing: Preprocessing) -> Images:
         """A function that reads prepared images; ``rows`` are the scratch rows of the positions."""
@@ -214,8 +229,8 @@ class PixelScratch:
             with _npy_writer(folder / f"{split}.npy", len(rows), shape) as handle:
                 for block in _stored_rows(self.path, [row["scratch_row"] for row in rows], shape):
                     checksums.append(checksums_of(block))
-                    handle.write(block.tobytes())
-                    digest.update(block.tobytes())
+                    handle.write(block.data)
+                    digest.update(block.data)
                     if split == "train":
                         statistics.add(block)
         return PackedSplits(digest, np.concatenate(checksums), statistics, {})
@@ -224,6 +239,16 @@ class PixelScratch:
         """Delete the files."""
         self.path.unlink()
         self.traits.unlink()
+
+
+def status_and_content(path: Path, limit: int) -> tuple[os.stat_result | None, bytes | None]:
+    """The status of a file, and its contents if they have at most ``limit`` bytes; None for what cannot be read."""
+    try:
+        with path.open("rb", buffering=0) as handle:
+            status = os.fstat(handle.fileno())  # first: if the file changes now, it has another status later
+            return status, handle.read() if status.st_size <= limit else None
+    except (OSError, ValueError):  # decoding it gives the reason
+        return None, None
 
 
 def _shape(preprocessing: Preprocessing) -> tuple[int, int, int]:
@@ -242,7 +267,7 @@ def _stored_rows(path: Path, rows: Sequence[int], shape: tuple[int, ...]) -> Ite
     """Yield blocks (n, S, S, C) of rows. They are read, because mapped pages would count as memory of the process."""
     row_bytes = math.prod(shape)
     per_block = max(1, _BLOCK_BYTES // row_bytes)
-    with path.open("rb") as handle:
+    with path.open("rb", buffering=0) as handle:
         for start in range(0, len(rows), per_block):
             chunks = []
             for row in rows[start : start + per_block]:

@@ -25,7 +25,7 @@ def checksums_of(images: NDArray[np.uint8]) -> NDArray[np.uint32]:
     It reveals every changed byte, and every change within 4 bytes, of an image; of other changes 1 in 4 billion remains
     unseen. It is three times as fast as SHA-256 and, unlike a digest of blocks, needs no bytes but those of the image.
     """
-    return np.fromiter((zlib.crc32(image) for image in images), np.uint32, len(images))
+    return np.fromiter(map(zlib.crc32, images), np.uint32, len(images))
 
 
 class StoredImages:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from types import ModuleType
 from typing import Generic, TypeVar
 
 from udc_model.config.limits import available_cores
@@ -113,17 +115,33 @@ def _results(
     """
     for task in waiting:
         if not task.is_done:
-            task.future = pool.submit(call, task.items)
+            task.future = _submitted(pool, call, task.items)
     while True:
         while len(waiting) < ahead and (items := next(new, None)) is not None:
             waiting.append(task := _Task(items))
-            task.future = pool.submit(call, items)
+            task.future = _submitted(pool, call, items)
         if not waiting:
             return
         assert waiting[0].future is not None
         result = waiting[0].future.result()
         waiting.popleft()
         yield result
+
+
+def _submitted(
+    pool: ProcessPoolExecutor, call: Callable[[Sequence[Item]], Result], items: Sequence[Item]
+) -> Future[Result]:
+    """Submit a task, for which the pool may start a process.
+
+    A spawned process imports the main module, which is the complete stage with its libraries, but a worker only needs
+    the module of the function. So the main module is an empty one meanwhile.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        return pool.submit(call, items)
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _suspects(waiting: deque[_Task[Item, Result]], count: int) -> list[Item]:
@@ -153,7 +171,8 @@ def _one_by_one(
         with _pool(1) as pool:
             try:
                 for item in items[position:]:
-                    yield pool.submit(_timed, function, SECONDS_PER_ITEM, [item]).result(), False
+                    call = partial(_timed, function, SECONDS_PER_ITEM)
+                    yield _submitted(pool, call, [item]).result(), False
                     position += 1
             except BrokenProcessPool:
                 yield failed(items[position]), True

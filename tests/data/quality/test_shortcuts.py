@@ -101,5 +101,5 @@ def test_a_long_camera_name_is_bounded(tmp_path, photograph):
     photograph(0).save(path, exif=_exif("é" * 20_000, "x"))
     with Image.open(path) as image:
         facts = FileFacts.of(image)
-    pixels = np.asarray(photograph(0))
-    assert len(measure(pixels, pixels, facts, 1)) == len(measure(pixels, pixels, FileFacts(), 1))
+    image, pixels = photograph(0), np.asarray(photograph(0))
+    assert len(measure(pixels, image, facts, 1)) == len(measure(pixels, image, FileFacts(), 1))

@@ -54,7 +54,9 @@ def fingerprints(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
     result: NDArray[np.float32] = transform @ thumbnails.astype(np.float32) @ transform.T
     result[:, 0, 0] = 0
     result /= np.maximum(np.linalg.norm(result, axis=(1, 2), keepdims=True), 1e-9)
-    result[thumbnails.std(axis=(1, 2)) < _LEAST_CONTRAST] = 0
+    pixels = thumbnails.reshape(len(thumbnails), side * side).astype(np.float64)  # all sums are exact
+    n, total, squares = pixels.shape[1], pixels.sum(axis=1), np.einsum("np,np->n", pixels, pixels)
+    result[n * squares - total**2 < (n * _LEAST_CONTRAST) ** 2] = 0
     return result
 
 

@@ -12,12 +12,12 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from udc_model.data.channel_statistics import ChannelStatistics
 from udc_model.data.encoding import decoder_versions, encode, max_bytes
 from udc_model.data.quality.traits import TRAITS
-from udc_model.data.scratch import Checked, Decoded, Images, SourceFile, Writer
+from udc_model.data.scratch import AT_ONCE, Checked, Decoded, Images, SourceFile, Writer, status_and_content
 from udc_model.data.shards.reading import PLACE, SHARDS, EncodedPixels, read_encoded
 from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
@@ -43,14 +43,14 @@ RECORD = np.dtype([
     ("prepared_crc32", np.uint32),  # of the pixels of the prepared image
     ("sums", np.int64, (3, 3)),  # of `ChannelStatistics`; the first columns
 ])  # fmt: skip
+_PACKED_RECORD = struct.Struct("=32sII32s??IQIII72s")  # of RECORD
 _IMAGES, _TRAITS, _RECORDS, _SETTINGS, _SHARD_NAMES = (
     "images.bin", "traits.bin", "records.bin", "settings.json", "shards.txt",
 )  # fmt: skip
 _BLOCK = 2**14  # rows copied at a time
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
+class Encoded(NamedTuple):
     """An image on its way from a worker process: ``record`` is an item of `RECORD` without its place."""
 
     checked: Checked
@@ -100,28 +100,20 @@ class InterimImages:
             (self.folder / name).touch()
         self._log = _Log(self.folder)
 
-    def _stamp(self, path: Path) -> bytes:
-        """Identifies a file by its path, size and time of modification; 32 digits, and empty if there is no file."""
-        try:
-            status = path.stat()
-        except (OSError, ValueError):
-            return b""
-        text = f"{path}\0{status.st_size}\0{status.st_mtime_ns}"
-        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32].encode()
-
     def source_file(self, path: Path) -> SourceFile:
-        """A file's stamp, and its contents if it is small enough to be stored as it is."""
-        stamp = self._stamp(path)  # first: if the file changes now, it will be read again
-        try:
-            content = path.read_bytes() if path.stat().st_size <= max_bytes(self.preprocessing) else None
-        except (OSError, ValueError):  # decoding it gives the reason
-            content = None
-        return SourceFile(content, stamp)
+        """A file's size and stamp, and its contents if it is small enough to be stored as it is."""
+        status, content = status_and_content(path, max(AT_ONCE, max_bytes(self.preprocessing)))
+        return SourceFile() if status is None else SourceFile(content, status.st_size, _stamp(path, status))
 
     def find(self, path: Path) -> Checked | None:
         """The image of a file that was not changed since it was written; None otherwise."""
         assert self._log is not None
-        return self._log.find(self._stamp(path))
+        if self._log.is_new:
+            return None
+        try:
+            return self._log.find(_stamp(path, path.stat()))
+        except (OSError, ValueError):
+            return None
 
     @contextmanager
     def writer(self) -> Iterator[Writer]:
@@ -132,15 +124,21 @@ class InterimImages:
             content, is_jpeg = encode(decoded.image, decoded.prepared, self.preprocessing, jpeg)
             statistics = ChannelStatistics(self.preprocessing.channels)
             statistics.add(decoded.prepared)
-            record = np.zeros((), RECORD)
-            record["stamp"], record["is_reduced"], record["is_jpeg"] = decoded.file.stamp, checked.is_reduced, is_jpeg
-            record["width"], record["height"] = checked.width, checked.height
-            record["sha256"] = np.frombuffer(bytes.fromhex(checked.sha256), np.uint8)
-            record["place"]["length"] = len(content)
-            record["encoded_crc32"] = zlib.crc32(content)
-            record["prepared_crc32"] = zlib.crc32(decoded.prepared.tobytes())
-            record["sums"][:, : statistics.sums.shape[1]] = statistics.sums
-            return Encoded(checked, record.tobytes(), decoded.traits, content)
+            sums = np.zeros(RECORD["sums"].shape, np.int64)
+            sums[:, : statistics.sums.shape[1]] = statistics.sums
+            record = _PACKED_RECORD.pack(
+                decoded.file.stamp,
+                checked.width,
+                checked.height,
+                bytes.fromhex(checked.sha256),
+                checked.is_reduced,
+                is_jpeg,
+                *(0, 0, len(content)),
+                zlib.crc32(content),
+                zlib.crc32(decoded.prepared.data),
+                sums.tobytes(),
+            )
+            return Encoded(checked, record, decoded.traits, content)
 
         yield write
 
@@ -150,6 +148,11 @@ class InterimImages:
             return result
         assert self._log is not None
         return self._log.append(result, is_reusable)
+
+    def flush(self) -> None:
+        """Write the images that were kept."""
+        assert self._log is not None
+        self._log.flush()
 
     def images(self, rows: Sequence[int], preprocessing: Preprocessing) -> Images:
         """A function that reads prepared images; ``rows`` are the scratch rows of the positions."""
@@ -213,6 +216,7 @@ class _Log:
         is_incomplete = (place["shard"] == 0) & (place["offset"] + place["length"] > end)
         self._n = n = int(np.flatnonzero(is_incomplete)[0]) if is_incomplete.any() else n
         self._records, self._end = records[:n], end
+        self._pending: list[tuple[Encoded, bool]] = []
         self._order = np.argsort(self._records["stamp"], kind="stable")
         self._stamps = self._records["stamp"][self._order]
         self._files = [self._opened(folder / _IMAGES, end), self._opened(folder / _TRAITS, n * TRAITS.itemsize),
@@ -223,9 +227,14 @@ class _Log:
         os.truncate(path, size)
         return path.open("ab")
 
+    @property
+    def is_new(self) -> bool:
+        """Whether there were no images when the folder was opened."""
+        return not len(self._records)
+
     def find(self, stamp: bytes) -> Checked | None:
         position = int(np.searchsorted(self._stamps, np.bytes_(stamp)))
-        if not stamp or position == len(self._stamps) or self._stamps[position] != np.bytes_(stamp):
+        if position == len(self._stamps) or self._stamps[position] != np.bytes_(stamp):
             return None
         row = int(self._order[position])
         record = self._records[row]
@@ -233,19 +242,34 @@ class _Log:
                        bool(record["is_reduced"]))  # fmt: skip
 
     def append(self, image: Encoded, is_reusable: bool) -> Checked:
-        record = np.frombuffer(image.record, RECORD).copy()
-        record["place"]["offset"] = self._end
-        if not is_reusable:
-            record["stamp"] = b""
-        for file, item in zip(self._files, (image.content, image.traits, record.tobytes()), strict=True):
-            file.write(item)
-            file.flush()  # the record last: it counts only if the image is complete
-        self._end, row, self._n = self._end + len(image.content), self._n, self._n + 1
-        return Checked(image.checked.width, image.checked.height, image.checked.sha256, row, image.checked.is_reduced)
+        self._pending.append((image, is_reusable))
+        row, self._n = self._n, self._n + 1
+        return Checked(*image.checked[:3], row, image.checked.is_reduced)
+
+    def flush(self) -> None:
+        """Write what was appended, the records last: they count only if the images are complete."""
+        if not self._pending:
+            return
+        images, is_reusable = zip(*self._pending, strict=True)
+        records = np.frombuffer(b"".join(image.record for image in images), RECORD).copy()
+        ends = self._end + np.cumsum(records["place"]["length"], dtype=np.uint64)
+        records["place"]["offset"] = ends - records["place"]["length"]
+        records["stamp"][~np.array(is_reusable)] = b""
+        contents, traits = (b"".join(parts) for parts in zip(*((i.content, i.traits) for i in images), strict=True))
+        for file, items in zip(self._files, (contents, traits, records.tobytes()), strict=True):
+            file.write(items)
+            file.flush()
+        self._end, self._pending = int(ends[-1]), []
 
     def close(self) -> None:
         for file in self._files:
             file.close()
+
+
+def _stamp(path: Path, status: os.stat_result) -> bytes:
+    """Identifies a file by its path, size and time of modification; 32 digits."""
+    text = f"{path}\0{status.st_size}\0{status.st_mtime_ns}"
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32].encode()
 
 
 def _code_digest() -> str:

@@ -100,11 +100,12 @@ def _walk(folder: Path, prefix: str, ancestors: set[tuple[int, int]]) -> Iterato
     try:
         with os.scandir(folder) as entries:
             # with / at the end of folders, the names sort as the complete paths do
-            found = sorted(f"{entry.name}/" if _is_folder(entry) else entry.name for entry in entries)
+            found = sorted((f"{entry.name}/", False) if _is_folder(entry) else (entry.name, _is_regular(entry))
+                           for entry in entries)  # fmt: skip
     except OSError as error:
         yield Rejection(prefix[:-1], f"the folder cannot be read: {error.strerror}")
         return
-    for entry in found:
+    for entry, is_regular in found:
         name = entry.rstrip("/")
         path = prefix + name
         if name == RECORD:
@@ -118,6 +119,8 @@ def _walk(folder: Path, prefix: str, ancestors: set[tuple[int, int]]) -> Iterato
                 continue
             yield Folder(path)
             yield from _walk(folder / name, f"{path}/", ancestors | {identity})
+        elif is_regular and _has_image_suffix(path) and is_utf8(path):
+            yield ImageFile(path)  # the decoder checks the contents
         else:
             yield _classified(folder / name, path)
 
@@ -129,21 +132,30 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
+def _is_regular(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a regular file or a link to one; of a file, the folder says so, and it is not asked itself."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
+def _has_image_suffix(path: str) -> bool:
+    return f".{path.rpartition('.')[2].lower()}" in SUFFIXES
+
+
 def _classified(file: Path, path: str) -> Entry:
-    """What one file is; only regular files are opened."""
-    has_image_suffix = f".{path.rpartition('.')[2].lower()}" in SUFFIXES
+    """What a file is that is no regular file with a readable name and the suffix of an image."""
     try:
         mode = file.stat().st_mode
     except OSError:
-        if has_image_suffix:  # probably lost: an image that DVC did not check out
+        if _has_image_suffix(path):  # probably lost: an image that DVC did not check out
             return Rejection(path, "is a link to a file that does not exist")
         return LeftOut(path, "link to a file that does not exist")
     if not stat.S_ISREG(mode):
         return LeftOut(path, "socket, pipe or device")
     if not is_utf8(path):
         return Rejection(path, "its name is not UTF-8; rename it")
-    if has_image_suffix:
-        return ImageFile(path)  # the decoder checks the contents
     return _classified_by_contents(file, path)
 
 
