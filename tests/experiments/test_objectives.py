@@ -2,6 +2,7 @@
 
 import pytest
 
+from udc_model.config import CostParams, EvaluateParams, Params
 from udc_model.errors import UdcError
 from udc_model.experiments.objectives import (
     Measurement,
@@ -50,11 +51,16 @@ def test_any_metric_of_the_table_can_be_searched():
         (["validation/accuracy", "test/mean_cost"], "^test/mean_cost: .* use validation/mean_cost$"),
         (["training/epochs"], "^training/epochs: .* can use training/seconds only$"),
         (["mean_cost", "validation/mean_cost"], "^--metric: mean_cost is given twice$"),
+        (["acuracy"], r"^--metric: no metric acuracy; did you mean accuracy\?$"),
+        (["recall/b"], r"^--metric: no metric recall/b; did you mean recall/a\?$"),
+        (["f2"], "^--metric: no metric f2; there are accuracy, .*action_rate/retest, .*, training/seconds$"),
     ],
 )
 def test_metrics_that_no_search_can_use(metrics, message):
+    params = Params(evaluate=EvaluateParams(recall_of=["a"]), costs=CostParams(actions={"retest": 0.5}))
+    check_objectives(["recall/a", "validation/action_rate/retest", "referral_rate", "training/seconds"], params)
     with pytest.raises(UdcError, match=message):
-        check_objectives(metrics)
+        check_objectives(metrics, params)
 
 
 def test_standard_errors_follow_from_the_intervals(tmp_path):

@@ -21,7 +21,7 @@ RATE = "train.learning_rate=uniform(0.001,1)"
 class FakeTrial:
     """A trial whose metrics are functions of its learning rate."""
 
-    error, curve, kill_at = 0.001, {}, None
+    error, curve, kill_at, failing = 0.001, {}, None, ()
 
     def __init__(self, name, settings, place, attempt):
         self.name, self.rate = name, float(settings[0].partition("=")[2])
@@ -30,6 +30,8 @@ class FakeTrial:
     def run(self, should_prune):
         if self.name == self.kill_at:
             raise KeyboardInterrupt
+        if self.name in self.failing:
+            raise UdcError("the loss is not finite")
         curve = self.curve.get(self.name, {})
         return not any(should_prune(dict(list(curve.items())[:k])) for k in range(1, len(curve) + 1))
 
@@ -83,6 +85,26 @@ def test_an_interrupted_trial_is_resumed_under_its_number(fake, tmp_path):
     header, best, *_ = text.splitlines()
     assert header.split() == ["experiment", "state", "validation/mean_cost", "train.learning_rate"]
     assert best.split()[0] == f"s-{study(tmp_path).best_trial.number}"
+
+
+def test_a_failed_trial_is_not_repeated_and_ends_the_search_only_if_none_succeeds(fake, tmp_path):
+    fake.failing = ("s-0", "s-2", "s-5", "s-6", "s-7")
+    with pytest.raises(UdcError, match="not finite"):  # all may fail
+        tune(plan(trials=10))
+    assert fake.names == ["s-0"]
+    with pytest.raises(UdcError, match="not finite"):  # three one after the other
+        tune(plan(trials=10))
+    assert fake.names == [f"s-{k}" for k in range(8)]
+    tune(plan(trials=10))
+    assert fake.names == [f"s-{k}" for k in range(10)]
+    failed = [f"s-{trial.number}" for trial in study(tmp_path).trials if trial.state.name == "FAIL"]
+    assert failed == list(fake.failing)
+
+
+def test_a_grid_ends_with_its_last_combination(fake, tmp_path):
+    tune(plan(trials=20, setting="train.learning_rate=choice(0.1,0.2,0.4)", sampler="grid"))
+    rates = [trial.params["train.learning_rate"] for trial in study(tmp_path).trials]
+    assert sorted(rates) == ["0.1", "0.2", "0.4"]
 
 
 def test_the_run_of_a_study_has_each_value_and_the_best_so_far(fake, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,12 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Literal, NamedTuple
 
+import numpy as np
+
+from udc_model.config import Params
+from udc_model.decisions.actions import REFER
 from udc_model.errors import UdcError
+from udc_model.evaluation.metrics import Scored, split_metrics
 from udc_model.evaluation.tables import read_metrics
 
 Direction = Literal["minimize", "maximize"]
@@ -40,8 +46,13 @@ def direction_of(metric: str) -> Direction:
     return "minimize" if _MINIMISED.search(name) else "maximize"
 
 
-def check_objectives(metrics: Sequence[str]) -> None:
-    """:class:`UdcError` if a search must not, or cannot, use these metrics together."""
+def check_objectives(metrics: Sequence[str], params: Params) -> None:
+    """:class:`UdcError` if a search must not, or cannot, use these metrics together.
+
+    Parameters
+    ----------
+    params : of the trials; which metrics there are depends on its actions and on ``evaluate.recall_of``.
+    """
     for name in metrics:
         if name.startswith("test/"):
             raise UdcError(f"{name}: a search must not use the test split, whose metrics would be biased; "
@@ -49,8 +60,22 @@ def check_objectives(metrics: Sequence[str]) -> None:
         if name.startswith("training/") and name != SECONDS:
             raise UdcError(f"{name}: of the training run, a search can use {SECONDS} only")
     names = [name.removeprefix("validation/") for name in metrics]
+    known = [*_validation_metrics(params), SECONDS]
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            advice = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+            raise UdcError(f"--metric: no metric {name}; {advice}")
     if repeated := [name for k, name in enumerate(names) if name in names[:k]]:
         raise UdcError(f"--metric: {repeated[0]} is given twice")
+
+
+def _validation_metrics(params: Params) -> list[str]:
+    """The names of the metrics that an evaluation computes of a split."""
+    actions = [*([] if params.costs.refer is None else [REFER]), *(params.costs.actions or {})]
+    half = np.full((2, 2), 0.5)
+    scored = Scored(np.arange(2), np.arange(2), half, np.ones((2, 2 + len(actions))), actions=actions)
+    return list(split_metrics(scored, 1, [(0, name) for name in params.evaluate.recall_of]))
 
 
 def read_measurements(path: Path, confidence: float) -> dict[str, Measurement]:

@@ -234,6 +234,11 @@ class SharedStudy:
 
         return self.patiently(store)
 
+    def fail(self, trial: Trial) -> bool:
+        """Let another worker retry a trial that failed here; false, since the cause may be this machine."""
+        self.release(trial)
+        return False
+
     def release(self, trial: Trial) -> None:
         """Fail a trial that this worker does not complete, so that another one retries it at once."""
         import optuna

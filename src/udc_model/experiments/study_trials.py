@@ -42,6 +42,9 @@ class StudyTrials(Protocol):
     def tell(self, trial: Trial, outcome: Outcome | None) -> bool:
         """Store the outcome of a trial, None if it was pruned; false if the trial is not this worker's any more."""
 
+    def fail(self, trial: Trial) -> bool:
+        """Give up a trial that ended with an error; returns whether further trials can be expected to succeed."""
+
     def release(self, trial: Trial) -> None:
         """Give up a trial that this worker does not complete."""
 
@@ -81,6 +84,14 @@ class LocalStudy:
         """Store the outcome of a trial, None if it was pruned."""
         store_outcome(self.study, trial, outcome)
         return True
+
+    def fail(self, trial: Trial) -> bool:
+        """Store that a trial failed, so that no ``udc tune`` resumes it; true if an earlier one succeeded."""
+        import optuna
+
+        self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        ended = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
+        return bool(self.study.get_trials(deepcopy=False, states=ended))
 
     def release(self, trial: Trial) -> None:
         """Nothing: the next ``udc tune`` resumes it."""

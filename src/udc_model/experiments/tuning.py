@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STUDIES = Path(".udc") / "studies"
+_MOST_FAILURES = 3  # trials that fail one after the other, which has another cause than their values
 _RECORDED = "udc.recorded"  # attribute of a shared study: number of trials in its run in MLflow
 
 
@@ -60,7 +61,7 @@ def tune(plan: TuningPlan) -> str:
         # seeded; a resumed study draws other values than its first process
         study.sampler = new_sampler(plan, params.seed + len(study.trials))
         with _study_run(study, plan) as run:
-            trials = LocalStudy(study, plan.trials, plan.settings, _is_enough(plan))
+            trials = LocalStudy(study, plan.limit, plan.settings, _is_enough(plan))
             place = TrialPlace(root, folder, study.user_attrs[KEY])
             _run_trials(trials, plan, params, place, lambda trial: _log_progress(run, study, plan, trial))
             text = results_text(study, plan)
@@ -74,7 +75,7 @@ def _tune_with_others(plan: TuningPlan, address: str, params: Params, root: Path
     with locked(engine, plan.study):
         study = open_study(plan, storage)
         check_same_state(study)
-    shared = SharedStudy(storage, engine, study, plan.trials, lambda count: new_sampler(plan, params.seed + count),
+    shared = SharedStudy(storage, engine, study, plan.limit, lambda count: new_sampler(plan, params.seed + count),
                          plan.settings, _is_enough(plan))  # fmt: skip
     place = TrialPlace(root, root / STUDIES / plan.study, study.user_attrs[KEY], is_shared=True)
     _run_trials(shared, plan, params, place)
@@ -96,9 +97,10 @@ def _run_trials(
     on_result: Callable[[Trial], None] = lambda trial: None,
 ) -> None:  # fmt: skip
     """Run the trials of a study that this worker gets; ``on_result`` is called after each that it has stored."""
+    failures = 0  # one after the other
     for claim in trials.trials():
         trial = claim.trial
-        logger.info("trial %s of %d: %s", claim.name, plan.trials, ", ".join(claim.settings))
+        logger.info("trial %s of %d: %s", claim.name, plan.limit, ", ".join(claim.settings))
         process = TrialProcess(claim.name, claim.settings, place, trial.number)
         try:
             is_complete = process.run(_Watch(trials, trial, params.train.monitor, plan))
@@ -106,9 +108,16 @@ def _run_trials(
             is_stored = trials.tell(trial, outcome)
         except TrialLost:
             is_stored = False
+        except UdcError as error:
+            failures += 1
+            if not trials.fail(trial) or failures == _MOST_FAILURES:
+                raise
+            logger.warning("  failed: %s", error)
+            continue
         except BaseException:
             trials.release(trial)
             raise
+        failures = 0
         if is_stored:
             logger.info("  %s", _described(outcome, plan))
             on_result(trial)

@@ -27,7 +27,7 @@ class TuningPlan:
 
     Parameters
     ----------
-    trials : number of them in all.
+    trials : number of them in all, at most; see `limit`.
     metrics : names in ``evaluation/validation/metrics.csv`` after their split, or
         :data:`~udc_model.experiments.objectives.SECONDS`. With several, the search is for the best trade-offs.
     prune : end trials with a poor validation curve early; optuna prunes for one metric only.
@@ -61,6 +61,13 @@ class TuningPlan:
             return None
         return math.prod(len(set(each.arguments)) for each in self.ranges)
 
+    @property
+    def limit(self) -> int:
+        """Number of trials in all: a grid has no more than its combinations, which a sampler would repeat."""
+        if self.sampler == "grid" and self.num_choices is not None:
+            return min(self.trials, self.num_choices)
+        return self.trials
+
     def settings(self, trial: Trial) -> list[str]:
         """The values of a trial for DVC's option ``-S``; draws those that it does not have."""
         return [f"{each.name}={each.suggest(trial)}" for each in self.ranges]
@@ -73,7 +80,6 @@ class TuningPlan:
         UdcError
             An argument is wrong, or a trial could fail because of its parameters or data.
         """
-        check_objectives(self.metrics)
         if self.stop and len(self.metrics) > 1:
             raise UdcError("--stop: whether further trials help is judged for one --metric only")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.study):
@@ -82,7 +88,9 @@ class TuningPlan:
             )
         if self.storage is not None:
             check_address(self.storage)
-        return _check_ranges(self.ranges)
+        params = _check_ranges(self.ranges)
+        check_objectives(self.metrics, params)
+        return params
 
 
 def _check_ranges(ranges: Sequence[SearchRange]) -> Params:
