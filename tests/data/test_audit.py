@@ -229,7 +229,7 @@ def test_shallow_images_are_decoded_once(tmp_path, write, monkeypatch):
 
     calls = []
     original = audit.decode_frames
-    monkeypatch.setattr(audit, "decode_frames", lambda path, *rest: calls.append(path.name) or original(path, *rest))
+    monkeypatch.setattr(audit, "decode_frames", lambda path, *rest: calls.append(path) or original(path, *rest))
     write(lambda k: _noise(k, 0, 4096 if k == 1 else 256, np.uint16 if k == 1 else np.uint8))
     _prepare(tmp_path)
     assert len(calls) == 17  # the deep image twice

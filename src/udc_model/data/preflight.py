@@ -20,7 +20,7 @@ LARGEST_RAW = 32 * 2**30  # bytes of pixels up to which data.packed: auto is raw
 SHARE_OF_PIXELS = {"raw": 1.0, "shards": 0.1}  # bytes of prepared images; shards of photographs have 0.1 to 0.4
 _MIN_IMAGES = 2000  # fewer images take seconds
 _SAMPLE = 32  # images whose headers are read
-_SECONDS_PER_IMAGE, _SECONDS_PER_PIXEL = 1e-4, 1.2e-8  # of one core, for JPEG
+_SECONDS_PER_IMAGE, _SECONDS_PER_PIXEL = 1e-3, 1.2e-8  # of one core, for JPEG
 _WORKER_BYTES = 150 * 2**20  # of a worker process without an image
 _COPIES = 3  # decoded forms of an image that are in memory at once
 
