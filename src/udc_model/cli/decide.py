@@ -265,9 +265,10 @@ def _serve_arguments(parser: Parser) -> None:
 
 def _serve(options: argparse.Namespace) -> None:
     from udc_model.config.limits import check_number_of_processes
-    from udc_model.inference.server.run import serve
 
     check_number_of_processes("--workers", options.workers)
+    from udc_model.inference.server.run import serve
+
     serve(options.root, options.host, options.port, options.workers)
 
 
