@@ -57,3 +57,32 @@ def test_every_argument_has_help():
     for name, sub in subparsers.choices.items():
         for action in sub._actions:
             assert action.help, f"udc {name} {action.dest}"
+
+
+@pytest.mark.parametrize("command", ["app", "serve", "ui"])
+@pytest.mark.parametrize("port", ["70000", "-1", "x"])
+def test_a_port_that_cannot_be_is_refused(command, port, capsys):
+    with pytest.raises(SystemExit):
+        main([command, f"--port={port}"])
+    assert f"--port: {port}: must be a whole number from 0 (any free port) to 65535" in capsys.readouterr().err
+
+
+def test_a_server_needs_a_process(caplog):
+    assert main(["serve", "--workers", "-1"]) == 1
+    assert "--workers: got -1; at least 1 is needed" in caplog.text
+
+
+@pytest.mark.parametrize("arguments", [["inspect", "x"], ["run"], ["tune"], ["decide"]])
+@pytest.mark.parametrize("option", ["-S", "--set", "--set-param"])
+def test_settings_have_the_same_names_everywhere(arguments, option):
+    options = build_parser().parse_args([*arguments, option, "a=1", option, "b=2"])
+    assert options.settings == ["a=1", "b=2"]
+    assert build_parser().parse_args(["run"]).settings == []  # the list is not shared
+
+
+def test_a_report_of_inspect_replaces_no_other_file(tmp_path, caplog):
+    archive = tmp_path / "data.zip"
+    archive.write_text("x")
+    assert main(["inspect", str(tmp_path), "--report", str(archive)]) == 1
+    assert "data.zip: the name of the file must end in .html" in caplog.text
+    assert archive.read_text() == "x"

@@ -40,6 +40,7 @@ def project(tmp_path_factory, params):
     build_model(ModelParams(resnet=resnet), CLASSES, 0).save_pretrained(workspace.model)
     dataset.preprocessing.save(workspace.model)
     (workspace.evaluation / "test").mkdir(parents=True)
+    (workspace.root / "params.yaml").write_text("costs: {refer: 0.9}\n")
     (workspace.evaluation / "policy.json").write_text(Policy(CLASSES, (1 - np.eye(3)).tolist(), refer=0.9).to_json())
     manifest = dataset.manifest
     train = manifest[(manifest["split"] == "train") & ~manifest["path"].isin(["bar/copy.png", "dot/g0_00.png"])]

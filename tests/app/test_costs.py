@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
 from udc_model.app.costs import params_lines, under_session_costs
 from udc_model.config import CostParams
+from udc_model.config.yaml12 import as_yaml, read_yaml
+from udc_model.decisions.actions import action_costs
 from udc_model.decisions.familiarity import Familiarity
 from udc_model.decisions.matrix import cost_matrix
 from udc_model.decisions.policy import Policy
@@ -46,17 +47,42 @@ def test_cells_of_classes_and_actions_and_referral_change():
     assert under_session_costs(POLICY, _costs(refer=None), None).action_names == ["retest"]
 
 
-@pytest.mark.parametrize("number", [2, 12])
-def test_the_lines_give_these_costs_again(number):
-    classes = [f"class {k}" for k in range(number)]
-    stored = Policy(classes, (1 - np.eye(number)).tolist())
-    costs = _costs((classes[0], classes[1], 5.0), refer=0.5)
+@pytest.mark.parametrize("number", [3, 12])
+def test_the_lines_in_place_of_those_of_a_file_give_these_costs_and_keep_the_others(tmp_path, number):
+    classes = ["1e-5", *(f"class {k}" for k in range(1, number))]
+    others = {"default": 2.0, "unfamiliar": "refer", "prior": {classes[1]: 0.4}}
+    entries = [{"actual": classes[0], "predicted": classes[1], "cost": 7.0},
+               {"actual": classes[1], "predicted": classes[2], "cost": 9.0}]  # fmt: skip
+    of_file = others | {"entries": entries, "refer": 0.4, "actions": {"retest": 3.0, "wait": 1.0}}
+    file = tmp_path / "params.yaml"
+    file.write_text(as_yaml({"costs": of_file}))
+    params = CostParams.model_validate(of_file)
+    stored = Policy(classes, cost_matrix(params, classes).tolist(), refer=0.4, actions=action_costs(params, classes))
+    costs = _costs((classes[0], classes[1], 5.0), (classes[2], classes[0], 8.0), (classes[1], "retest", 2.0), refer=0.5)
     policy = under_session_costs(stored, costs, None)
-    section = yaml.safe_load(params_lines(policy, stored))["costs"]
-    assert len(section.get("entries", [])) == (1 if number == 12 else 0)
-    params = CostParams.model_validate(section)
-    assert cost_matrix(params, classes).tolist() == policy.class_costs
-    assert params.refer == 0.5
+    section = read_yaml(params_lines(policy, file))["costs"]
+    assert [each["cost"] for each in section["entries"]] == [5, 9, 8]
+    kept = CostParams.model_validate(of_file | section)
+    assert cost_matrix(kept, classes).tolist() == policy.class_costs
+    assert action_costs(kept, classes) == policy.actions
+    assert kept.refer == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (None, "params.yaml: no such file"),
+        ("costs: {refer: -1}", "costs.refer"),
+        ("costs: {entries: [{actual: c, predicted: a, cost: 2}]}", "'c'"),
+    ],
+)
+def test_a_file_without_usable_costs_gets_the_reason_as_a_comment(tmp_path, text, reason):
+    file = tmp_path / "params.yaml"
+    if text is not None:
+        file.write_text(text)
+    lines = params_lines(POLICY, file)
+    assert reason in lines
+    assert read_yaml(lines) is None
 
 
 def test_a_floor_is_fitted_again_on_the_calibration_split():

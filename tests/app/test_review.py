@@ -58,6 +58,12 @@ def test_answers_write_their_lines_and_are_not_asked_again(review, workspace):
     assert {first["path"], second["path"], third["path"]}.isdisjoint(item["path"] for item in again["items"])
 
 
+def test_images_corrected_by_their_pixels_are_not_asked_again(review, workspace):
+    first = review.load()["items"][0]
+    record_correction(workspace, Correction("", first["sha256"], "keep"))
+    assert first["path"] not in {item["path"] for item in review.load()["items"]}
+
+
 def test_undo_restores_line_by_line(review, workspace):
     first, second = review.load()["items"][:2]
     earlier = [Correction(second["path"], "", "group", "g")]

@@ -76,7 +76,7 @@ def test_costs_of_the_session_decide_again_and_give_the_lines_that_keep_them(cli
     cells = [{"true": true, "decided": "stripe", "cost": 0.0} for true in ("bar", "dot")]
     answer = _decide(client, outputs, {"cells": cells, "refer": None})
     assert {row["class"] for row in answer["rows"]} == {"stripe"}  # costs nothing, whatever is true
-    assert "bar: {bar: 0.0, dot: 1.0, stripe: 0.0}" in answer["params"]
+    assert "- {actual: bar, predicted: stripe, cost: 0.0}" in answer["params"]
     assert Policy.load(workspace.evaluation).refer == 0.9
 
 

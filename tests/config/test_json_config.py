@@ -64,6 +64,9 @@ def test_csv_files_of_the_older_repository(tmp_path):
     assert data.csv_files[0] == "train_dataset.csv"
     assert (data.csv_files[1].file, data.csv_files[1].split) == ("test_dataset.csv", "test")
     assert data.label_column == "binary_label"
+    (tmp_path / "train_dataset.csv").write_bytes("image_path,größe\n".encode("latin-1"))
+    with pytest.raises(UdcError, match=r"train_dataset\.csv: is not UTF-8 text"):
+        _load(tmp_path, config)
 
 
 @pytest.mark.parametrize(

@@ -203,6 +203,7 @@ def test_new_decision_about_an_image_replaces_the_old_one():
         (EMPTY + "a.png,,drop,x,,,\n", "line 2: drop has a value, which must be empty"),
         (EMPTY + "a.png,,drop,,,1.2.2026,\n", "line 2: date is '1.2.2026'; must be a date as 2026-01-31"),
         (EMPTY + "a.png,,drop,,,,\na.png,,keep,,,,\n", "line 3: a.png is corrected in line 2 already"),
+        (EMPTY + 'a.png,,drop,,,,"x\ny"\nb.png,,delete,,,,\n', "line 4: action is 'delete'"),
         (EMPTY + "a.png,,drop,,,," + "x" * 5000 + "\n", "line 2: reason has more than 4,096 characters"),
         (EMPTY + "a.png,,drop,,,," + "x" * 200_000 + "\n", "cannot be read as CSV"),
         (EMPTY + 'a.png,,drop,,,,"x\n', "cannot be read as CSV"),

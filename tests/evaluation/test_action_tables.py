@@ -212,3 +212,9 @@ def test_a_sweep_varies_the_cost_of_an_action(folder, tmp_path):
         Sweep.parse("true=retest,predicted=a,values=0:2:1").run(stored, params.evaluate, params.costs)
     with pytest.raises(UdcError, match="--sweep predicted=retake: the data has no class 'retake'"):
         Sweep.parse("true=a,predicted=retake,values=0:2:1").run(stored, params.evaluate, params.costs)
+
+
+@pytest.mark.parametrize("values", ["0:2e9:1e9", "-2e9:0:1e9", "0:inf:1", "nan:1:1"])
+def test_a_sweep_beyond_the_largest_cost_is_refused(values):
+    with pytest.raises(UdcError, match=r"--sweep true=a,predicted=b,values=.*: costs must be from -1e\+09 to 1e\+09"):
+        Sweep.parse(f"true=a,predicted=b,values={values}")

@@ -89,6 +89,13 @@ def test_corrections_of_others_and_groups_remain(review):
     assert review("")[1] == "no suspicious label is left to review\n"
 
 
+def test_images_corrected_by_their_pixels_are_not_asked_again(review):
+    write_corrections(review.workspace.corrections, [Correction("", f"{1:064x}", "keep"),
+                                                     Correction("", f"{0:064x}", "group", "g")])  # fmt: skip
+    output = review("q\n")[1]
+    assert output.startswith("[1 of 2] c")
+
+
 def test_invalid_corrections_are_an_error_before_the_first_question(review):
     review.workspace.corrections.write_text("x\n")
     monkeypatched = main(["labels", "review", "--root", str(review.workspace.root)])

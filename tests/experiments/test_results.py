@@ -14,7 +14,8 @@ from udc_model.data.packed import PackedSplit
 from udc_model.decisions.policy import Policy
 from udc_model.errors import UdcError
 from udc_model.evaluation.tables import read_metrics, read_predictions, write_predictions
-from udc_model.experiments.results import _varying, compare, cost_difference
+from udc_model.experiments import results as results_module
+from udc_model.experiments.results import _varying, compare, cost_difference, sweep_of_runs
 from udc_model.experiments.stored import load_decisions, load_evaluation
 from udc_model.tracking.lookup import RecordedRun
 
@@ -151,6 +152,37 @@ def test_runs_on_other_images_are_named_in_a_sweep():
     assert _varying(runs, "train.epochs") == ["data"]
     assert _varying(runs[:2], "train.epochs") == []
     assert _varying(runs, "seed") == ["data", "train.epochs"]
+
+
+@pytest.fixture
+def three_runs(monkeypatch):
+    runs = [RecordedRun(str(i), str(i), {"train.epochs": str(i), "train.learning_rate": rate}, {})
+            for i, rate in enumerate(("0.001", "0.001", "0.01"))]  # fmt: skip
+    table = pd.DataFrame({"value": [0.5], "low": [0.4], "high": [0.6]}, index=["accuracy"])
+    monkeypatch.setattr(results_module, "evaluated_runs", lambda: runs)
+    monkeypatch.setattr(results_module, "_test_metrics", lambda run: table)
+
+
+@pytest.mark.usefixtures("three_runs")
+def test_a_sweep_takes_the_names_and_values_of_run():
+    table, varying = sweep_of_runs("epochs", ["accuracy"], ["learning_rate=1e-3"])
+    assert table["value"].tolist() == [0, 1]
+    assert varying == []
+
+
+@pytest.mark.usefixtures("three_runs")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("epochs", ["acuracy"]), "--metrics acuracy: no run has this metric; the metrics are accuracy"),
+        (("epochz", ["accuracy"]), "epochz: no such parameter; did you mean epochs"),
+        (("epochs", ["accuracy"], ["learning_rat=1"]), "learning_rat: no such parameter"),
+        (("epochs", ["accuracy"], ["learning_rate"]), "--where learning_rate: must be name=value"),
+    ],
+)
+def test_a_sweep_refuses_names_that_nothing_has(arguments, message):
+    with pytest.raises(UdcError, match=message):
+        sweep_of_runs(*arguments)
 
 
 def test_results_with_other_classes_are_not_compared(tmp_path):

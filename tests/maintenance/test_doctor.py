@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from email.message import Message
 
 import pytest
 
@@ -42,6 +43,19 @@ TORCH = {"version": "2.14.1+cpu", "cuda": None, "gpus": [], "mps": False, "threa
 ])  # fmt: skip
 def test_torch(facts, has_nvidia, status):
     assert worst(machine_checks.torch_findings(facts, has_nvidia=has_nvidia)) is status
+
+
+def test_extras_are_those_of_the_package_without_the_ones_of_development(monkeypatch):
+    about = Message()
+    for extra in ("one", "two", "dev"):
+        about["Provides-Extra"] = extra
+    for requirement in ("numpy>=2", 'pydantic>=2; extra == "one"', 'udc-model[one]; extra == "two"',
+                        'no-such-package[x]>=1; extra == "two"', 'pytest; extra == "dev"'):  # fmt: skip
+        about["Requires-Dist"] = requirement
+    monkeypatch.setattr(machine_checks, "metadata", lambda name: about)
+    finding = machine_checks.libraries()[1]
+    assert finding.text == "installed: one; not installed: two"
+    assert finding.advice == "to add one: pip install 'udc-model[two]'"
 
 
 def test_a_torch_that_ends_its_process_is_a_finding(tmp_path, monkeypatch):

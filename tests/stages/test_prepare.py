@@ -222,7 +222,7 @@ def _divided_group(root):
     paths = [p.relative_to(root).as_posix() for p in sorted(root.rglob("*.png"))]
     rows = [[p, p.split("/")[0], SPLITS[i % 4], "g"] for i, p in enumerate(paths)]
     _write_csv(root / "labels.csv", rows, ("image_path", "label", "split", "group"))
-    return {"source": "csv"}, r"assigns 1 group\(s\) to more than one split: g "
+    return {"source": "csv"}, r"puts 1 group\(s\) into several splits: g .*; give each group one split"
 
 
 def _unmatched_group(root):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import pandas as pd
-import yaml
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
+from udc_model.config import CostParams, load_params
+from udc_model.config.yaml12 import as_yaml
+from udc_model.decisions.matrix import cost_matrix
 from udc_model.decisions.policy import Policy
 from udc_model.decisions.session_costs import SessionCosts, changed_costs
 from udc_model.errors import UdcError
 from udc_model.evaluation.redecision import with_guarantee
-
-_LARGEST_MATRIX = 10  # classes; of more, the lines for params.yaml are the single costs that differ
 
 
 def under_session_costs(policy: Policy, costs: SessionCosts, calibration: pd.DataFrame | None) -> Policy:
@@ -33,24 +36,34 @@ def under_session_costs(policy: Policy, costs: SessionCosts, calibration: pd.Dat
     return with_guarantee(changed_costs(policy, costs), calibration)
 
 
-def params_lines(policy: Policy, stored: Policy) -> str:
+def params_lines(policy: Policy, params_file: Path) -> str:
     """The lines of the section ``costs`` that make the costs of a policy permanent.
 
-    Of many classes, the single costs that differ from the stored ones; they are added to ``costs.entries``.
+    They replace the lines of the same names in the file, whose other lines stay: ``entries`` has the entries of the
+    file and what differs from its costs.
+
+    Returns
+    -------
+    The lines, or, as a comment, why there are none: the file cannot be read, or its costs do not fit the classes.
     """
-    classes = policy.classes
-    if len(classes) <= _LARGEST_MATRIX:
-        rows = {
-            true: dict(zip(classes, row, strict=True)) for true, row in zip(classes, policy.class_costs, strict=True)
-        }
-        section: dict[str, object] = {"matrix": rows}
-    else:
-        section = {"entries": [
-            {"actual": classes[i], "predicted": classes[j], "cost": cost}
-            for i, row in enumerate(policy.class_costs) for j, cost in enumerate(row)
-            if cost != stored.class_costs[i][j]
-        ]}  # fmt: skip
-    section["refer"] = policy.refer
+    try:
+        of_file = load_params(params_file).costs
+        entries = _entries(policy, of_file)
+    except UdcError as error:
+        return "".join(f"# {line}\n" for line in str(error).splitlines())
+    section: dict[str, object] = {"entries": entries, "refer": policy.refer}
     if policy.actions:
-        section["actions"] = {name: dict(zip(classes, costs, strict=True)) for name, costs in policy.actions.items()}
-    return yaml.safe_dump({"costs": section}, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
+        section["actions"] = {
+            name: costs[0] if min(costs) == max(costs) >= 0 else dict(zip(policy.classes, costs, strict=True))
+            for name, costs in policy.actions.items()
+        }
+    return as_yaml({"costs": section}, is_compact=True)
+
+
+def _entries(policy: Policy, of_file: CostParams) -> list[dict[str, object]]:
+    """The entries of a file, which come first, and the cells that differ from its costs, with the policy's costs."""
+    classes, costs = policy.classes, np.array(policy.class_costs)
+    differs = costs != cost_matrix(of_file, classes)
+    cells = dict.fromkeys((classes.index(each.true), classes.index(each.predicted)) for each in of_file.entries)
+    cells |= dict.fromkeys((int(i), int(j)) for i, j in np.argwhere(differs))
+    return [{"actual": classes[i], "predicted": classes[j], "cost": float(costs[i, j])} for i, j in cells]

@@ -67,6 +67,7 @@ class Decider:
         self.classifier = stored.load()
         path = workspace.evaluation / "calibration" / "predictions.csv"
         self._calibration: pd.DataFrame | None = read_predictions(path) if path.is_file() else None
+        self._params_file = workspace.root / "params.yaml"
         self._network = threading.Lock()  # one forward pass at a time
 
     @property
@@ -137,7 +138,7 @@ class Decider:
         Returns
         -------
         ``rows``, see `decided_rows`, each with ``costs``, the expected cost of each decision by name; and ``params``,
-        the lines for params.yaml if the costs are not the stored ones.
+        the lines for params.yaml if the costs are not the stored ones, see `params_lines`.
         """
         policy = under_session_costs(self.policy, costs, self._calibration)
         outputs = self._decoded(texts)
@@ -148,7 +149,7 @@ class Decider:
             expected = expected_costs(policy.probabilities(outputs.logits), policy.outcome_costs)
             rows = [row | {"costs": dict(zip(policy.outcomes, values, strict=True))}
                     for row, values in zip(rows, expected.tolist(), strict=True)]  # fmt: skip
-        return {"rows": rows, "params": "" if policy is self.policy else params_lines(policy, self.policy)}
+        return {"rows": rows, "params": "" if policy is self.policy else params_lines(policy, self._params_file)}
 
     def table(self, names: Sequence[str], texts: Sequence[str], costs: SessionCosts) -> str:
         """The decisions as ``udc predict --csv`` writes them; no name is a formula for a spreadsheet."""

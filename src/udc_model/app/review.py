@@ -21,8 +21,8 @@ from udc_model.data.corrections import (
     Correction,
     read_corrections,
     record_correction,
-    reviewed_paths,
     undo_correction,
+    without_reviewed,
 )
 from udc_model.data.packed import PackedDataset
 from udc_model.data.stored_images import StoredImages
@@ -78,8 +78,8 @@ class Review:
             dataset = PackedDataset.open(self.workspace.prepared)
             self._images = {name: dataset.split(name).images for name in SPLITS}
             self._items = {each.path: each for each in review_queue(self.workspace, dataset)}
-            reviewed = reviewed_paths(read_corrections(self.workspace.corrections))
-            items = [asdict(each) for each in self._items.values() if each.path not in reviewed]
+            pending = without_reviewed(self._items.values(), read_corrections(self.workspace.corrections))
+            items = [asdict(each) for each in pending]
             return {"items": items, "reviewed": len(self._items) - len(items), "author": self.author,
                     "command": self.command, "file": str(self.workspace.corrections)}  # fmt: skip
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from udc_model.cli.command import Command, Parser, add_root
+from udc_model.cli.command import Command, Parser, add_port, add_root
 
 
 def _app_arguments(parser: Parser) -> None:
     add_root(parser, "model/, evaluation/, data/prepared/ and data/corrections.csv")
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
                         help="0.0.0.0 for other machines (default: %(default)s, this machine only)")  # fmt: skip
-    parser.add_argument("--port", type=int, default=8070, metavar="N", help="0: any (default: %(default)s)")
+    add_port(parser, 8070)
 
 
 def _app(options: argparse.Namespace) -> None:

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from udc_model.cli.command import Command, Parser, add_params_file
+from udc_model.cli.command import Command, Parser, add_params_file, add_settings
 from udc_model.errors import UdcError
-from udc_model.files import Workspace
+from udc_model.files import Workspace, check_target
 
 if TYPE_CHECKING:
     from udc_model.stages.resolve import ResolvedParams
@@ -25,13 +25,14 @@ def _resolved(params: Path) -> ResolvedParams:
 
 def _inspect_arguments(parser: Parser) -> None:
     parser.add_argument("path", metavar="PATH", help="folder of images, or a zip or tar archive")
-    parser.add_argument("-S", "--set", dest="settings", action="append", default=[], metavar="NAME=VALUE",
-                        help="a parameter of data, as data.group='^(.+)_'")  # fmt: skip
+    add_settings(parser, "a parameter of data, as data.group='^(.+)_'")
     parser.add_argument("--report", nargs="?", const=Path("data_report.html"), type=Path, metavar="FILE",
                         help="write what was found with images, as a web page (default: data_report.html)")  # fmt: skip
 
 
 def _inspect(options: argparse.Namespace) -> None:
+    if options.report is not None:
+        check_target(options.report, ".html")
     from udc_model.config import override_params
     from udc_model.data.inspection import inspect, inspect_pixels
     from udc_model.project.recommendation import has_accelerator, recommend
@@ -98,8 +99,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _run_arguments(parser: Parser) -> None:
-    parser.add_argument("-S", "--set-param", dest="settings", action="append", default=[], metavar="NAME=VALUE",
-                        help="a parameter, as train.epochs=5; with --queue also several values: 5,10")  # fmt: skip
+    add_settings(parser, "a parameter, as train.epochs=5; with --queue also several values: 5,10")
     parser.add_argument("-n", "--name", help="name of the experiment (default: chosen by DVC)")
     parser.add_argument("--temp", action="store_true", help="run in a copy; the results do not replace those here")
     parser.add_argument("--queue", action="store_true", help="only queue it, for `dvc queue start`")
@@ -131,8 +131,8 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _tune_arguments(parser: Parser) -> None:
-    parser.add_argument("-S", "--set", dest="settings", action="append", required=True, metavar="NAME=RANGE",
-                        help="log(a,b), uniform(a,b), int(a,b), choice(x,y,…), or a value for all trials")  # fmt: skip
+    add_settings(parser, "log(a,b), uniform(a,b), int(a,b), choice(x,y,…), or a value for all trials", "NAME=RANGE",
+                 is_required=True)  # fmt: skip
     parser.add_argument("--trials", type=int, default=20, metavar="N", help="number of trials (default: %(default)s)")
     parser.add_argument("--study", default="tune", metavar="NAME",
                         help="name; an interrupted study of that name is resumed (default: %(default)s)")  # fmt: skip

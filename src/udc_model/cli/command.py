@@ -38,3 +38,25 @@ def add_root(parser: Parser, contents: str) -> None:
 def add_split(parser: Parser) -> None:
     """The option ``--split``."""
     parser.add_argument("--split", choices=("test", "validation"), default="test", help="default: %(default)s")
+
+
+def add_port(parser: Parser, default: int) -> None:
+    """The option ``--port``."""
+    parser.add_argument("--port", type=_port, default=default, metavar="N", help="0: any (default: %(default)s)")
+
+
+def _port(text: str) -> int:
+    """A TCP port; 0 is any free one."""
+    try:
+        port = int(text)
+    except ValueError:
+        port = -1
+    if not 0 <= port <= 65_535:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number from 0 (any free port) to 65535")
+    return port
+
+
+def add_settings(parser: Parser, help_text: str, metavar: str = "NAME=VALUE", *, is_required: bool = False) -> None:
+    """The option ``-S``, as in DVC; it can be given several times."""
+    parser.add_argument("-S", "--set", "--set-param", dest="settings", action="append", metavar=metavar, help=help_text,
+                        required=is_required, default=None if is_required else [])  # fmt: skip

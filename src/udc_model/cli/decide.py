@@ -10,7 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from udc_model.cli.command import RESULT, Command, Parser, add_params_file, add_root, add_split
+from udc_model.cli.command import (
+    RESULT,
+    Command,
+    Parser,
+    add_params_file,
+    add_port,
+    add_root,
+    add_settings,
+    add_split,
+)
 from udc_model.errors import UdcError
 from udc_model.files import Workspace, check_new_folder, check_target
 from udc_model.inference.exports.targets import SUFFIXES, TARGETS, TOLERANCE
@@ -165,8 +174,7 @@ def _explain(options: argparse.Namespace) -> None:
 
 
 def _decide_arguments(parser: Parser) -> None:
-    parser.add_argument("-S", "--set", dest="settings", action="append", default=[], metavar="NAME=VALUE",
-                        help="a parameter of costs or evaluate that replaces the one in params.yaml")  # fmt: skip
+    add_settings(parser, "a parameter of costs or evaluate that replaces the one in params.yaml")
     parser.add_argument("name", nargs="?", default=".", metavar="RESULT", help=f"{RESULT} (default: this folder)")
     add_params_file(parser)
     add_split(parser)
@@ -250,12 +258,15 @@ def _serve_arguments(parser: Parser) -> None:
     add_root(parser, "model/ and evaluation/")
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
                         help="0.0.0.0 for other machines (default: %(default)s, this machine only)")  # fmt: skip
-    parser.add_argument("--port", type=int, default=8080, metavar="N", help="default: %(default)s")
+    add_port(parser, 8080)
     parser.add_argument("--workers", type=int, default=1, metavar="N",
                         help="processes, each with a copy of the model (default: %(default)s)")  # fmt: skip
 
 
 def _serve(options: argparse.Namespace) -> None:
+    from udc_model.config.limits import check_number_of_processes
+
+    check_number_of_processes("--workers", options.workers)
     from udc_model.inference.server.run import serve
 
     serve(options.root, options.host, options.port, options.workers)

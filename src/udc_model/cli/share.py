@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from udc_model.cli.command import RUN, Command, Parser
+from udc_model.cli.command import RUN, Command, Parser, add_port
 from udc_model.errors import UdcError, without_credentials
 
 
@@ -26,7 +26,7 @@ def _sync(options: argparse.Namespace) -> None:
 
 
 def _ui_arguments(parser: Parser) -> None:
-    parser.add_argument("--port", type=int, default=5000, metavar="N", help="of the server (default: %(default)s)")
+    add_port(parser, 5000)
 
 
 def _ui(options: argparse.Namespace) -> None:

@@ -151,8 +151,13 @@ def _csv_layout(folder: Path) -> dict[str, Any]:
         names.remove("train_dataset.csv")
         names.insert(0, "train_dataset.csv")
     files = [{"file": name, "split": "test"} if name == "test_dataset.csv" else name for name in names]
-    with (folder / names[0]).open(encoding="utf-8-sig", newline="") as handle:
-        columns = next(csv.reader(handle), [])
+    try:
+        with (folder / names[0]).open(encoding="utf-8-sig", newline="") as handle:
+            columns = next(csv.reader(handle), [])
+    except UnicodeError:
+        raise UdcError(f"{folder / names[0]}: is not UTF-8 text; convert the table to UTF-8") from None
+    except (OSError, csv.Error) as error:
+        raise UdcError(f"{folder / names[0]}: cannot be read as a table: {error}") from None
     older = "label" not in columns and "binary_label" in columns
     return {"csv_files": files, "label_column": "binary_label" if older else "label"}
 

@@ -120,6 +120,12 @@ def read_yaml(text: str) -> Any:
     return yaml.load(text, Loader=Yaml12Loader)
 
 
-def as_yaml(value: Any) -> str:
-    """A value as a YAML document that `read_yaml`, PyYAML and DVC read alike."""
-    return yaml.dump(value, Dumper=Yaml12Dumper, sort_keys=False, allow_unicode=True)
+def as_yaml(value: Any, *, is_compact: bool = False) -> str:
+    """A value as a YAML document that `read_yaml`, PyYAML and DVC read alike.
+
+    Parameters
+    ----------
+    is_compact : whether a list or mapping of plain values is written on one line, as ``{a: 1, b: 2}``.
+    """
+    return yaml.dump(value, Dumper=Yaml12Dumper, sort_keys=False, allow_unicode=True,
+                     default_flow_style=None if is_compact else False, width=120 if is_compact else None)  # fmt: skip

@@ -159,8 +159,8 @@ def _check_groups_have_one_split(groups: list[str | None], fixed: list[str | Non
             splits_of[group].add(split)
     divided = sorted(f"{group} ({', '.join(sorted(names))})" for group, names in splits_of.items() if len(names) > 1)
     if divided:
-        raise UdcError(f"the column split assigns {len(divided)} group(s) to more than one split: "
-                       f"{join_for_message(divided)}")  # fmt: skip
+        raise UdcError(f"the data puts {len(divided)} group(s) into several splits: {join_for_message(divided)}; give "
+                       "each group one split, or change data.group")  # fmt: skip
 
 
 def _check_classes_in_splits(

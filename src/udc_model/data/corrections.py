@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from datetime import date
 from pathlib import Path, PurePosixPath
+from typing import Protocol, TypeVar
 
 from filelock import FileLock
 
@@ -73,14 +74,14 @@ def read_corrections(path: Path) -> list[Correction]:
         return []
     try:
         text = read_bytes(path, _ADVICE, MAX_BYTES).decode("utf-8-sig")
-        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+        rows = list(_numbered_rows(text))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UdcError(f"{path}: cannot be read as CSV in UTF-8 ({error})") from None
-    if not rows or tuple(rows[0]) != COLUMNS:
+    if not rows or tuple(rows[0][1]) != COLUMNS:
         raise UdcError(f"{path}, line 1: must be the header {EMPTY.strip()}")
     problems, corrections = [], []
     lines_by_scope: dict[tuple[str, str, bool], int] = {}
-    for number, row in enumerate(rows[1:], 2):
+    for number, row in rows[1:]:
         if not row:
             continue
         problem = _problem(row)
@@ -96,6 +97,15 @@ def read_corrections(path: Path) -> list[Correction]:
         raise UdcError(f"{path}: {len(problems)} line(s) are not valid; fix or remove them:\n  "
                        + join_for_message(problems, "\n  "))  # fmt: skip
     return corrections
+
+
+def _numbered_rows(text: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a table, each with the number of its first line; a quoted value can have several lines."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    number = 1
+    for row in reader:
+        yield number, row
+        number = reader.line_num + 1
 
 
 def _problem(row: list[str]) -> str | None:
@@ -137,9 +147,27 @@ def with_correction(corrections: Sequence[Correction], correction: Correction) -
     return [*(each for each in corrections if each.scope != correction.scope), correction]
 
 
-def reviewed_paths(corrections: Iterable[Correction]) -> set[str]:
-    """Paths of the images whose label a person has decided; a corrected group says nothing about the label."""
-    return {each.path for each in corrections if each.action != "group"}
+class _Image(Protocol):
+    """A path and the digest of the pixels there."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+
+
+_Kind = TypeVar("_Kind", bound=_Image)
+
+
+def without_reviewed(images: Iterable[_Kind], corrections: Iterable[Correction]) -> list[_Kind]:
+    """The images whose label no person has decided, neither by path nor, with an empty path, by pixels.
+
+    A corrected group says nothing about the label.
+    """
+    of_labels = [each for each in corrections if each.action != "group"]
+    paths = {each.path for each in of_labels if each.path}
+    pixels = {each.sha256 for each in of_labels if not each.path}
+    return [image for image in images if image.path not in paths and image.sha256 not in pixels]
 
 
 def record_correction(workspace: Workspace, correction: Correction) -> Correction | None:

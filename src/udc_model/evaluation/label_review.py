@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from udc_model.data.corrections import Correction, read_corrections, record_correction, reviewed_paths
+from udc_model.data.corrections import Correction, read_corrections, record_correction, without_reviewed
 from udc_model.data.sources import join_for_message, printable
 from udc_model.errors import UdcError
 from udc_model.evaluation.label_quality import LABEL_QUALITY
@@ -103,8 +103,7 @@ def review(suspects: Sequence[Suspect], classes: Sequence[str], workspace: Works
     UdcError
         The file of corrections is not valid, or cannot be written.
     """
-    corrected = reviewed_paths(read_corrections(workspace.corrections))
-    pending = [suspect for suspect in suspects if suspect.path not in corrected]
+    pending = without_reviewed(suspects, read_corrections(workspace.corrections))
     if not pending:
         return "no suspicious label is left to review\n"
     counts: Counter[str] = Counter()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from udc_model.config import CostEntry, CostParams, EvaluateParams
+from udc_model.config import LARGEST_COST, CostEntry, CostParams, EvaluateParams
 from udc_model.data.packed import group_indices
 from udc_model.decisions.actions import REFER, action_costs
 from udc_model.decisions.calibration import Calibration
@@ -174,6 +174,8 @@ class Sweep:
         except (KeyError, ValueError):
             raise UdcError(f"--sweep {text}: must be like true=A,predicted=B,values=0:20:0.5 (first, last, step; "
                            "step above 0)") from None  # fmt: skip
+        if not -LARGEST_COST <= first <= last <= LARGEST_COST:
+            raise UdcError(f"--sweep {text}: costs must be from {-LARGEST_COST:g} to {LARGEST_COST:g}")
         count = np.floor((last - first) / step + 1e-9) + 1
         if not 1 <= count <= _MAX_VALUES:
             raise UdcError(f"--sweep {text}: has {count:,.0f} values, at most {_MAX_VALUES:,} are possible")

@@ -7,10 +7,14 @@ import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
+from udc_model.config import full_name
+from udc_model.config.yaml12 import read_yaml
 from udc_model.decisions.policy import Policy, all_outcome_costs
 from udc_model.errors import UdcError
 from udc_model.evaluation.comparison import Comparison, compare_predictions
@@ -91,9 +95,9 @@ def sweep_of_runs(swept: str, metrics: Sequence[str], conditions: Sequence[str] 
 
     Parameters
     ----------
-    swept : full name of a numeric parameter, or ``true=A,predicted=B``.
+    swept : name of a numeric parameter, or ``true=A,predicted=B``.
     metrics : names without ``test/``.
-    conditions : ``full.name=value``, which a run's parameters must fulfil.
+    conditions : ``name=value``, which a run's parameters must fulfil.
 
     Returns
     -------
@@ -103,16 +107,20 @@ def sweep_of_runs(swept: str, metrics: Sequence[str], conditions: Sequence[str] 
     Raises
     ------
     UdcError
-        The recorded runs have fewer than two values.
+        The recorded runs have fewer than two values, no parameter has a name, or no run has a metric.
     """
-    required = dict(condition.partition("=")[::2] for condition in conditions)
-    runs = [run for run in evaluated_runs() if all(run.params.get(k) == v for k, v in required.items())]
-    rows, used = [], []
-    for run in runs:
+    swept = swept if swept.startswith("true=") else full_name(swept)
+    required = [_condition(text) for text in conditions]
+    rows, used, known = [], [], set[str]()
+    for run in evaluated_runs():
+        if not all(name in run.params and _parsed(run.params[name]) == value for name, value in required):
+            continue
         value = _swept_value(run, swept)
         if value is not None:
             used.append(run)
-            table = _test_metrics(run).reindex(list(metrics))
+            table = _test_metrics(run)
+            known |= set(table.index)
+            table = table.reindex(list(metrics))
             row: dict[str, object] = {"run": run.name, "value": value}
             for name in metrics:
                 low, high = table.loc[name, ["low", "high"]]
@@ -123,7 +131,25 @@ def sweep_of_runs(swept: str, metrics: Sequence[str], conditions: Sequence[str] 
             f"udc run --queue -S {swept}=A,B` and `dvc queue start")  # fmt: skip
         raise UdcError(f"{swept}: {len(rows)} recorded run(s) with an evaluation have a value for it; a sweep needs "
                        f"two values: `{command}`")  # fmt: skip
+    if absent := [name for name in metrics if name not in known]:
+        raise UdcError(f"--metrics {absent[0]}: no run has this metric; the metrics are {', '.join(sorted(known))}")
     return pd.DataFrame(rows).sort_values("value", kind="stable"), _varying(used, swept)
+
+
+def _condition(text: str) -> tuple[str, Any]:
+    """Full name and value of a condition ``name=value``."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UdcError(f"--where {text}: must be name=value, as train.epochs=5")
+    return full_name(name), _parsed(value)
+
+
+def _parsed(text: str) -> Any:
+    """A value as in params.yaml, so that 0.001 is 1e-3; text that is no YAML remains text."""
+    try:
+        return read_yaml(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
 
 
 def _swept_value(run: RecordedRun, swept: str) -> float | None:

@@ -66,16 +66,19 @@ class ImageFolderWriter:
         Raises
         ------
         UdcError
-            Two classes, or two images of one class, would have the same path, or there are too many classes.
+            Two classes, or two images of one class, would have the same path, there are too many classes, or the file
+            cannot be written.
         """
         relative = "/".join([*([split] if split else []), self._class_folder(label), safe_name(name)])
         path = self.folder / relative
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("xb") as handle:
                 handle.write(content)
         except FileExistsError:
             raise UdcError(f"{relative}: two images have this path; the data set cannot be written as files") from None
+        except OSError as error:  # a full disk is no damage of the source
+            raise UdcError(f"{path}: cannot be written: {error.strerror}") from None
         self._lines.append(f"{relative} {hashlib.sha256(content).hexdigest()}")
         self.images[split or "all"] = self.images.get(split or "all", 0) + 1
 

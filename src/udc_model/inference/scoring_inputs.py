@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from udc_model.data.sources.columns import find_path_column
-from udc_model.data.sources.finder import unsafe_path
+from udc_model.data.sources.finder import is_file_below, unsafe_path
 from udc_model.data.sources.listing import is_utf8
 from udc_model.data.sources.records import Rejection, printable
 from udc_model.data.sources.shards import ShardMember, is_shard, list_shard
@@ -103,7 +103,7 @@ def _at(path: str) -> Iterator[Input]:
 
 def _in_table(path: Path, column: str | None) -> Iterator[Input]:
     """The images of a table, with the names in the table."""
-    columns, rows = open_table(path)
+    columns, rows = open_table(path, if_no_text="convert the table to UTF-8")
     position = find_path_column(path, columns, column)
     for line, cells in rows:
         cell = cells[position]
@@ -111,7 +111,7 @@ def _in_table(path: Path, column: str | None) -> Iterator[Input]:
             yield BadInput(f"{path}:{line}", "has no image")
         elif reason := unsafe_path(cell):
             yield BadInput(cell, reason.replace("data.path", "the folder of the table"))
-        elif (path.parent / cell).is_file():
+        elif is_file_below(path.parent, cell):
             yield ImageInput(cell, path.parent / cell)
         else:
             yield BadInput(cell, f"no such file in {path.parent}")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, metadata, version
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,7 @@ from udc_model.maintenance.findings import Finding, Status
 from udc_model.native.library import load_library
 from udc_model.tracking.provenance import PACKAGES
 
-_EXTRAS = {"onnx": "onnxruntime", "openvino": "openvino", "heif": "pillow_heif", "dicom": "pydicom", "timm": "timm",
-           "serve": "fastapi", "hub": "huggingface_hub", "cloud": "dvc_s3", "excel": "openpyxl"}  # fmt: skip
+_OF_DEVELOPMENT = ("bench", "docs", "dev")  # extras for people who change this package
 _LITTLE_MEMORY = 2e9  # bytes: PyTorch, MLflow and DVC take about one
 _CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 _MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -52,16 +51,38 @@ def libraries() -> list[Finding]:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             missing.append(name)
-    extras = [extra for extra, module in _EXTRAS.items() if importlib.util.find_spec(module) is None]
+    is_installed = {extra: all(map(_is_installed, names)) for extra, names in _extras().items()}
+    extras = [extra for extra, is_complete in is_installed.items() if not is_complete]
     status, advice = (Status.FAILURE, f"pip install {' '.join(missing)}") if missing else (Status.OK, "")
     lacking = f"missing: {', '.join(missing)}; " if missing else ""
-    installed_extras = [extra for extra in _EXTRAS if extra not in extras]
+    installed_extras = [extra for extra in is_installed if extra not in extras]
     return [
         Finding("libraries", status, f"{lacking}{', '.join(found)}", advice),
         Finding("extras", Status.NOTE,
                 f"installed: {', '.join(installed_extras) or 'none'}; not installed: {', '.join(extras) or 'none'}",
                 f"to add one: pip install 'udc-model[{extras[0]}]'" if extras else ""),
     ]  # fmt: skip
+
+
+def _extras() -> dict[str, list[str]]:
+    """The packages of each extra that adds an ability, as the metadata of this package names them."""
+    about = metadata("udc-model")
+    packages: dict[str, list[str]] = {
+        extra: [] for extra in about.get_all("Provides-Extra", []) if extra not in _OF_DEVELOPMENT
+    }
+    for requirement in about.get_all("Requires-Dist", []):
+        name, extra = re.match(r"[\w.-]+", requirement), re.search(r"""extra == ["']([\w.-]+)["']""", requirement)
+        if name and extra and extra[1] in packages:
+            packages[extra[1]].append(name[0])
+    return packages
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def read_torch(project: Path | None) -> Mapping[str, Any] | str:

@@ -11,6 +11,14 @@ from udc_model.data.sources.records import composed, join_for_message, printable
 from udc_model.errors import UdcError
 
 
+def is_file_below(folder: Path, path: str) -> bool:
+    """Whether a folder has a file at a relative path; no name can be one that the file system does not allow."""
+    try:
+        return (folder / path).is_file()
+    except (OSError, ValueError):  # longer than the file system allows; a null character
+        return False
+
+
 class ImageFinder:
     """Finds images below a folder.
 
@@ -65,10 +73,7 @@ class ImageFinder:
         return path, False
 
     def _is_file(self, path: str) -> bool:
-        try:
-            return (self._root / path).is_file()
-        except OSError:  # the name is longer than the file system allows
-            return False
+        return is_file_below(self._root, path)
 
     def suggestion(self, path: str) -> str:
         """`` (did you mean …?)`` for a missing path that another file has in other letters, else an empty text."""

@@ -17,6 +17,7 @@ from udc_model.errors import UdcError
 
 _MAX_BYTES = 2**30  # of a table, uncompressed
 _MAX_CELLS = 100_000_000
+_NAME_ENCODING = "name its encoding in data.encoding, as latin-1, cp1252 or utf-16"
 Rows = Iterator[tuple[int, Sequence[Any]]]
 _BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
@@ -62,33 +63,39 @@ def read_table(path: Path, encoding: str | None = None) -> Table:
     return Table(path, columns, list(rows))
 
 
-def open_table(path: Path, encoding: str | None = None) -> tuple[list[str], Iterator[tuple[int, Sequence[str]]]]:
+def open_table(
+    path: Path, encoding: str | None = None, if_no_text: str = _NAME_ENCODING
+) -> tuple[list[str], Iterator[tuple[int, Sequence[str]]]]:
     """The columns of a table, and an iterator of its rows, of which one at a time is in memory (CSV and Parquet).
 
-    Parameters, values and errors are those of `read_table`; errors of rows are raised by the iterator.
+    Other parameters, values and errors are those of `read_table`; errors of rows are raised by the iterator.
+
+    Parameters
+    ----------
+    if_no_text : what to do if the table is text in another encoding.
     """
     reader = _READERS.get(path.suffix.lower(), _read_csv)
-    with _errors_of(path, encoding):
+    with _errors_of(path, encoding, if_no_text):
         if path.stat().st_size > _MAX_BYTES:
             raise UdcError(f"{path}: is larger than 1 GiB; split it into several files")
         rows = reader(path, encoding)
         _, header = next(rows, (0, []))
         columns = [_text(name) for name in header]
         _check_columns(path, columns)
-    return columns, _rows_of(path, encoding, rows, len(columns))
+        n = len(columns)
 
+    def texts_of_rows() -> Iterator[tuple[int, Sequence[str]]]:
+        with _errors_of(path, encoding, if_no_text):
+            for line, cells in rows:
+                texts = _padded(path, line, cells, n)
+                if any(texts):
+                    yield line, texts
 
-def _rows_of(path: Path, encoding: str | None, rows: Rows, n: int) -> Iterator[tuple[int, Sequence[str]]]:
-    """The rows that are not empty, with n cells each."""
-    with _errors_of(path, encoding):
-        for line, cells in rows:
-            texts = _padded(path, line, cells, n)
-            if any(texts):
-                yield line, texts
+    return columns, texts_of_rows()
 
 
 @contextmanager
-def _errors_of(path: Path, encoding: str | None) -> Iterator[None]:
+def _errors_of(path: Path, encoding: str | None, if_no_text: str) -> Iterator[None]:
     """Turn what reading a table raises into `UdcError`."""
     try:
         yield
@@ -97,8 +104,7 @@ def _errors_of(path: Path, encoding: str | None) -> Iterator[None]:
             f"{printable(str(path))}: no such file; data.csv_files must name files inside data.path"
         ) from None
     except UnicodeError:
-        raise UdcError(f"{path}: is not {encoding or 'UTF-8'} text; name its encoding in data.encoding, "
-                       "as latin-1, cp1252 or utf-16") from None  # fmt: skip
+        raise UdcError(f"{path}: is not {encoding or 'UTF-8'} text; {if_no_text}") from None
     except LookupError:
         raise UdcError(f"data.encoding: {encoding!r} is no encoding that Python knows, as latin-1 or cp1252") from None
     except (OSError, csv.Error, ValueError, RecursionError) as error:

@@ -44,7 +44,7 @@ def serve(root: Path, host: str, port: int, workers: int) -> None:
                                 access_log=False, log_level="warning", timeout_worker_healthcheck=60)  # fmt: skip
         try:
             socket = config.bind_socket()
-        except SystemExit:
+        except (SystemExit, OSError):
             raise UdcError(f"--port {port}: cannot be used on {host}; name another one") from None
         logger.info("http://%s:%d/docs describes the requests; Ctrl-C ends", host, socket.getsockname()[1])
         Multiprocess(config, sockets=[socket]).run()
