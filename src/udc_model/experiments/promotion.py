@@ -64,6 +64,7 @@ def promote(run_name: str, name: str, *, force: bool = False) -> Promotion:
     client = mlflow.MlflowClient()
     try:
         version = None
+        _create_model(client, name)  # first: a server with passwords refuses questions about a model that is not there
         while True:
             champion = _champion(client, name)
             comparison, reason, is_better = _compare_with(champion, run, force)
@@ -138,8 +139,8 @@ def _compare_with(champion: ModelVersion | None, run: Run, force: bool) -> tuple
     return record, reason, is_better
 
 
-def _registered_version(client: MlflowClient, run: Run, name: str) -> ModelVersion:
-    """The version of this run's model, registered now if there is none."""
+def _create_model(client: MlflowClient, name: str) -> None:
+    """Create the registered model, unless it exists."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -147,6 +148,10 @@ def _registered_version(client: MlflowClient, run: Run, name: str) -> ModelVersi
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+
+
+def _registered_version(client: MlflowClient, run: Run, name: str) -> ModelVersion:
+    """The version of this run's model, registered now if there is none."""
     for version in client.search_model_versions(f"name = '{name}'"):
         if version.run_id == run.info.run_id:
             return version
