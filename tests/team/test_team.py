@@ -12,6 +12,7 @@ import sys
 import mlflow
 import pytest
 
+from udc_model.experiments import promotion
 from udc_model.tracking.journal import pending_journals, read_entries, wait_for_senders
 from udc_model.tracking.run import stage_run
 from udc_model.tracking.sender import deliver_pending
@@ -109,6 +110,15 @@ def test_counts_of_the_server_are_those_of_the_journals(team, client, tmp_path, 
     assert stored == recorded == dict.fromkeys(team.users, 2 * EPOCHS)
 
 
+def test_both_users_see_that_a_new_model_has_no_champion(team, client, monkeypatch):
+    """The server answers a question about a model that is not there with 403."""
+    for user in team.users:
+        for name, value in team.env(user).items():
+            monkeypatch.setenv(name, value)
+        promotion._create_model(client, "fresh")
+        assert promotion._champion(client, "fresh") is None
+
+
 def test_nobody_without_a_password_reads_the_runs(team):
     client = mlflow.MlflowClient(team.uri)
     with pytest.raises(mlflow.exceptions.MlflowException, match="You are not authenticated"):
@@ -138,6 +148,7 @@ def test_two_users_compare_reproduce_and_promote_each_others_results(team, clien
     ben.run("dvc", "exp", "push", "-q", "origin", "wide", **of_ben)
     anna.run("dvc", "exp", "pull", "-q", "origin", "wide", **of_anna)
     for project, env in ((anna, of_anna), (ben, of_ben)):
+        wait_for_senders(project.root, 900)  # the S3 of the test takes up to a second for a file
         project.run("udc", "sync", **env)
     assert "costs" in anna.run("udc", "compare", "HEAD", "wide", **of_anna).stdout
     runs = client.search_runs([client.get_experiment_by_name("results").experiment_id])
@@ -178,7 +189,7 @@ def test_four_workers_in_two_clones_with_one_killed(team, client, new_project, t
     subprocess.run(["git", "clone", "-q", str(anna.root), str(tmp_path / "ben")], check=True)
     clones = {"anna": anna, "ben": Project(tmp_path / "ben")}
     team.postgres.create("studies")
-    storage, trials = team.postgres.address("studies"), 5
+    storage, trials = team.postgres.address("studies"), 8
     for project in clones.values():
         project.run("git", "config", "user.name", "Test")
         project.run("git", "config", "user.email", "test@example.org")
