@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 INTERRUPTED = 130  # exit status after Ctrl-C: 128 and the number of SIGINT
+# ``//user:`` and all before the last @, unless a port is behind the colon; or ``//user@``
+_CREDENTIALS = re.compile(r"(?<!/)//(?:[^:/\s]*:(?!\d+(?:[/?#\s]|$))\S*@|[^/\s]*@)")
 
 
 class UdcError(Exception):
@@ -22,9 +24,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 def without_credentials(text: str) -> str:
-    """A text without the ``user:password@`` of its addresses.
+    """A text without the ``user:password@`` of its addresses; the password may contain ``@`` and ``/``."""
+    return _CREDENTIALS.sub("//", text)
 
-    What is before the last ``@`` of an address goes, since a password may contain any character. An address of a file
-    (``file:///``, ``sqlite:///``) has none.
-    """
-    return re.sub(r"(?<!/)//(?!/)\S*@", "//", text)
+
+def one_line(error: BaseException) -> str:
+    """The message of an error in one line without credentials; the name of its class if it has none."""
+    return without_credentials(" ".join(str(error).split())) or type(error).__name__

@@ -55,8 +55,18 @@ def test_repository_root_is_the_closest_dvc_folder_or_dvc_root(tmp_path, monkeyp
     [
         ("https://me:secret@host:5000/path", "https://host:5000/path"),
         ("at ssh://ada:p@ss/w@host/x: refused", "at ssh://host/x: refused"),
-        ("sqlite:////home/a@b/mlflow.db, file:///a@b", "sqlite:////home/a@b/mlflow.db, file:///a@b"),
-        ("a // b @ c", "a // b @ c"),
+        ("ssh://git@host/x", "ssh://host/x"),
+        ("http://me:123@host:1/", "http://host:1/"),
+        *(
+            (text, text)
+            for text in (
+                "sqlite:////home/a@b/mlflow.db",
+                "file:///a:b@c",
+                "https://host/r.git@v1",
+                "http://host:5000/#/x@y",
+                "a // b @ c",
+            )
+        ),
     ],
 )
 def test_addresses_lose_their_credentials_only(text, expected):

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from udc_model.errors import UdcError
+from udc_model.errors import UdcError, one_line
 from udc_model.fetch.image_folder import check_disk
 from udc_model.files import sha256_of, size_text
 
@@ -94,16 +94,16 @@ def open_hub_files(name: str, choose: Choice) -> HubFiles:
     try:
         info = HfApi().dataset_info(repository, revision=revision or None, files_metadata=True, timeout=30)
     except HfHubHTTPError as error:
-        raise UdcError(f"huggingface:{name}: {_one_line(error)}; check the name, or log in with `hf auth login` if "
+        raise UdcError(f"huggingface:{name}: {one_line(error)}; check the name, or log in with `hf auth login` if "
                        "the data set is private or gated") from None  # fmt: skip
     except Exception as error:  # of several HTTP libraries
-        return _from_cache(repository, revision, choose, f"{type(error).__name__}: {_one_line(error)}")
+        return _from_cache(repository, revision, choose, f"{type(error).__name__}: {one_line(error)}")
     try:
         return _download(name, info, choose)
     except UdcError:
         raise
     except Exception as error:
-        raise UdcError(f"huggingface:{name}: the download failed ({_one_line(error)}); fetch again to resume") from None
+        raise UdcError(f"huggingface:{name}: the download failed ({one_line(error)}); fetch again to resume") from None
 
 
 def _download(name: str, info: Any, choose: Choice) -> HubFiles:
@@ -179,9 +179,5 @@ def read_card(path: Path) -> dict[str, Any]:
         match = re.match(r"\s*---\s*\n(.*?)\n---\s*(\n|$)", text, flags=re.DOTALL)
         card = yaml.safe_load(match[1]) if match else {}
     except (OSError, yaml.YAMLError) as error:
-        raise UdcError(f"{path}: its YAML header cannot be read: {_one_line(error)}") from None
+        raise UdcError(f"{path}: its YAML header cannot be read: {one_line(error)}") from None
     return card if isinstance(card, dict) else {}
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from udc_model.data.source_record import RECORD
-from udc_model.errors import UdcError, without_credentials
+from udc_model.errors import UdcError, one_line
 from udc_model.fetch.huggingface_sets import fetch_huggingface
 from udc_model.fetch.image_folder import check_disk, safe_name
 from udc_model.fetch.torchvision_sets import fetch_torchvision
@@ -112,7 +112,7 @@ def _repository() -> Iterator[Repo]:
     except NotDvcRepoError:
         raise UdcError(f"{Path.cwd()}: is not in a DVC repository; run udc fetch in the project's folder") from None
     except DvcException as error:
-        raise UdcError(_one_line(error)) from None
+        raise UdcError(_with_cause(error)) from None
 
 
 def _check_target(repository: Repo, target: Path) -> None:
@@ -213,7 +213,7 @@ def _one_line_errors(url: str) -> Iterator[None]:
         raise UdcError(f"{url}: there is nothing at this address, or it cannot be reached") from None
     except Exception as error:  # of boto, google, aiohttp and DVC
         missing = "; install the extra: pip install 'udc-model[cloud]'" if _is_missing_extra(error) else ""
-        raise UdcError(f"{url}: cannot be fetched ({_one_line(error)}){missing}") from None
+        raise UdcError(f"{url}: cannot be fetched ({_with_cause(error)}){missing}") from None
 
 
 def _is_missing_extra(error: Exception) -> bool:
@@ -222,8 +222,7 @@ def _is_missing_extra(error: Exception) -> bool:
     return isinstance(error, ImportError | RemoteMissingDepsError)
 
 
-def _one_line(error: BaseException) -> str:
-    """The message of an error and of its cause, without credentials in addresses."""
-    texts = [" ".join(str(each).split()) for each in (error, error.__cause__) if each is not None]
-    text = ": ".join(dict.fromkeys(filter(None, texts))) or type(error).__name__
-    return without_credentials(text)[:500]
+def _with_cause(error: BaseException) -> str:
+    """The messages of an error and of its cause."""
+    causes = (each for each in (error, error.__cause__) if each is not None)
+    return ": ".join(dict.fromkeys(map(one_line, causes)))[:500]

@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from udc_model.errors import UdcError
+from udc_model.errors import UdcError, one_line
 from udc_model.fetch.image_folder import ImageFolderWriter, check_disk, description, png
 from udc_model.files import atomic_folder, sha256_of, size_text
 
@@ -135,7 +135,7 @@ def fetch_torchvision(name: str, folder: Path) -> dict[str, Any]:
                     writer.add(split, classes[label], f"{number:05d}.png", png(image))
     except _DAMAGED as error:
         raise UdcError(f"torchvision:{name}: the files in {root} are damaged or incomplete "
-                       f"({_one_line(error)}); remove this folder and fetch again") from None  # fmt: skip
+                       f"({one_line(error)}); remove this folder and fetch again") from None  # fmt: skip
     page = _PAGE.format(entry.class_name or name)
     revision = f"torchvision {version('torchvision').split('+')[0]}"
     return description(f"torchvision:{name}", revision, page, None, writer, _source_files(root))
@@ -172,7 +172,7 @@ def _download(name: str, entry: _TorchvisionSet) -> Path:
                     _open(name, scratch, arguments, download=True)
         except _DAMAGED as error:
             raise UdcError(
-                f"torchvision:{name}: not in {root}, and cannot be downloaded ({_one_line(error)}); run `udc fetch "
+                f"torchvision:{name}: not in {root}, and cannot be downloaded ({one_line(error)}); run `udc fetch "
                 f"torchvision:{name}` on a machine with network access and copy that folder from there"
             ) from None
     return root
@@ -259,7 +259,3 @@ def _source_files(root: Path) -> dict[str, str]:
     """SHA-256 of the archives and arrays in the cache, by their path."""
     files = sorted(path for path in root.rglob("*") if path.is_file() and _SOURCE_FILE.search(path.name))
     return {path.relative_to(root).as_posix(): sha256_of(path) for path in files}
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from udc_model.errors import UdcError
+from udc_model.errors import UdcError, one_line
 from udc_model.files import sha256_of
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -84,13 +84,13 @@ def download(name: str) -> HubWeights:
     try:
         info = HfApi().model_info(name, files_metadata=True, timeout=30)
     except Exception as error:  # huggingface_hub raises exceptions of several libraries
-        raise UnreachableError(f"{name}: cannot be downloaded ({_one_line(error)})") from None
+        raise UnreachableError(f"{name}: cannot be downloaded ({_described(error)})") from None
     files = _weight_files(name, info)
     patterns = [*files, *([_INDEX] if SAFETENSORS not in files else []), *_SETTINGS]
     try:
         folder = Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:
-        raise UdcError(f"{name}: cannot be downloaded ({_one_line(error)}); try again to resume") from None
+        raise UdcError(f"{name}: cannot be downloaded ({_described(error)}); try again to resume") from None
     for file, (_, sha256) in files.items():
         path = folder / file
         if (digest := sha256_of(path)) != sha256:
@@ -113,5 +113,5 @@ def _weight_files(name: str, info: Any) -> dict[str, tuple[int, str]]:
     return {each: (int(lfs.size), str(lfs.sha256)) for each, lfs in files.items() if lfs is not None}
 
 
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {one_line(error)}"[:300]
