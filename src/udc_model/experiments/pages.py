@@ -24,6 +24,10 @@ def show_pages(port: int) -> None:
 
     A store in a file gets a server on this machine until this process is interrupted.
 
+    Parameters
+    ----------
+    port : of the server; 0 is any free one.
+
     Raises
     ------
     UdcError
@@ -36,8 +40,11 @@ def show_pages(port: int) -> None:
         _open(address(without_credentials(uri), experiment))
         return
     describe_experiment(mlflow.MlflowClient(), experiment)
-    with socket.socket() as probe:  # otherwise another server would answer in place of this one
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
+    with socket.socket() as probe:
+        if port == 0:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        elif probe.connect_ex(("127.0.0.1", port)) == 0:  # another server would answer in place of this one
             raise UdcError(f"--port {port}: is in use; choose another, as --port {port + 1}")
     server = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", "--uvicorn-opts",
