@@ -61,5 +61,5 @@ def test_it_has_no_secret(compose):
     assert not re.search(r"//\w+:(?!\$\$\()[^@/\s]+@", FILE.read_text(encoding="utf-8"))
 
 
-def test_only_the_proxy_and_the_data_base_are_reachable(compose):
+def test_only_the_proxy_and_the_database_are_reachable(compose):
     assert {name for name, service in compose["services"].items() if "ports" in service} == {"proxy", "postgres"}

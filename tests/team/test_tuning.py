@@ -194,7 +194,7 @@ def test_a_trial_whose_worker_died_before_its_first_heartbeat_becomes_stale(shar
 
 
 @pytest.mark.slow
-def test_a_worker_waits_while_the_data_base_is_away(shared, postgres, monkeypatch, caplog):
+def test_a_worker_waits_while_the_database_is_away(shared, postgres, monkeypatch, caplog):
     monkeypatch.setattr("udc_model.experiments.shared_study.HEARTBEAT", 0.2)
     claims = shared.trials()
     claim = next(claims)
