@@ -13,7 +13,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 MAX_JSON = 64 * 2**20  # bytes of a JSON file; a larger one is not read
-_MAX_READS = 10  # attempts to read folders that are being replaced
+_MAX_READS = 100  # attempts to read folders that are being replaced
 _GRACE = 2.0  # seconds in which the children of a killed writer, which share its lock, end
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux: paths are relative to the current folder; both names change places
 
@@ -301,25 +301,39 @@ def read_consistently(folders: Sequence[Path], read: Callable[[], Result]) -> Re
         ``read`` raises it. If a folder is missing while a process writes, the message names the process.
     """
     for _ in range(_MAX_READS - 1):
-        before = [_identity(folder) for folder in folders]
-        try:
-            result = read()
-        except UdcError as error:
-            if before != [_identity(folder) for folder in folders]:
-                continue
-            missing = next((folder for folder, found in zip(folders, before, strict=True) if found is None), None)
-            if missing is not None and (writer := running_writer(Workspace(missing.parent))):
-                raise UdcError(f"{missing}: is missing while {writer} runs; try again when it has ended") from error
-            raise
-        if before == [_identity(folder) for folder in folders]:
-            return result
+        with _held(folders) as before:
+            try:
+                result = read()
+            except UdcError as error:
+                if before != [_identity(folder) for folder in folders]:
+                    continue
+                missing = next((folder for folder, found in zip(folders, before, strict=True) if found is None), None)
+                if missing is not None and (writer := running_writer(Workspace(missing.parent))):
+                    raise UdcError(f"{missing}: is missing while {writer} runs; try again when it has ended") from error
+                raise
+            if before == [_identity(folder) for folder in folders]:
+                return result
     return read()
 
 
-def _identity(folder: Path) -> tuple[int, int, int] | None:
-    """What differs between a folder and one that replaced it; None if there is none."""
+@contextmanager
+def _held(folders: Sequence[Path]) -> Iterator[list[tuple[int, int, int] | None]]:
+    """Yield the identities of folders, which stay open: no other folder gets the inode of one that is deleted."""
+    with ExitStack() as stack:
+        identities = []
+        for folder in folders:
+            descriptor = None
+            with suppress(OSError):
+                descriptor = os.open(folder, os.O_RDONLY)
+                stack.callback(os.close, descriptor)
+            identities.append(None if descriptor is None else _identity(descriptor))
+        yield identities
+
+
+def _identity(folder: Path | int) -> tuple[int, int, int] | None:
+    """What differs between a folder, or an open one, and one that replaced it; None if there is none."""
     try:
-        status = folder.stat()
+        status = os.stat(folder)  # noqa: PTH116 (Path has none for a descriptor)
     except OSError:
         return None
     return status.st_dev, status.st_ino, status.st_ctime_ns

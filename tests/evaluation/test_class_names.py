@@ -117,7 +117,7 @@ def test_sweeps_of_unusual_names(tmp_path, rng, true, predicted, stem):
     ("true=b,predicted=a,values=0:1:1", r"^--sweep true=b: the data has no class 'b'; did you mean 'B'\?"),
     ("true=a,predicted=B,values=0:1e9:1e-9", r"at most 10,000 are possible"),
     ("true=a,predicted=B,values=0:nan:1", r"^--sweep"),
-    ("true=a,predicted=B,values=0:inf:1", r"at most 10,000 are possible"),
+    ("true=a,predicted=B,values=0:inf:1", r"values=0:inf:1: costs must be from "),
     ("true=a,predicted=B", r"must be like true=A,predicted=B"),
 ])  # fmt: skip
 def test_sweeps_that_cannot_run_are_one_message(tmp_path, rng, text, message):
