@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import logging
 import secrets
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,18 +42,19 @@ def run_app(root: Path, host: str, port: int) -> None:
     config = uvicorn.Config(build(workspace, secret), host, port, access_log=False, log_level="warning",
                             server_header=False, limit_concurrency=_CONNECTIONS)  # fmt: skip
     try:
-        socket = config.bind_socket()
-        socket.listen()  # the address that is printed answers
+        listener = config.bind_socket()
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as in inference/server/run.py
+        listener.listen()  # the address that is printed answers
     except (SystemExit, OSError):
         raise UdcError(f"--port {port}: cannot be used on {host}; name another one") from None
     if not _is_local(host):
         logger.warning("--host %s: other machines reach the page; whoever has its address decides images, sees those "
                        "of the data set, and writes corrections", host)  # fmt: skip
     shown = f"[{host}]" if ":" in host else host
-    sys.stdout.write(f"http://{shown}:{socket.getsockname()[1]}/{secret}/\n")
+    sys.stdout.write(f"http://{shown}:{listener.getsockname()[1]}/{secret}/\n")
     sys.stdout.flush()
     logger.info("open the address above in a browser; Ctrl-C ends")
-    asyncio.run(uvicorn.Server(config).serve(sockets=[socket]))
+    asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
 
 
 def build(workspace: Workspace, secret: str) -> Starlette:

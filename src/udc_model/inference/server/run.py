@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -43,11 +44,14 @@ def serve(root: Path, host: str, port: int, workers: int) -> None:
         config = uvicorn.Config(partial(_create_app, root.absolute()), host, port, factory=True, workers=workers,
                                 access_log=False, log_level="warning", timeout_worker_healthcheck=60)  # fmt: skip
         try:
-            socket = config.bind_socket()
+            listener = config.bind_socket()
         except (SystemExit, OSError):
             raise UdcError(f"--port {port}: cannot be used on {host}; name another one") from None
-        logger.info("http://%s:%d/docs describes the requests; Ctrl-C ends", host, socket.getsockname()[1])
-        Multiprocess(config, sockets=[socket]).run()
+        # Its connections inherit it. asyncio sets it only if the socket names TCP, and uvicorn's does not: the second
+        # part of an answer would wait for the acknowledgement of the first, 40 ms.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        logger.info("http://%s:%d/docs describes the requests; Ctrl-C ends", host, listener.getsockname()[1])
+        Multiprocess(config, sockets=[listener]).run()
 
 
 def _create_app(root: Path) -> FastAPI:
