@@ -6,13 +6,13 @@ import asyncio
 import ipaddress
 import logging
 import secrets
-import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from udc_model.errors import UdcError
 from udc_model.files import Workspace
+from udc_model.inference.server.run import bound_socket
 from udc_model.inference.stored_model import open_stored
 from udc_model.tracking.provenance import git
 
@@ -41,12 +41,7 @@ def run_app(root: Path, host: str, port: int) -> None:
     secret = secrets.token_urlsafe(16)
     config = uvicorn.Config(build(workspace, secret), host, port, access_log=False, log_level="warning",
                             server_header=False, limit_concurrency=_CONNECTIONS)  # fmt: skip
-    try:
-        listener = config.bind_socket()
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as in inference/server/run.py
-        listener.listen()  # the address that is printed answers
-    except (SystemExit, OSError):
-        raise UdcError(f"--port {port}: cannot be used on {host}; name another one") from None
+    listener = bound_socket(config, listens=True)  # the address that is printed answers
     if not _is_local(host):
         logger.warning("--host %s: other machines reach the page; whoever has its address decides images, sees those "
                        "of the data set, and writes corrections", host)  # fmt: skip

@@ -58,5 +58,5 @@ def _port(text: str) -> int:
 
 def add_settings(parser: Parser, help_text: str, metavar: str = "NAME=VALUE", *, is_required: bool = False) -> None:
     """The option ``-S``, as in DVC; it can be given several times."""
-    parser.add_argument("-S", "--set", "--set-param", dest="settings", action="append", metavar=metavar, help=help_text,
-                        required=is_required, default=None if is_required else [])  # fmt: skip
+    parser.add_argument("-S", "--set", "--set-param", dest="settings", action="append", default=[], metavar=metavar,
+                        required=is_required, help=help_text)  # fmt: skip

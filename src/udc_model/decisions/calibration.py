@@ -18,6 +18,7 @@ Indices = NDArray[np.integer]
 logger = logging.getLogger(__name__)
 
 METHODS = ("none", "temperature", "vector", "dirichlet", "isotonic")  # by number of parameters
+CROSS_VALIDATED = ("auto", "dirichlet")  # values of evaluate.calibration that need cross-validation
 _LOG_T_BOUND = 6.0  # temperatures from 1/400 to 400
 _LOG_T_SPREAD = 0.5  # of the prior of a temperature: most of trained models are between 0.4 and 2.7
 _PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # candidates of Dirichlet calibration
@@ -123,7 +124,7 @@ def _selected(method: str, logits: Floats, targets: Indices, groups: Indices | N
     fewest : samples of the smallest class.
     """
     num_groups = None if groups is None else len(np.unique(groups))
-    if method in ("auto", "dirichlet"):
+    if method in CROSS_VALIDATED:
         check_cross_validation(fewest, num_groups)
     if fewest < _FEWEST or num_groups == 1:
         reason = f"a class of {fewest} images" if fewest < _FEWEST else "one group"

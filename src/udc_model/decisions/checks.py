@@ -18,7 +18,7 @@ from udc_model.decisions.actions import (
     unusable_name,
     with_actions,
 )
-from udc_model.decisions.calibration import check_cross_validation
+from udc_model.decisions.calibration import CROSS_VALIDATED, check_cross_validation
 from udc_model.decisions.familiarity import unfamiliar_problems
 from udc_model.decisions.guarantees import Floor, check_ceiling, check_floor
 from udc_model.decisions.matrix import (
@@ -158,7 +158,7 @@ def _count_problems(
     if evaluate.calibration != "none" and not sum(counts):
         return [f"evaluate.calibration: {evaluate.calibration} needs images, but the calibration split is empty; "
                 "raise data.splits.calibration or set evaluate.calibration: none"]  # fmt: skip
-    if evaluate.calibration in ("auto", "dirichlet"):
+    if evaluate.calibration in CROSS_VALIDATED:
         num_groups = None if calibration_groups is None else len(calibration_groups)
         checks.append(lambda: check_cross_validation(min(counts), num_groups))
     return _errors_of(checks)

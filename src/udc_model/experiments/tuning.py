@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from udc_model.config import Params
 from udc_model.errors import UdcError
-from udc_model.experiments.objectives import Outcome
+from udc_model.experiments.objectives import Outcome, direction_of
 from udc_model.experiments.opened_study import KEY, check_same_state, new_sampler, open_study
 from udc_model.experiments.shared_study import SharedStudy, connect, locked, storage_errors, without_retried
 from udc_model.experiments.stopping import outlook
@@ -196,12 +196,11 @@ def _should_prune(trial: Trial, monitor: str, plan: TuningPlan, metrics: dict[in
     """Report the new epochs of a trial's validation curve to the study; returns whether to prune the trial."""
     if len(plan.metrics) > 1:
         return False  # optuna stores curves of studies with one metric only
-    is_minimised = monitor in ("log_loss", "normalised_cost")
     reported = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
     for step, values in metrics.items():
         value = values.get(f"training/validation_{monitor}")
         if step not in reported and value is not None:
-            trial.report(value if is_minimised == (plan.directions[0] == "minimize") else -value, step)
+            trial.report(value if direction_of(monitor) == plan.directions[0] else -value, step)
     return plan.prune and bool(metrics) and trial.should_prune()
 
 

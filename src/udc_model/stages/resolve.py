@@ -23,6 +23,7 @@ from udc_model.config.model import MODEL_TYPES
 from udc_model.config.yaml12 import as_yaml
 from udc_model.data.dataset_file import read_dataset
 from udc_model.decisions.actions import action_costs
+from udc_model.decisions.calibration import CROSS_VALIDATED
 from udc_model.decisions.checks import check_data, group_counts
 from udc_model.decisions.matrix import class_prior, cost_matrix
 from udc_model.errors import UdcError
@@ -153,11 +154,8 @@ def check_test_split(params: Params, workspace: Workspace) -> list[str]:
 
 def resolve_workspace(params: Params, workspace: Workspace) -> ResolvedParams:
     """`resolve` with the prepared data and the weights of a workspace, see `with_weights`."""
-    info = read_dataset_info(workspace)
-    needs_groups = params.evaluate.decision in ("recall_floor", "cost_ceiling") or params.evaluate.calibration in (
-        "auto",
-        "dirichlet",
-    )
+    info, evaluate = read_dataset_info(workspace), params.evaluate
+    needs_groups = evaluate.decision in ("recall_floor", "cost_ceiling") or evaluate.calibration in CROSS_VALIDATED
     return resolve(with_weights(params), info, read_calibration_groups(workspace) if needs_groups else None)
 
 

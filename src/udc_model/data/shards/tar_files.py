@@ -16,8 +16,6 @@ TARGET_BYTES = 8 * 2**20  # mean size of a shard
 _LARGEST = 4  # times TARGET_BYTES; then a shard ends in any case
 _BLOCK = 512  # bytes; a tar file consists of them
 _END = bytes(2 * _BLOCK)
-_HEADER = bytearray(tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT))  # without name, size and sum
-_HEADER[148:156] = b" " * 8
 
 
 def member_bytes(lengths: NDArray[np.uint32]) -> NDArray[np.int64]:
@@ -68,18 +66,11 @@ def write_shard(path: Path, names: Sequence[str], images: Iterable[bytes]) -> No
     """Write a tar file of encoded images; it depends on nothing but them and their names."""
     with atomic_file(path) as scratch, scratch.open("wb") as handle:
         for name, image in zip(names, images, strict=True):
-            handle.write(_header(name, len(image)))
+            header = tarfile.TarInfo(name)
+            header.size = len(image)
+            handle.write(header.tobuf(tarfile.USTAR_FORMAT))
             handle.write(image + bytes(-len(image) % _BLOCK))
         handle.write(_END)
-
-
-def _header(name: str, size: int) -> bytes:
-    """``TarInfo(name).tobuf(USTAR_FORMAT)`` of a file of ``size`` bytes, in a sixth of its time."""
-    header = bytearray(_HEADER)
-    header[: len(name)] = name.encode("ascii")
-    header[124:136] = b"%011o\0" % size
-    header[148:156] = b"%06o\0 " % (sum(header) & 0o777777)  # of the header with blanks instead of this sum
-    return bytes(header)
 
 
 def first_offsets(lengths: NDArray[np.uint32]) -> NDArray[np.int64]:

@@ -15,6 +15,7 @@ from udc_model.files import Workspace
 from udc_model.inference.stored_model import open_stored
 
 if TYPE_CHECKING:
+    import uvicorn
     from fastapi import FastAPI
 
 logger = logging.getLogger(__name__)
@@ -43,15 +44,29 @@ def serve(root: Path, host: str, port: int, workers: int) -> None:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts  # the processes count there, together
         config = uvicorn.Config(partial(_create_app, root.absolute()), host, port, factory=True, workers=workers,
                                 access_log=False, log_level="warning", timeout_worker_healthcheck=60)  # fmt: skip
-        try:
-            listener = config.bind_socket()
-        except (SystemExit, OSError):
-            raise UdcError(f"--port {port}: cannot be used on {host}; name another one") from None
-        # Its connections inherit it. asyncio sets it only if the socket names TCP, and uvicorn's does not: the second
-        # part of an answer would wait for the acknowledgement of the first, 40 ms.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener = bound_socket(config)
         logger.info("http://%s:%d/docs describes the requests; Ctrl-C ends", host, listener.getsockname()[1])
         Multiprocess(config, sockets=[listener]).run()
+
+
+def bound_socket(config: uvicorn.Config, *, listens: bool = False) -> socket.socket:
+    """The socket of a server, whose connections send the parts of an answer at once; with ``listens`` it listens.
+
+    Raises
+    ------
+    UdcError
+        The port is not free.
+    """
+    try:
+        bound = config.bind_socket()
+        if listens:
+            bound.listen()
+    except (SystemExit, OSError):
+        raise UdcError(f"--port {config.port}: cannot be used on {config.host}; name another one") from None
+    # Connections inherit it. asyncio sets it only if the socket names TCP, and uvicorn's does not: the second part of
+    # an answer would wait for the acknowledgement of the first, 40 ms.
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return bound
 
 
 def _create_app(root: Path) -> FastAPI:
