@@ -6,7 +6,8 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,17 @@ class Decisions:
     ----------
     decided : (N,) indices into the policy's ``outcomes``.
     probabilities : (N, K) calibrated.
-    expected_cost : (N,) expected cost of each decision.
+    expected_costs : (N, D) of each outcome.
     """
 
     decided: NDArray[np.intp]
     probabilities: Floats
-    expected_cost: Floats
+    expected_costs: Floats
+
+    @property
+    def expected_cost(self) -> Floats:
+        """Expected cost of each decision, (N,)."""
+        return np.asarray(self.expected_costs[np.arange(len(self.decided)), self.decided])
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,8 @@ class Policy:
 
     def to_json(self) -> str:
         """The contents of ``policy.json``; without actions and familiarity and in fp32, as in earlier versions."""
-        values = vars(self) | {"calibration": vars(self.calibration)}
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values["calibration"] = vars(self.calibration)
         if not self.actions:
             del values["actions"]
         if self.precision == "fp32":
@@ -153,10 +160,10 @@ class Policy:
         """Whether unfamiliar images are referred to a person."""
         return self.familiarity is not None and self.familiarity.unfamiliar == "refer"
 
-    @property
+    @cached_property
     def outcome_costs(self) -> Floats:
-        """Cost of each outcome, (K, D): ``class_costs``, then a column for each action."""
-        return with_actions(np.array(self.class_costs), self.refer, self.actions)
+        """Cost of each outcome, (K, D), read-only: ``class_costs``, then a column for each action."""
+        return _read_only(with_actions(np.array(self.class_costs), self.refer, self.actions))
 
     def weights(self, targets: NDArray[np.integer]) -> Floats | None:
         """Weight of each of (N,) samples, mean 1, that gives the classes the frequencies of deployment."""
@@ -177,15 +184,19 @@ class Policy:
         rule = "argmax" if self.decision == "argmax" else "min_expected_cost"
         return decide(probabilities, self.decision_costs, rule)
 
-    @property
+    @cached_property
     def decision_costs(self) -> Floats:
-        """The costs (K, D) whose least expected value is the decision: ``outcome_costs``, and what a guarantee adds."""
+        """The costs (K, D), read-only, whose least expected value is the decision.
+
+        They are ``outcome_costs``, and what a guarantee adds.
+        """
         if self.decision == "argmax":
-            return -np.eye(len(self.classes))
+            return _read_only(-np.eye(len(self.classes)))
         if self.cost_ceiling is not None:
-            return with_actions(np.array(self.class_costs), self.cost_ceiling["threshold"], self.actions)
+            return _read_only(with_actions(np.array(self.class_costs), self.cost_ceiling["threshold"], self.actions))
         if self.recall_floor is not None:
-            return with_surcharges(self.outcome_costs, self._floors, self._stated_floors[0]["surcharge"])
+            surcharge = self._stated_floors[0]["surcharge"]
+            return _read_only(with_surcharges(self.outcome_costs, self._floors, surcharge))
         return self.outcome_costs
 
     @property
@@ -223,7 +234,12 @@ class Policy:
         decided = expected.argmin(axis=1) if self.decision == "min_expected_cost" else self.decide(p)
         if familiarity is not None and self.refers_unfamiliar:
             decided = np.where(self.is_unfamiliar(familiarity), self.outcomes.index(REFER), decided)
-        return Decisions(decided, p, expected[np.arange(len(p)), decided])
+        return Decisions(decided, p, expected)
+
+
+def _read_only(costs: Floats) -> Floats:
+    costs.flags.writeable = False
+    return costs
 
 
 def policy_path(path: Path) -> Path:

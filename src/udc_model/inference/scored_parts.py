@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from udc_model.data.sources.records import printable
-from udc_model.decisions.decision import expected_costs
 from udc_model.decisions.familiarity import FAMILIARITY, UNFAMILIAR
 from udc_model.decisions.policy import Policy
 from udc_model.errors import UdcError
@@ -162,9 +161,8 @@ class ScoredParts:
         the familiarity."""
         familiarity = self.policy.familiarity_of(outputs.distances)
         decisions = self.policy.apply(outputs.logits, familiarity)
-        costs = expected_costs(decisions.probabilities, self.policy.outcome_costs)
         outcomes = self.policy.outcomes
-        numbers = [decisions.expected_cost, *decisions.probabilities.T, *costs.T]
+        numbers = [decisions.expected_cost, *decisions.probabilities.T, *decisions.expected_costs.T]
         columns = [names, [outcomes[k] for k in decisions.decided], *(column.astype(np.float32) for column in numbers)]
         if familiarity is not None:
             columns += [familiarity.astype(np.float32), self.policy.is_unfamiliar(familiarity)]
