@@ -20,6 +20,7 @@ ALLOWED = {
     "errors": (),
     "files": ("errors",),
     "program": ("errors", "files"),
+    "ray_cluster": ("errors", "files"),
     "config": ("errors", "files"),
     "records": ("errors", "files", "config"),
     "checksums": ("errors", "files", "records"),
@@ -32,19 +33,19 @@ ALLOWED = {
     "decisions": GROUND,
     "fetch": (*GROUND, "data"),  # no other package needs it: the network stays out of the stages
     # application: what is done with the library; tracking knows nothing but MLflow and files
-    "training": LIBRARY,
-    "inference": LIBRARY,
+    "training": (*LIBRARY, "ray_cluster"),
+    "inference": (*LIBRARY, "ray_cluster"),
     "evaluation": (*LIBRARY, "program"),  # figures.py is a program of its own
     "tracking": ("errors", "files", "records"),
     # entry points: pipeline stages, commands about experiments, the command line
-    "stages": (*APPLICATION, "program", "installed"),
-    "experiments": (*APPLICATION, "installed"),
+    "stages": (*APPLICATION, "program", "installed", "ray_cluster"),
+    "experiments": (*APPLICATION, "installed", "ray_cluster"),
     "project": (*GROUND, "data", "installed", "stages"),  # of stages: the code that each depends on
     "app": (*APPLICATION, "stages"),  # of stages: explanations, which are computed and stored there
     "maintenance": (*APPLICATION, "installed", "stages", "experiments", "project"),  # of all that a project has on disk
     "cli": (*APPLICATION, "program", "stages", "experiments", "fetch", "project", "app", "maintenance"),
 }
-ROOT_MODULES = {"__init__", "checksums", "errors", "files", "installed", "program", "records"}
+ROOT_MODULES = {"__init__", "checksums", "errors", "files", "installed", "program", "ray_cluster", "records"}
 WITHOUT_TORCH = ("checksums", "config", "decisions", "model_files", "records", "tracking")
 HEAVY = {"torch", "torchvision", "mlflow", "sklearn", "matplotlib", "pandas", "dvc", "optuna"}  # slow to import
 

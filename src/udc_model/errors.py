@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 INTERRUPTED = 130  # exit status after Ctrl-C: 128 and the number of SIGINT
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 # ``//user:`` and all before the last @, unless a port is behind the colon; or ``//user@``
 _CREDENTIALS = re.compile(r"(?<!/)//(?:[^:/\s]*:(?!\d+(?:[/?#\s]|$))\S*@|[^/\s]*@)")
 
@@ -14,6 +15,10 @@ class UdcError(Exception):
 
     Command-line entry points print the message without a traceback and exit with status 1.
     """
+
+
+class TemporaryError(UdcError):
+    """An error that the same command, started again, probably does not meet; the exit status is `TRY_AGAIN`."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from udc_model.errors import INTERRUPTED, Interrupted, UdcError, without_credentials
+from udc_model.errors import INTERRUPTED, TRY_AGAIN, Interrupted, TemporaryError, UdcError, without_credentials
 from udc_model.files import remove_oldest, write_atomically
 
 logger = logging.getLogger(__name__)
@@ -33,10 +33,10 @@ def exit_status(main: Callable[[], None]) -> int:
     """Run the main function of a program and return its exit status; no exception prints a traceback.
 
     0; 1 after an error that the user can fix: a `UdcError`, one of the system (a full disk, a file that cannot be read)
-    or a lack of memory; 130 after an interrupt (Ctrl-C or SIGTERM); 141 if the reader of the output ended early, as in
-    ``udc predict folder | head``, which is the status of commands that the signal SIGPIPE ends; 70 after any other
-    exception, which is a fault of this project. The traceback of errors that are no `UdcError` is written to a file,
-    which the message names.
+    or a lack of memory; 75 after a `TemporaryError`; 130 after an interrupt (Ctrl-C or SIGTERM); 141 if the reader of
+    the output ended early, as in ``udc predict folder | head``, which is the status of commands that the signal SIGPIPE
+    ends; 70 after any other exception, which is a fault of this project. The traceback of errors that are no `UdcError`
+    is written to a file, which the message names.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("udc_model").setLevel(logging.INFO)
@@ -48,7 +48,7 @@ def exit_status(main: Callable[[], None]) -> int:
             sys.stdout.flush()
     except UdcError as error:
         logger.error("error: %s", error)
-        return 1
+        return TRY_AGAIN if isinstance(error, TemporaryError) else 1
     except Interrupted as interrupt:
         if str(interrupt):
             logger.error("error: %s", interrupt)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from udc_model.cli import main
 from udc_model.errors import UdcError
-from udc_model.inference import scored_parts, scoring_on_ray
+from udc_model.inference import scored_parts
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed (extra [ray])")
 
@@ -71,7 +71,7 @@ def test_bytes_are_those_of_the_local_engine_although_processes_are_killed(proje
 def test_without_ray_the_command_names_the_extra(project, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "ray", None)
     assert _score() == 1
-    assert "error: --engine ray: ray is not installed; pip install 'udc-model[ray]'" in caplog.text
+    assert "error: Ray is not installed; pip install 'udc-model[ray]'" in caplog.text
 
 
 def test_an_address_needs_the_engine(project, caplog):
@@ -123,7 +123,7 @@ class _Reference:
 
 
 def test_parts_that_arrive_in_another_order_give_the_same_output(project, monkeypatch):
-    monkeypatch.setattr(scoring_on_ray, "_import_ray", _FakeRay)
+    monkeypatch.setitem(sys.modules, "ray", _FakeRay())
     _score("--processes", "1")
     assert _contents("out") == _contents("local")
     Path("out/part-00001.parquet").unlink()
@@ -133,11 +133,11 @@ def test_parts_that_arrive_in_another_order_give_the_same_output(project, monkey
 
 
 @pytest.mark.parametrize(("cluster", "message"), [
-    (_FakeRay(versions={"torch": "1.0"}), "--engine ray: node-7 has torch 1.0 (here "),
+    (_FakeRay(versions={"torch": "1.0"}), "Ray: node-7 has torch 1.0 (here "),
     (_FakeRay(cpus=0.5), "no machine of the cluster has as many CPUs; set OMP_NUM_THREADS to a smaller number"),
 ])  # fmt: skip
 def test_machines_that_would_give_other_bytes_are_refused(cluster, message, project, monkeypatch, caplog):
-    monkeypatch.setattr(scoring_on_ray, "_import_ray", lambda: cluster)
+    monkeypatch.setitem(sys.modules, "ray", cluster)
     assert _score("--processes", "1") == 1
     assert message in caplog.text
     assert not list(Path("out").glob("part-*"))
@@ -150,7 +150,7 @@ def test_a_task_that_is_lost_again_and_again_ends_the_command(project, monkeypat
         def get(self, reference):
             raise ZeroDivisionError("the worker\ndied")
 
-    monkeypatch.setattr(scoring_on_ray, "_import_ray", Lossy)
+    monkeypatch.setitem(sys.modules, "ray", Lossy())
     assert _score("--processes", "1") == 1
     assert "was lost 6 times (the worker died); run the same command again to continue" in caplog.text
 
@@ -165,6 +165,6 @@ def test_an_error_of_a_task_is_that_of_the_command(project, monkeypatch, caplog)
         def get(self, reference):
             raise TaskError
 
-    monkeypatch.setattr(scoring_on_ray, "_import_ray", Failing)
+    monkeypatch.setitem(sys.modules, "ray", Failing())
     assert _score("--processes", "1") == 1
     assert "error: a.png: reason" in caplog.text

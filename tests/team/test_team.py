@@ -4,6 +4,7 @@
 search.
 """
 
+import importlib.util
 import os
 import random
 import subprocess
@@ -225,3 +226,28 @@ def test_four_workers_in_two_clones_with_one_killed(team, client, new_project, t
     costs = [run.data.metrics["validation/mean_cost"] for run in counted if "validation/mean_cost" in run.data.metrics]
     best = min(trial.value for trial in finished if trial.state.name == "COMPLETE")
     assert best == min(costs) == study.data.metrics["study/best"]
+
+
+@pytest.mark.pipeline
+@BY_HAND
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed (extra [ray])")
+def test_ray_starts_workers_of_a_search(team, client, new_project):  # noqa: F811
+    import optuna
+
+    project = new_project(data={"source": "digits"}, train={"epochs": 1}, costs={"preset": "uniform"},
+                          evaluate={"resamples": 100})  # fmt: skip
+    team.postgres.create("on_ray")
+    storage = team.postgres.address("on_ray")
+    search = project.start("udc", "tune", "-S", "train.learning_rate=log(1e-4,1e-1)", "--trials", "3", "--study", "s",
+                           "--storage", storage, "--engine", "ray", **team.env("anna"), OMP_NUM_THREADS="1",
+                           MLFLOW_EXPERIMENT_NAME="on ray", UDC_SENDER="on")  # fmt: skip
+    output = search.communicate(timeout=1500)[0]
+    assert search.returncode == 0, output
+    assert [line.split()[1] for line in output.splitlines() if line.startswith("trial ")].count("s-0") == 1, output
+    trials = optuna.load_study(study_name="s", storage=storage).trials
+    assert len([trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED")]) == 3
+    assert len({trial.user_attrs["udc.worker"][2] for trial in trials}) > 1  # processes
+    wait_for_senders(project.root, 300)
+    assert sync(team, "anna", project.root, "on ray").returncode == 0
+    runs = client.search_runs([client.get_experiment_by_name("on ray").experiment_id])
+    assert sorted(run.info.run_name for run in runs) == ["s", "s-0", "s-1", "s-2"]

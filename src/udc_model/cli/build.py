@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from udc_model.cli.command import Command, Parser, add_params_file, add_settings
+from udc_model.cli.command import Command, Parser, add_engine, add_params_file, add_settings, check_engine
 from udc_model.errors import UdcError
 from udc_model.files import Workspace, check_target
 
@@ -145,18 +145,21 @@ def _tune_arguments(parser: Parser) -> None:
                         help="end the study when further trials are not expected to help")  # fmt: skip
     parser.add_argument("--storage", metavar="URL", help="postgresql+psycopg://user@host/name: share the study with "
                         "every worker that the same command starts, on any machine")  # fmt: skip
+    add_engine(parser)
 
 
 def _tune(options: argparse.Namespace) -> None:
     from udc_model.experiments.search_range import SearchRange
     from udc_model.experiments.tuning import tune
+    from udc_model.experiments.tuning_on_ray import tune_on_ray
     from udc_model.experiments.tuning_plan import TuningPlan
 
+    check_engine(options)
     ranges = [SearchRange.parse(setting) for setting in options.settings]
     metrics = options.metrics or ["validation/mean_cost"]
     plan = TuningPlan(options.study, ranges, options.trials, metrics, options.sampler, not options.no_prune,
                       options.stop, options.storage)  # fmt: skip
-    sys.stdout.write(tune(plan))
+    sys.stdout.write(tune_on_ray(plan, options.ray_address) if options.engine == "ray" else tune(plan))
 
 
 def _cross_validate_arguments(parser: Parser) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from udc_model.errors import UdcError
+
 Parser = argparse.ArgumentParser
 RUN = "id or name of an MLflow run, DVC experiment, git revision, registered model (models:/NAME/3), or folder"
 RESULT = f"folder with evaluation/, predictions.csv, or {RUN}"
@@ -33,6 +35,21 @@ def add_root(parser: Parser, contents: str) -> None:
     """The option ``--root``: a folder with certain contents."""
     parser.add_argument("--root", type=Path, default=Path(), metavar="DIR",
                         help=f"folder with {contents} (default: this folder)")  # fmt: skip
+
+
+def add_engine(parser: Parser) -> None:
+    """Add the options that let tasks of Ray compute."""
+    parser.add_argument("--engine", choices=("local", "ray"), default="local",
+                        help="what computes: this process, or tasks of Ray (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--ray-address", metavar="ADDRESS",
+                        help="a Ray cluster, as auto or ray://HOST:10001 (default: that in the environment variable "
+                        "RAY_ADDRESS, else a new one here)")  # fmt: skip
+
+
+def check_engine(options: argparse.Namespace) -> None:
+    """:class:`UdcError` if an address is given without the engine that uses it."""
+    if options.ray_address is not None and options.engine != "ray":
+        raise UdcError("--ray-address: is of --engine ray only; add it")
 
 
 def add_split(parser: Parser) -> None:

@@ -14,11 +14,13 @@ from udc_model.cli.command import (
     RESULT,
     Command,
     Parser,
+    add_engine,
     add_params_file,
     add_port,
     add_root,
     add_settings,
     add_split,
+    check_engine,
 )
 from udc_model.errors import UdcError
 from udc_model.files import Workspace, check_new_folder, check_target
@@ -83,10 +85,7 @@ def _score_arguments(parser: Parser) -> None:
     parser.add_argument("--processes", type=int, metavar="N",
                         help="processes that decode images, 1: in this one (default: one per core)")  # fmt: skip
     parser.add_argument("--restart", action="store_true", help="score everything again, also what is in the folder")
-    parser.add_argument("--engine", choices=("local", "ray"), default="local",
-                        help="what computes: this process, or tasks of Ray (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--ray-address", metavar="ADDRESS",
-                        help="a Ray cluster, as auto or ray://HOST:10001 (default: a new one here)")  # fmt: skip
+    add_engine(parser)
     add_root(parser, "model/ and evaluation/")
 
 
@@ -103,8 +102,7 @@ def _score(options: argparse.Namespace) -> None:
 
     if options.processes is not None:
         check_number_of_processes("--processes", options.processes)
-    if options.ray_address is not None and options.engine != "ray":
-        raise UdcError("--ray-address: is of --engine ray only; add it")
+    check_engine(options)
     engine = ScoringOnRay(options.ray_address) if options.engine == "ray" else score_here
     inputs = list_scoring_inputs(options.paths, options.from_list, options.column)
     stored = open_stored(Workspace(options.root))

@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 from udc_model.config.loss import LOSS_OPTIONS
 from udc_model.config.messages import type_words
 from udc_model.config.params import Params, full_name
+from udc_model.config.train import WITHOUT_EFFECT
 from udc_model.config.yaml12 import Yaml12Dumper
 from udc_model.errors import UdcError
 
@@ -242,7 +243,7 @@ def _stages(name: str) -> str:
         return f"train, if loss.name is {' or '.join(losses)}"
     if key in ("model_type", "num_channels") or key.endswith(".num_channels"):
         return "prepare and train"
-    if key in ("checkpoint_minutes", "loader_workers"):
+    if key in WITHOUT_EFFECT:
         return "train; a change does not train again"
     return _STAGES[section]
 

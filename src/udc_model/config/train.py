@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from udc_model.config.section import Positive, Section, Share
 
 MAX_MEMBERS = 20
+WITHOUT_EFFECT = ("checkpoint_minutes", "loader_workers", "engine")  # they change no bit of the result
 
 
 class TrainParams(Section):
@@ -108,7 +109,12 @@ class TrainParams(Section):
         "result.",
     )
     processes: Positive = Field(
-        1, description="Processes that share each batch on this machine, at most four per core; on GPUs, one per GPU."
+        1, description="Processes that share each batch, at most four per core of this machine; on GPUs, one per GPU."
+    )
+    engine: Literal["local", "ray"] = Field(
+        "local",
+        description="What starts the processes: local on this machine; ray on the cluster in the environment variable "
+        "RAY_ADDRESS, or on one that is started here.",
     )
     sync_batchnorm: bool = Field(False, description="BatchNorm statistics over all processes; GPUs only.")
     sharded: bool = Field(

@@ -13,7 +13,7 @@ from udc_model.data.packed import PackedDataset
 from udc_model.errors import UdcError
 from udc_model.files import Workspace
 from udc_model.program import exit_status
-from udc_model.stages.train import launch_stage, parse_arguments
+from udc_model.stages.train import is_to_launch, launch_stage, parse_arguments
 from udc_model.tracking.store import repository_root
 from udc_model.training.checkpoints import CHECKPOINTS
 from udc_model.training.distribution import is_launched, process_group
@@ -41,7 +41,7 @@ def dry_run(params: Params, workspace: Workspace) -> str:
         As `train`, or a folder cannot be written.
     """
     check_folders(workspace)
-    if params.train.processes > 1 and not is_launched():
+    if is_to_launch(params.train):
         launch_stage("udc_model.stages.dry_run", params, workspace)
         return ""
     with process_group() as ranks:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from udc_model.config import Params
+from udc_model.config.train import WITHOUT_EFFECT
 from udc_model.files import Workspace
 from udc_model.stages.code import STAGES, code_digests
 from udc_model.stages.evaluate import evaluate
-from udc_model.stages.resolve import WITHOUT_EFFECT, reduce, resolve_workspace, with_weights
+from udc_model.stages.resolve import reduce, resolve_workspace, with_weights
 from udc_model.stages.train import train
 
 _CODE = ("data/folds.py", "data/splits.py", *STAGES["train"], *STAGES["evaluate"])

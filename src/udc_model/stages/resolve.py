@@ -20,6 +20,7 @@ import numpy as np
 from udc_model.config import CostParams, EvaluateParams, LossParams, Params, load_params
 from udc_model.config.limits import check_sizes, check_timm_channels
 from udc_model.config.model import MODEL_TYPES
+from udc_model.config.train import WITHOUT_EFFECT
 from udc_model.config.yaml12 import as_yaml
 from udc_model.data.dataset_file import read_dataset
 from udc_model.decisions.actions import action_costs
@@ -37,7 +38,6 @@ logger = logging.getLogger("udc_model.stages.resolve")  # __name__ is __main__ i
 TRAIN, EVALUATE = "train.yaml", "evaluate.yaml"
 _SMALL = 10_000  # images of a test split that is checked: a larger one decides something
 _DECIDED_LATER = {"unfamiliar": CostParams().unfamiliar}  # of costs: it changes no loss
-WITHOUT_EFFECT = ("checkpoint_minutes", "loader_workers")  # of train: they change no bit of the result
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from typing import Any
 import pandas as pd
 
 from udc_model.checksums import write_checksums
-from udc_model.config import CostParams, Params, load_params, with_json_mappings
+from udc_model.config import CostParams, Params, TrainParams, load_params, with_json_mappings
 from udc_model.config.limits import check_processes, check_sizes
+from udc_model.config.train import WITHOUT_EFFECT
 from udc_model.config.yaml12 import as_yaml
 from udc_model.data.packed import PackedDataset
 from udc_model.errors import Interrupted, UdcError
@@ -31,9 +32,9 @@ from udc_model.files import Workspace, atomic_folder, only_writer, sha256_of
 from udc_model.installed import check_pin
 from udc_model.model_files.folder import CONFIG, PREPROCESSOR, WEIGHTS
 from udc_model.program import exit_status
+from udc_model.ray_cluster import shared_folder
 from udc_model.stages.code import FEATURES, STAGES, code_digests
 from udc_model.stages.resolve import (
-    WITHOUT_EFFECT,
     load_evaluation_params,
     load_training_params,
     read_dataset_info,
@@ -57,6 +58,7 @@ from udc_model.training.contact_sheet import contact_sheet
 from udc_model.training.diagnosis import DisplayedCost, check_epoch, hopeless
 from udc_model.training.display import RunDisplay
 from udc_model.training.distribution import Ranks, is_launched, launch, process_group
+from udc_model.training.distribution_on_ray import launch_on_ray
 from udc_model.training.features import CACHE, FeatureCache
 from udc_model.training.hardware import model_versions, pick_hardware
 from udc_model.training.interruption import command_to_resume, deferred_interrupt
@@ -87,7 +89,7 @@ def train(params: Params, workspace: Workspace, costs: CostParams | None = None)
     Interrupted
         Ctrl-C was pressed; the epoch is finished, and its checkpoint is stored.
     """
-    if params.train.processes > 1 and not is_launched():
+    if is_to_launch(params.train):
         with only_writer(workspace):
             pass  # otherwise the processes would start first
         launch_stage("udc_model.stages.train", params, workspace, costs)
@@ -115,18 +117,29 @@ def _set_up_with_all(params: Params, dataset: PackedDataset, ranks: Ranks) -> Tr
     return session
 
 
+def is_to_launch(train: TrainParams) -> bool:
+    """Whether this process leaves the training run to others, see `launch_stage`."""
+    return (train.processes > 1 or train.engine == "ray") and not is_launched()
+
+
 def launch_stage(module: str, params: Params, workspace: Workspace, costs: CostParams | None = None) -> None:
     """Run the main function of a module in ``train.processes`` processes, see `parse_arguments`."""
-    check_processes(params.train)
+    is_local = params.train.engine == "local"
+    if is_local:
+        check_processes(params.train)
     check_sizes(params.train, read_dataset_info(workspace)["counts"]["train"])
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() if is_local else shared_folder(repository_root()) as folder:
+        scratch = Path(folder)
         sections = {"params": params, "evaluation": Params(costs=params.costs if costs is None else costs)}
-        arguments = ["--root", str(workspace.root)]
+        arguments = ["--root", str(workspace.root.absolute())]
         for name, values in sections.items():
-            file = Path(scratch) / f"{name}.yaml"
+            file = scratch / f"{name}.yaml"
             file.write_text(as_yaml(values.model_dump()), encoding="utf-8")
             arguments += [f"--{name}", str(file)]
-        launch(module, arguments, params.train.processes)
+        if is_local:
+            launch(module, arguments, params.train.processes)
+        else:
+            launch_on_ray(module, arguments, params.train.processes, scratch)
 
 
 def _sessions(first: TrainingSession, dataset: PackedDataset) -> Callable[[int], TrainingSession]:

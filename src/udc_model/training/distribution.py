@@ -26,7 +26,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from udc_model.errors import INTERRUPTED, Interrupted, UdcError
+from udc_model.errors import INTERRUPTED, Interrupted, TemporaryError, UdcError
 from udc_model.training.interruption import COMMAND, STOP_FILE, deferred_interrupt, this_command
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LAUNCHED = "TORCHELASTIC_RUN_ID"  # environment variable, which torchrun sets
+PARENT = "UDC_PARENT"  # environment variable: id of the process that started this one
 _PR_SET_PDEATHSIG = 1  # of prctl.h
 _TIMEOUT = timedelta(minutes=10)  # of a collective operation; one process may be writing a checkpoint meanwhile
 _SHUTDOWN_SECONDS = 10  # for the other processes to end, once one has failed
@@ -185,19 +187,19 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def is_launched() -> bool:
-    """Whether torchrun or `launch` started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
+    """Whether torchrun, `launch` or Ray started this process."""
+    return LAUNCHED in os.environ
 
 
 @contextmanager
 def process_group() -> Iterator[Ranks]:
-    """Join the processes that torchrun started, until the block ends; `ALONE` if there are none.
+    """Join the processes that were started together, until the block ends; `ALONE` if there are none.
 
     Within the block, another one joins the same processes.
 
     Raises
     ------
-    UdcError
+    TemporaryError
         Another process has ended.
     """
     if not is_launched():
@@ -221,8 +223,9 @@ def process_group() -> Iterator[Ranks]:
         yield ranks
     except RuntimeError as error:
         if "gloo" in str(error) or isinstance(error, dist.DistError):
-            raise UdcError(f"process {ranks.rank} of {ranks.world}: another process of this training run has ended; "
-                           "start it again, and it resumes from its last checkpoint") from error  # fmt: skip
+            raise TemporaryError(f"process {ranks.rank} of {ranks.world}: another process of this training run has "
+                                 "ended; start it again, and it resumes from its last checkpoint"
+                                 ) from error  # fmt: skip
         raise
     finally:
         dist.destroy_process_group()
@@ -255,7 +258,7 @@ def launch(module: str, arguments: Sequence[str], processes: int) -> None:
             shutdown_timeout=_SHUTDOWN_SECONDS, logs_specs=DefaultLogsSpecs(),
             signals_to_handle="SIGTERM,SIGHUP,SIGQUIT",
         )  # fmt: skip
-        os.environ |= {COMMAND: this_command(), STOP_FILE: str(Path(scratch, "stop"))}
+        os.environ |= {COMMAND: this_command(), STOP_FILE: str(Path(scratch, "stop")), PARENT: str(os.getpid())}
         try:
             elastic_launch(config, sys.executable)("-u", "-m", module, *arguments)
         except SignalException:
@@ -264,12 +267,13 @@ def launch(module: str, arguments: Sequence[str], processes: int) -> None:
             rank, first = error.get_first_failure()
             if first.exitcode == INTERRUPTED and was_interrupted():
                 raise Interrupted from None
-            raise UdcError(_failure(rank, processes, first.exitcode)) from None
+            raise UdcError(failure(rank, processes, first.exitcode)) from None
         finally:
-            del os.environ[COMMAND], os.environ[STOP_FILE]
+            for name in (COMMAND, STOP_FILE, PARENT):
+                del os.environ[name]
 
 
-def _failure(rank: int, processes: int, status: int) -> str:
+def failure(rank: int, processes: int, status: int) -> str:
     """The message for a process that has ended with an exit status, or by a signal (negative)."""
     if status > 0:
         return f"process {rank} of {processes} failed, and the others were terminated; its error is above"
@@ -285,3 +289,5 @@ def _die_with_parent() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):  # it died before
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,136 @@
+"""Starts the processes of a training run on a Ray cluster (``train.engine: ray``).
+
+Ray Train places the processes, and starts all of them again if one is killed or its machine is lost; the training run
+then resumes from its last checkpoint. Each one is a program of its own, as those of torchrun, and computes the same
+bits. The machines share the folder of the project, at the same path, through which output and results travel too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from udc_model.errors import INTERRUPTED, TRY_AGAIN, Interrupted, UdcError, one_line
+from udc_model.ray_cluster import POLL, RETRIES, STREAMS, environment, printed, ray_cluster, slots
+from udc_model.training.distribution import LAUNCHED, PARENT, failure
+from udc_model.training.interruption import COMMAND, STOP_FILE, deferred_interrupt, this_command
+
+_FAILED = "failed.json"  # file in the folder of a training run: rank and exit status of a process that would fail again
+_ENVIRONMENT = "environment.json"  # there
+_OF_RAY = ("RAY_", "CUDA_VISIBLE_DEVICES")  # environment variables that Ray sets for each process
+
+
+def launch_on_ray(module: str, arguments: Sequence[str], processes: int, scratch: Path) -> None:
+    """Run a module in several processes of a Ray cluster until all have ended, see `launch`.
+
+    Parameters
+    ----------
+    scratch : empty folder that all machines share.
+
+    Raises
+    ------
+    UdcError
+        Ray is missing or cannot be reached, the cluster is too small, a process failed, or processes were killed more
+        than `RETRIES` times.
+    Interrupted
+        The first process has ended after Ctrl-C, and printed the message.
+    """
+    threads = int(os.environ.get("OMP_NUM_THREADS", max(1, torch.get_num_threads() // processes)))
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(_OF_RAY)}
+    variables |= environment(threads) | {COMMAND: this_command(), STOP_FILE: str(scratch / "stop")}
+    (scratch / _ENVIRONMENT).touch(mode=0o600)  # it may have passwords
+    (scratch / _ENVIRONMENT).write_text(json.dumps(variables), encoding="utf-8")
+    config = {"module": module, "arguments": list(arguments), "scratch": str(scratch), "folder": str(Path.cwd())}
+    with deferred_interrupt((scratch / "stop").touch) as was_interrupted, ray_cluster() as ray:
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        if (most := min(slots(ray, threads), gpus or processes)) < processes:
+            raise UdcError(f"train.processes: got {processes}, but the cluster has room for {most}, of "
+                           f"{threads} threads{' and a GPU' if gpus else ''} each")  # fmt: skip
+        with printed(scratch) as print_new:
+            _Attempts(config, processes, threads, use_gpu=bool(gpus)).complete(print_new)
+        if (scratch / _FAILED).exists():
+            rank, status = json.loads((scratch / _FAILED).read_text(encoding="utf-8"))
+            if status == INTERRUPTED and was_interrupted():
+                raise Interrupted
+            raise UdcError(failure(rank, processes, status))
+
+
+class _Attempts(threading.Thread):
+    """Ray Train's loop: all processes, again if one is lost. In a thread, since it replaces handlers of Ctrl-C."""
+
+    def __init__(self, config: dict[str, Any], processes: int, threads: int, *, use_gpu: bool) -> None:
+        super().__init__(daemon=True)
+        self.config, self.processes, self.threads, self.use_gpu = config, processes, threads, use_gpu
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        resources = {"CPU": self.threads} | ({"GPU": 1} if self.use_gpu else {})
+        scaling = ScalingConfig(num_workers=self.processes, use_gpu=self.use_gpu, resources_per_worker=resources)
+        storage = str(Path(self.config["scratch"], "ray"))  # by default in the home folder
+        run = RunConfig(name="train", storage_path=storage, failure_config=FailureConfig(max_failures=RETRIES))
+        try:
+            TorchTrainer(run_process, train_loop_config=self.config, torch_config=TorchConfig(backend="gloo"),
+                         scaling_config=scaling, run_config=run).fit()  # fmt: skip
+        except Exception as error:
+            self.error = error
+
+    def complete(self, on_wait: Callable[[], None]) -> None:
+        """Run until all processes have ended; ``on_wait`` is called again and again meanwhile."""
+        self.start()
+        while self.is_alive():
+            self.join(POLL)
+            on_wait()
+        if self.error is not None:
+            raise UdcError(f"Ray: the training run was stopped after {RETRIES + 1} attempts "
+                           f"({one_line(self.error)[:300]}); start it again, and it resumes from its last checkpoint"
+                           ) from None  # fmt: skip
+
+
+def run_process(config: dict[str, Any]) -> None:
+    """One process of the training run, in a worker of Ray Train; ``config`` is that of `launch_on_ray`.
+
+    Raises
+    ------
+    RuntimeError
+        The process was killed, or another one was: Ray starts all of them again.
+    """
+    from ray.train import get_context
+    from ray.train.collective import broadcast_from_rank_zero
+
+    scratch, context = Path(config["scratch"]), get_context()
+    rank = context.get_world_rank()
+    port = broadcast_from_rank_zero(_free_port() if rank == 0 else None)
+    if (scratch / _FAILED).exists():  # in the last attempt, another process was noticed first
+        return
+    variables = os.environ | json.loads((scratch / _ENVIRONMENT).read_text(encoding="utf-8")) | {
+        LAUNCHED: "ray", PARENT: str(os.getpid()), "RANK": str(rank), "WORLD_SIZE": str(context.get_world_size()),
+        "LOCAL_RANK": str(context.get_local_rank()), "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
+        "MASTER_ADDR": os.environ["MASTER_ADDR"],  # from Ray: the machine of the first process
+        "MASTER_PORT": str(port),  # Ray's own is in use by its processes
+    }  # fmt: skip
+    stdout, stderr = ((scratch / name).open("ab") for name in STREAMS)
+    command = [sys.executable, "-u", "-m", config["module"], *config["arguments"]]
+    with stdout, stderr:
+        status = subprocess.run(command, env=variables, cwd=config["folder"], stdout=stdout, stderr=stderr).returncode
+    if status > 0 and status != TRY_AGAIN:
+        (scratch / _FAILED).write_text(json.dumps([rank, status]), encoding="utf-8")
+    elif status:
+        raise RuntimeError(f"process {rank} ended with status {status}")
+
+
+def _free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("", 0))
+        return int(server.getsockname()[1])
