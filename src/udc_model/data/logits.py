@@ -54,15 +54,19 @@ def compute_logits(
     -------
     (N, K) logits.
     """
-    parts: list[Tensor] = []
+    # One array from the beginning: small results of each batch between its large arrays would fragment the heap, which
+    # then grows by a batch of images each time.
+    result, pending, num_done = np.empty(0, np.float32), torch.empty(0), 0
     with tqdm(total=len(images), desc=progress, unit="img", disable=None if progress else True, leave=False) as bar:
         for batch in evaluation_batches(images, preprocessing, batch_size, device):
             logits = forward(batch).float()
             if flip_averaging:
                 logits = (logits + forward(batch.flip(-1)).float()) / 2
-            if parts:  # a batch later, because it waits for the GPU, which has the next batch by now
-                parts[-1] = parts[-1].cpu()
-            parts.append(logits)
+            if num_done:  # a batch later, because it waits for the GPU, which has the next batch by now
+                result[num_done - len(pending) : num_done] = pending.cpu().numpy()
+            else:
+                result = np.empty((len(images), *logits.shape[1:]), np.float32)
+            pending, num_done = logits, num_done + len(logits)
             bar.update(len(batch))
-    parts[-1] = parts[-1].cpu()
-    return torch.cat(parts).numpy()
+    result[num_done - len(pending) :] = pending.cpu().numpy()
+    return result
