@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -19,6 +20,8 @@ STREAMS = ("stdout", "stderr")  # files to which processes append what they prin
 POLL = 0.2  # seconds between two looks at them
 _ADDRESS = "RAY_ADDRESS"  # environment variable, Ray's own name
 _PASSED_ON = ("UDC_KERNELS", "OMP_WAIT_POLICY")  # environment variables on which the last bits of results depend
+_OF_RAY = ("RAY_", "CUDA_VISIBLE_DEVICES")  # environment variables that Ray sets for each process
+_ENVIRONMENT = "environment.json"
 
 
 @contextmanager
@@ -94,6 +97,22 @@ def result_of(ray: Any, reference: Any, name: str) -> Any:
 def environment(threads: int) -> dict[str, str]:
     """The environment variables of a task that uses so many threads."""
     return {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | {"OMP_NUM_THREADS": str(threads)}
+
+
+def share_environment(folder: Path, **changes: str) -> None:
+    """Write the environment variables of this process, with changes, to a folder that all machines share.
+
+    They may have passwords, which Ray would show where it shows the options of tasks.
+    """
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(_OF_RAY)} | changes
+    (folder / _ENVIRONMENT).touch(mode=0o600)
+    (folder / _ENVIRONMENT).write_text(json.dumps(variables), encoding="utf-8")
+
+
+def shared_environment(folder: Path) -> dict[str, str]:
+    """What `share_environment` wrote."""
+    variables: dict[str, str] = json.loads((folder / _ENVIRONMENT).read_text(encoding="utf-8"))
+    return variables
 
 
 @contextmanager

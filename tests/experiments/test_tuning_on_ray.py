@@ -1,6 +1,7 @@
 """udc tune --engine ray: which workers are started. tests/team has a study with the real Ray and PostgreSQL."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +33,9 @@ class _Ray:
     def remote(self, function):
         def start(*arguments):
             self.started.append(arguments)
+            own = os.environ.pop("MLFLOW_TRACKING_URI")  # on another machine, Ray has another environment
             function(*arguments)
+            assert os.environ["MLFLOW_TRACKING_URI"] == own
             return len(self.started)
 
         return SimpleNamespace(options=lambda **options: SimpleNamespace(remote=start))
@@ -56,12 +59,13 @@ def ray(monkeypatch, tmp_path):
     ray = _Ray()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///own.db")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(TuningPlan, "check", lambda plan: None)
     monkeypatch.setattr(tuning_on_ray, "repository_root", Path.cwd)
 
     def tune(plan):
-        logging.getLogger("udc_model").info("a worker of %s", plan.study)
+        logging.getLogger("udc_model").info("a worker of %s, %s", plan.study, os.environ["MLFLOW_TRACKING_URI"])
         return "the table"
 
     monkeypatch.setattr(tuning_on_ray, "tune", tune)
@@ -82,7 +86,7 @@ def test_as_many_workers_as_the_cluster_has_room_for_and_trials_need(ray, trials
     assert tune_on_ray(plan(trials), "auto") == "the table"
     assert ray.address == "auto"
     assert [(started[0].trials, started[1]) for started in ray.started] == [(trials, str(Path.cwd()))] * workers
-    assert capsys.readouterr().err == "a worker of s\n" * workers
+    assert capsys.readouterr().err == "a worker of s, sqlite:///own.db\n" * workers
     assert list(Path(".udc").iterdir()) == []  # no scratch folder
 
 

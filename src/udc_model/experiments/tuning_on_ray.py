@@ -22,6 +22,8 @@ from udc_model.ray_cluster import (
     printed,
     ray_cluster,
     result_of,
+    share_environment,
+    shared_environment,
     shared_folder,
     slots,
 )
@@ -47,12 +49,13 @@ def tune_on_ray(plan: TuningPlan, address: str | None = None) -> str:
     plan.check()
     threads = torch.get_num_threads()  # of a trial; the last bits of its result depend on their number
     with shared_folder(repository_root()) as folder, ray_cluster(address) as ray, printed(folder) as print_new:
+        share_environment(folder)
         number = min(slots(ray, threads), plan.limit)
         task = ray.remote(run_worker).options(
             num_cpus=threads, num_gpus=int(torch.cuda.is_available()), max_retries=RETRIES,
             runtime_env={"env_vars": environment(threads)},
         )  # fmt: skip
-        waiting = {task.remote(plan, str(Path.cwd()), str(folder / STREAMS[1])): k for k in range(number)}
+        waiting = {task.remote(plan, str(Path.cwd()), str(folder)): k for k in range(number)}
         while waiting:
             for ready in ray.wait(list(waiting), timeout=POLL)[0]:
                 result_of(ray, ready, f"worker {waiting.pop(ready)}")
@@ -60,15 +63,17 @@ def tune_on_ray(plan: TuningPlan, address: str | None = None) -> str:
     return tune(plan)  # complete: only prints the table
 
 
-def run_worker(plan: TuningPlan, folder: str, log: str) -> None:
+def run_worker(plan: TuningPlan, project: str, scratch: str) -> None:
     """Run trials in a process of Ray until the study is complete.
 
     Parameters
     ----------
-    folder : of the project.
-    log : file to which messages are appended.
+    project : folder in which the command was started.
+    scratch : from `shared_folder`.
     """
+    log = Path(scratch, STREAMS[1])
     logging.basicConfig(level=logging.WARNING, format="%(message)s", filename=log, force=True)
     logging.getLogger("udc_model").setLevel(logging.INFO)
-    os.chdir(folder)
+    os.environ.update(shared_environment(Path(scratch)))
+    os.chdir(project)
     tune(plan)

@@ -20,13 +20,21 @@ from typing import Any
 import torch
 
 from udc_model.errors import INTERRUPTED, TRY_AGAIN, Interrupted, UdcError, one_line
-from udc_model.ray_cluster import POLL, RETRIES, STREAMS, environment, printed, ray_cluster, slots
+from udc_model.ray_cluster import (
+    POLL,
+    RETRIES,
+    STREAMS,
+    environment,
+    printed,
+    ray_cluster,
+    share_environment,
+    shared_environment,
+    slots,
+)
 from udc_model.training.distribution import LAUNCHED, PARENT, failure
 from udc_model.training.interruption import COMMAND, STOP_FILE, deferred_interrupt, this_command
 
 _FAILED = "failed.json"  # file in the folder of a training run: rank and exit status of a process that would fail again
-_ENVIRONMENT = "environment.json"  # there
-_OF_RAY = ("RAY_", "CUDA_VISIBLE_DEVICES")  # environment variables that Ray sets for each process
 
 
 def launch_on_ray(module: str, arguments: Sequence[str], processes: int, scratch: Path) -> None:
@@ -45,10 +53,8 @@ def launch_on_ray(module: str, arguments: Sequence[str], processes: int, scratch
         The first process has ended after Ctrl-C, and printed the message.
     """
     threads = int(os.environ.get("OMP_NUM_THREADS", max(1, torch.get_num_threads() // processes)))
-    variables = {name: value for name, value in os.environ.items() if not name.startswith(_OF_RAY)}
-    variables |= environment(threads) | {COMMAND: this_command(), STOP_FILE: str(scratch / "stop")}
-    (scratch / _ENVIRONMENT).touch(mode=0o600)  # it may have passwords
-    (scratch / _ENVIRONMENT).write_text(json.dumps(variables), encoding="utf-8")
+    own = {COMMAND: this_command(), STOP_FILE: str(scratch / "stop")}
+    share_environment(scratch, **environment(threads), **own)
     config = {"module": module, "arguments": list(arguments), "scratch": str(scratch), "folder": str(Path.cwd())}
     with deferred_interrupt((scratch / "stop").touch) as was_interrupted, ray_cluster() as ray:
         gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -114,7 +120,7 @@ def run_process(config: dict[str, Any]) -> None:
     port = broadcast_from_rank_zero(_free_port() if rank == 0 else None)
     if (scratch / _FAILED).exists():  # in the last attempt, another process was noticed first
         return
-    variables = os.environ | json.loads((scratch / _ENVIRONMENT).read_text(encoding="utf-8")) | {
+    variables = os.environ | shared_environment(scratch) | {
         LAUNCHED: "ray", PARENT: str(os.getpid()), "RANK": str(rank), "WORLD_SIZE": str(context.get_world_size()),
         "LOCAL_RANK": str(context.get_local_rank()), "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
         "MASTER_ADDR": os.environ["MASTER_ADDR"],  # from Ray: the machine of the first process
