@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from udc_model.cli import main
-from udc_model.errors import UdcError
+from udc_model.errors import TemporaryError, UdcError
 from udc_model.program import exit_status
 
 
@@ -30,6 +30,7 @@ def _status(error, caplog):
 def test_success_and_a_udc_error(caplog):
     assert exit_status(lambda: None) == 0
     assert _status(UdcError("model.weights: none"), caplog) == (1, ["error: model.weights: none"])
+    assert _status(TemporaryError("lost"), caplog)[0] == 75
     assert not Path(".udc").exists()
 
 
