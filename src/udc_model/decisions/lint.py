@@ -60,9 +60,10 @@ def is_never_least(costs: NDArray[np.float64], decision: int) -> bool:
     costs : (K, D) finite costs.
     decision : column of the decision.
     """
-    gains = costs[:, [decision]] - np.delete(costs, decision, axis=1)
-    if (gains < 0).all(axis=1).any():  # the cheapest decision for one true class
+    num_costlier = np.count_nonzero(costs[:, [decision]] < costs, axis=1)
+    if (num_costlier == costs.shape[1] - 1).any():  # the cheapest decision for one true class
         return False
+    gains = costs[:, [decision]] - np.delete(costs, decision, axis=1)
     rows, columns = _equilibrating_scales(gains)
     scaled = rows[:, None] * gains * columns
     first, second = np.triu_indices(len(scaled))

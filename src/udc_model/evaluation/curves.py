@@ -32,20 +32,28 @@ def class_curves(scored: Scored, classes: list[str]) -> tuple[pd.DataFrame, pd.D
     Two tables: ``class, false_positive_rate, true_positive_rate``, from (0, 0); ``class, recall, precision``, to recall
     0 with precision 1.
     """
-    roc, pr = [], []
-    for name, bins in zip(classes, scored.score_sums, strict=True):
+    roc, pr = list[tuple[Floats, Floats]](), list[tuple[Floats, Floats]]()
+    for bins in scored.score_sums:
         used = bins[bins.sum(axis=1) > 0]
         false, true = used[::-1].cumsum(axis=0).T
         run, rise = np.diff(false, prepend=0), np.diff(true, prepend=0)
         bends = np.concatenate([[True], run[:-1] * rise[1:] != run[1:] * rise[:-1], [True]])
         fpr, tpr = (np.concatenate([[0.0], x])[bends] / x[-1] for x in (false, true))
-        roc.append(pd.DataFrame({"class": name, "false_positive_rate": fpr, "true_positive_rate": tpr}))
+        roc.append((fpr, tpr))
         ends = np.ones(len(true), dtype=bool)  # first and last point of each recall
         ends[1:-1] = (np.diff(true)[:-1] != 0) | (np.diff(true)[1:] != 0)
         recall, precision = (np.concatenate([x[ends][::-1], [end]]) for x, end in ((true / true[-1], 0.0),
                              (true / (true + false), 1.0)))  # fmt: skip
-        pr.append(pd.DataFrame({"class": name, "recall": recall, "precision": precision}))
-    return pd.concat(roc, ignore_index=True), pd.concat(pr, ignore_index=True)
+        pr.append((recall, precision))
+    return (_curve_table(classes, ("false_positive_rate", "true_positive_rate"), roc),
+            _curve_table(classes, ("recall", "precision"), pr))  # fmt: skip
+
+
+def _curve_table(classes: list[str], axes: tuple[str, str], curves: list[tuple[Floats, Floats]]) -> pd.DataFrame:
+    """One table of the curves of all classes; a table of each class would take longer than the curves."""
+    names = np.repeat(np.array(classes, dtype=object), [len(x) for x, _ in curves])
+    columns = (np.concatenate(values) for values in zip(*curves, strict=True))
+    return pd.DataFrame({"class": names} | dict(zip(axes, columns, strict=True)))
 
 
 def mean_curves(
