@@ -1,6 +1,7 @@
 """train.engine: ray. A replica of Ray Train's loop runs real processes; tests/pipeline has one with the real Ray."""
 
 import os
+import signal
 import sys
 import threading
 from types import ModuleType, SimpleNamespace
@@ -137,12 +138,18 @@ def test_ctrl_c_reaches_the_processes(launched):
     code = f"""
 if rank == 0:
     os.kill(os.getppid(), signal.SIGINT)
+    deadline = time.monotonic() + 60
     while not os.path.exists(os.environ["UDC_STOP_FILE"]):
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     sys.exit({INTERRUPTED})
 """
-    with pytest.raises(Interrupted):
-        launched(code)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
+    try:
+        with pytest.raises(Interrupted):
+            launched(code)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert launched.started == ["0.0", "1.0"]
 
 
