@@ -71,6 +71,15 @@ def slots(ray: Any, threads: int) -> int:
     return number
 
 
+def task(ray: Any, function: Callable[..., Any], threads: int, *, use_gpu: bool) -> Any:
+    """A function as a task of Ray, which runs again if its process is killed or its machine is lost."""
+    variables = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    return ray.remote(function).options(
+        num_cpus=threads, num_gpus=int(use_gpu), max_retries=RETRIES,
+        runtime_env={"env_vars": variables | {"OMP_NUM_THREADS": str(threads)}},
+    )  # fmt: skip
+
+
 def result_of(ray: Any, reference: Any, name: str) -> Any:
     """Wait for the result of a task.
 
@@ -92,11 +101,6 @@ def result_of(ray: Any, reference: Any, name: str) -> Any:
     except ray.exceptions.RayError as error:
         raise UdcError(f"Ray: {name} was lost {RETRIES + 1} times ({one_line(error)[:300]}); run the same command "
                        "again to continue") from None  # fmt: skip
-
-
-def environment(threads: int) -> dict[str, str]:
-    """The environment variables of a task that uses so many threads."""
-    return {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | {"OMP_NUM_THREADS": str(threads)}
 
 
 def share_environment(folder: Path, **changes: str) -> None:

@@ -56,7 +56,7 @@ class Decisions:
     probabilities: Floats
     expected_costs: Floats
 
-    @property
+    @cached_property
     def expected_cost(self) -> Floats:
         """Expected cost of each decision, (N,)."""
         return np.asarray(self.expected_costs[np.arange(len(self.decided)), self.decided])

@@ -16,9 +16,7 @@ from udc_model.experiments.tuning import tune
 from udc_model.experiments.tuning_plan import TuningPlan
 from udc_model.ray_cluster import (
     POLL,
-    RETRIES,
     STREAMS,
-    environment,
     printed,
     ray_cluster,
     result_of,
@@ -26,6 +24,7 @@ from udc_model.ray_cluster import (
     shared_environment,
     shared_folder,
     slots,
+    task,
 )
 from udc_model.tracking.store import repository_root
 
@@ -51,11 +50,8 @@ def tune_on_ray(plan: TuningPlan, address: str | None = None) -> str:
     with shared_folder(repository_root()) as folder, ray_cluster(address) as ray, printed(folder) as print_new:
         share_environment(folder)
         number = min(slots(ray, threads), plan.limit)
-        task = ray.remote(run_worker).options(
-            num_cpus=threads, num_gpus=int(torch.cuda.is_available()), max_retries=RETRIES,
-            runtime_env={"env_vars": environment(threads)},
-        )  # fmt: skip
-        waiting = {task.remote(plan, str(Path.cwd()), str(folder)): k for k in range(number)}
+        worker = task(ray, run_worker, threads, use_gpu=torch.cuda.is_available())
+        waiting = {worker.remote(plan, str(Path.cwd()), str(folder)): k for k in range(number)}
         while waiting:
             for ready in ray.wait(list(waiting), timeout=POLL)[0]:
                 result_of(ray, ready, f"worker {waiting.pop(ready)}")

@@ -22,7 +22,7 @@ from udc_model.inference.inputs import ImageInput, Input
 from udc_model.inference.scored_parts import PartCounts, ScoredParts
 from udc_model.inference.scoring import MissingParts, machine_record, write_parts
 from udc_model.native.memory import keep_freed_memory
-from udc_model.ray_cluster import RETRIES, environment, ray_cluster, result_of, slots
+from udc_model.ray_cluster import ray_cluster, result_of, slots, task
 
 if TYPE_CHECKING:
     from udc_model.inference.classifier import TrainedClassifier
@@ -59,11 +59,8 @@ def _results(ray: Any, missing: MissingParts) -> Iterator[PartCounts]:
 
     threads = torch.get_num_threads()  # the last bits of logits depend on their number
     most_waiting = _AHEAD * slots(ray, threads)
-    task = ray.remote(score_part).options(
-        num_cpus=threads, num_gpus=int(missing.record.device.startswith("cuda")), max_retries=RETRIES,
-        runtime_env={"env_vars": environment(threads)},
-    )  # fmt: skip
-    call = partial(task.remote, ray.put(missing.stored), processes=missing.processes or _PROCESSES)
+    scored = task(ray, score_part, threads, use_gpu=missing.record.device.startswith("cuda"))
+    call = partial(scored.remote, ray.put(missing.stored), processes=missing.processes or _PROCESSES)
     inputs, waiting = missing.inputs(), {}
     for number, size in missing.sizes().items():
         waiting[call(number, [_anywhere(each) for each in islice(inputs, size)])] = number

@@ -130,16 +130,14 @@ def launch_stage(module: str, params: Params, workspace: Workspace, costs: CostP
     check_sizes(params.train, read_dataset_info(workspace)["counts"]["train"])
     with tempfile.TemporaryDirectory() if is_local else shared_folder(repository_root()) as folder:
         scratch = Path(folder)
+        start = launch if is_local else launch_on_ray
         sections = {"params": params, "evaluation": Params(costs=params.costs if costs is None else costs)}
         arguments = ["--root", str(workspace.root.absolute())]
         for name, values in sections.items():
             file = scratch / f"{name}.yaml"
             file.write_text(as_yaml(values.model_dump()), encoding="utf-8")
             arguments += [f"--{name}", str(file)]
-        if is_local:
-            launch(module, arguments, params.train.processes)
-        else:
-            launch_on_ray(module, arguments, params.train.processes, scratch)
+        start(module, arguments, params.train.processes, scratch)
 
 
 def _sessions(first: TrainingSession, dataset: PackedDataset) -> Callable[[int], TrainingSession]:

@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -231,11 +230,15 @@ def process_group() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def launch(module: str, arguments: Sequence[str], processes: int) -> None:
+def launch(module: str, arguments: Sequence[str], processes: int, scratch: Path) -> None:
     """Run a module in several processes on this machine, like ``torchrun --nproc-per-node``, until all have ended.
 
     They have sessions of their own, which Ctrl-C does not reach: the first one creates the file `STOP_FILE`, the second
     one ends them.
+
+    Parameters
+    ----------
+    scratch : folder for that file.
 
     Raises
     ------
@@ -251,34 +254,39 @@ def launch(module: str, arguments: Sequence[str], processes: int) -> None:
     for name in ("torch.distributed", "torch.distributed.elastic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are reported below and by the process itself
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
-    with tempfile.TemporaryDirectory() as scratch, deferred_interrupt(Path(scratch, "stop").touch) as was_interrupted:
+    with deferred_interrupt((scratch / "stop").touch) as was_interrupted:
         config = LaunchConfig(
             1, 1, processes, rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1",
             run_id=f"udc-{socket.gethostname()}-{os.getpid()}", max_restarts=0, monitor_interval=0.1,
             shutdown_timeout=_SHUTDOWN_SECONDS, logs_specs=DefaultLogsSpecs(),
             signals_to_handle="SIGTERM,SIGHUP,SIGQUIT",
         )  # fmt: skip
-        os.environ |= {COMMAND: this_command(), STOP_FILE: str(Path(scratch, "stop")), PARENT: str(os.getpid())}
+        os.environ |= {COMMAND: this_command(), STOP_FILE: str(scratch / "stop"), PARENT: str(os.getpid())}
         try:
             elastic_launch(config, sys.executable)("-u", "-m", module, *arguments)
         except SignalException:
             raise KeyboardInterrupt from None
         except ChildFailedError as error:
             rank, first = error.get_first_failure()
-            if first.exitcode == INTERRUPTED and was_interrupted():
-                raise Interrupted from None
-            raise UdcError(failure(rank, processes, first.exitcode)) from None
+            raise failure(rank, processes, first.exitcode, was_interrupted()) from None
         finally:
             for name in (COMMAND, STOP_FILE, PARENT):
                 del os.environ[name]
 
 
-def failure(rank: int, processes: int, status: int) -> str:
-    """The message for a process that has ended with an exit status, or by a signal (negative)."""
+def failure(rank: int, processes: int, status: int, was_interrupted: bool) -> UdcError | Interrupted:
+    """What to raise for a process that has ended with an exit status, or by a signal (negative).
+
+    Parameters
+    ----------
+    was_interrupted : whether Ctrl-C was pressed.
+    """
+    if status == INTERRUPTED and was_interrupted:
+        return Interrupted()
     if status > 0:
-        return f"process {rank} of {processes} failed, and the others were terminated; its error is above"
-    return (f"process {rank} of {processes} ended by signal {-status}, and the others were "
-            "terminated; start the training run again, and it resumes from its last checkpoint")  # fmt: skip
+        return UdcError(f"process {rank} of {processes} failed, and the others were terminated; its error is above")
+    return UdcError(f"process {rank} of {processes} ended by signal {-status}, and the others were "
+                    "terminated; start the training run again, and it resumes from its last checkpoint")  # fmt: skip
 
 
 def _die_with_parent() -> None:

@@ -19,12 +19,11 @@ from typing import Any
 
 import torch
 
-from udc_model.errors import INTERRUPTED, TRY_AGAIN, Interrupted, UdcError, one_line
+from udc_model.errors import TRY_AGAIN, UdcError, one_line
 from udc_model.ray_cluster import (
     POLL,
     RETRIES,
     STREAMS,
-    environment,
     printed,
     ray_cluster,
     share_environment,
@@ -54,7 +53,7 @@ def launch_on_ray(module: str, arguments: Sequence[str], processes: int, scratch
     """
     threads = int(os.environ.get("OMP_NUM_THREADS", max(1, torch.get_num_threads() // processes)))
     own = {COMMAND: this_command(), STOP_FILE: str(scratch / "stop")}
-    share_environment(scratch, **environment(threads), **own)
+    share_environment(scratch, OMP_NUM_THREADS=str(threads), **own)
     config = {"module": module, "arguments": list(arguments), "scratch": str(scratch), "folder": str(Path.cwd())}
     with deferred_interrupt((scratch / "stop").touch) as was_interrupted, ray_cluster() as ray:
         gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -65,9 +64,7 @@ def launch_on_ray(module: str, arguments: Sequence[str], processes: int, scratch
             _Attempts(config, processes, threads, use_gpu=bool(gpus)).complete(print_new)
         if (scratch / _FAILED).exists():
             rank, status = json.loads((scratch / _FAILED).read_text(encoding="utf-8"))
-            if status == INTERRUPTED and was_interrupted():
-                raise Interrupted
-            raise UdcError(failure(rank, processes, status))
+            raise failure(rank, processes, status, was_interrupted())
 
 
 class _Attempts(threading.Thread):
