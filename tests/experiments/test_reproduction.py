@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from dvc.repo import Repo
 
 from udc_model.config import ModelParams, TrainParams
 from udc_model.errors import UdcError
@@ -39,6 +40,9 @@ def _run(**tags):
 def clone(tmp_path):
     """A clone without data, whose repository has images."""
     (tmp_path / "clone").mkdir()
+    Repo.init(str(tmp_path / "clone"), no_scm=True).close()
+    (tmp_path / "clone/dvc.yaml").write_text(
+        "stages: {prepare: {cmd: prepare, deps: ['${data.path}/a'], outs: [prepared]}}\n")  # fmt: skip
     (tmp_path / "clone/params.yaml").write_text("data: {source: folder, path: data/raw}\n")
     (tmp_path / "root/data/raw/a").mkdir(parents=True)
     (tmp_path / "root/data/raw/a/1.png").write_bytes(b"image")
@@ -104,7 +108,7 @@ def test_data_that_dvc_cannot_find_is_named_with_hash_and_places(clone, monkeypa
     (clone.parent / "root/.dvc").mkdir()
     monkeypatch.setattr(reproduction, "_dvc", dvc)
     with pytest.raises(UdcError) as error:
-        reproduction._fetch_data(clone.parent / "root", clone)
+        reproduction._fetch_data(clone.parent / "root", clone, None)
     assert str(error.value).splitlines() == [
         "data of the run is neither in DVC's cache /cache nor in a remote:",
         "  data/raw, DVC hash abc.dir",
@@ -112,18 +116,42 @@ def test_data_that_dvc_cannot_find_is_named_with_hash_and_places(clone, monkeypa
     ]
 
 
+def test_only_data_that_a_stage_reads_and_weights_are_pulled(clone, monkeypatch):
+    for name in ("data/raw", "weights/resnet", "others/photographs"):
+        (clone / name).parent.mkdir(exist_ok=True)
+        out = clone / f"{name}.dvc"
+        out.write_text(f"outs:\n- md5: {'0' * 32}.dir\n  path: {out.stem}\n")
+    pulled = []
+    monkeypatch.setattr(reproduction, "_dvc", lambda folder, *arguments: pulled.append(arguments) or "/cache")
+    both = {"data/raw.dvc", "weights/resnet.dvc"}
+    for weights, expected in {
+        None: {"data/raw.dvc"},
+        "weights/resnet": both,
+        "weights/resnet/x.safetensors": both,
+    }.items():
+        reproduction._fetch_data(clone.parent / "root", clone, weights)
+        assert set(pulled.pop()[2:]) == expected
+
+
+def test_a_pipeline_that_dvc_cannot_read_is_named(clone, monkeypatch):
+    monkeypatch.setattr(reproduction, "_dvc", lambda folder, *arguments: "/cache")
+    (clone / "dvc.yaml").write_text("stages: 1\n")
+    with pytest.raises(UdcError, match=r"^the pipeline of the run cannot be read: .*dvc\.yaml"):
+        reproduction._fetch_data(clone.parent / "root", clone, None)
+
+
 def test_data_that_is_nowhere_is_named_with_the_place(clone, monkeypatch):
     monkeypatch.setattr(reproduction, "_dvc", lambda folder, *arguments: "/cache")
     root = clone.parent / "root"
-    reproduction._fetch_data(root, clone)
+    reproduction._fetch_data(root, clone, None)
     assert (clone / "data/raw").resolve() == root / "data/raw"
     (clone / "data/raw").unlink()
     (root / "data/raw/a/1.png").unlink()
     with pytest.raises(UdcError, match=f"^data/raw: .* neither in git or DVC at its commit nor in {root}/data/raw$"):
-        reproduction._fetch_data(root, clone)
+        reproduction._fetch_data(root, clone, None)
     (clone / "params.yaml").write_text("data: {source: csv, path: /nowhere/images}\n")
     with pytest.raises(UdcError, match=r"^/nowhere/images: .* nor in /nowhere/images$"):
-        reproduction._fetch_data(root, clone)
+        reproduction._fetch_data(root, clone, None)
 
 
 def test_the_pipeline_runs_with_the_recorded_number_of_threads(clone, monkeypatch):

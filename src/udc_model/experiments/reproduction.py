@@ -158,13 +158,18 @@ def _cloned(run: Run) -> Iterator[tuple[Run, Path]]:
         if pin is not None and pin.installed != installed():
             raise UdcError(f"run {run.info.run_id} is of {pin.installed}, but {installed()} is installed; run udc "
                            "reproduce where the other one is installed")  # fmt: skip
-        _fetch_data(root, folder)
+        _fetch_data(root, folder, run.data.params.get("model.weights"))
         _check_weights(run, root, folder)
         yield run, folder
 
 
-def _fetch_data(root: Path, folder: Path) -> None:
-    """Put the raw data into the clone: from DVC's cache or remote, else by a link to the repository's working tree."""
+def _fetch_data(root: Path, folder: Path, weights: str | None) -> None:
+    """Put the raw data into the clone: from DVC's cache or remote, else by a link to the repository's working tree.
+
+    Parameters
+    ----------
+    weights : path of those that training starts from, which DVC may track too.
+    """
     cache = _dvc(root, "cache", "dir")
     _dvc(folder, "cache", "dir", "--local", cache)
     local = root / ".dvc" / "config.local"  # remotes and credentials of the user
@@ -173,9 +178,8 @@ def _fetch_data(root: Path, folder: Path) -> None:
         with (folder / ".dvc" / "config.local").open("a", encoding="utf-8") as out:
             out.write(settings)
     source, raw = _raw_data(folder / "params.yaml")
-    tracked = [path for path in folder.rglob("*.dvc") if path.is_file()]
-    if tracked:
-        _pull(folder, [path.relative_to(folder).as_posix() for path in tracked], cache)
+    if needed := _needed(folder, weights):
+        _pull(folder, needed, cache)
     target = folder / raw
     if source == "digits" or _has_files(target):
         return
@@ -187,6 +191,28 @@ def _fetch_data(root: Path, folder: Path) -> None:
         shutil.rmtree(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.symlink_to(root / raw)
+
+
+def _needed(folder: Path, weights: str | None) -> list[str]:
+    """The ``.dvc`` files of the clone with data that a stage reads, or with the weights that training starts from."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(folder)) as repository:
+            stages, root = repository.index.stages, Path(repository.root_dir)
+            read = [Path(dep.fs_path) for stage in stages if stage.cmd for dep in stage.deps]
+            read += [root / weights] if weights else []
+            return [Path(stage.path).relative_to(root).as_posix() for stage in stages
+                    if not stage.cmd and any(_overlap(Path(out.fs_path), path) for out in stage.outs for path in read)
+                    ]  # fmt: skip
+    except DvcException as error:
+        raise UdcError(f"the pipeline of the run cannot be read: {error}") from None
+
+
+def _overlap(path: Path, other: Path) -> bool:
+    """Whether they are the same, or one is in the other."""
+    return path.is_relative_to(other) or other.is_relative_to(path)
 
 
 def _check_weights(run: Run, root: Path, folder: Path) -> None:
