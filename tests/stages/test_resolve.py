@@ -18,7 +18,9 @@ from udc_model.stages.resolve import (
     load_training_params,
     main,
     read_calibration_groups,
+    reduce,
     resolve,
+    training_params,
     write_resolved,
 )
 
@@ -86,6 +88,18 @@ def test_stages_read_back_what_was_resolved(tmp_path):
     assert train.evaluate == Params().evaluate
     evaluate = load_evaluation_params(workspace)
     assert (evaluate.costs, evaluate.evaluate) == (params.costs, params.evaluate)
+
+
+def test_values_of_the_evaluation_are_not_recorded_as_those_of_the_training_run():
+    """They are decided later, and MLflow refuses to change a parameter of a run."""
+    sections = {"loss": {"name": "cost_weighted"}, "train": {"monitor": "normalised_cost"},
+                "costs": {"refer": 0.5, "unfamiliar": "refer"}, "evaluate": {"precision": "auto"}}  # fmt: skip
+    resolved = reduce(validate_params(sections, "test"))
+    training, later = training_params(resolved.train), resolved.evaluate.model_dump(include={"costs", "evaluate"})
+    later["evaluate"]["precision"] = "fp32_fused"  # as stage evaluate resolves it
+    for section in ("costs", "evaluate"):
+        assert training[section].items() <= later[section].items()
+        assert len(training[section]) == len(later[section]) - 1
 
 
 @pytest.mark.parametrize(

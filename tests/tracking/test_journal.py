@@ -160,20 +160,46 @@ def test_an_entry_that_mlflow_refuses_is_reported_and_the_rest_is_delivered(root
     written = journal(root)
     written.append("batch", params={"p": "1"})
     written.append("artifact", file=written.copy(_text(root, "a.txt")), target="")
-    written.append("batch", params={"p": "2"})  # MLflow refuses to change a parameter
+    written.append("batch", params={"o": "1", "p": "2", "q": "3"})  # MLflow refuses to change a parameter
+    written.append("batch", metrics={"cost": 0.5}, step=3)
+    written.append("batch", tags={"t": "4"})
     written.append("end", status="FINISHED")
     written.close()
     assert deliver_pending(root) == (1, {})
     (run,) = runs_of(root)
-    assert (run.info.status, run.data.params) == ("FINISHED", {"p": "1"})
-    refused = client_of(root).list_artifacts(run.info.run_id, "refused")
-    assert len(refused) == 1
+    assert (run.info.status, run.data.params) == ("FINISHED", {"o": "1", "p": "1", "q": "3"})
+    assert (run.data.metrics, run.data.tags["t"]) == ({"cost": 0.5}, "4")
+    (refused,) = client_of(root).list_artifacts(run.info.run_id, "refused")
+    (item,) = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/{refused.path}")
+    assert (item["key"], item["value"]) == ("p", "2")
+    assert "Changing param values is not allowed" in item["reason"]
     with caplog.at_level("WARNING"):
         report_warnings(root)
         report_warnings(root)  # each warning once
     assert (
         len([message for message in caplog.messages if f"MLflow refuses part of run {run.info.run_id}" in message]) == 1
     )
+
+
+def test_a_run_that_mlflow_run_opened_and_somebody_deleted_is_replaced(root):
+    written = journal(root, outer="0" * 32)
+    written.append("batch", params={"p": "1"})
+    written.append("end", status="FINISHED")
+    written.close()
+    assert deliver_pending(root) == (1, {})
+    (run,) = runs_of(root)
+    assert (run.info.status, run.data.params) == ("FINISHED", {"p": "1"})
+
+
+def test_a_delivered_journal_that_was_not_deleted_changes_no_status(root):
+    written = journal(root)
+    written.append("end", status="FINISHED")
+    written.close()
+    assert Delivery(written.folder).send()  # and then the process was killed
+    assert deliver_pending(root) == (1, {})
+    (run,) = runs_of(root)
+    assert run.info.status == "FINISHED"
+    assert not pending_journals(root)
 
 
 def _text(root, name):

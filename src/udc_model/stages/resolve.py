@@ -38,6 +38,7 @@ logger = logging.getLogger("udc_model.stages.resolve")  # __name__ is __main__ i
 TRAIN, EVALUATE = "train.yaml", "evaluate.yaml"
 _SMALL = 10_000  # images of a test split that is checked: a larger one decides something
 _DECIDED_LATER = {"unfamiliar": CostParams().unfamiliar}  # of costs: it changes no loss
+_OF_EVALUATION = {"costs": set(_DECIDED_LATER), "evaluate": {"precision"}}  # stage evaluate records its own
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,9 @@ def training_params(params: Params) -> dict[str, Any]:
         "train": params.train.model_dump(),
     }
     if params.training_uses_costs:
-        sections["costs"] = params.costs.model_dump()
+        sections["costs"] = params.costs.model_dump(exclude=_OF_EVALUATION["costs"])
     if params.training_uses_policy:
-        sections["evaluate"] = params.evaluate.model_dump()
+        sections["evaluate"] = params.evaluate.model_dump(exclude=_OF_EVALUATION["evaluate"])
     return sections
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ from udc_model.tracking.tags import (
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Metric, Param, Run, RunTag
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ class Delivery:
         """The run with this journal's key; else for an evaluation the run of the training, unless another evaluation or
         another DVC experiment has it; else the run that ``mlflow run`` opened; else a new one."""
         header, tags = self.header, dict(self.header["tags"])
-        outer = header["outer"] and client.get_run(header["outer"])
+        outer = self._outer_run(client)
         experiments = [self.experiment, *([outer.info.experiment_id] if outer else [])]
         experiment = read_tag(tags, EXPERIMENT_NAME)
         if runs := runs_with_tag(client, experiments, JOURNAL, header["key"]):
@@ -190,6 +190,21 @@ class Delivery:
                 client.set_tag(outer.info.run_id, key, value)
             return client.get_run(outer.info.run_id)
         return client.create_run(self.experiment, start_time=header["time"], tags=tags, run_name=name)
+
+    def _outer_run(self, client: MlflowClient) -> Run | None:
+        """The run that ``mlflow run`` opened; None if there is none, or it does not exist any more."""
+        from mlflow.exceptions import MlflowException
+
+        if not (run_id := self.header["outer"]):
+            return None
+        try:
+            return client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            self.on_refusal(f"MLFLOW_RUN_ID: {store_of(self.folder, self.header)} has no run {run_id}; the results are "
+                            "in a run of their own")  # fmt: skip
+            return None
 
     def _put_below_study(self, client: MlflowClient, run: Run) -> None:
         """Put the run of a part below the run of its study; if that does not exist yet, the study's end does it."""
@@ -221,21 +236,20 @@ class Delivery:
 
     def _log_batch(self, client: MlflowClient, run_id: str, batch: list[Entry]) -> None:
         from mlflow.entities import Metric, Param, RunTag
-        from mlflow.exceptions import MlflowException
 
-        metrics = [Metric(key, value, entry["time"], entry.get("step") or 0)
-                   for entry in batch for key, value in entry.get("metrics", {}).items()]  # fmt: skip
-        params = [Param(key, value) for entry in batch for key, value in entry.get("params", {}).items()]
-        tags = [RunTag(key, _filled(client, run_id, value) if entry.get("fill_run_id") else value)
-                for entry in batch for key, value in entry.get("tags", {}).items()]  # fmt: skip
-        try:
-            client.log_batch(run_id, metrics, params, tags)
-        except MlflowException as error:
-            if error.error_code != "INVALID_PARAMETER_VALUE":
-                raise
-            # no retry can help, and the rest of the run must not wait for it
-            self.on_refusal(f"MLflow refuses part of run {run_id} (stored as artifact refused/): {reason_of(error)}")
-            client.log_text(run_id, json.dumps(batch, indent=1), f"refused/{batch[0]['time']}.json")
+        items: list[Metric | Param | RunTag] = []
+        for entry in batch:
+            when, step = entry["time"], entry.get("step") or 0
+            items += [Metric(key, value, when, step) for key, value in entry.get("metrics", {}).items()]
+            items += [Param(key, value) for key, value in entry.get("params", {}).items()]
+            items += [RunTag(key, _filled(client, run_id, value) if entry.get("fill_run_id") else value)
+                      for key, value in entry.get("tags", {}).items()]  # fmt: skip
+        # no retry can help with these, and the rest of the run must not wait for them
+        if refused := list(_log_items(client, run_id, items)):
+            reasons = "; ".join(dict.fromkeys(reason for _, reason in refused))
+            self.on_refusal(f"MLflow refuses part of run {run_id} (stored as artifact refused/): {reasons}")
+            text = json.dumps([dict(item) | {"reason": reason} for item, reason in refused], indent=1)
+            client.log_text(run_id, text, f"refused/{batch[0]['time']}.json")
 
     def _log_artifact(self, client: MlflowClient, run_id: str, entry: Entry) -> None:
         path, target = self.folder / entry["file"], entry["target"] or None
@@ -307,6 +321,30 @@ def _filled(client: MlflowClient, run_id: str, text: str) -> str:
     """A text with the ids of the run and of its experiment in place of the placeholders."""
     experiment = client.get_run(run_id).info.experiment_id
     return text.replace(RUN_ID_PLACEHOLDER, run_id).replace(EXPERIMENT_ID_PLACEHOLDER, experiment)
+
+
+def _log_items(
+    client: MlflowClient, run_id: str, items: Sequence[Metric | Param | RunTag]
+) -> Iterator[tuple[Metric | Param | RunTag, str]]:
+    """Log metrics, parameters and tags; yields those that MLflow refuses, as a changed parameter, with its reason.
+
+    It refuses a complete request because of one of them, so the halves of a refused request are logged separately.
+    """
+    from mlflow.entities import Metric, Param, RunTag
+    from mlflow.exceptions import MlflowException
+
+    metrics, params, tags = ([item for item in items if isinstance(item, kind)] for kind in (Metric, Param, RunTag))
+    try:
+        client.log_batch(run_id, metrics, params, tags)
+    except MlflowException as error:
+        if error.error_code != "INVALID_PARAMETER_VALUE":
+            raise
+        if len(items) == 1:
+            yield items[0], reason_of(error)
+            return
+        middle = len(items) // 2
+        yield from _log_items(client, run_id, items[:middle])
+        yield from _log_items(client, run_id, items[middle:])
 
 
 def _log_dataset(client: MlflowClient, run_id: str, entry: Entry) -> None:

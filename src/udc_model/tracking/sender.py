@@ -20,7 +20,7 @@ from typing import Any
 from filelock import Timeout
 
 from udc_model.errors import UdcError, without_credentials
-from udc_model.tracking.delivery import Delivery, store_of
+from udc_model.tracking.delivery import Delivery, is_delivered, store_of
 from udc_model.tracking.journal import (
     SENDER_LOG,
     append_killed_end,
@@ -139,11 +139,11 @@ class Sender:
                 case State.SENDING:
                     is_complete = self.delivery.send()
                     self._report_recovery()
-                    if is_complete:
+                    if not is_complete and self.stage.is_running:
+                        return State.WAITING
+                    if is_complete or is_delivered(self.folder):  # by a process that was killed before it deleted it
                         delete_journal(self.folder)
                         return State.DONE
-                    if self.stage.is_running:
-                        return State.WAITING
                     append_killed_end(self.folder)  # the stage was killed: it had ended before send() began
                     return State.SENDING
                 case State.WAITING:
