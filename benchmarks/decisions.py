@@ -42,7 +42,7 @@ from udc_model.stages.prepare import prepare
 from udc_model.training.hardware import pick_hardware
 from udc_model.training.loop import train_model
 from udc_model.training.session import CostMonitor, TrainingSession
-from udc_model.training.training_loss import TrainingLoss
+from udc_model.training.training_loss import TrainingLoss, training_frequencies
 
 LOSSES = ("cross_entropy", "cross_entropy balanced", "focal", "class_balanced", "ldam", "logit_adjusted", "seesaw",
           "expected_cost", "cost_regularized", "cost_weighted")  # fmt: skip
@@ -133,16 +133,17 @@ def _constant(params: Params, dataset: PackedDataset, seed: int) -> list[dict[st
 
 
 def _measure(params: Params, dataset: PackedDataset, loss: str, seed: int, choose: str) -> list[dict[str, Any]]:
-    epochs = train_and_record(params, dataset, loss)
+    params = _with_loss(params, loss)
+    epochs = train_and_record(params, dataset)
     costs = cost_matrix(params.costs, dataset.classes)
-    counts = dataset.training_counts
+    frequencies = training_frequencies(params, dataset.training_counts)
     labels = {name: dataset.split(name).labels for name in ("validation", "calibration", "test")}
     rows = []
     for policy_name, settings in POLICIES.items():
         evaluate = params.evaluate.model_copy(update=settings)
         candidates = []
         for number, logits in enumerate(epochs, 1):
-            policy = fit_policy(evaluate, params.costs, dataset.classes, counts, logits["calibration"],
+            policy = fit_policy(evaluate, params.costs, dataset.classes, frequencies, logits["calibration"],
                             labels["calibration"])  # fmt: skip
             decided = {name: policy.apply(logits[name]).decided for name in ("validation", "test")}
             paid = {name: mean_cost(labels[name], decided[name], costs) for name in decided}
@@ -155,11 +156,14 @@ def _measure(params: Params, dataset: PackedDataset, loss: str, seed: int, choos
     return rows
 
 
-def train_and_record(params: Params, dataset: PackedDataset, loss: str) -> list[Logits]:
-    """Train once; returns the logits of the other three splits after each epoch."""
+def _with_loss(params: Params, loss: str) -> Params:
     name, _, weighting = loss.partition(" ")
     loss_params = params.loss.model_dump() | {"name": name, "class_weights": weighting or None}
-    params = validate_params(params.model_dump() | {"loss": loss_params}, "benchmark")
+    return validate_params(params.model_dump() | {"loss": loss_params}, "benchmark")
+
+
+def train_and_record(params: Params, dataset: PackedDataset) -> list[Logits]:
+    """Train once; returns the logits of the other three splits after each epoch."""
     hardware, preprocessing = pick_hardware(params.train), dataset.preprocessing
     model = build_model(params.model, dataset.classes, params.seed)
     costs = torch.from_numpy(cost_matrix(params.costs, dataset.classes))

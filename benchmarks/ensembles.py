@@ -36,6 +36,7 @@ from decisions import degraded
 from udc_model.config import Params, load_params, validate_params
 from udc_model.data.packed import PackedDataset, PackedSplit, group_indices
 from udc_model.decisions.decision import mean_cost
+from udc_model.decisions.frequencies import TrainingFrequencies
 from udc_model.decisions.matrix import cost_matrix
 from udc_model.decisions.policy import fit_policy
 from udc_model.files import Workspace
@@ -165,7 +166,8 @@ def score(
     params: Params, dataset: PackedDataset, calibration: PackedSplit, logits: Logits, test_logits: Logits
 ) -> Scores:
     """Mean cost, log loss and accuracy of the decisions on test, with the policy fitted on ``calibration``."""
-    policy = fit_policy(params.evaluate, params.costs, dataset.classes, dataset.training_counts, logits,
+    policy = fit_policy(params.evaluate, params.costs, dataset.classes,
+                        TrainingFrequencies(dataset.training_counts), logits,
                         calibration.labels, group_indices(calibration.groups))  # fmt: skip
     labels, decisions = dataset.split("test").labels, policy.apply(test_logits)
     cost = mean_cost(labels, decisions.decided, cost_matrix(params.costs, dataset.classes))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from udc_model.config import CostParams, EvaluateParams
 from udc_model.decisions.decision import mean_cost
+from udc_model.decisions.frequencies import TrainingFrequencies
 from udc_model.decisions.policy import Policy, fit_policy
 from udc_model.evaluation.estimated_prior import with_estimated_prior
 from udc_model.evaluation.redecision import under_costs_of
@@ -44,7 +45,7 @@ def measure(share: float, n: int, calibration_images: int, draws: int) -> str:
     costs, covered, warned = np.zeros(3), 0, np.zeros(2)
     for _ in range(draws):
         known, logits = draw(rng, TRAINING, calibration_images)
-        policy = fit_policy(EvaluateParams(), COSTS, CLASSES, TRAINING.tolist(), logits, known)
+        policy = fit_policy(EvaluateParams(), COSTS, CLASSES, TrainingFrequencies(TRAINING.tolist()), logits, known)
         table = pd.DataFrame({f"logit_{name}": logits[:, k] for k, name in enumerate(CLASSES)})
         table = table.assign(true=np.array(CLASSES)[known], group="")
         targets, logits = draw(rng, prior, n)

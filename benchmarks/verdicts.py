@@ -25,6 +25,7 @@ from scipy.stats import binom
 from tqdm import tqdm
 
 from udc_model.config import Params
+from udc_model.decisions.frequencies import TrainingFrequencies
 from udc_model.decisions.policy import Policy, fit_policy
 from udc_model.errors import UdcError
 from udc_model.evaluation.comparison import cost_test
@@ -141,7 +142,9 @@ def guarantees(table: ResultsTable, draws: int, n: int, size: int, name: str) ->
         drawn = (rng.integers(0, len(y) // size, n // size)[:, None] * size + np.arange(size)).ravel()
         groups = None if size == 1 else np.arange(n) // size
         try:
-            policy = fit_policy(params.evaluate, params.costs, CLASSES, [6, 2, 2], logits[drawn], y[drawn], groups)
+            policy = fit_policy(
+                params.evaluate, params.costs, CLASSES, TrainingFrequencies([6, 2, 2]), logits[drawn], y[drawn], groups
+            )
         except UdcError:
             not_proved += 1
             continue

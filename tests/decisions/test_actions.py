@@ -14,6 +14,7 @@ from udc_model.config import CostParams, EvaluateParams, validate_params
 from udc_model.decisions.actions import action_costs, with_actions
 from udc_model.decisions.checks import check_policy
 from udc_model.decisions.decision import decide
+from udc_model.decisions.frequencies import TrainingFrequencies
 from udc_model.decisions.guarantees import Sample, referral_threshold
 from udc_model.decisions.lint import lint_costs
 from udc_model.decisions.policy import Policy, fit_policy
@@ -30,7 +31,11 @@ def fitted(costs, evaluate=None, n=600, seed=0):
     logits = rng.normal(0, 1.5, (n, 3))
     targets = (softmax(logits, axis=1).cumsum(axis=1) > rng.random((n, 1))).argmax(axis=1)
     params = validate_params({"costs": costs, "evaluate": evaluate or {"calibration": "none"}}, "test")
-    return fit_policy(params.evaluate, params.costs, CLASSES, [1, 1, 1], logits, targets), logits, targets
+    return (
+        fit_policy(params.evaluate, params.costs, CLASSES, TrainingFrequencies([1, 1, 1]), logits, targets),
+        logits,
+        targets,
+    )
 
 
 def by_hand(p, costs):
@@ -75,7 +80,14 @@ def test_the_example_of_the_documentation():
     page = (Path(__file__).parents[2] / "docs/how-to/costs.md").read_text(encoding="utf-8")
     block = next(text for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "actions:" in text)
     params, classes = validate_params(yaml.safe_load(block), "docs").costs, ["benign", "malignant"]
-    policy = fit_policy(EvaluateParams(calibration="none"), params, classes, [1, 1], np.empty((0, 2)), np.empty(0, int))
+    policy = fit_policy(
+        EvaluateParams(calibration="none"),
+        params,
+        classes,
+        TrainingFrequencies([1, 1]),
+        np.empty((0, 2)),
+        np.empty(0, int),
+    )
     assert policy.outcomes == ["benign", "malignant", "refer", "biopsy", "retake"]
     assert np.array([0.9, 0.1]) @ policy.outcome_costs == pytest.approx([5, 1.8, 1.5, 1.2, 0.4])
     assert policy.decide(np.array([[0.9, 0.1], [1.0, 0.0]])).tolist() == [4, 0]
@@ -165,7 +177,9 @@ def test_actions_that_do_not_fit_the_classes(costs, message):
     with pytest.raises(UdcError, match=re.escape(message)):
         check_policy(params.evaluate, params.costs, CLASSES, {})
     with pytest.raises(UdcError, match=re.escape(message)):
-        fit_policy(params.evaluate, params.costs, CLASSES, [1, 1, 1], np.empty((0, 3)), np.empty(0, int))
+        fit_policy(
+            params.evaluate, params.costs, CLASSES, TrainingFrequencies([1, 1, 1]), np.empty((0, 3)), np.empty(0, int)
+        )
 
 
 @pytest.mark.parametrize(("costs", "message"), [

@@ -10,6 +10,7 @@ from scipy.stats import binom, binomtest
 from udc_model.config import validate_params
 from udc_model.decisions.actions import with_actions
 from udc_model.decisions.decision import clopper_pearson_bound, decide
+from udc_model.decisions.frequencies import TrainingFrequencies
 from udc_model.decisions.guarantees import (
     Floor,
     Sample,
@@ -216,7 +217,9 @@ def test_policies_state_and_store_their_guarantee(rng, tmp_path):
         ({"decision": "cost_ceiling", "cost_ceiling": {"ceiling": 0.4}}, "mean cost at most 0.4 at confidence 0.95"),
     ):  # fmt: skip
         params = validate_params({"evaluate": evaluate, "costs": {"refer": 0.3, "preset": "uniform"}}, "test")
-        policy = fit_policy(params.evaluate, params.costs, ["a", "b", "c"], [1, 1, 1], logits, targets)
+        policy = fit_policy(
+            params.evaluate, params.costs, ["a", "b", "c"], TrainingFrequencies([1, 1, 1]), logits, targets
+        )
         (tmp_path / "policy.json").write_text(policy.to_json())
         assert Policy.load(tmp_path / "policy.json") == policy
         assert policy.guarantee == phrase

@@ -8,6 +8,7 @@ from scipy.special import softmax
 
 from udc_model.config import CostParams, EvaluateParams, validate_params
 from udc_model.decisions.calibration import METHODS
+from udc_model.decisions.frequencies import TrainingFrequencies
 from udc_model.decisions.policy import Policy, fit_policy
 from udc_model.errors import UdcError
 
@@ -25,7 +26,7 @@ def calibration_split(rng):
 
 def _fit(calibration_split, evaluate=None, **costs):
     params = validate_params({"costs": costs, "evaluate": evaluate or {}}, "test")
-    return fit_policy(params.evaluate, params.costs, CLASSES, COUNTS, *calibration_split)
+    return fit_policy(params.evaluate, params.costs, CLASSES, TrainingFrequencies(COUNTS), *calibration_split)
 
 
 @pytest.mark.parametrize("calibration", METHODS)
@@ -85,12 +86,19 @@ def test_fit_policy_raises_for_unknown_classes_and_an_empty_calibration_split(ca
             EvaluateParams(),
             CostParams(refer=1.0),
             ["a", "refer"],
-            [1, 1],
+            TrainingFrequencies([1, 1]),
             calibration_split[0][:, :2],
             calibration_split[1] % 2,
         )
     with pytest.raises(UdcError, match="the calibration split is empty"):
-        fit_policy(EvaluateParams(), CostParams(), CLASSES, COUNTS, calibration_split[0][:0], calibration_split[1][:0])
+        fit_policy(
+            EvaluateParams(),
+            CostParams(),
+            CLASSES,
+            TrainingFrequencies(COUNTS),
+            calibration_split[0][:0],
+            calibration_split[1][:0],
+        )
 
 
 def test_load_raises_for_a_damaged_file(tmp_path):

@@ -192,6 +192,17 @@ def test_decisions_made_again_have_the_rate_of_each_action(folder):
             f"discard rate {shares['discard']:.4f}\na: recall") in text  # fmt: skip
 
 
+def test_decisions_made_again_assume_the_frequencies_that_the_network_learned(folder, policy):
+    params = validate_params({"costs": COSTS, "evaluate": {"calibration": "none", "resamples": 100}}, "test")
+    stored = _stored(folder)
+    learned = replace(policy, learned_prior=[0.6, 0.3, 0.1])
+    again, scored = replace(stored, policy=learned).decide(params.evaluate, params.costs)
+    assert again.learned_prior == learned.learned_prior
+    assert (
+        scored.probabilities[:, 2].mean() > stored.decide(params.evaluate, params.costs)[1].probabilities[:, 2].mean()
+    )
+
+
 def test_a_sweep_varies_the_cost_of_an_action(folder, tmp_path):
     params = validate_params({"costs": COSTS, "evaluate": {"calibration": "none", "resamples": 100}}, "test")
     stored, sweep = _stored(folder), Sweep.parse("true=b,predicted=retest,values=0:2:1")

@@ -14,6 +14,7 @@ import torch
 from udc_model.config import CostParams, LossParams, ModelParams, Params, ResNetParams, TrainParams
 from udc_model.data.packed import PackedSplit
 from udc_model.data.transforms import Preprocessing
+from udc_model.decisions.frequencies import TrainingFrequencies
 from udc_model.models import build_model
 from udc_model.training import loop
 from udc_model.training.diagnosis import DisplayedCost, check_epoch, constant_loss, hopeless
@@ -136,7 +137,7 @@ def test_bar_is_updated_ten_times_a_second_at_most(monkeypatch):
 
 
 def test_the_bits_do_not_depend_on_the_display():
-    (with_display,) = _train(epochs=2, cost=DisplayedCost(CostParams(), CLASSES, [40, 40]))
+    (with_display,) = _train(epochs=2, cost=DisplayedCost(CostParams(), CLASSES, TrainingFrequencies([40, 40])))
     without = train_model(_session(epochs=2))
     assert with_display.curves == without.curves
     assert all(torch.equal(with_display.best_state[key], without.best_state[key]) for key in without.best_state)
@@ -220,7 +221,7 @@ def test_hopeless_runs_are_recognised_with_two_causes(options, loss, cost, messa
 
 def test_displayed_cost_is_that_of_the_least_expected_cost():
     costs = CostParams(matrix=[[0, 1], [10, 0]])
-    cost = DisplayedCost(costs, CLASSES, [40, 40])
+    cost = DisplayedCost(costs, CLASSES, TrainingFrequencies([40, 40]))
     labels = np.array([0, 0, 0, 1])
     # always b costs 3/4, always a 10/4
     sure = np.array([[9.0, 0], [9, 0], [0, 9], [0, 9]], np.float32)
@@ -232,7 +233,7 @@ def test_displayed_cost_is_that_of_the_least_expected_cost():
 
 
 def test_displayed_cost_of_an_overconfident_network_is_calibrated():
-    cost = DisplayedCost(CostParams(matrix=[[0, 1], [10, 0]]), CLASSES, [40, 40])
+    cost = DisplayedCost(CostParams(matrix=[[0, 1], [10, 0]]), CLASSES, TrainingFrequencies([40, 40]))
     labels = np.array([0] * 60 + [1] * 40)
     logits = np.array([[20.0, 0]] * 70 + [[0, 20]] * 30, np.float32)  # ten times b is called a with certainty
     assert cost._of(logits, labels) == pytest.approx(100 / 60)

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from udc_model.config import LossParams
+from udc_model.config import LossParams, validate_params
 from udc_model.config.loss import LOSS_OPTIONS
 from udc_model.training import legacy_losses, losses
-from udc_model.training.training_loss import TrainingLoss
+from udc_model.training.training_loss import TrainingLoss, training_frequencies
 
 COSTS = torch.tensor([[0.0, 1.0, 2.0], [10.0, 0.0, 1.0], [3.0, 4.0, 0.0]])
 ALL = list(LOSS_OPTIONS)
@@ -196,3 +196,29 @@ def _unweighted(loss, logits, targets):
     if loss.params.name == "cost_weighted":
         return F.cross_entropy(logits, targets) * loss.costs[targets].sum()
     return loss(logits, targets)
+
+
+@pytest.mark.parametrize("power", [1.0, 0.5, 0.0])
+@pytest.mark.parametrize("options", [{}, {"class_weights": "balanced"}, {"name": "class_balanced"},
+                                     {"name": "logit_adjusted", "logit_adjusted_tau": 0.7}])  # fmt: skip
+def test_learned_frequencies_are_the_best_constant_prediction(options, power):
+    """The gradient of the loss over a batch with the drawn frequencies is zero there."""
+    params = validate_params(
+        {"loss": {"class_balanced_beta": 0.99} | options, "train": {"sampling_power": power}}, "test"
+    )
+    counts, drawn = [256, 64, 16], {1.0: [256, 64, 16], 0.5: [16, 8, 4], 0.0: [1, 1, 1]}[power]
+    training = training_frequencies(params, counts)
+    if options or power != 1:
+        assert training.learned is not None
+    logits = torch.tensor(training.learned or training.images).log().float().requires_grad_()
+    targets = torch.arange(3).repeat_interleave(torch.tensor(drawn))
+    TrainingLoss(params.loss, torch.zeros(3, 3), counts)(logits.expand(len(targets), 3), targets).backward()
+    assert logits.grad.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "cost_weighted", "ldam"])
+def test_a_loss_without_weights_by_frequency_learns_the_frequencies_of_the_images(name):
+    params = validate_params({"loss": {"name": name}}, "test")
+    assert training_frequencies(params, [3, 1]).learned is None
+    params = validate_params({"loss": {"name": name}, "train": {"sampling_power": 0.0}}, "test")
+    assert training_frequencies(params, [3, 1]).learned == [0.5, 0.5]

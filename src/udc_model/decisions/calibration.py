@@ -41,12 +41,13 @@ class Calibration:
     method: str = "none"
     parameters: dict[str, Any] = field(default_factory=dict)
 
-    def probabilities(self, logits: NDArray[np.floating]) -> Floats:
-        """Calibrated probabilities (N, K) of logits (N, K), in double precision."""
-        return by_rows(self._of_rows, logits)
+    def probabilities(self, logits: NDArray[np.floating], offset: Floats | None = None) -> Floats:
+        """Calibrated probabilities (N, K) of logits (N, K), to which an offset (K,) is added, in double precision."""
+        return by_rows(lambda rows: self._of_rows(rows, offset), logits)
 
-    def _of_rows(self, logits: NDArray[np.floating]) -> Floats:
+    def _of_rows(self, logits: NDArray[np.floating], offset: Floats | None) -> Floats:
         z = np.asarray(logits, dtype=np.float64)
+        z = z if offset is None else z + offset
         match self.method:
             case "none":
                 return np.asarray(softmax(z, axis=1))

@@ -19,6 +19,7 @@ from udc_model.decisions.actions import REFER, action_costs, action_problems, re
 from udc_model.decisions.calibration import Calibration, fit_calibration
 from udc_model.decisions.decision import decide, expected_costs, shift_prior
 from udc_model.decisions.familiarity import Familiarity
+from udc_model.decisions.frequencies import TrainingFrequencies, logit_offset
 from udc_model.decisions.guarantees import Floor, Sample, recall_surcharge, referral_threshold, with_surcharges
 from udc_model.decisions.matrix import (
     class_prior,
@@ -83,6 +84,7 @@ class Policy:
     actions : costs, (K,) by true class, of each further decision that is no class, by name.
     precision : of the forward pass that computes the logits: ``fp32``, ``fp32_fused`` or ``bf16``.
     familiarity : how usual an image is, and what follows from it; None in policies of earlier versions.
+    learned_prior : (K,) class frequencies that the logits assume; None if they are those of training.
     """
 
     classes: list[str]
@@ -99,6 +101,7 @@ class Policy:
     actions: dict[str, list[float]] = field(default_factory=dict)
     precision: str = "fp32"
     familiarity: Familiarity | None = None
+    learned_prior: list[float] | None = None
 
     @property
     def costs_digest(self) -> str:
@@ -139,6 +142,8 @@ class Policy:
             del values["actions"]
         if self.precision == "fp32":
             del values["precision"]
+        if self.learned_prior is None:
+            del values["learned_prior"]
         if self.familiarity is None:
             del values["familiarity"]
         else:
@@ -172,9 +177,21 @@ class Policy:
         shares = np.bincount(targets, minlength=len(self.classes)) / len(targets)
         return np.asarray((np.array(self.deployment_prior) / np.maximum(shares, 1e-300))[targets])
 
+    @cached_property
+    def logit_offset(self) -> Floats | None:
+        """What is added to logits, (K,), see `logit_offset`; None for nothing, as with ``argmax``, which keeps the
+        weights that training has given to the classes."""
+        if self.learned_prior is None or self.training_prior is None or self.decision == "argmax":
+            return None
+        return _read_only(logit_offset(self.training_prior, self.learned_prior))
+
+    def training_probabilities(self, logits: NDArray[np.floating]) -> Floats:
+        """Calibrated probabilities (N, K) under the class frequencies of the training images."""
+        return self.calibration.probabilities(logits, self.logit_offset)
+
     def probabilities(self, logits: NDArray[np.floating]) -> Floats:
         """Calibrated probabilities (N, K) under the class frequencies of deployment."""
-        p = self.calibration.probabilities(logits)
+        p = self.training_probabilities(logits)
         if self.training_prior is None or self.deployment_prior is None:
             return p
         return shift_prior(p, np.array(self.training_prior), np.array(self.deployment_prior))
@@ -271,7 +288,7 @@ def fit_policy(
     evaluate: EvaluateParams,
     costs: CostParams,
     classes: list[str],
-    training_counts: Sequence[float],
+    training: TrainingFrequencies,
     logits: NDArray[np.floating],
     targets: NDArray[np.integer],
     groups: NDArray[np.integer] | None = None,
@@ -281,7 +298,7 @@ def fit_policy(
 
     Parameters
     ----------
-    training_counts : training images of each class, or numbers proportional to them.
+    training : class frequencies of training.
     logits, targets, groups : (N, K), (N,), (N,) of the calibration split; N may be 0 if nothing is fitted.
     calibration : a calibration fitted before; None fits ``evaluate.calibration``.
 
@@ -295,22 +312,24 @@ def fit_policy(
                        "empty; raise data.splits.calibration or set evaluate.calibration: none")  # fmt: skip
     if problems := [*refer_problems(costs, classes), *action_problems(costs, classes)]:
         raise UdcError("\n".join(problems))
-    if calibration is None:
-        calibration = fit_calibration(evaluate.calibration, logits.astype(np.float64), targets, groups)
-        if calibration.parameters.get("temperature") == 1.0:
-            logger.info("temperature: 1, since no other fits the %d calibration images better", len(targets))
-    deployment = class_prior(costs, classes, training_counts)
+    deployment = class_prior(costs, classes, training.images)
     policy = Policy(
         classes,
         cost_matrix(costs, classes).tolist(),
         evaluate.decision,
-        calibration,
-        costs.refer,
-        (np.array(training_counts) / sum(training_counts)).tolist(),
-        None if deployment is None else deployment.tolist(),
+        refer=costs.refer,
+        training_prior=(np.array(training.images) / sum(training.images)).tolist(),
+        deployment_prior=None if deployment is None else deployment.tolist(),
         flip_averaging=evaluate.flip_averaging,
         actions=action_costs(costs, classes),
+        learned_prior=None if training.learned is None else list(training.learned),
     )
+    if calibration is None:
+        shifted = logits.astype(np.float64) + (0.0 if policy.logit_offset is None else policy.logit_offset)
+        calibration = fit_calibration(evaluate.calibration, shifted, targets, groups)
+        if calibration.parameters.get("temperature") == 1.0:
+            logger.info("temperature: 1, since no other fits the %d calibration images better", len(targets))
+    policy = replace(policy, calibration=calibration)
     return _with_guarantee(policy, evaluate, costs, logits, targets, groups)
 
 

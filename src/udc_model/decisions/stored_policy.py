@@ -110,6 +110,7 @@ class PolicyRecord(Record):
     refer: _Cost | None = None
     training_prior: list[_Share] | None = None
     deployment_prior: list[_Share] | None = None
+    learned_prior: list[Annotated[float, Field(gt=0, le=1)]] | None = None
     recall_floor: RecallFloorRecord | Annotated[list[RecallFloorRecord], Field(min_length=1)] | None = None
     flip_averaging: bool = False
     cost_ceiling: CostCeilingRecord | None = None
@@ -126,10 +127,12 @@ class PolicyRecord(Record):
         _check_lengths("class_costs", self.class_costs, k)
         for row in self.class_costs:
             _check_lengths("class_costs", row, k)
-        for name in ("training_prior", "deployment_prior"):
+        for name in ("training_prior", "deployment_prior", "learned_prior"):
             _check_lengths(name, getattr(self, name), k)
             if getattr(self, name) is not None and not sum(getattr(self, name)) > 0:
                 raise ValueError(f"{name}: must have a share above 0")
+        if self.learned_prior is not None and not all(self.training_prior or [0.0]):
+            raise ValueError("training_prior: must be above 0 for each class if learned_prior is set")
         floors = self.recall_floor if isinstance(self.recall_floor, list) else [self.recall_floor]
         for name in (name for floor in floors if floor is not None for name in floor.classes):
             if name not in self.classes:

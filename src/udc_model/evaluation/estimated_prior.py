@@ -41,7 +41,7 @@ def with_estimated_prior(
     """
     check_can_estimate(policy, calibration)
     training, n = np.array(policy.training_prior), len(logits)
-    probabilities = policy.calibration.probabilities(logits)
+    probabilities = policy.training_probabilities(logits)
     if calibration is None:
         estimate = estimate_prior(probabilities, training)
         note = ("note: not checked whether more than the class frequencies changed, since the predictions of the "
@@ -50,7 +50,7 @@ def with_estimated_prior(
         known, targets = logits_of(calibration, policy.classes), targets_of(calibration, policy.classes)
         estimate = estimate_prior(probabilities, training, _refitted(policy, known, targets, logits))
         note = _shift_note(shift_test(probabilities, estimate.prior, training,
-                                      policy.calibration.probabilities(known), targets), n)  # fmt: skip
+                                      policy.training_probabilities(known), targets), n)  # fmt: skip
     policy = replace(policy, deployment_prior=estimate.prior.tolist())
     if calibration is not None:
         policy = fit_guarantee(policy, known, targets, group_indices(list(calibration["group"])))
@@ -91,8 +91,9 @@ def _refitted(
     by_class = [np.flatnonzero(targets == k) for k in np.unique(targets)]
     for _ in range(max(5, min(_REFITS, _LARGEST_REFITTED // logits.size))):
         rows = np.concatenate([rng.choice(each, len(each)) for each in by_class])
-        fitted = fit_calibration(policy.calibration.method, known[rows].astype(np.float64), targets[rows], None)
-        yield fitted.probabilities(logits)
+        shifted = known[rows].astype(np.float64) + (0.0 if policy.logit_offset is None else policy.logit_offset)
+        fitted = fit_calibration(policy.calibration.method, shifted, targets[rows], None)
+        yield fitted.probabilities(logits, policy.logit_offset)
 
 
 def _shift_note(p_value: float | None, n: int) -> str:

@@ -76,7 +76,7 @@ def find_label_errors(
         The margins or the applied corrections are damaged.
     """
     ranked = {name: splits[name] for name in _RANKED if len(splits[name])}
-    evidence = {name: LabelEvidence.of_predictions(logits[name], split.labels, policy.calibration)
+    evidence = {name: LabelEvidence.of_predictions(logits[name], split.labels, policy.calibration, policy.logit_offset)
                 for name, split in ranked.items()}  # fmt: skip
     counts = dataset.training_counts
     margins = Margins.load(training, sum(counts), len(counts))

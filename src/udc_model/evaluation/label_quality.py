@@ -68,9 +68,18 @@ class LabelEvidence:
 
     @classmethod
     def of_predictions(
-        cls, logits: NDArray[np.floating], labels: NDArray[np.integer], calibration: Calibration
+        cls,
+        logits: NDArray[np.floating],
+        labels: NDArray[np.integer],
+        calibration: Calibration,
+        offset: NDArray[np.float64] | None = None,
     ) -> LabelEvidence:
-        """The evidence of the calibrated probabilities of logits (N, K); the model was not trained on the images."""
+        """The evidence of the calibrated probabilities of logits (N, K); the model was not trained on the images.
+
+        Parameters
+        ----------
+        offset : (K,) from `Policy.logit_offset`.
+        """
         n, k = logits.shape
         margins, rivals = np.empty(n), np.empty(n, np.intp)
         # a temperature changes the scale of margins only, which saves the probabilities of many classes
@@ -79,9 +88,9 @@ class LabelEvidence:
         for start in range(0, n, rows_at_once):
             block = slice(start, start + rows_at_once)
             if is_scaled:
-                rows = logits[block].copy()
+                rows = logits[block].copy() if offset is None else logits[block] + offset
             else:
-                rows = np.log(np.maximum(calibration.probabilities(logits[block]), _LEAST))
+                rows = np.log(np.maximum(calibration.probabilities(logits[block], offset), _LEAST))
             numbers = np.arange(len(rows))
             own = rows[numbers, labels[block]].astype(np.float64)
             rows[numbers, labels[block]] = -np.inf

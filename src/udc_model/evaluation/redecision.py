@@ -17,6 +17,7 @@ from udc_model.decisions.actions import REFER, action_costs
 from udc_model.decisions.calibration import Calibration
 from udc_model.decisions.checks import group_counts
 from udc_model.decisions.familiarity import Familiarity
+from udc_model.decisions.frequencies import TrainingFrequencies
 from udc_model.decisions.matrix import list_classes, no_class
 from udc_model.decisions.policy import POLICY_FILE, Policy, fit_guarantee, fit_policy
 from udc_model.errors import UdcError
@@ -93,7 +94,8 @@ class StoredEvaluation:
         if prior is None:
             raise UdcError(f"{POLICY_FILE}: training_prior is missing; run evaluate (dvc repro)")
         policy = fit_policy(
-            evaluate, costs, classes, prior, logits_of(self.calibration, classes),
+            evaluate, costs, classes, TrainingFrequencies(prior, self.policy.learned_prior),
+            logits_of(self.calibration, classes),
             targets_of(self.calibration, classes), group_indices(list(self.calibration["group"])), calibration,
         )  # fmt: skip
         stored = self.policy  # the logits are computed, whatever ``evaluate`` says of them

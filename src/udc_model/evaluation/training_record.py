@@ -83,13 +83,17 @@ class _Member(Record):
 
 
 class TrainingRecord(Record):
-    """The fields of ``training/record.json``; only ensembles have ``members``, and earlier versions no ``margins``."""
+    """The fields of ``training/record.json``; only ensembles have ``members``, and earlier versions no ``margins``.
+
+    ``learned_prior`` is `TrainingFrequencies.learned`, if it is not None.
+    """
 
     params: _ParamsRecord
     data: _DataSet
     hardware: dict[str, str]
     best_epoch: _Epoch
     margins: Annotated[str, Field(max_length=1000)] | None = None
+    learned_prior: list[Annotated[float, Field(gt=0, le=1)]] | None = None
     final_metrics: _FinalMetrics
     members: list[_Member] = Field([], min_length=2, max_length=MAX_MEMBERS)
 

@@ -119,7 +119,7 @@ class WhatIf:
         groups = None if scored.groups is None else np.unique(scored.groups[rows], return_inverse=True)[1]
         sizes = np.bincount(scored.targets, minlength=k)
         is_shifted = policy.training_prior is not None and policy.deployment_prior is not None
-        p = policy.calibration.probabilities(logits[rows]) if is_shifted else scored.probabilities[rows]
+        p = policy.training_probabilities(logits[rows]) if is_shifted else scored.probabilities[rows]
         return cls(policy, costs, sizes, rows, p, scored.targets[rows], scored.decided[rows], groups, flags[rows])
 
     def to_html(

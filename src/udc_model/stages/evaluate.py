@@ -18,6 +18,7 @@ from udc_model.data.background import run_in_background
 from udc_model.data.packed import PackedDataset, PackedSplit, group_indices
 from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.familiarity import Familiarity
+from udc_model.decisions.frequencies import TrainingFrequencies
 from udc_model.decisions.lint import lint_costs
 from udc_model.decisions.matrix import display_order
 from udc_model.decisions.policy import POLICY_FILE, Policy, fit_policy
@@ -130,8 +131,9 @@ class _Evaluation:
         statistics, distances = familiarity_in(logits)
         contents, calibration = statistics.to_bytes(), splits["calibration"]
         groups = group_indices(calibration.groups)
-        policy = fit_policy(params.evaluate, params.costs, dataset.classes, dataset.training_counts,
-                            logits["calibration"], calibration.labels, groups)  # fmt: skip
+        frequencies = TrainingFrequencies(dataset.training_counts, record.get("learned_prior"))
+        policy = fit_policy(params.evaluate, params.costs, dataset.classes, frequencies, logits["calibration"],
+                            calibration.labels, groups)  # fmt: skip
         familiarity = Familiarity.fit(hashlib.sha256(contents).hexdigest(), statistics.centre.shape,
                                       distances["calibration"], groups, params.costs.unfamiliar)  # fmt: skip
         weights = sha256_of(workspace.model / "model.safetensors")

@@ -31,6 +31,7 @@ from udc_model.training.checkpoints import CHECKPOINTS, Checkpoint, newest_first
 from udc_model.training.hardware import Hardware, pick_hardware
 from udc_model.training.members import member_params
 from udc_model.training.setup import load_initial_weights
+from udc_model.training.training_loss import training_frequencies
 
 _MAX_READS = 5  # attempts to read checkpoints that the training run replaces meanwhile
 
@@ -71,7 +72,8 @@ def best_so_far(resolved: ResolvedParams, workspace: Workspace) -> str:
     validation, calibration = dataset.split("validation"), dataset.split("calibration")
     logits = forward_all(validation.images)
     policy = fit_policy(
-        resolved.evaluate.evaluate, resolved.evaluate.costs, dataset.classes, dataset.training_counts,
+        resolved.evaluate.evaluate, resolved.evaluate.costs, dataset.classes,
+        training_frequencies(run.params, dataset.training_counts),
         forward_all(calibration.images), calibration.labels, group_indices(calibration.groups),
     )  # fmt: skip
     return "\n".join([*_origin(run), _scores(logits, validation.labels, policy)]) + "\n"

@@ -67,6 +67,7 @@ from udc_model.training.margins import margins_note
 from udc_model.training.members import joint_result, member_params, train_members, trained_model
 from udc_model.training.session import EpochRecord, TrainingSession
 from udc_model.training.setup import check_disk, set_up
+from udc_model.training.training_loss import training_frequencies
 
 logger = logging.getLogger("udc_model.stages.train")  # __name__ is __main__ if DVC runs the stage
 
@@ -176,7 +177,7 @@ def train_and_record(session: TrainingSession, dataset: PackedDataset, workspace
         run.log_file(workspace.prepared / "dataset.json", "data")
         changes = changes_since_baseline(flatten(recorded), baseline_revision(run.tags.get(COMMIT)))
         run.set_tags({NOTE: training_note(changes, data)} | changes.tags(), fill_run_id=True)
-        cost = DisplayedCost(costs, dataset.classes, dataset.training_counts)
+        cost = DisplayedCost(costs, dataset.classes, training_frequencies(params, dataset.training_counts))
         results = _train_members(session, dataset, checkpoints, run, cost)
         result = joint_result(results)
         trained_model(session.model, results).save_pretrained(model_folder)
@@ -302,12 +303,14 @@ def training_record(
 ) -> dict[str, Any]:
     """What ``evaluate`` must know about the training run, which may have happened earlier or on another machine."""
     final = result.curves[result.best_epoch - 1]
+    learned = training_frequencies(params, dataset.training_counts).learned
     return {
         "params": training_params(params),
         "data": dataset_input(params, dataset),
         "hardware": hardware,
         "best_epoch": result.best_epoch,
         "margins": margins_note(params.train),
+        **({} if learned is None else {"learned_prior": learned}),
         "final_metrics": {"best_epoch": result.best_epoch, "epochs": len(result.curves)}
         | {name: value for name, value in final.items() if name not in ("epoch", "learning_rate")},
     }

@@ -333,9 +333,13 @@ def _log_items(
     from mlflow.entities import Metric, Param, RunTag
     from mlflow.exceptions import MlflowException
 
-    metrics, params, tags = ([item for item in items if isinstance(item, kind)] for kind in (Metric, Param, RunTag))
     try:
-        client.log_batch(run_id, metrics, params, tags)
+        client.log_batch(
+            run_id,
+            [item for item in items if isinstance(item, Metric)],
+            [item for item in items if isinstance(item, Param)],
+            [item for item in items if isinstance(item, RunTag)],
+        )
     except MlflowException as error:
         if error.error_code != "INVALID_PARAMETER_VALUE":
             raise

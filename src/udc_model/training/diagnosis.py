@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,6 +9,7 @@ from numpy.typing import NDArray
 from udc_model.config import CostParams, Params
 from udc_model.decisions.actions import action_costs
 from udc_model.decisions.decision import normalised_cost
+from udc_model.decisions.frequencies import TrainingFrequencies
 from udc_model.decisions.matrix import class_prior, cost_matrix
 from udc_model.decisions.policy import Policy
 from udc_model.training.session import EpochRecord, TrainingSession
@@ -32,18 +31,19 @@ class DisplayedCost:
     Parameters
     ----------
     costs : the costs of the decisions, which a training run without cost-sensitive loss does not use.
-    training_counts : training images of each class.
+    training : class frequencies of training.
     """
 
-    def __init__(self, costs: CostParams, classes: list[str], training_counts: Sequence[int]) -> None:
-        prior = class_prior(costs, classes, training_counts)
+    def __init__(self, costs: CostParams, classes: list[str], training: TrainingFrequencies) -> None:
+        prior = class_prior(costs, classes, training.images)
         self._policy = Policy(
             classes,
             cost_matrix(costs, classes).tolist(),
             refer=costs.refer,
-            training_prior=(np.array(training_counts) / sum(training_counts)).tolist(),
+            training_prior=(np.array(training.images) / sum(training.images)).tolist(),
             deployment_prior=None if prior is None else prior.tolist(),
             actions=action_costs(costs, classes),
+            learned_prior=None if training.learned is None else list(training.learned),
         )
 
     def __call__(self, logits: NDArray[np.float32], labels: NDArray[np.integer]) -> float | None:

@@ -27,7 +27,7 @@ from udc_model.training.batch_size import largest_batch_size
 from udc_model.training.distribution import ALONE, Ranks
 from udc_model.training.hardware import memory_of, pick_hardware
 from udc_model.training.session import CostMonitor, TrainingSession
-from udc_model.training.training_loss import TrainingLoss
+from udc_model.training.training_loss import TrainingLoss, training_frequencies
 
 logger = logging.getLogger(__name__)
 
@@ -151,10 +151,11 @@ def build_cost_monitor(params: Params, dataset: PackedDataset) -> CostMonitor:
         The best constant decision costs 0, or the calibration split is too small for the policy.
     """
     calibration, validation = dataset.split("calibration"), dataset.split("validation")
+    frequencies = training_frequencies(params, dataset.training_counts)
 
     def cost(calibration_logits: NDArray[np.float32], logits: NDArray[np.float32]) -> float:
-        policy = fit_policy(params.evaluate, params.costs, dataset.classes, dataset.training_counts, calibration_logits,
-                        calibration.labels, group_indices(calibration.groups))  # fmt: skip
+        policy = fit_policy(params.evaluate, params.costs, dataset.classes, frequencies, calibration_logits,
+                            calibration.labels, group_indices(calibration.groups))  # fmt: skip
         decided = policy.apply(logits).decided
         result = normalised_cost(validation.labels, decided, policy.outcome_costs, policy.weights(validation.labels))
         if result is None:

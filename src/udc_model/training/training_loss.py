@@ -11,8 +11,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from udc_model.config import LossParams
+from udc_model.config import LossParams, Params
+from udc_model.decisions.frequencies import TrainingFrequencies
 from udc_model.training import legacy_losses, losses
+
+
+def training_frequencies(params: Params, counts: Sequence[int]) -> TrainingFrequencies:
+    """The class frequencies of a training run with these numbers of images, at least 1 each.
+
+    The network learns those of the drawn images (``train.sampling_power``), times the weights of the classes in the
+    loss if they follow from their frequencies. ``logit_adjusted`` divides them out. Weights that follow from costs are
+    meant to stay in the probabilities.
+    """
+    loss, power = params.loss, params.train.sampling_power
+    images = torch.tensor(counts, dtype=torch.float64)
+    learned = images**power
+    match loss.name:
+        case "cross_entropy" if loss.class_weights == "balanced":
+            learned = learned / images
+        case "class_balanced":
+            learned = learned * losses.class_balanced_weights(images.float(), loss.class_balanced_beta).double()
+        case "logit_adjusted":
+            learned = learned / images**loss.logit_adjusted_tau
+        case _ if power == 1:
+            return TrainingFrequencies(counts)
+    return TrainingFrequencies(counts, (learned / learned.sum()).tolist())
 
 
 class TrainingLoss:

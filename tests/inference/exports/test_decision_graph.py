@@ -59,14 +59,14 @@ def _check(policy, logits):
 def test_decisions_costs_and_probabilities_are_the_policys(rng, method, rule):
     calibration, logits = _calibration(method, rng), _logits(rng)
     decided = set()
-    for refer, actions, prior in product(
-        [None, 0.3], [{}, {"retake": [0.1, 0.4, 0.2, 0.9]}], [None, [0.7, 0.1, 0.2, 0]]
+    for refer, actions, prior, learned in product(
+        [None, 0.3], [{}, {"retake": [0.1, 0.4, 0.2, 0.9]}], [None, [0.7, 0.1, 0.2, 0]], [None, [0.4, 0.3, 0.2, 0.1]]
     ):
         settings = {"refer": refer} | RULES[rule]
         policy = Policy(
             CLASSES, (rng.uniform(0.5, 3, (K, K)) * (1 - np.eye(K))).tolist(),
             "recall_floor" if "floor" in rule else rule, calibration, training_prior=[0.25] * K,
-            deployment_prior=prior, actions=actions, **settings,
+            deployment_prior=prior, actions=actions, learned_prior=learned, **settings,
         )  # fmt: skip
         decided |= set(_check(policy, logits).tolist())
     assert len(decided) == (K if rule == "argmax" else K + 2)

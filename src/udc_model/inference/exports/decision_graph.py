@@ -92,6 +92,7 @@ class Decide(nn.Module):
         returns `FAMILIARITY_OUTPUTS` too.
     """
 
+    offset: Tensor
     shift: Tensor
     decision_costs: Tensor
     outcome_costs: Tensor
@@ -103,6 +104,9 @@ class Decide(nn.Module):
         self.refer = policy.outcomes.index(REFER) if policy.refers_unfamiliar else None
         if policy.familiarity is not None:
             _constant(self, "distances", policy.familiarity.distances)
+        self.has_offset = (offset := policy.logit_offset) is not None
+        if offset is not None:
+            _constant(self, "offset", offset)
         self.calibrate = Calibrate(policy.calibration)
         self.num_classes = len(policy.classes)
         self.has_shift = policy.training_prior is not None and policy.deployment_prior is not None
@@ -113,7 +117,8 @@ class Decide(nn.Module):
 
     def forward(self, logits: Tensor, features: Tensor | None = None) -> tuple[Tensor, ...]:
         """Decide logits."""
-        p = self.calibrate(logits.double())
+        z = logits.double()
+        p = self.calibrate(z + self.offset if self.has_offset else z)
         if self.has_shift:
             p = p * self.shift
             p = p / p.sum(dim=1, keepdim=True)
