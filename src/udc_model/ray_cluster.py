@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -56,19 +57,30 @@ def ray_cluster(address: str | None = None) -> Iterator[Any]:
         ray.shutdown()
 
 
-def slots(ray: Any, threads: int) -> int:
-    """How many processes of so many threads the cluster can run at once.
+def has_gpus(ray: Any) -> bool:
+    """Whether a machine of the cluster has a GPU; that of the command may have none."""
+    return any(each.get("GPU", 0.0) >= 1 for each in _resources(ray))
+
+
+def slots(ray: Any, threads: int, *, use_gpu: bool) -> int:
+    """How many processes of so many threads, with a GPU each if ``use_gpu``, the cluster can run at once.
 
     Raises
     ------
     UdcError
-        No machine has as many CPUs.
+        No machine has room for one.
     """
-    cpus = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
-    if not (number := sum(int(each // threads) for each in cpus)):
-        raise UdcError(f"Ray: a process uses {threads} threads, as this machine would, and no machine of the cluster "
-                       "has as many CPUs; set OMP_NUM_THREADS to a smaller number")  # fmt: skip
+    number = sum(int(min(each.get("CPU", 0.0) // threads, each.get("GPU", 0.0) if use_gpu else math.inf))
+                 for each in _resources(ray))  # fmt: skip
+    if not number:
+        needed = f"{threads} threads, as this machine would{', and a GPU' if use_gpu else ''}"
+        advice = "set OMP_NUM_THREADS to a smaller number" + (", or the device to cpu" if use_gpu else "")
+        raise UdcError(f"Ray: a process uses {needed}, and no machine of the cluster has room for one; {advice}")
     return number
+
+
+def _resources(ray: Any) -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def task(ray: Any, function: Callable[..., Any], threads: int, *, use_gpu: bool) -> Any:

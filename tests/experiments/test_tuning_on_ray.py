@@ -25,10 +25,10 @@ class _Ray:
     exceptions = SimpleNamespace(RayTaskError=ZeroDivisionError, RayError=ZeroDivisionError)
 
     def __init__(self):
-        self.started = []
+        self.started, self.options, self.gpus = [], {}, {}
 
     def nodes(self):
-        return [{"Alive": True, "Resources": {"CPU": cpus}} for cpus in (8.0, 3.0)]
+        return [{"Alive": True, "Resources": {"CPU": cpus} | self.gpus} for cpus in (8.0, 3.0)]
 
     def remote(self, function):
         def start(*arguments):
@@ -38,7 +38,11 @@ class _Ray:
             assert os.environ["MLFLOW_TRACKING_URI"] == own
             return len(self.started)
 
-        return SimpleNamespace(options=lambda **options: SimpleNamespace(remote=start))
+        def options(**values):
+            self.options = values
+            return SimpleNamespace(remote=start)
+
+        return SimpleNamespace(options=options)
 
     def wait(self, waiting, timeout):
         return waiting[-1:], waiting[:-1]
@@ -88,6 +92,13 @@ def test_as_many_workers_as_the_cluster_has_room_for_and_trials_need(ray, trials
     assert [(started[0].trials, started[1]) for started in ray.started] == [(trials, str(Path.cwd()))] * workers
     assert capsys.readouterr().err == "a worker of s, sqlite:///own.db\n" * workers
     assert list(Path(".udc").iterdir()) == []  # no scratch folder
+
+
+def test_the_gpus_are_those_of_the_cluster_not_of_the_command(ray):
+    ray.gpus = {"GPU": 2.0}
+    tune_on_ray(plan(20), "auto")
+    assert (len(ray.started), ray.options["num_gpus"]) == (3, 1)  # two on the first machine, one on the other
+    assert not torch.cuda.is_available()
 
 
 def test_an_error_of_a_worker_is_that_of_the_command(ray, monkeypatch):

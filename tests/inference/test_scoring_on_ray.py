@@ -134,7 +134,7 @@ def test_parts_that_arrive_in_another_order_give_the_same_output(project, monkey
 
 @pytest.mark.parametrize(("cluster", "message"), [
     (_FakeRay(versions={"torch": "1.0"}), "Ray: node-7 has torch 1.0 (here "),
-    (_FakeRay(cpus=0.5), "no machine of the cluster has as many CPUs; set OMP_NUM_THREADS to a smaller number"),
+    (_FakeRay(cpus=0.5), "no machine of the cluster has room for one; set OMP_NUM_THREADS to a smaller number"),
 ])  # fmt: skip
 def test_machines_that_would_give_other_bytes_are_refused(cluster, message, project, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "ray", cluster)

@@ -38,7 +38,7 @@ class _RayTrain:
         """What `launch_on_ray` imports, by name."""
         ray, train, torch, collective = (ModuleType(name) for name in
                                          ("ray", "ray.train", "ray.train.torch", "ray.train.collective"))  # fmt: skip
-        ray.cluster_resources, ray.train = dict, train
+        ray.train, train.torch = train, torch
         ray.nodes = lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}]
         ray.init = ray.shutdown = lambda *arguments, **options: None
         train.get_context = self.context
@@ -93,10 +93,10 @@ def launched(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "scratch").mkdir()
 
-    def launch(code):
+    def launch(code, **options):
         (tmp_path / "probe.py").write_text(PROBE + code)
         try:
-            launch_on_ray("probe", ["--root", "."], 2, tmp_path / "scratch")
+            launch_on_ray("probe", ["--root", "."], 2, tmp_path / "scratch", **options)
         finally:
             launch.started = sorted(path.name for path in tmp_path.glob("[01].*"))
         return launch.started
@@ -161,6 +161,25 @@ def test_a_cluster_that_is_too_small_is_refused(launched, monkeypatch):
     with pytest.raises(UdcError, match=r"^Ray: a process uses 5 threads, .* set OMP_NUM_THREADS to a smaller number$"):
         launched("")
     assert launched.started == []
+
+
+def test_each_process_has_a_gpu_of_the_cluster_unless_the_device_is_the_cpu(launched, monkeypatch):
+    monkeypatch.setattr(sys.modules["ray"], "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}}])
+    with pytest.raises(UdcError, match=r"got 2, but the cluster has room for 1, of 1 threads and a GPU each$"):
+        launched("")
+    assert launched("", device="cpu") == ["0.0", "1.0"]
+
+
+def test_ray_without_ray_train_is_no_success(launched, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray.train.torch", None)
+    with pytest.raises(UdcError, match=r"^Ray Train is not installed .* pip install 'udc-model\[ray\]'$"):
+        launched("")
+
+
+def test_an_error_before_the_first_attempt_is_no_success(launched, monkeypatch):
+    monkeypatch.delattr(sys.modules["ray.train"], "ScalingConfig")
+    with pytest.raises(UdcError, match=r"cannot import name 'ScalingConfig'"):
+        launched("")
 
 
 def test_secrets_in_the_environment_are_in_a_file_for_this_user_only(launched, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from udc_model.experiments.tuning_plan import TuningPlan
 from udc_model.ray_cluster import (
     POLL,
     STREAMS,
+    has_gpus,
     printed,
     ray_cluster,
     result_of,
@@ -49,8 +50,9 @@ def tune_on_ray(plan: TuningPlan, address: str | None = None) -> str:
     threads = torch.get_num_threads()  # of a trial; the last bits of its result depend on their number
     with shared_folder(repository_root()) as folder, ray_cluster(address) as ray, printed(folder) as print_new:
         share_environment(folder)
-        number = min(slots(ray, threads), plan.limit)
-        worker = task(ray, run_worker, threads, use_gpu=torch.cuda.is_available())
+        use_gpu = has_gpus(ray)
+        number = min(slots(ray, threads, use_gpu=use_gpu), plan.limit)
+        worker = task(ray, run_worker, threads, use_gpu=use_gpu)
         waiting = {worker.remote(plan, str(Path.cwd()), str(folder)): k for k in range(number)}
         while waiting:
             for ready in ray.wait(list(waiting), timeout=POLL)[0]:

@@ -58,8 +58,9 @@ def _results(ray: Any, missing: MissingParts) -> Iterator[PartCounts]:
     import torch
 
     threads = torch.get_num_threads()  # the last bits of logits depend on their number
-    most_waiting = _AHEAD * slots(ray, threads)
-    scored = task(ray, score_part, threads, use_gpu=missing.record.device.startswith("cuda"))
+    use_gpu = missing.record.device.startswith("cuda")
+    most_waiting = _AHEAD * slots(ray, threads, use_gpu=use_gpu)
+    scored = task(ray, score_part, threads, use_gpu=use_gpu)
     call = partial(scored.remote, ray.put(missing.stored), processes=missing.processes or _PROCESSES)
     inputs, waiting = missing.inputs(), {}
     for number, size in missing.sizes().items():

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ def launch_stage(module: str, params: Params, workspace: Workspace, costs: CostP
     check_sizes(params.train, read_dataset_info(workspace)["counts"]["train"])
     with tempfile.TemporaryDirectory() if is_local else shared_folder(repository_root()) as folder:
         scratch = Path(folder)
-        start = launch if is_local else launch_on_ray
+        start = launch if is_local else partial(launch_on_ray, device=params.train.device)
         sections = {"params": params, "evaluation": Params(costs=params.costs if costs is None else costs)}
         arguments = ["--root", str(workspace.root.absolute())]
         for name, values in sections.items():

@@ -24,6 +24,7 @@ from udc_model.ray_cluster import (
     POLL,
     RETRIES,
     STREAMS,
+    has_gpus,
     printed,
     ray_cluster,
     share_environment,
@@ -36,12 +37,15 @@ from udc_model.training.interruption import COMMAND, STOP_FILE, deferred_interru
 _FAILED = "failed.json"  # file in the folder of a training run: rank and exit status of a process that would fail again
 
 
-def launch_on_ray(module: str, arguments: Sequence[str], processes: int, scratch: Path) -> None:
+def launch_on_ray(
+    module: str, arguments: Sequence[str], processes: int, scratch: Path, device: str = "auto"
+) -> None:  # fmt: skip
     """Run a module in several processes of a Ray cluster until all have ended, see `launch`.
 
     Parameters
     ----------
     scratch : empty folder that all machines share.
+    device : of the processes; each has a GPU of its own unless it is ``cpu`` or the cluster has none.
 
     Raises
     ------
@@ -56,15 +60,24 @@ def launch_on_ray(module: str, arguments: Sequence[str], processes: int, scratch
     share_environment(scratch, OMP_NUM_THREADS=str(threads), **own)
     config = {"module": module, "arguments": list(arguments), "scratch": str(scratch), "folder": str(Path.cwd())}
     with deferred_interrupt((scratch / "stop").touch) as was_interrupted, ray_cluster() as ray:
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        if (most := min(slots(ray, threads), gpus or processes)) < processes:
+        _check_ray_train()
+        use_gpu = device != "cpu" and has_gpus(ray)
+        if (most := slots(ray, threads, use_gpu=use_gpu)) < processes:
             raise UdcError(f"train.processes: got {processes}, but the cluster has room for {most}, of "
-                           f"{threads} threads{' and a GPU' if gpus else ''} each")  # fmt: skip
+                           f"{threads} threads{' and a GPU' if use_gpu else ''} each")  # fmt: skip
         with printed(scratch) as print_new:
-            _Attempts(config, processes, threads, use_gpu=bool(gpus)).complete(print_new)
+            _Attempts(config, processes, threads, use_gpu=use_gpu).complete(print_new)
         if (scratch / _FAILED).exists():
             rank, status = json.loads((scratch / _FAILED).read_text(encoding="utf-8"))
             raise failure(rank, processes, status, was_interrupted())
+
+
+def _check_ray_train() -> None:
+    """Raise :class:`UdcError` if Ray is installed without Ray Train."""
+    try:
+        import ray.train.torch  # noqa: F401
+    except ImportError as error:
+        raise UdcError(f"Ray Train is not installed ({one_line(error)}); pip install 'udc-model[ray]'") from None
 
 
 class _Attempts(threading.Thread):
@@ -76,6 +89,12 @@ class _Attempts(threading.Thread):
         self.error: Exception | None = None
 
     def run(self) -> None:
+        try:
+            self._fit()
+        except Exception as error:
+            self.error = error
+
+    def _fit(self) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -83,11 +102,8 @@ class _Attempts(threading.Thread):
         scaling = ScalingConfig(num_workers=self.processes, use_gpu=self.use_gpu, resources_per_worker=resources)
         storage = str(Path(self.config["scratch"], "ray"))  # by default in the home folder
         run = RunConfig(name="train", storage_path=storage, failure_config=FailureConfig(max_failures=RETRIES))
-        try:
-            TorchTrainer(run_process, train_loop_config=self.config, torch_config=TorchConfig(backend="gloo"),
-                         scaling_config=scaling, run_config=run).fit()  # fmt: skip
-        except Exception as error:
-            self.error = error
+        TorchTrainer(run_process, train_loop_config=self.config, torch_config=TorchConfig(backend="gloo"),
+                     scaling_config=scaling, run_config=run).fit()  # fmt: skip
 
     def complete(self, on_wait: Callable[[], None]) -> None:
         """Run until all processes have ended; ``on_wait`` is called again and again meanwhile."""
