@@ -39,8 +39,9 @@ def _run(**tags):
 @pytest.fixture
 def clone(tmp_path):
     """A clone without data, whose repository has images."""
-    (tmp_path / "clone").mkdir()
-    Repo.init(str(tmp_path / "clone"), no_scm=True).close()
+    for name in ("root", "clone"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        Repo.init(str(tmp_path / name), no_scm=True).close()
     (tmp_path / "clone/dvc.yaml").write_text(
         "stages: {prepare: {cmd: prepare, deps: ['${data.path}/a'], outs: [prepared]}}\n")  # fmt: skip
     (tmp_path / "clone/params.yaml").write_text("data: {source: folder, path: data/raw}\n")
@@ -101,16 +102,13 @@ def test_data_that_dvc_cannot_find_is_named_with_hash_and_places(clone, monkeypa
     (clone / "data/raw.dvc").write_text("outs:\n- md5: abc.dir\n  path: raw\n")
 
     def dvc(folder, *arguments):
-        if arguments[0] == "pull":
-            raise UdcError("dvc pull failed in clone:\nERROR: No remote provided")
-        return "/cache"
+        raise UdcError("dvc pull failed in clone:\nERROR: No remote provided")
 
-    (clone.parent / "root/.dvc").mkdir()
     monkeypatch.setattr(reproduction, "_dvc", dvc)
     with pytest.raises(UdcError) as error:
         reproduction._fetch_data(clone.parent / "root", clone, None)
     assert str(error.value).splitlines() == [
-        "data of the run is neither in DVC's cache /cache nor in a remote:",
+        f"data of the run is neither in DVC's cache {clone.parent}/root/.dvc/cache nor in a remote:",
         "  data/raw, DVC hash abc.dir",
         "run `dvc push` where the data is, then `dvc pull` here (ERROR: No remote provided)",
     ]
@@ -122,7 +120,7 @@ def test_only_data_that_a_stage_reads_and_weights_are_pulled(clone, monkeypatch)
         out = clone / f"{name}.dvc"
         out.write_text(f"outs:\n- md5: {'0' * 32}.dir\n  path: {out.stem}\n")
     pulled = []
-    monkeypatch.setattr(reproduction, "_dvc", lambda folder, *arguments: pulled.append(arguments) or "/cache")
+    monkeypatch.setattr(reproduction, "_dvc", lambda folder, *arguments: pulled.append(arguments))
     both = {"data/raw.dvc", "weights/resnet.dvc"}
     for weights, expected in {
         None: {"data/raw.dvc"},
@@ -133,15 +131,30 @@ def test_only_data_that_a_stage_reads_and_weights_are_pulled(clone, monkeypatch)
         assert set(pulled.pop()[2:]) == expected
 
 
+def test_cache_and_remotes_of_the_repository_are_those_of_the_clone(clone):
+    """Also those in the user's own file, and relative paths."""
+    root = clone.parent / "root"
+    (root / ".dvc/config").write_text("[core]\n    remote = team\n['remote \"team\"']\n    url = ../../storage\n")
+    (root / ".dvc/config.local").write_text(
+        "[cache]\n    dir = ../../shared\n    type = symlink\n['remote \"team\"']\n    verify = true\n"
+        "['remote \"mine\"']\n    url = s3://bucket/data\n")  # fmt: skip
+    (clone / ".dvc/config").write_text((root / ".dvc/config").read_text())
+    reproduction._fetch_data(root, clone, None)
+    with Repo(str(clone)) as repository:
+        assert repository.cache.local_cache_dir == str(clone.parent / "shared")
+        assert repository.config["cache"]["type"] == ["symlink"]
+        assert repository.config["remote"]["team"]["url"] == str(clone.parent / "storage")
+        assert repository.config["remote"]["team"]["verify"] is True
+        assert repository.config["remote"]["mine"]["url"] == "s3://bucket/data"
+
+
 def test_a_pipeline_that_dvc_cannot_read_is_named(clone, monkeypatch):
-    monkeypatch.setattr(reproduction, "_dvc", lambda folder, *arguments: "/cache")
     (clone / "dvc.yaml").write_text("stages: 1\n")
     with pytest.raises(UdcError, match=r"^the pipeline of the run cannot be read: .*dvc\.yaml"):
         reproduction._fetch_data(clone.parent / "root", clone, None)
 
 
 def test_data_that_is_nowhere_is_named_with_the_place(clone, monkeypatch):
-    monkeypatch.setattr(reproduction, "_dvc", lambda folder, *arguments: "/cache")
     root = clone.parent / "root"
     reproduction._fetch_data(root, clone, None)
     assert (clone / "data/raw").resolve() == root / "data/raw"

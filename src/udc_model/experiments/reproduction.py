@@ -170,13 +170,7 @@ def _fetch_data(root: Path, folder: Path, weights: str | None) -> None:
     ----------
     weights : path of those that training starts from, which DVC may track too.
     """
-    cache = _dvc(root, "cache", "dir")
-    _dvc(folder, "cache", "dir", "--local", cache)
-    local = root / ".dvc" / "config.local"  # remotes and credentials of the user
-    if local.is_file():
-        settings = local.read_text(encoding="utf-8") + "\n"
-        with (folder / ".dvc" / "config.local").open("a", encoding="utf-8") as out:
-            out.write(settings)
+    cache = _share_cache_and_remotes(root, folder)
     source, raw = _raw_data(folder / "params.yaml")
     if needed := _needed(folder, weights):
         _pull(folder, needed, cache)
@@ -191,6 +185,26 @@ def _fetch_data(root: Path, folder: Path, weights: str | None) -> None:
         shutil.rmtree(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.symlink_to(root / raw)
+
+
+def _share_cache_and_remotes(root: Path, folder: Path) -> str:
+    """Give the clone the user's settings, credentials, cache and remotes; returns the folder of the cache.
+
+    Paths that are relative to a file of the repository's configuration become those that they mean there.
+    """
+    from dvc.config import merge
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root)) as repository, Repo(str(folder)) as clone, clone.config.edit("local") as settings:
+            remotes = {name: {"url": remote["url"]} for name, remote in repository.config["remote"].items()}
+            cache = str(repository.cache.local_cache_dir)
+            merge(settings, repository.config.load_one("local"))
+            merge(settings, {"remote": remotes, "cache": {"dir": cache}})
+    except DvcException as error:
+        raise UdcError(f"the configuration of DVC in {root} cannot be used: {error}") from None
+    return cache
 
 
 def _needed(folder: Path, weights: str | None) -> list[str]:
