@@ -134,7 +134,9 @@ def test_only_data_that_a_stage_reads_and_weights_are_pulled(clone, monkeypatch)
 def test_cache_and_remotes_of_the_repository_are_those_of_the_clone(clone):
     """Also those in the user's own file, and relative paths."""
     root = clone.parent / "root"
-    (root / ".dvc/config").write_text("[core]\n    remote = team\n['remote \"team\"']\n    url = ../../storage\n")
+    (root / ".dvc/config").write_text(
+        "[core]\n    no_scm = true\n    remote = team\n['remote \"team\"']\n    url = ../../storage\n"
+    )
     (root / ".dvc/config.local").write_text(
         "[cache]\n    dir = ../../shared\n    type = symlink\n['remote \"team\"']\n    verify = true\n"
         "['remote \"mine\"']\n    url = s3://bucket/data\n")  # fmt: skip
