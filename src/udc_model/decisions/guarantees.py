@@ -3,7 +3,8 @@
 Each decision of a fixed family is tested in a fixed order, until one cannot be proved; the last proved one is taken
 (Learn then Test, Angelopoulos et al. 2021, arXiv:2110.01052; for one floor, whose recall never falls along the order,
 also Bates et al. 2021, arXiv:2101.02703). The result violates the guarantee with a probability of at most
-1 - confidence, whatever the model and the distribution of the images. The unit is the group.
+1 - confidence, whatever the model and the distribution of the images, if no group is larger than the largest of the
+calibration split. The unit is the group.
 """
 
 from __future__ import annotations
