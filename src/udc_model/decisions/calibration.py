@@ -42,17 +42,22 @@ class Calibration:
     parameters: dict[str, Any] = field(default_factory=dict)
 
     def probabilities(self, logits: NDArray[np.floating], offset: Floats | None = None) -> Floats:
-        """Calibrated probabilities (N, K) of logits (N, K), to which an offset (K,) is added, in double precision."""
+        """Calibrated probabilities (N, K) of logits (N, K), in double precision.
+
+        Parameters
+        ----------
+        offset : (K,) from `logit_offset`, added after the temperature: it is exact, whatever the scale of the logits.
+            The methods with a bias per class ignore it, since they learn it from the calibration split.
+        """
         return by_rows(lambda rows: self._of_rows(rows, offset), logits)
 
     def _of_rows(self, logits: NDArray[np.floating], offset: Floats | None) -> Floats:
         z = np.asarray(logits, dtype=np.float64)
-        z = z if offset is None else z + offset
         match self.method:
             case "none":
-                return np.asarray(softmax(z, axis=1))
+                return np.asarray(softmax(_shifted(z, offset), axis=1))
             case "temperature":
-                return np.asarray(softmax(z / self.parameters["temperature"], axis=1))
+                return np.asarray(softmax(_shifted(z / self.parameters["temperature"], offset), axis=1))
             case "vector":
                 return np.asarray(softmax(z * self.parameters["weight"] + self.parameters["bias"], axis=1))
             case "dirichlet":
@@ -68,7 +73,13 @@ class Calibration:
         return np.asarray(calibrated / calibrated.sum(axis=1, keepdims=True))
 
 
-def fit_calibration(method: str, logits: Floats, targets: Indices, groups: Indices | None = None) -> Calibration:
+def _shifted(z: Floats, offset: Floats | None) -> Floats:
+    return z if offset is None else z + offset
+
+
+def fit_calibration(
+    method: str, logits: Floats, targets: Indices, groups: Indices | None = None, offset: Floats | None = None
+) -> Calibration:
     """Fit a method on logits (N, K) and targets (N,); ``auto`` selects the method of least cross-validated log loss.
 
     If a class has fewer than 20 samples, a method of many parameters is used only if its cross-validated log loss is
@@ -78,6 +89,7 @@ def fit_calibration(method: str, logits: Floats, targets: Indices, groups: Indic
     Parameters
     ----------
     groups : (N,) group of each sample; cross-validation keeps each group in one fold.
+    offset : (K,), see `Calibration.probabilities`.
 
     Raises
     ------
@@ -88,8 +100,8 @@ def fit_calibration(method: str, logits: Floats, targets: Indices, groups: Indic
     logits = np.asarray(logits, dtype=np.float64)
     fewest = _fewest(logits, targets)
     if method == "auto" or (method not in _SIMPLE and fewest < _FEW):
-        method = _selected(method, logits, targets, groups, fewest)
-    return _fit(method, logits, targets, groups)
+        method = _selected(method, logits, targets, groups, fewest, offset)
+    return _fit(method, logits, targets, groups, offset)
 
 
 def _fewest(logits: Floats, targets: Indices) -> int:
@@ -97,13 +109,15 @@ def _fewest(logits: Floats, targets: Indices) -> int:
     return int(np.bincount(targets, minlength=logits.shape[1]).min())
 
 
-def _fit(method: str, logits: Floats, targets: Indices, groups: Indices | None) -> Calibration:
+def _fit(
+    method: str, logits: Floats, targets: Indices, groups: Indices | None, offset: Floats | None = None
+) -> Calibration:
     """Fit a method, however few samples there are."""
     match method:
         case "none":
             return Calibration()
         case "temperature":
-            return Calibration(method, {"temperature": fit_temperature(logits, targets)})
+            return Calibration(method, {"temperature": fit_temperature(logits, targets, offset)})
         case "vector":
             return _fit_vector(logits, targets)
         case "dirichlet":
@@ -117,7 +131,9 @@ def _fit(method: str, logits: Floats, targets: Indices, groups: Indices | None) 
     raise ValueError(f"unknown calibration {method!r}")
 
 
-def _selected(method: str, logits: Floats, targets: Indices, groups: Indices | None, fewest: int) -> str:
+def _selected(
+    method: str, logits: Floats, targets: Indices, groups: Indices | None, fewest: int, offset: Floats | None
+) -> str:
     """The method to fit by cross-validated log loss: for ``auto`` of all, otherwise this one or temperature.
 
     Parameters
@@ -133,7 +149,9 @@ def _selected(method: str, logits: Floats, targets: Indices, groups: Indices | N
         return "temperature"
     names = METHODS if method == "auto" else ("temperature", method)
     losses = {
-        name: _cross_validated_losses(lambda z, y, name=name: _fit(name, z, y, None), logits, targets, groups)
+        name: _cross_validated_losses(
+            lambda z, y, name=name: _fit(name, z, y, None, offset), logits, targets, groups, offset
+        )
         for name in names
     }
     means = {name: float(each.mean()) for name, each in losses.items()}
@@ -154,7 +172,9 @@ def _cross_validated(fit: Any, logits: Floats, targets: Indices, groups: Indices
     return float(_cross_validated_losses(fit, logits, targets, groups).mean())
 
 
-def _cross_validated_losses(fit: Any, logits: Floats, targets: Indices, groups: Indices | None) -> Floats:
+def _cross_validated_losses(
+    fit: Any, logits: Floats, targets: Indices, groups: Indices | None, offset: Floats | None = None
+) -> Floats:
     """Cross-validated log loss (nats) of each sample, (N,), of ``fit(logits, targets)``."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
@@ -169,7 +189,7 @@ def _cross_validated_losses(fit: Any, logits: Floats, targets: Indices, groups: 
         parts = StratifiedGroupKFold(folds, shuffle=True, random_state=0).split(logits, targets, groups)
     p = np.empty_like(logits)
     for train, test in parts:
-        p[test] = fit(logits[train], targets[train]).probabilities(logits[test])
+        p[test] = fit(logits[train], targets[train]).probabilities(logits[test], offset)
     return np.asarray(-np.log(np.maximum(p[np.arange(len(targets)), targets], np.finfo(float).eps)))
 
 
@@ -190,18 +210,21 @@ def check_cross_validation(fewest: int, num_groups: int | None) -> None:
     )
 
 
-def negative_log_likelihood(logits: NDArray[np.floating], targets: Indices, temperature: float = 1.0) -> float:
-    """Mean negative log likelihood (nats per sample) of the targets under ``softmax(logits / temperature)``."""
+def negative_log_likelihood(
+    logits: NDArray[np.floating], targets: Indices, temperature: float = 1.0, offset: Floats | None = None
+) -> float:
+    """Mean negative log likelihood (nats per sample) of targets under ``softmax(logits / temperature + offset)``."""
 
     def of_targets(rows: NDArray[np.floating], of_rows: Indices) -> Floats:
         z = np.asarray(rows, dtype=np.float64) / temperature
+        z = z if offset is None else z + offset
         z -= z.max(axis=1, keepdims=True)
         return np.asarray(z[np.arange(len(z)), of_rows] - np.log(np.exp(z).sum(axis=1)))
 
     return float(-by_rows(of_targets, logits, targets).mean())
 
 
-def fit_temperature(logits: Floats, targets: Indices) -> float:
+def fit_temperature(logits: Floats, targets: Indices, offset: Floats | None = None) -> float:
     """The temperature T of least negative log likelihood, in [1/400, 400]; 1 if no other is better.
 
     If a class has fewer than 20 samples, it is the most probable temperature if log T is normal with mean 0, because
@@ -209,18 +232,18 @@ def fit_temperature(logits: Floats, targets: Indices) -> float:
     calibration. The negative log likelihood is convex in 1/T, so it has one minimum over log T. If all samples are
     classified right, it decreases without bound as T approaches 0; the result is then 1.
     """
-    if not (logits.argmax(axis=1) != targets).any():
+    if not (_shifted(logits, offset).argmax(axis=1) != targets).any():
         return 1.0
     from scipy.optimize import minimize_scalar  # 0.2 s to import
 
     penalty = 1 / (2 * _LOG_T_SPREAD**2 * len(targets)) if _fewest(logits, targets) < _FEW else 0.0
     optimum = minimize_scalar(
-        lambda log_t: negative_log_likelihood(logits, targets, float(np.exp(log_t))) + penalty * log_t**2,
+        lambda log_t: negative_log_likelihood(logits, targets, float(np.exp(log_t)), offset) + penalty * log_t**2,
         bounds=(-_LOG_T_BOUND, _LOG_T_BOUND),
         method="bounded",
         options={"xatol": 1e-6},
     )
-    if not optimum.fun < negative_log_likelihood(logits, targets):
+    if not optimum.fun < negative_log_likelihood(logits, targets, offset=offset):
         return 1.0
     if abs(optimum.x) > _LOG_T_BOUND - 0.01:
         logger.warning("the best temperature, %.3g, is at the bound of the search: the logits hold almost no "

@@ -25,7 +25,7 @@ class TrainingFrequencies:
 
 
 def logit_offset(images: Sequence[float], learned: Sequence[float]) -> NDArray[np.float64]:
-    """What is added to logits (N, K), so that their probabilities assume other class frequencies (K,).
+    """What is added to log probabilities (N, K), so that their probabilities assume other class frequencies (K,).
 
     It is the logarithm of the ratio of the frequencies, with the mean 0: Bayes' theorem, if the images of a class are
     the same under both (Menon et al. 2021, "Long-tail learning via logit adjustment", section 4.1).

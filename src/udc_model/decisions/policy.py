@@ -179,8 +179,8 @@ class Policy:
 
     @cached_property
     def logit_offset(self) -> Floats | None:
-        """What is added to logits, (K,), see `logit_offset`; None for nothing, as with ``argmax``, which keeps the
-        weights that training has given to the classes."""
+        """The offset of `Calibration.probabilities`, (K,); None for none, as with ``argmax``, which keeps the weights
+        that training has given to the classes."""
         if self.learned_prior is None or self.training_prior is None or self.decision == "argmax":
             return None
         return _read_only(logit_offset(self.training_prior, self.learned_prior))
@@ -325,8 +325,8 @@ def fit_policy(
         learned_prior=None if training.learned is None else list(training.learned),
     )
     if calibration is None:
-        shifted = logits.astype(np.float64) + (0.0 if policy.logit_offset is None else policy.logit_offset)
-        calibration = fit_calibration(evaluate.calibration, shifted, targets, groups)
+        doubles = logits.astype(np.float64)
+        calibration = fit_calibration(evaluate.calibration, doubles, targets, groups, policy.logit_offset)
         if calibration.parameters.get("temperature") == 1.0:
             logger.info("temperature: 1, since no other fits the %d calibration images better", len(targets))
     policy = replace(policy, calibration=calibration)

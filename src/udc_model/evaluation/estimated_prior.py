@@ -91,9 +91,9 @@ def _refitted(
     by_class = [np.flatnonzero(targets == k) for k in np.unique(targets)]
     for _ in range(max(5, min(_REFITS, _LARGEST_REFITTED // logits.size))):
         rows = np.concatenate([rng.choice(each, len(each)) for each in by_class])
-        shifted = known[rows].astype(np.float64) + (0.0 if policy.logit_offset is None else policy.logit_offset)
-        fitted = fit_calibration(policy.calibration.method, shifted, targets[rows], None)
-        yield fitted.probabilities(logits, policy.logit_offset)
+        offset, doubles = policy.logit_offset, known[rows].astype(np.float64)
+        fitted = fit_calibration(policy.calibration.method, doubles, targets[rows], None, offset)
+        yield fitted.probabilities(logits, offset)
 
 
 def _shift_note(p_value: float | None, n: int) -> str:

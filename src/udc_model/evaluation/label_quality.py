@@ -78,17 +78,18 @@ class LabelEvidence:
 
         Parameters
         ----------
-        offset : (K,) from `Policy.logit_offset`.
+        offset : (K,), see `Calibration.probabilities`.
         """
         n, k = logits.shape
         margins, rivals = np.empty(n), np.empty(n, np.intp)
         # a temperature changes the scale of margins only, which saves the probabilities of many classes
         is_scaled = calibration.method in ("none", "temperature")
+        temperature = calibration.parameters.get("temperature", 1.0)
         rows_at_once = max(1, _BLOCK // k)
         for start in range(0, n, rows_at_once):
             block = slice(start, start + rows_at_once)
             if is_scaled:
-                rows = logits[block].copy() if offset is None else logits[block] + offset
+                rows = logits[block].copy() if offset is None else logits[block] + temperature * offset
             else:
                 rows = np.log(np.maximum(calibration.probabilities(logits[block], offset), _LEAST))
             numbers = np.arange(len(rows))
@@ -96,7 +97,7 @@ class LabelEvidence:
             rows[numbers, labels[block]] = -np.inf
             rivals[block] = rows.argmax(axis=1)
             margins[block] = own - rows[numbers, rivals[block]]
-        margins /= calibration.parameters["temperature"] if calibration.method == "temperature" else 1.0
+        margins /= temperature
         support = -np.logaddexp(0.0, -margins)
         return cls(support, rivals[None], margins[None] < 0, HELD_OUT_THRESHOLD)
 

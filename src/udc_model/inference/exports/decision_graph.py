@@ -92,7 +92,6 @@ class Decide(nn.Module):
         returns `FAMILIARITY_OUTPUTS` too.
     """
 
-    offset: Tensor
     shift: Tensor
     decision_costs: Tensor
     outcome_costs: Tensor
@@ -104,10 +103,7 @@ class Decide(nn.Module):
         self.refer = policy.outcomes.index(REFER) if policy.refers_unfamiliar else None
         if policy.familiarity is not None:
             _constant(self, "distances", policy.familiarity.distances)
-        self.has_offset = (offset := policy.logit_offset) is not None
-        if offset is not None:
-            _constant(self, "offset", offset)
-        self.calibrate = Calibrate(policy.calibration)
+        self.calibrate = Calibrate(policy.calibration, policy.logit_offset)
         self.num_classes = len(policy.classes)
         self.has_shift = policy.training_prior is not None and policy.deployment_prior is not None
         if self.has_shift:
@@ -117,8 +113,7 @@ class Decide(nn.Module):
 
     def forward(self, logits: Tensor, features: Tensor | None = None) -> tuple[Tensor, ...]:
         """Decide logits."""
-        z = logits.double()
-        p = self.calibrate(z + self.offset if self.has_offset else z)
+        p = self.calibrate(logits.double())
         if self.has_shift:
             p = p * self.shift
             p = p / p.sum(dim=1, keepdim=True)
@@ -183,6 +178,7 @@ def traced(module: nn.Module, examples: Sequence[Tensor], dims: Sequence[str]) -
 class Calibrate(nn.Module):
     """`Calibration.probabilities` as operators: logits (N, K) to probabilities (N, K), float64 both."""
 
+    offset: Tensor
     temperature: Tensor
     weight: Tensor
     bias: Tensor
@@ -190,9 +186,12 @@ class Calibrate(nn.Module):
     value: Tensor
     slope: Tensor
 
-    def __init__(self, calibration: Calibration) -> None:
+    def __init__(self, calibration: Calibration, offset: NDArray[np.float64] | None = None) -> None:
         super().__init__()
         self.method = calibration.method
+        self.has_offset = offset is not None
+        if offset is not None:
+            _constant(self, "offset", offset)
         parameters: dict[str, Any] = calibration.parameters
         if self.method == "isotonic":
             parameters = _segments(parameters["x"], parameters["y"])
@@ -203,9 +202,9 @@ class Calibrate(nn.Module):
         """Calibrate logits."""
         match self.method:
             case "none":
-                return z.softmax(dim=1)
+                return self._shifted(z).softmax(dim=1)
             case "temperature":
-                return (z / self.temperature).softmax(dim=1)
+                return self._shifted(z / self.temperature).softmax(dim=1)
             case "vector":
                 return (z * self.weight + self.bias).softmax(dim=1)
             case "dirichlet":
@@ -214,6 +213,9 @@ class Calibrate(nn.Module):
                 p = self._interpolated(z.softmax(dim=1))
                 return p / p.sum(dim=1, keepdim=True)
         raise ValueError(f"unknown calibration {self.method!r}")
+
+    def _shifted(self, z: Tensor) -> Tensor:
+        return z + self.offset if self.has_offset else z
 
     def _interpolated(self, p: Tensor) -> Tensor:
         """``np.interp`` of column k of p (N, K) at the points of class k."""
