@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import mlflow
+import psutil
 import pytest
 
 from udc_model.experiments import promotion
@@ -231,23 +232,37 @@ def test_four_workers_in_two_clones_with_one_killed(team, client, new_project, t
 @pytest.mark.pipeline
 @BY_HAND
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed (extra [ray])")
-def test_ray_starts_workers_of_a_search(team, client, new_project):  # noqa: F811
+def test_ray_starts_workers_of_a_search_and_replaces_a_killed_one(team, client, new_project):  # noqa: F811
     import optuna
 
     project = new_project(data={"source": "digits"}, train={"epochs": 1}, costs={"preset": "uniform"},
                           evaluate={"resamples": 100})  # fmt: skip
     team.postgres.create("on_ray")
     storage = team.postgres.address("on_ray")
-    search = project.start("udc", "tune", "-S", "train.learning_rate=log(1e-4,1e-1)", "--trials", "3", "--study", "s",
+    search = project.start("udc", "tune", "-S", "train.learning_rate=log(1e-4,1e-1)", "--trials", "4", "--study", "s",
                            "--storage", storage, "--engine", "ray", **team.env("anna"), OMP_NUM_THREADS="1",
                            MLFLOW_EXPERIMENT_NAME="on ray", UDC_SENDER="on")  # fmt: skip
-    output = search.communicate(timeout=1500)[0]
+    project.wait_for(".udc/tracking/*-train-*", search)  # a trial is being trained
+    try:
+        workers = [process for process in psutil.process_iter(["cmdline"])
+                   if "ray::run_worker" in " ".join(process.info["cmdline"] or [])]  # fmt: skip
+        assert len(workers) > 1
+        workers[0].kill()
+        output = search.communicate(timeout=2400)[0]  # another worker retries the trial after `shared_study.GRACE`
+    finally:
+        search.kill()
+        search.wait()
     assert search.returncode == 0, output
-    assert [line.split()[1] for line in output.splitlines() if line.startswith("trial ")].count("s-0") == 1, output
-    trials = optuna.load_study(study_name="s", storage=storage).trials
-    assert len([trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED")]) == 3
+    begun = [line.split()[1] for line in output.splitlines() if line.startswith("trial ")]
+    assert sorted(set(begun)) == ["s-0", "s-1", "s-2", "s-3"], output
+    assert len(begun) == 5, output  # the killed worker's again
+    study = optuna.load_study(study_name="s", storage=storage)
+    trials = [trial for trial in study.trials if trial.state.name in ("COMPLETE", "PRUNED")]
+    assert len(trials) == len({trial.params["train.learning_rate"] for trial in trials}) == 4
     assert len({trial.user_attrs["udc.worker"][2] for trial in trials}) > 1  # processes
     wait_for_senders(project.root, 300)
     assert sync(team, "anna", project.root, "on ray").returncode == 0
     runs = client.search_runs([client.get_experiment_by_name("on ray").experiment_id])
-    assert sorted(run.info.run_name for run in runs) == ["s", "s-0", "s-1", "s-2"]
+    counted = [run.info.run_name for run in runs if run.data.tags.get("mlflow.udc.retried") is None]
+    assert sorted(counted) == sorted(["s", *{name for name in counted if name != "s"}])
+    assert len(counted) == 1 + len(trials)
