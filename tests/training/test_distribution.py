@@ -66,7 +66,8 @@ loop.train_step, TrainingBatches._local = recorded_step, recorded_images
 def split(n, seed):
     images = data.synthetic_split(n, seed)
     return replace(images, images=images.images[..., :1]) if is_grey else images
-preprocessing = Preprocessing(16, mean=(0.5,), std=(0.5,), decoding=Decoding(channels=1)) if is_grey else Preprocessing(16)
+grey = Preprocessing(16, mean=(0.5,), std=(0.5,), decoding=Decoding(channels=1))
+preprocessing = grey if is_grey else Preprocessing(16)
 def on_epoch(record):
     if record.epoch == last:
         raise SystemExit(7)
