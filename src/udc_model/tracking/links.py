@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from udc_model.tracking.journal import JOURNALS
 from udc_model.tracking.provenance import git, stages_of
+from udc_model.tracking.store import repository_root
 from udc_model.tracking.tags import EXPERIMENT_COMMIT, EXPERIMENT_NAME, LINKED, OUTS, read_tag, runs_with_tag
 
 if TYPE_CHECKING:
@@ -32,8 +33,11 @@ def dvc_experiments() -> dict[str, str]:
 
 
 def locked_outs(revision: str) -> dict[str, str]:
-    """The hashes of the outputs in a revision's ``dvc.lock``, by path; empty if there is none."""
-    return outs_of(stages_of(git("show", f"{revision}:dvc.lock")))
+    """The hashes of the outputs in a revision's ``dvc.lock``, by path; empty if there is none.
+
+    The project may be in a folder of the git repository, and the current folder in a folder of the project.
+    """
+    return outs_of(stages_of(git("-C", str(repository_root()), "show", f"{revision}:./dvc.lock")))
 
 
 def outs_of(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
