@@ -105,7 +105,9 @@ def uncommitted() -> str:
         )
         if names := [name for name in staged.split("\0") if name and Path(name).is_file()]:
             git("add", "--force", "--", *names, env=env)
-        return git("diff", "--cached", "--binary", "--no-color", "--no-ext-diff", "HEAD", env=env, strip=False)
+        # not `git diff`, whose output depends on the user's settings, as diff.noprefix
+        options = ("--cached", "--patch", "--binary", "--find-renames", "--no-ext-diff", "--no-color")
+        return git("diff-index", *options, "HEAD", env=env, strip=False)
 
 
 def _changed() -> str:
