@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from udc_model.tracking.provenance import absent_from_copies, uncommitted
+from udc_model.errors import UdcError
+from udc_model.tracking.provenance import absent_from_copies, locked_stages, provenance, uncommitted
 
 
 def _git(*arguments):
@@ -108,3 +109,20 @@ def test_the_patch_does_not_depend_on_the_settings_of_git(repository, setting):
     subprocess.run(["git", "apply", "--index", "--binary"], input=patch.encode(), check=True)
     assert Path("src/second.txt").is_file()
     assert "x\n" in Path("src/a.notes").read_text()
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("stages:\n  a:\n<<<<<<< HEAD\n    cmd: x\n=======\n    cmd: y\n>>>>>>> b\n",
+     "dvc.lock: has a merge conflict in line 3; resolve it, then run `dvc repro`"),
+    ("stages: [", "dvc.lock: is damaged (while parsing"), ("stages: [1]", "dvc.lock: is damaged ("),
+    ("stages: {a: 1}", "dvc.lock: is damaged (a stage is no mapping)"), ("1", "dvc.lock: is damaged ("),
+    ("a: 2020-99-99", "dvc.lock: is damaged (month must be"), ("\0", "dvc.lock: is damaged ("),
+])  # fmt: skip
+def test_a_damaged_lock_is_one_line(text, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("dvc.lock").write_text(text)
+    with pytest.raises(UdcError) as error:
+        provenance("train")
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+    assert locked_stages(Path("missing.lock")) == {}
