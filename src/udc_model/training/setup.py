@@ -46,7 +46,7 @@ def set_up(params: Params, dataset: PackedDataset, ranks: Ranks = ALONE) -> Trai
         The prepared data or this machine does not fit the parameters.
     """
     check_channels(params, dataset.preprocessing)
-    hardware = pick_hardware(params.train, ranks.local)
+    hardware = pick_hardware(params.train, ranks.local, ranks.world)
     keep_freed_memory()
     check_memory(params, dataset.classes, memory_of(hardware.device), hardware.device.type == "cpu", ranks.world)
     check_image_size(params, dataset.classes, dataset.preprocessing.size)
