@@ -168,6 +168,41 @@ def test_a_replaced_folder_that_cannot_be_deleted_is_reported_and_deleted_by_the
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_file_is_no_target_for_a_folder(tmp_path):
+    target = tmp_path / "notes.txt"
+    target.write_text("notes")
+    entered = []
+    message = f"^{target}: is a file, not a folder; name another folder"
+    with pytest.raises(UdcError, match=message), atomic_folder(target):
+        entered.append(True)
+    assert not entered
+    assert target.read_text() == "notes"
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_errors_of_other_files_are_not_those_of_the_folder(tmp_path):
+    image = tmp_path / "images" / "1.png"
+    with pytest.raises(FileNotFoundError) as error, atomic_folder(tmp_path / "model"):
+        image.read_bytes()
+    assert error.value.filename == str(image)
+    with pytest.raises(OSError, match="image file is truncated"), atomic_folder(tmp_path / "model"):
+        raise OSError("image file is truncated")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("arguments", "reason"), [
+    ((errno.EACCES, "Permission denied", "SCRATCH"), "cannot be written: Permission denied"),
+    ((errno.ENOSPC, "No space left on device", "SCRATCH"), "cannot be written: No space left on device"),
+    ((errno.ENOSPC, "No space left on device"), "cannot be completed: no space left on device; free disk space"),
+    (("800 requested and 20 written",), "cannot be completed: no space left on device; free disk space"),  # of numpy
+])  # fmt: skip
+def test_errors_of_the_folder_itself_name_it(arguments, reason, tmp_path):
+    target = tmp_path / "model"
+    with pytest.raises(UdcError, match=f"^{target}: {reason}"), atomic_folder(target) as folder:
+        raise OSError(*(str(folder / "weights") if each == "SCRATCH" else each for each in arguments))
+    assert list(tmp_path.iterdir()) == []
+
+
 def _ended_process():
     """The id of a process that has ended."""
     with subprocess.Popen(["true"]) as process:

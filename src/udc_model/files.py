@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import hashlib
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import stat
@@ -152,20 +154,50 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     Raises
     ------
     UdcError
-        The folder cannot be written.
+        The target is a file, or the folder cannot be written. Errors of other files that the block raises are not
+        changed.
     """
     scratch = _scratch_of(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target)
-        scratch.mkdir()
-        with _locked(scratch):
+    with ExitStack() as stack:
+        with _named(target):
+            if target.exists() and not target.is_dir():
+                raise UdcError(f"{target}: is a file, not a folder; name another folder, or remove the file first")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(target)
+            stack.callback(try_to_remove, scratch)
+            scratch.mkdir()
+            stack.enter_context(_locked(scratch))
+        try:
             yield scratch
+        except OSError as error:
+            if _is_below(error, scratch):
+                raise UdcError(f"{target}: cannot be written: {error.strerror}") from error
+            if error.filename is None and _is_lack_of_space(error):
+                raise UdcError(f"{target}: cannot be completed: no space left on device; free disk space and run the "
+                               "command again") from error  # fmt: skip
+            raise
+        with _named(target):
             _replace_folder(scratch, target)
+
+
+@contextmanager
+def _named(target: Path) -> Iterator[None]:
+    """Turn an error of the system into a :class:`UdcError` that names the file or folder that is written."""
+    try:
+        yield
     except OSError as error:
         raise UdcError(f"{target}: cannot be written: {error}") from error
-    finally:
-        try_to_remove(scratch)
+
+
+def _is_below(error: OSError, folder: Path) -> bool:
+    """Whether an error names a file in a folder."""
+    name = error.filename
+    return isinstance(name, str | bytes) and Path(os.fsdecode(name)).is_relative_to(folder)
+
+
+def _is_lack_of_space(error: OSError) -> bool:
+    # numpy reports an incomplete write with a text of its own, without the system's reason
+    return error.errno in (errno.ENOSPC, errno.EDQUOT) or bool(re.search(r"\d requested and \d+ written", str(error)))
 
 
 def _replace_folder(source: Path, target: Path) -> None:
@@ -353,12 +385,10 @@ def write_atomically(target: Path, text: str) -> None:
     UdcError
         The file cannot be written.
     """
-    try:
+    with _named(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(target) as scratch:
             scratch.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UdcError(f"{target}: cannot be written: {error}") from error
 
 
 @contextmanager

@@ -68,3 +68,9 @@ def test_evaluation_batch_size_is_bounded(value):
     message = rf"evaluate\.batch_size: got {value}; allowed: integer above 0 and at most 65536"
     with pytest.raises(UdcError, match=message):
         validate_params({"evaluate": {"batch_size": value}}, "params.yaml")
+
+
+def test_several_processes_are_refused_on_an_apple_gpu_before_they_start():
+    check_processes(TrainParams(device="mps"))
+    with pytest.raises(UdcError, match=r"^train\.device: is mps, but PyTorch averages no gradients of 2 processes on"):
+        check_processes(TrainParams(device="mps", processes=2))

@@ -139,10 +139,14 @@ def test_many_parameters_become_one_column_of_changes(repository, tmp_path, caps
     assert not any(word in page for word in ("http", "<script", "<link", "url("))
 
 
-@pytest.mark.parametrize(("file", "text"), [("dvc.lock", "<<<<<<< a"), ("metrics.json", "{"), ("metrics.json", "[1]")])
-def test_damaged_files_of_a_result_are_named(repository, file, text):
+@pytest.mark.parametrize(("file", "text", "message"), [
+    ("dvc.lock", "stages:\n<<<<<<< a\n", "dvc.lock: has a merge conflict in line 2; resolve it"),
+    ("metrics.json", "{", "workspace: its dvc.lock or metrics.json is damaged; `git checkout dvc.lock "),
+    ("metrics.json", "[1]", "workspace: its dvc.lock or metrics.json is damaged; `git checkout dvc.lock "),
+])  # fmt: skip
+def test_damaged_files_of_a_result_are_named(repository, file, text, message):
     (repository.root / file).write_text(text)
-    with pytest.raises(UdcError, match=r"^workspace: its dvc.lock or metrics.json is damaged; `git checkout dvc.lock "):
+    with pytest.raises(UdcError, match=f"^{message}"):
         list_experiments()
 
 

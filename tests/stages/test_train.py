@@ -22,7 +22,7 @@ from udc_model.models.factory import build_model
 from udc_model.stages.evaluate import evaluate
 from udc_model.stages.prepare import prepare
 from udc_model.stages.resolve import resolve
-from udc_model.stages.train import train
+from udc_model.stages.train import best_epoch_text, train
 from udc_model.training.loop import TrainingResult
 from udc_model.training.members import joint_result
 
@@ -114,6 +114,20 @@ def test_the_duration_of_an_ensemble_is_that_of_all_members():
     margins = Margins(*np.zeros((3, 1, 1)))
     results = [TrainingResult([{"epoch": 1}], 1, margins=margins, seconds=seconds) for seconds in (1.5, 2.0)]
     assert joint_result(results).seconds == 3.5
+
+
+@pytest.mark.parametrize(("members", "text"), [
+    ([(5, 5, 0.9)], "best epoch 5 of 5, the last: more may be better"),
+    ([(4, 5, 0.9)], "best epoch 4 of 5"),
+    ([(1, 1, 0.9)], "best epoch 1 of 1"),
+    ([(3, 5, 0.8), (5, 5, 0.9)], "best epoch 10 of 10, the last of its member: more may be better"),
+    ([(5, 5, 0.9), (3, 5, 0.8)], "best epoch 5 of 10, the last of its member: more may be better"),
+    ([(3, 4, 0.8), (1, 3, 0.9)], "best epoch 5 of 7"),  # as many as train.epochs, but the first of its member
+])  # fmt: skip
+def test_the_last_epoch_is_that_of_the_best_member(members, text):
+    results = [TrainingResult([{"epoch": number} for number in range(1, epochs + 1)], best, best_score=score,
+                              margins=Margins(*np.zeros((3, 1, 1)))) for best, epochs, score in members]  # fmt: skip
+    assert best_epoch_text(results) == text
 
 
 def test_decisions_are_compared_with_fp32_and_predictions_are_in_the_precision_of_the_evaluation(run, caplog):

@@ -1,9 +1,11 @@
 """The MLflow store: concurrent creation, its place in the main repository, and credentials in messages."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from udc_model.errors import UdcError, without_credentials
@@ -104,3 +106,27 @@ def test_the_reason_of_an_error_of_the_data_base_is_its_line():
     assert reason_of(RuntimeError("\n".join(lines))) == "attempt to write a readonly database"
     assert reason_of(RuntimeError("https://ann:secret@host refused\nmore")) == "https://host refused"
     assert reason_of(RuntimeError()) == "RuntimeError"
+
+
+def test_the_artifacts_of_an_experiment_are_in_the_project_whatever_its_name_is(
+    tmp_path, monkeypatch, request, empty_store
+):
+    folders = {"udc-model": "udc-model", "Käfer 100%": "Käfer 100%", "/Shared/exp": "%2FShared%2Fexp",
+               "../x": "%2E%2E%2Fx", "..": "%2E%2E"}  # fmt: skip
+    project = tmp_path / "project"
+    project.mkdir()
+    shutil.copy(empty_store, project)
+    store = f"sqlite:///{project / 'mlflow.db'}"
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)  # MLflow sets it too
+    request.addfinalizer(lambda: mlflow.set_tracking_uri(None))
+    for name, folder in folders.items():
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", name)
+        experiment = open_store(store)
+        assert open_store(store) == experiment
+        with mlflow.start_run(experiment_id=experiment) as run:
+            mlflow.log_text("result", "a/b.txt")
+        (file,) = (project / "mlartifacts" / folder).rglob("b.txt")
+        assert file.read_text() == "result"
+        assert mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/a/b.txt") == "result"
+    assert [path.name for path in tmp_path.iterdir()] == ["project"]

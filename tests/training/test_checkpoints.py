@@ -1,11 +1,13 @@
 """Exact resume: a training run that is killed at any line or within a write ends with the same bits."""
 
+import errno
 import hashlib
 import json
 import logging
 import multiprocessing
 import os
 import random
+import re
 import resource
 import signal
 import sys
@@ -345,6 +347,32 @@ def test_a_training_run_that_fails_says_from_where_the_next_one_resumes(tmp_path
         opened.save(3, 0, {"a": torch.zeros(1)}, {})
         assert opened.position() == f"after epoch 3 (checkpoint {opened.last})"
         raise ValueError("x")
+
+
+@pytest.mark.parametrize("reason", [errno.ENOMEM, errno.EMFILE, errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_checkpoint_that_the_system_cannot_read_is_not_deleted(reason, tmp_path, monkeypatch):
+    path, read = _leave_checkpoint(tmp_path, INPUTS), checkpoints.verified_contents
+
+    def fail(path):
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(checkpoints, "verified_contents", fail)
+    message = re.escape(f"{path}: the checkpoint cannot be read: {os.strerror(reason)}; no checkpoint is deleted: fix")
+    with pytest.raises(UdcError, match=f"^{message}"), open_checkpoints(tmp_path, INPUTS, 1):
+        pass
+    monkeypatch.setattr(checkpoints, "verified_contents", read)
+    with open_checkpoints(tmp_path, INPUTS, 1) as opened:
+        assert opened.last == path
+
+
+def test_a_checkpoint_that_vanishes_is_skipped(tmp_path, monkeypatch, caplog):
+    older = _leave_checkpoint(tmp_path, INPUTS)
+    caplog.clear()  # without the line that says how to resume
+    vanished = older.with_name(f"000001-{older.name.partition('-')[2]}")
+    monkeypatch.setattr(checkpoints, "newest_first", lambda folder: [vanished, older])
+    with open_checkpoints(tmp_path, INPUTS, 1) as opened:
+        assert opened.last == older
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from udc_model.training.interruption import deferred_interrupt
 from udc_model.training.loop import train_model
 from udc_model.training.members import member_params, train_members
 from udc_model.training.rehearsal import rehearse
-from udc_model.training.session import EpochRecord, TrainingSession
+from udc_model.training.session import EpochRecord, Progress, TrainingSession
 from udc_model.training.training_loss import TrainingLoss
 
 CLASSES = ["a", "b"]
@@ -217,6 +217,23 @@ def test_hopeless_runs_are_recognised_with_two_causes(options, loss, cost, messa
     if reason:
         assert reason.startswith("after epoch 3 the ")
         assert reason.partition(": either ")[2].count(", or ") == 1
+
+
+@pytest.mark.parametrize(("recorded", "least"), [([None, None], None), ([0.8, 1.2], 0.8), ([], 1.5)])
+def test_the_least_cost_is_not_known_after_a_resume_unless_checkpoints_have_it(recorded, least):
+    session = _session(monitor="log_loss" if None in recorded else "normalised_cost", epochs=9)
+    session.batches = session.build_batches()
+    session.progress = Progress(epoch=len(recorded))
+    for number, cost in enumerate(recorded, 1):
+        scores = {"train_loss": 0.1, "validation_log_loss": 0.1}
+        scores |= {} if cost is None else {"validation_normalised_cost": cost}
+        session.progress.records.append(EpochRecord(number, scores, 1.0, 0))
+    with RunDisplay(lambda logits, labels: 1.5) as display:
+        display.start(session)
+        display.add_validation(session, np.zeros((30, 2), np.float32), {"validation_log_loss": 0.1})
+        assert display.least_cost == least
+        reason = hopeless(session, EpochRecord(3, {"train_loss": 0.1}, 1.0, 0), display.least_cost)
+        assert (reason is not None) == (least == 1.5)
 
 
 def test_displayed_cost_is_that_of_the_least_expected_cost():

@@ -24,6 +24,7 @@ TESTS = Path(__file__).parent
 WORKER = """
 import hashlib, json, sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[1])
@@ -31,7 +32,7 @@ torch.set_num_threads(1)
 import test_checkpoints as data
 from udc_model.config import LossParams, Params, TrainParams
 from udc_model.data.batches import TrainingBatches
-from udc_model.data.transforms import Preprocessing
+from udc_model.data.transforms import Decoding, Preprocessing
 from udc_model.models import build_model
 from udc_model.training import loop
 from udc_model.training.checkpoints import open_checkpoints
@@ -43,7 +44,11 @@ from udc_model.training.training_loss import TrainingLoss
 
 kind, options, loss, last = sys.argv[3], json.loads(sys.argv[4]), json.loads(sys.argv[5]), int(sys.argv[6])
 prune = int(sys.argv[7])
-model_params = data.MODELS[kind]
+is_grey = kind == "grey"
+model_params = data.MODELS["resnet" if is_grey else kind]
+if is_grey:
+    grey = model_params.resnet.model_copy(update={"num_channels": 1})
+    model_params = model_params.model_copy(update={"resnet": grey})
 if kind == "convnext":
     plain = model_params.convnext.model_copy(update={"drop_path_rate": 0.0})
     model_params = model_params.model_copy(update={"convnext": plain})
@@ -58,6 +63,11 @@ def recorded_images(self, epoch, step):
         images.append((epoch, step, indices[int(self.overlap):].tolist()))
     return indices, repeats
 loop.train_step, TrainingBatches._local = recorded_step, recorded_images
+def split(n, seed):
+    images = data.synthetic_split(n, seed)
+    return replace(images, images=images.images[..., :1]) if is_grey else images
+grey = Preprocessing(16, mean=(0.5,), std=(0.5,), decoding=Decoding(channels=1))
+preprocessing = grey if is_grey else Preprocessing(16)
 def on_epoch(record):
     if record.epoch == last:
         raise SystemExit(7)
@@ -70,8 +80,8 @@ with process_group() as ranks, ExitStack() as stack:
         member = member_params(Params(train=params, seed=1), number)
         loss_fn = TrainingLoss(LossParams(**loss), torch.tensor([[0.0, 1, 4], [1, 0, 1], [2, 1, 0]]), [13, 13, 24])
         return TrainingSession(
-            build_model(model_params, data.CLASSES, member.seed), loss_fn, data.synthetic_split(50, 0),
-            data.synthetic_split(31, 9), Preprocessing(16), member, pick_hardware(params), ranks)
+            build_model(model_params, data.CLASSES, member.seed), loss_fn, split(50, 0), split(31, 9),
+            preprocessing, member, pick_hardware(params), ranks)
     results = train_members(session_of, params.members, checkpoints, on_epoch)
     model = trained_model(build_model(model_params, data.CLASSES, 1), results)
     margins = joint_result(results).margins
@@ -187,6 +197,11 @@ def test_two_processes_give_the_result_of_one(train):
         assert row["validation_accuracy"] == expected["validation_accuracy"]
     for batch, first, second in zip(single["images"], pair[0]["images"], pair[1]["images"], strict=True):
         assert first[2] + second[2] == batch[2]
+
+
+def test_processes_train_on_grey_images(train):
+    pair = train(2, "grey", PLAIN | {"epochs": 1})
+    assert _shared(pair[0]) == _shared(pair[1])
 
 
 def test_first_process_ends_the_training_run_of_all(train):

@@ -1,5 +1,6 @@
 """Networks that do not fit into memory are refused before anything is allocated."""
 
+import math
 import resource
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ from udc_model.config import ModelParams, Params, ResNetParams, TrainParams, val
 from udc_model.errors import UdcError
 from udc_model.models import build_model
 from udc_model.training import setup
+from udc_model.training.optimisation import freeze_stages
 from udc_model.training.setup import check_disk, check_memory
 
 
@@ -30,23 +32,38 @@ def test_a_network_larger_than_the_memory_is_one_line_with_its_size_and_largest_
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("optimizer", "copies"), [("adamw", 5), ("sgd", 4)])
-def test_the_limit_is_that_of_weights_gradients_and_optimiser(optimizer, copies):
-    params = _params(optimizer, hidden_sizes=[8], depths=[1])
-    count = sum(p.numel() for p in build_model(params.model, ["a", "b"], 0).parameters())
-    check_memory(params, ["a", "b"], 4 * copies * count)
+@pytest.mark.parametrize(("train", "is_cpu", "world", "of_all", "of_trained"), [
+    ({}, True, 1, 1, 4), ({}, False, 1, 1, 3),  # best weights are on the CPU
+    ({"optimizer": "sgd"}, True, 1, 1, 3), ({"optimizer": "sgd", "momentum": 0}, True, 1, 1, 2),
+    ({"ema_decay": 0.9}, True, 1, 2, 4), ({"ema_decay": 0.9}, False, 1, 2, 3),
+    ({"members": 4}, True, 1, 4, 4), ({"members": 4}, False, 1, 1, 3),
+    ({}, False, 8, 1, 3), ({"sharded": True, "ema_decay": 0.9}, False, 8, 2 / 8, 3 / 8),
+    ({"sharded": True}, True, 2, 1 / 2 + 2, 3 / 2),  # the complete model and its best weights
+])  # fmt: skip
+@pytest.mark.parametrize("frozen", [0, 1, "all"])
+def test_memory_holds_all_weights_and_the_gradients_and_states_of_trained_ones(
+    train, is_cpu, world, of_all, of_trained, frozen
+):
+    params = _params(hidden_sizes=[8, 16], depths=[1, 1])
+    params = params.model_copy(update={"train": TrainParams(num_frozen_stages=frozen, **train)})
+    model = build_model(params.model, ["a", "b"], 0)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    freeze_stages(model, frozen)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert (trained == count) == (frozen == 0)
+    needed = 4 * math.ceil(of_all * count + of_trained * trained)
+    check_memory(params, ["a", "b"], needed, is_cpu, world)
     with pytest.raises(UdcError, match=f"{count:,} parameters need"):
-        check_memory(params, ["a", "b"], 4 * copies * count - 1)
+        check_memory(params, ["a", "b"], needed - 1, is_cpu, world)
 
 
-def test_the_best_weights_of_all_members_are_in_the_memory_of_the_cpu():
-    params = _params(hidden_sizes=[8], depths=[1])
-    params = params.model_copy(update={"train": TrainParams(members=4)})
-    count = sum(p.numel() for p in build_model(params.model, ["a", "b"], 0).parameters())
-    check_memory(params, ["a", "b"], 4 * 8 * count)
-    check_memory(params, ["a", "b"], 4 * 5 * count, is_cpu=False)
-    with pytest.raises(UdcError, match=f"{count:,} parameters need"):
-        check_memory(params, ["a", "b"], 4 * 8 * count - 1)
+def test_a_sharded_network_that_does_not_fit_into_one_gpu_fits_into_several():
+    params = _params(hidden_sizes=[2_000, 4_000], depths=[1, 1])
+    params = params.model_copy(update={"train": TrainParams(processes=8, sharded=True)})
+    gpu = 2**30
+    check_memory(params, ["a", "b"], gpu, is_cpu=False, world=8)
+    with pytest.raises(UdcError, match="GiB to train in each of 2 processes"):
+        check_memory(params, ["a", "b"], gpu, is_cpu=False, world=2)
 
 
 @pytest.mark.parametrize(("train", "copies"), [

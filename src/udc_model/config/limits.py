@@ -43,8 +43,16 @@ def check_sizes(train: TrainParams, training_counts: Mapping[str, int]) -> None:
 
 
 def check_processes(train: TrainParams) -> None:
-    """:class:`UdcError` if ``train.processes`` is more than this machine can run at once."""
+    """:class:`UdcError` if this machine cannot run ``train.processes`` at once, or not on ``train.device``."""
     check_number_of_processes("train.processes", train.processes)
+    check_shared_device(train.device, train.processes)
+
+
+def check_shared_device(device: str, processes: int) -> None:
+    """:class:`UdcError` if ``train.device`` is one on which several processes cannot train together."""
+    if device == "mps" and processes > 1:
+        raise UdcError(f"train.device: is mps, but PyTorch averages no gradients of {processes} processes on Apple "
+                       "GPUs; set train.processes to 1, or train.device to cpu")  # fmt: skip
 
 
 def check_number_of_processes(parameter: str, number: int) -> None:

@@ -10,6 +10,7 @@ from udc_model.evaluation.tables import write_csv
 from udc_model.files import Workspace, make_folder
 from udc_model.training.profiling import profile_steps
 from udc_model.training.range_test import range_test, steepest
+from udc_model.training.session import TrainingSession
 from udc_model.training.setup import set_up
 
 
@@ -29,7 +30,7 @@ def find_learning_rate(
     """
     from udc_model.evaluation.plots import plot_range_test
 
-    session = set_up(params, PackedDataset.open(workspace.prepared))
+    session = _session(params, workspace)
     table = range_test(session, lowest, highest, steps)
     rate = steepest(table)
     make_folder(folder)
@@ -44,4 +45,10 @@ def find_learning_rate(
 
 def profile_training(params: Params, workspace: Workspace) -> str:
     """Train two epochs on the prepared data, the second under torch's profiler; returns the time of a step by part."""
-    return profile_steps(set_up(params, PackedDataset.open(workspace.prepared)))
+    return profile_steps(_session(params, workspace))
+
+
+def _session(params: Params, workspace: Workspace) -> TrainingSession:
+    """A session of this process alone: nothing is shared, whatever the number of processes of the training run is."""
+    train = params.train.model_copy(update={"processes": 1, "sharded": False})
+    return set_up(params.model_copy(update={"train": train}), PackedDataset.open(workspace.prepared))

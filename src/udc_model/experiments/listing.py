@@ -152,8 +152,8 @@ def _workspace() -> Experiment:
 
 
 def _experiment(name: str, commit: str, lock: str, metrics: str, params: str) -> Experiment:
+    stages = stages_of(lock, f"dvc.lock of {name}" if commit else "dvc.lock")
     try:
-        stages = stages_of(lock)
         locked = stages.get("resolve", {}).get("params", {}).get("params.yaml")  # all, as of the result
         values = flat(locked) if locked else flat_values(params)
         numbers = {f"{split}/{key}": value for split, of_split in json.loads(metrics or "{}").items()

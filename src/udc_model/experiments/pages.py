@@ -67,12 +67,13 @@ def show_pages(port: int) -> None:
 
 
 def _wait_for(server: str, process: subprocess.Popen[bytes]) -> None:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach this machine's server
     deadline = time.monotonic() + _START_TIMEOUT
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise UdcError(f"{server}: MLflow's server ended with status {process.returncode}; its messages are above")
         try:
-            with urllib.request.urlopen(f"{server}/health", timeout=5):
+            with direct.open(f"{server}/health", timeout=5):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)  # between two polls

@@ -39,7 +39,7 @@ def promote(run_name: str, name: str, *, force: bool = False) -> Promotion:
     """Register a run's model as the challenger, and as the champion if it is shown to be better than the present one.
 
     It is better if `compare_predictions`, on the same images with the same costs, shows at the level of 0.05 that its
-    mean cost on the test split is lower. The first version becomes the champion without a comparison.
+    mean cost on the test split is lower. Without a champion, as for the first version, there is no comparison.
 
     Parameters
     ----------
@@ -67,7 +67,9 @@ def promote(run_name: str, name: str, *, force: bool = False) -> Promotion:
         _create_model(client, name)  # first: a server with passwords refuses questions about a model that is not there
         while True:
             champion = _champion(client, name)
-            comparison, reason, is_better = _compare_with(champion, run, force)
+            comparison, reason, is_better = (
+                _without_champion(client, run, name) if champion is None else _compare_with(champion, run, force)
+            )
             version = version or _registered_version(client, run, name)
             # Somebody else may have promoted a model during the comparison, which takes seconds.
             if _number(_champion(client, name)) == _number(champion):
@@ -108,10 +110,15 @@ def _number(version: ModelVersion | None) -> str | None:
     return None if version is None else str(version.version)
 
 
-def _compare_with(champion: ModelVersion | None, run: Run, force: bool) -> tuple[dict[str, object], str, bool]:
+def _without_champion(client: MlflowClient, run: Run, name: str) -> tuple[dict[str, object], str, bool]:
+    """As `_compare_with`, for the first version, and if somebody has removed the alias of the champion."""
+    runs = {version.run_id for version in client.search_model_versions(f"name = '{name}'")}
+    reason = "there is no champion to compare it with" if runs - {run.info.run_id} else "it is the first version"
+    return {"champion": None}, reason, True
+
+
+def _compare_with(champion: ModelVersion, run: Run, force: bool) -> tuple[dict[str, object], str, bool]:
     """The comparison to record, the reason as a sentence, and whether the run's model is shown to cost less."""
-    if champion is None:
-        return {"champion": None}, "it is the first version", True
     record: dict[str, object] = {"champion": champion.version, "champion_run": champion.run_id, "split": "test"}
     if champion.run_id == run.info.run_id:
         return record, "it is the champion already", True

@@ -46,7 +46,7 @@ def _lack_of_memory(project: Path) -> str | None:
     except (UdcError, KeyError):
         return None  # other checks report it
     try:
-        check_memory(params, classes, memory_of(device), device.type == "cpu")
+        check_memory(params, classes, memory_of(device), device.type == "cpu", params.train.processes)
     except UdcError as error:
         return str(error)
     return None

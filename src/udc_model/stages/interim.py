@@ -135,7 +135,9 @@ def _read(folder: Path) -> Checkpoint:
         return Checkpoint.parse(verified_contents(path))
     except FileNotFoundError:
         raise
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise UdcError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise UdcError(f"{path}: is damaged ({' '.join(str(error).split())[:200]}); the training run itself resumes "
                        "from the one before it") from None  # fmt: skip
 

@@ -65,7 +65,7 @@ from udc_model.training.hardware import model_versions, pick_hardware
 from udc_model.training.interruption import command_to_resume, deferred_interrupt
 from udc_model.training.loop import TrainingResult
 from udc_model.training.margins import margins_note
-from udc_model.training.members import joint_result, member_params, train_members, trained_model
+from udc_model.training.members import best_member, joint_result, member_params, train_members, trained_model
 from udc_model.training.session import EpochRecord, TrainingSession
 from udc_model.training.setup import check_disk, set_up
 from udc_model.training.training_loss import training_frequencies
@@ -195,9 +195,16 @@ def train_and_record(session: TrainingSession, dataset: PackedDataset, workspace
         digest = sha256_of(model_folder / WEIGHTS)
         run.set_tags({MODEL_SHA256: digest, f"{OUTS}model": dvc_hash(model_folder)})
         write_seconds(repository_root(), digest, result.seconds)
-    is_last = 1 < result.best_epoch == params.train.epochs
-    logger.info("trained %s: best epoch %d of %d%s; MLflow run %s", params.model.model_type, result.best_epoch,
-                len(result.curves), ", the last: more may be better" if is_last else "", run)  # fmt: skip
+    logger.info("trained %s: %s; MLflow run %s", params.model.model_type, best_epoch_text(results), run)
+
+
+def best_epoch_text(results: list[TrainingResult]) -> str:
+    """The best epoch, counted over all members, and whether it is the last of its member, which did not get worse."""
+    joint, best = joint_result(results), results[best_member(results)]
+    text = f"best epoch {joint.best_epoch} of {len(joint.curves)}"
+    if not 1 < best.best_epoch == len(best.curves):
+        return text
+    return f"{text}, the last{' of its member' if len(results) > 1 else ''}: more may be better"
 
 
 def _train_members(

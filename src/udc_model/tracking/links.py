@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from udc_model.errors import UdcError
 from udc_model.tracking.journal import JOURNALS
 from udc_model.tracking.provenance import git, stages_of
+from udc_model.tracking.store import repository_root
 from udc_model.tracking.tags import EXPERIMENT_COMMIT, EXPERIMENT_NAME, LINKED, OUTS, read_tag, runs_with_tag
 
 if TYPE_CHECKING:
@@ -32,8 +34,17 @@ def dvc_experiments() -> dict[str, str]:
 
 
 def locked_outs(revision: str) -> dict[str, str]:
-    """The hashes of the outputs in a revision's ``dvc.lock``, by path; empty if there is none."""
-    return outs_of(stages_of(git("show", f"{revision}:dvc.lock")))
+    """The hashes of the outputs in a revision's ``dvc.lock``, by path; empty if there is none.
+
+    The project may be in a folder of the git repository, and the current folder in a folder of the project.
+
+    Raises
+    ------
+    UdcError
+        The file is damaged.
+    """
+    lock = git("-C", str(repository_root()), "show", f"{revision}:./dvc.lock")
+    return outs_of(stages_of(lock, f"dvc.lock of {revision}"))
 
 
 def outs_of(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -68,7 +79,11 @@ def link_experiments(client: MlflowClient, experiments: list[str], root: Path) -
         for name, commit in dvc_experiments().items():
             if f"{name} {commit}" in linked:
                 continue
-            runs = runs_with_outputs(client, experiments, locked_outs(commit))
+            try:
+                outs = locked_outs(commit)
+            except UdcError:
+                continue  # damaged
+            runs = runs_with_outputs(client, experiments, outs)
             if not runs:
                 continue  # recorded in another store
             named = [run for run in runs if read_tag(run.data.tags, EXPERIMENT_NAME) == name]

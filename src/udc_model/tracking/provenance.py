@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from udc_model.errors import without_credentials
+from udc_model.errors import UdcError, one_line, without_credentials
 from udc_model.tracking.tags import ATTEMPT, BASELINE, COMMIT, DATA, DIRTY, EXPERIMENT_NAME, FOLD, STUDY
 
 STUDY_KEY = "UDC_STUDY_KEY"  # environment variable: key of the study whose run the runs of stages are below
@@ -105,7 +105,9 @@ def uncommitted() -> str:
         )
         if names := [name for name in staged.split("\0") if name and Path(name).is_file()]:
             git("add", "--force", "--", *names, env=env)
-        return git("diff", "--cached", "--binary", "--no-color", "--no-ext-diff", "HEAD", env=env, strip=False)
+        # not `git diff`, whose output depends on the user's settings, as diff.noprefix
+        options = ("--cached", "--patch", "--binary", "--find-renames", "--no-ext-diff", "--no-color")
+        return git("diff-index", *options, "HEAD", env=env, strip=False)
 
 
 def _changed() -> str:
@@ -114,18 +116,41 @@ def _changed() -> str:
 
 
 def locked_stages(lock: Path) -> dict[str, dict[str, Any]]:
-    """The stages in a ``dvc.lock`` file, by name; empty if there is no such file."""
+    """The stages in a ``dvc.lock`` file, by name; empty if there is no such file.
+
+    Raises
+    ------
+    UdcError
+        The file is damaged, as by a merge conflict.
+    """
     try:
-        text = lock.read_text(encoding="utf-8")
+        contents = lock.read_bytes()
     except FileNotFoundError:
         return {}
-    return stages_of(text)
+    return stages_of(contents.decode("utf-8", errors="replace"), str(lock))
 
 
-def stages_of(lock: str) -> dict[str, dict[str, Any]]:
-    """The stages in the text of a ``dvc.lock``, by name."""
+def stages_of(lock: str, origin: str) -> dict[str, dict[str, Any]]:
+    """The stages in the text of a ``dvc.lock``, by name.
+
+    Raises
+    ------
+    UdcError
+        The text is damaged; the message begins with ``origin``.
+    """
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
-    return dict((yaml.load(lock, loader) or {}).get("stages") or {})
+    try:
+        stages = (yaml.load(lock, loader) or {}).get("stages") or {}
+        if not all(isinstance(entry, dict) for entry in stages.values()):
+            raise TypeError("a stage is no mapping")
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        conflicts = [number for number, line in enumerate(lock.splitlines(), 1) if line.startswith("<<<<<<<")]
+        if conflicts:
+            raise UdcError(f"{origin}: has a merge conflict in line {conflicts[0]}; resolve it, then run `dvc repro`"
+                           ) from None  # fmt: skip
+        raise UdcError(f"{origin}: is damaged ({one_line(error)[:200]}); restore the version of a commit, as by "
+                       "`git checkout HEAD dvc.lock`") from None  # fmt: skip
+    return dict(stages)
 
 
 def absent_from_copies(path: Path) -> str | None:

@@ -9,6 +9,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from filelock import FileLock
 
@@ -106,9 +107,16 @@ def open_store(uri: str | None = None, name: str | None = None) -> str:
         with _lock(database):
             client = mlflow.MlflowClient()  # creates the tables
             _check_place(database)
-            return _experiment(client, name, (database.parent / ARTIFACTS / name).as_uri())
+            return _experiment(client, name, (database.parent / ARTIFACTS / _folder_name(name)).as_uri())
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         raise UdcError(f"the MLflow store {without_credentials(uri)} cannot be used: {reason_of(error)}") from error
+
+
+def _folder_name(experiment: str) -> str:
+    """The name of the folder of an experiment: its own name, quoted if it is a path, as that of a Databricks server."""
+    if "/" not in experiment and experiment not in (".", ".."):
+        return experiment
+    return quote(experiment, safe="").replace(".", "%2E")
 
 
 def _check_database(path: Path) -> None:

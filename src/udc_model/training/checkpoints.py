@@ -192,11 +192,24 @@ class CheckpointFolder:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _newest(self) -> bytes | None:
-        """The contents of the newest valid checkpoint; deletes damaged ones with a warning."""
+        """The contents of the newest valid checkpoint; deletes damaged ones with a warning.
+
+        Raises
+        ------
+        UdcError
+            The system could not read one, which says nothing about its contents, or it is of another training run.
+        """
         for path in newest_first(self.folder):
             try:
                 return self._read(path)
-            except (OSError, SafetensorError, ValueError, RecursionError) as error:
+            except FileNotFoundError:  # deleted meanwhile
+                continue
+            except OSError as error:
+                raise UdcError(
+                    f"{path}: the checkpoint cannot be read: {error.strerror or error}; no checkpoint is deleted: fix "
+                    "the cause and start the training run again, or delete this file to resume from the one before it"
+                ) from error
+            except (SafetensorError, ValueError, RecursionError) as error:
                 reason = " ".join(str(error).split())[:300]
                 logger.warning("checkpoint %s is damaged (%s); using the one before it", path, reason)
                 path.unlink(missing_ok=True)

@@ -99,7 +99,7 @@ def hopeless(session: TrainingSession, record: EpochRecord, least_cost: float | 
     Parameters
     ----------
     record : of the epoch `check_epoch`.
-    least_cost : least normalised cost on the validation split of the epochs so far; None if it is not defined.
+    least_cost : least normalised cost on the validation split of the epochs so far; None if it is not known.
     """
     loss, constant = record.metrics["train_loss"], constant_loss(session)
     if constant is not None and loss >= constant:

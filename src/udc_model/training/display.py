@@ -34,12 +34,12 @@ class RunDisplay:
     Attributes
     ----------
     times : measured durations.
-    least_cost : the least ``cost`` of the epochs so far; None if there is none.
     """
 
     def __init__(self, cost: Cost = lambda logits, labels: None, *, has_estimate: bool = True) -> None:
         self.times = RunTimes()
-        self.least_cost: float | None = None
+        self._costs: list[float] = []  # of the epochs so far in which it is defined
+        self._has_unknown_costs = False
         self._cost_of = cost
         self._needs_estimate = has_estimate
         self._cost: float | None = None
@@ -51,6 +51,14 @@ class RunDisplay:
     def __enter__(self) -> RunDisplay:
         return self
 
+    @property
+    def least_cost(self) -> float | None:
+        """The least ``cost`` of the epochs so far; None if there is none, or if those before a resume are not known.
+
+        Checkpoints contain them only with ``train.monitor: normalised_cost``.
+        """
+        return None if self._has_unknown_costs else min(self._costs, default=None)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -60,6 +68,9 @@ class RunDisplay:
         """Show the position of a session that starts or resumes."""
         params, progress = session.params.train, session.progress
         self._cost, self._score = None, ""
+        recorded = [record.metrics.get("validation_normalised_cost") for record in progress.records]
+        self._has_unknown_costs |= None in recorded
+        self._costs += [cost for cost in recorded if cost is not None]
         if progress.records:
             self._show_score(session, progress.records[-1].metrics)
         if self._bar is None:
@@ -95,7 +106,7 @@ class RunDisplay:
         cost = scores.get("validation_normalised_cost")
         self._cost = self._cost_of(logits, session.validation_split.labels) if cost is None else cost
         if self._cost is not None:
-            self.least_cost = self._cost if self.least_cost is None else min(self.least_cost, self._cost)
+            self._costs.append(self._cost)
 
     def end_epoch(self, seconds: float, steps: int) -> None:
         """Count the duration of an epoch of this many steps, with its validation and checkpoint."""

@@ -10,6 +10,7 @@ from importlib.metadata import version
 import torch
 
 from udc_model.config import TrainParams
+from udc_model.config.limits import check_shared_device
 from udc_model.errors import UdcError
 from udc_model.models.factory import best_device, has_fast_bf16
 from udc_model.native.library import load_library
@@ -76,17 +77,18 @@ def set_arithmetic(params: TrainParams) -> None:
     torch.backends.cudnn.allow_tf32 = params.tf32
 
 
-def pick_hardware(params: TrainParams, local_rank: int = 0) -> Hardware:
+def pick_hardware(params: TrainParams, local_rank: int = 0, world: int = 1) -> Hardware:
     """The hardware that ``train.device`` and ``train.precision`` name, with ``auto`` resolved.
 
-    A process uses the GPU with its number on this machine, ``local_rank``.
+    A process uses the GPU with its number on this machine, ``local_rank``. Several processes, ``world`` or
+    ``train.processes``, use no Apple GPU.
 
     Raises
     ------
     UdcError
         It is not available on this machine.
     """
-    device = torch.device(_pick_device(params.device))
+    device = torch.device(_pick_device(params.device, max(world, params.processes)))
     if device.type == "cuda":
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
     if params.precision == "auto":
@@ -96,13 +98,15 @@ def pick_hardware(params: TrainParams, local_rank: int = 0) -> Hardware:
     return Hardware(device, params.precision)
 
 
-def _pick_device(name: str) -> str:
+def _pick_device(name: str, processes: int) -> str:
     is_available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return best_device()
+        best = best_device()
+        return "cpu" if best == "mps" and processes > 1 else best
     if not is_available[name]:
         available = ", ".join(device for device, yes in is_available.items() if yes)
         raise UdcError(f"train.device: {name} is not available on this machine (available: {available}); use auto")
+    check_shared_device(name, processes)
     return name
 
 

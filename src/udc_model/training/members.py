@@ -85,6 +85,11 @@ def trained_model(model: ImageClassifier, results: list[TrainingResult]) -> Imag
     return model
 
 
+def best_member(results: list[TrainingResult]) -> int:
+    """The number (from 0) of the member with the best epoch of all."""
+    return max(range(len(results)), key=lambda number: results[number].best_score)
+
+
 def joint_result(results: list[TrainingResult]) -> TrainingResult:
     """The result of a single network; of an ensemble the curves of all members, and the best of all epochs.
 
@@ -94,7 +99,7 @@ def joint_result(results: list[TrainingResult]) -> TrainingResult:
         return results[0]
     rows = [(number, row) for number, result in enumerate(results, 1) for row in result.curves]
     curves = [{"member": number, **row, "epoch": epoch} for epoch, (number, row) in enumerate(rows, 1)]
-    best = max(range(len(results)), key=lambda number: results[number].best_score)
+    best = best_member(results)
     before = sum(len(result.curves) for result in results[:best])
     margins = Margins.joined([result.margins for result in results if result.margins is not None])
     return TrainingResult(curves, before + results[best].best_epoch, is_stopped=results[-1].is_stopped, margins=margins,

@@ -228,8 +228,9 @@ class TrainingSession:
             self.trained.compile()
         self.forward = self.trained
         if not params.sharded:
-            size = self.preprocessing.size
-            example = torch.zeros(1, 3, size, size, device=hardware.device).to(memory_format=hardware.memory_format)
+            channels, size = self.preprocessing.channels, self.preprocessing.size
+            example = torch.zeros(1, channels, size, size, device=hardware.device)
+            example = example.to(memory_format=hardware.memory_format)
             self.forward = ranks.parallel(self.trained, hardware.device, example)
         self.features = self._frozen_features()
         self.batches.features = self.features.get("train")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from udc_model.config import ModelParams, Params
+from udc_model.config import ModelParams, Params, TrainParams
 from udc_model.data.packed import PackedDataset, PackedSplit, group_indices
 from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.decision import normalised_cost
@@ -26,6 +26,7 @@ from udc_model.native.memory import keep_freed_memory
 from udc_model.training.batch_size import largest_batch_size
 from udc_model.training.distribution import ALONE, Ranks
 from udc_model.training.hardware import memory_of, pick_hardware
+from udc_model.training.optimisation import freeze_stages
 from udc_model.training.session import CostMonitor, TrainingSession
 from udc_model.training.training_loss import TrainingLoss, training_frequencies
 
@@ -45,9 +46,9 @@ def set_up(params: Params, dataset: PackedDataset, ranks: Ranks = ALONE) -> Trai
         The prepared data or this machine does not fit the parameters.
     """
     check_channels(params, dataset.preprocessing)
-    hardware = pick_hardware(params.train, ranks.local)
+    hardware = pick_hardware(params.train, ranks.local, ranks.world)
     keep_freed_memory()
-    check_memory(params, dataset.classes, memory_of(hardware.device), hardware.device.type == "cpu")
+    check_memory(params, dataset.classes, memory_of(hardware.device), hardware.device.type == "cpu", ranks.world)
     check_image_size(params, dataset.classes, dataset.preprocessing.size)
     model = build_model(params.model, dataset.classes, params.seed)
     weights, preprocessing = load_initial_weights(model, params.model, dataset.preprocessing)
@@ -69,16 +70,17 @@ def set_up(params: Params, dataset: PackedDataset, ranks: Ranks = ALONE) -> Trai
     return session
 
 
-def check_memory(params: Params, classes: list[str], memory: int, is_cpu: bool = True) -> None:
+def check_memory(params: Params, classes: list[str], memory: int, is_cpu: bool = True, world: int = 1) -> None:
     """Check that a training run fits into memory, before anything of the model is allocated.
 
-    Weights, gradients and the best weights take four bytes per parameter each, AdamW's state two times and SGD's once.
-    Activations come on top, so the check finds networks that cannot fit, not all that do not.
+    Activations come on top of what `_num_values` counts, so the check finds networks that cannot fit, not all that do
+    not.
 
     Parameters
     ----------
     memory : bytes of the device.
-    is_cpu : whether this is the memory of the CPU, where the best weights of all members of an ensemble are.
+    is_cpu : whether this is the memory of the CPU.
+    world : number of processes, which share a sharded model.
 
     Raises
     ------
@@ -86,18 +88,41 @@ def check_memory(params: Params, classes: list[str], memory: int, is_cpu: bool =
         The network is larger; the message has its size and its largest layer.
     """
     with torch.device("meta"):
-        layers = dict(build_model(params.model, classes, params.seed).named_parameters())
-    count = sum(layer.numel() for layer in layers.values())
-    copies = 5 if params.train.optimizer == "adamw" else 4
-    copies += params.train.members - 1 if is_cpu else 0
-    if 4 * copies * count > memory:
+        model = build_model(params.model, classes, params.seed)
+    freeze_stages(model, params.train.num_frozen_stages)
+    num_bytes = 4 * _num_values(model, params.train, is_cpu, world)
+    if num_bytes > memory:
+        layers = dict(model.named_parameters())
+        count = sum(layer.numel() for layer in layers.values())
         largest = max(layers, key=lambda name: layers[name].numel())
-        needed, available = 4 * copies * count / 2**30, memory / 2**30
+        averages = "" if params.train.ema_decay is None else ", averages"
+        contents = f"weights, gradients, optimiser{averages}" + (", best weights" if is_cpu else "")
+        share = f" in each of {world} processes" if params.train.sharded else ""
         raise UdcError(
-            f"model.{params.model.model_type}: {count:,} parameters need {needed:,.1f} GiB to train (weights, "
-            f"gradients, optimiser, best weights), but there are {available:,.1f} GiB; the largest layer is {largest} "
+            f"model.{params.model.model_type}: {count:,} parameters need {num_bytes / 2**30:,.1f} GiB to train{share} "
+            f"({contents}), but there are {memory / 2**30:,.1f} GiB; the largest layer is {largest} "
             f"with {layers[largest].numel():,}. Lower hidden_sizes or depths"
         )
+
+
+def _num_values(model: ImageClassifier, train: TrainParams, is_cpu: bool, world: int) -> int:
+    """Numbers, of four bytes each, that one process holds in the memory of the device during a training run.
+
+    All weights and their averages; of the weights that are trained, also the gradients and AdamW's two states or SGD's
+    momentum. `TrainingSession` holds these in shards if ``train.sharded`` is set. It holds the best weights on the CPU,
+    and of a sharded model also the complete one.
+    """
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    states = 2 if train.optimizer == "adamw" else int(train.momentum > 0)
+    values = weights * (1 if train.ema_decay is None else 2) + trained * (1 + states)
+    if train.sharded:
+        values = -(-values // world)
+    if not is_cpu:
+        return values
+    # frozen weights of the best epoch are those of the network, not a copy
+    best = weights if train.sharded else trained
+    return values + best + (train.members - 1) * weights + (weights if train.sharded else 0)
 
 
 def check_image_size(params: Params, classes: list[str], size: int) -> None:
