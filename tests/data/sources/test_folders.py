@@ -20,7 +20,7 @@ def _paths(*folders, names=NAMES):
 @pytest.mark.parametrize(
     ("train", "validation", "test"),
     [("train", "val", "test"), ("Training", "Validation", "Testing"), ("TRAIN", "dev", "test"),
-     ("training", "valid", "TEST")],
+     ("training", "valid", "TEST"), ("TrainVal", "validation", "test")],
 )  # fmt: skip
 def test_split_folders_are_recognised_and_calibration_is_carved_from_train(
     tmp_path, write_images, prepared, train, validation, test, caplog
