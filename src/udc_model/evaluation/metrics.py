@@ -156,8 +156,8 @@ def score_terms(scored: Scored, most: int | None = None) -> Terms:
         columns[j] = 2 * score_bins(scores, is_of_class, most) + is_of_class
     width = int(columns.max()) // 2 + 1
     columns += (np.arange(k) * 2 * width)[:, None]
-    rows, values = (np.broadcast_to(each, (k, n)) for each in (np.arange(n), scored.image_weights))
-    return Terms(rows, columns, values, 2 * k * width)
+    rows, weights = np.broadcast_to(np.arange(n), (k, n)), np.broadcast_to(scored.image_weights, (k, n))
+    return Terms(rows, columns, weights, 2 * k * width)
 
 
 def score_bins(scores: Floats, is_of_class: NDArray[np.bool_], most: int | None) -> NDArray[np.intp]:
