@@ -12,7 +12,7 @@ import udc_model
 
 # The architecture. A package may import itself and the packages in its entry; modules at the root count as packages.
 # Packages of one layer do not import each other, except that data and models use native, and models model_files.
-GROUND = ("errors", "files", "config", "records", "checksums")
+GROUND = ("errors", "files", "config", "records", "checksums", "csv_files")
 LIBRARY = (*GROUND, "native", "data", "model_files", "models", "decisions")
 APPLICATION = (*LIBRARY, "training", "inference", "evaluation", "tracking")
 ALLOWED = {
@@ -24,6 +24,7 @@ ALLOWED = {
     "config": ("errors", "files"),
     "records": ("errors", "files", "config"),
     "checksums": ("errors", "files", "records"),
+    "csv_files": (),
     "installed": ("errors", "records"),
     # library: images, networks, decisions
     "native": GROUND,
@@ -45,7 +46,17 @@ ALLOWED = {
     "maintenance": (*APPLICATION, "installed", "stages", "experiments", "project"),  # of all that a project has on disk
     "cli": (*APPLICATION, "program", "stages", "experiments", "fetch", "project", "app", "maintenance"),
 }
-ROOT_MODULES = {"__init__", "checksums", "errors", "files", "installed", "program", "ray_cluster", "records"}
+ROOT_MODULES = {
+    "__init__",
+    "checksums",
+    "csv_files",
+    "errors",
+    "files",
+    "installed",
+    "program",
+    "ray_cluster",
+    "records",
+}
 WITHOUT_TORCH = ("checksums", "config", "decisions", "model_files", "records", "tracking")
 HEAVY = {"torch", "torchvision", "mlflow", "sklearn", "matplotlib", "pandas", "dvc", "optuna"}  # slow to import
 

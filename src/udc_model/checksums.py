@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,8 @@ from udc_model.records import Record, read_record
 CHECKSUMS = "checksums.json"
 _MAX_BYTES = 2**16
 _MAX_FILES = 100
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_SHA256 = "[0-9a-f]{64}"
+Sha256 = Annotated[str, Field(pattern=f"^{_SHA256}$")]
 _Crc32 = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -58,6 +60,26 @@ class Checksums(Record):
         if not is_equal:
             raise UdcError(f"{path}: differs from its checksum in {CHECKSUMS}: the file was damaged or changed; "
                            f"{advice}")  # fmt: skip
+
+
+def check_cached_blob(path: Path, sha256: str, what: str = "") -> None:
+    """Check a file of a cache of Hugging Face, whose large files are links to a file with their SHA-256 as its name.
+
+    Parameters
+    ----------
+    path : of any file.
+    sha256 : that it has.
+    what : beginning of the message.
+
+    Raises
+    ------
+    UdcError
+        The file is stored under another SHA-256: it is damaged.
+    """
+    stored_as = path.resolve().name
+    if path.is_symlink() and re.fullmatch(_SHA256, stored_as) and sha256 != stored_as:
+        raise UdcError(f"{what}{path} is damaged or incomplete (its SHA-256 is {sha256}, not {stored_as}); "
+                       f"remove {path.resolve()} and fetch it again")  # fmt: skip
 
 
 def write_checksums(folder: Path, names: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """The addresses of `udc app`: decisions, costs of the session, archives, tables, and who may ask."""
 
+import asyncio
 import base64
 import io
 import json
@@ -232,3 +233,24 @@ def test_a_refused_request_writes_nothing(client, workspace):
                          headers={"Origin": "http://evil.example"})  # fmt: skip
     assert answer.status_code == 403
     assert workspace.corrections.read_bytes() == before
+
+
+@pytest.mark.parametrize("address", ["outputs", "archive", "decisions"])
+def test_an_upload_that_ends_early_is_no_error_of_the_program(application, address, caplog):
+    messages = [{"type": "http.request", "body": b"x", "more_body": True}, {"type": "http.disconnect"}]
+    sent = []
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    path = f"/secret/api/{address}"
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
+             "root_path": "", "scheme": "http", "http_version": "1.1", "headers": [(b"host", b"127.0.0.1")],
+             "client": None, "server": None, "asgi": {"version": "3.0"}}  # fmt: skip
+    with caplog.at_level("WARNING"):
+        asyncio.run(application(scope, receive, send))
+    assert not caplog.records
+    assert sent[0]["status"] == 499

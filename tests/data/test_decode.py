@@ -2,13 +2,14 @@
 
 import contextlib
 import struct
+import warnings
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from udc_model.data.decode import decode
+from udc_model.data.decode import decode, decode_frames
 from udc_model.data.formats import BadImageError
 from udc_model.data.transforms import Decoding
 
@@ -126,3 +127,41 @@ def test_random_damage_gives_an_image_or_bad_image_error(tmp_path, rng):
             damaged[rng.integers(0, len(content), 8)] = rng.integers(0, 256, 8)
             with contextlib.suppress(BadImageError):
                 decode(damaged.tobytes(), LIMIT)
+
+
+def test_settings_of_pillow_and_warnings_are_restored_after_the_last_of_several_decodings(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    limit, filters = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
+    first, second = (decode_frames(tmp_path / "a.png", LIMIT) for _ in range(2))
+    next(first)
+    next(second)
+    first.close()
+    assert Image.MAX_IMAGE_PIXELS is None  # the second one still decodes
+    second.close()
+    assert limit == Image.MAX_IMAGE_PIXELS
+    assert list(warnings.filters) == filters
+
+
+def test_settings_that_another_program_changes_meanwhile_are_its_own(tmp_path, monkeypatch):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    filters = list(warnings.filters)
+    frames = decode_frames(tmp_path / "a.png", LIMIT)
+    next(frames)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        Image.MAX_IMAGE_PIXELS = 2000
+        frames.close()
+        assert list(warnings.filters)[1:] == filters
+    assert list(warnings.filters) == filters
+    assert Image.MAX_IMAGE_PIXELS == 2000
+
+
+def test_warnings_about_metadata_are_ignored_while_an_image_is_decoded(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    frames = decode_frames(tmp_path / "a.png", LIMIT)
+    next(frames)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.warn("harmless", stacklevel=1)
+    assert not caught
+    frames.close()

@@ -50,14 +50,18 @@ def test_splits_depend_on_the_seed_and_are_repeatable(rng):
     assert (first != reseeded).any()
 
 
-def test_fixed_splits_are_unchanged_and_copies_become_training_images():
-    labels = np.array([0, 0, 0, 0, 0, 0])
-    fixed = ["test", "train", "validation", None, "test", None]
-    components = np.array([0, 0, 1, 1, 2, 3])
-    splits = assign_splits(labels, components, fixed, SHARES, seed=0)
+def test_fixed_splits_are_unchanged_and_their_components_follow():
+    labels = np.array([0, 0, 0, 0, 0])
+    fixed = ["train", "validation", None, "test", None]
+    splits = assign_splits(labels, np.array([0, 1, 1, 2, 3]), fixed, SHARES, seed=0)
     names = [SPLITS[k] for k in splits]
-    assert names[:5] == ["train", "train", "validation", "validation", "test"]
-    assert names[5] == "calibration"  # the only split that is not fixed
+    assert names[:4] == ["train", "validation", "validation", "test"]
+    assert names[4] == "calibration"  # the only split that is not fixed
+
+
+def test_a_component_of_two_splits_is_refused():
+    with pytest.raises(ValueError, match="a component has several splits"):
+        assign_splits(np.zeros(2, dtype=int), np.zeros(2, dtype=int), ["test", "train"], SHARES, seed=0)
 
 
 def test_source_does_not_depend_on_the_listing_order(shapes_folder, monkeypatch):

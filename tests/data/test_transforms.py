@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from transformers import ConvNextImageProcessorPil, ViTImageProcessorPil
 
+from udc_model.data.formats import BadImageError
 from udc_model.data.stored_preprocessing import PreprocessingRecord
 from udc_model.data.transforms import Decoding, Preprocessing
 from udc_model.errors import UdcError
@@ -32,6 +33,23 @@ def test_input_equals_that_of_transformers(size, resize, crop_pct, resample, rng
         assert stored.shape == (1, ours.stored_size, ours.stored_size, 3)
         expected = theirs(image, return_tensors="pt")["pixel_values"]
         torch.testing.assert_close(ours.to_input(stored), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(20_000, 1), (1, 20_000), (3, 30_000)])
+def test_an_image_that_scaling_would_make_huge_is_refused_before_it_is_scaled(size, monkeypatch):
+    monkeypatch.setattr(Image.Image, "resize", lambda *args, **kwargs: pytest.fail("is scaled"))
+    with pytest.raises(BadImageError, match=r"\d+ x \d+ pixels is too elongated: .* set data\.resize: squash"):
+        Preprocessing(224, "crop", 0.875).to_stored(Image.new("L", size))
+
+
+def test_elongated_images_are_scaled_where_that_is_possible(rng):
+    preprocessing = Preprocessing(32, "crop", 0.875)
+    image = Image.fromarray(rng.integers(0, 256, (2, 3000), dtype=np.uint8))
+    scaled = np.asarray(image.resize((54_000, 36), Image.Resampling.BICUBIC))
+    assert np.array_equal(preprocessing.to_stored(image)[..., 0], scaled[:, 26_982:27_018])
+    assert Preprocessing(224, "squash").to_stored(Image.new("L", (20_000, 1))).shape == (224, 224, 1)
+    large = Image.new("L", (25_600, 4_000))  # scaling makes it smaller
+    assert Preprocessing(32, "crop").to_stored(large).shape == (32, 32, 1)
 
 
 @pytest.mark.parametrize("resize", ["crop", "squash"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from udc_model.config import CostEntry, CostParams
-from udc_model.decisions.matrix import class_prior, cost_matrix, display_order
+from udc_model.decisions.matrix import class_prior, cost_matrix, display_order, key_problems
 from udc_model.errors import UdcError
 
 AB = ["a", "b"]
@@ -123,3 +123,24 @@ def test_frequencies_that_do_not_fit_are_named(prior, message):
 def test_plots_follow_the_stated_order():
     assert display_order(CostParams(), ["bad", "mild", "worst"]) is None
     assert display_order(CostParams(order=["mild", "bad", "worst"]), ["bad", "mild", "worst"]) == [1, 0, 2]
+
+
+class _Counted(str):
+    """A name that counts the hashes of all names."""
+
+    __slots__ = ()
+    hashes = 0
+
+    def __hash__(self):
+        _Counted.hashes += 1
+        return super().__hash__()
+
+
+def test_names_are_compared_in_linear_time():
+    hashes = []
+    for count in (10, 100):
+        _Counted.hashes = 0
+        names = [_Counted(k) for k in range(count)]
+        assert not key_problems("costs.order", names, names)
+        hashes.append(_Counted.hashes)
+    assert hashes[1] == 10 * hashes[0]

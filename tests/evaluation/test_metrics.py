@@ -16,7 +16,7 @@ from sklearn.metrics import (
 )
 
 from udc_model.decisions.decision import constant_costs, mean_cost, normalised_cost
-from udc_model.evaluation.metrics import Scored, areas, class_areas, score_terms
+from udc_model.evaluation.metrics import Scored, Terms, areas, class_areas, score_terms
 from udc_model.evaluation.metrics import split_metrics as split_metrics_of
 from udc_model.evaluation.tables import baselines_table, cost_by_pair, per_class_table
 
@@ -231,3 +231,14 @@ def test_areas_need_few_bins_and_are_exact(rng):
     assert coarse[0][:, 0] == pytest.approx(auc, abs=0.02)
     assert coarse[0][2, 0] == pytest.approx(auc[2])  # 4 images of the class need fewer than 50 bins
     assert score_terms(scored, 50).width <= 3 * 2 * 50
+
+
+@pytest.mark.parametrize("images", [30, 3000])  # sums of few and many terms
+def test_terms_of_scores_repeat_images_and_weights_without_copies(rng, images):
+    targets = np.arange(images) % 3
+    scored = Scored(targets, targets, rng.dirichlet(np.ones(3), images).round(1), 1 - np.eye(3), rng.random(images))
+    terms = score_terms(scored)
+    assert terms.rows.strides[0] == terms.values.strides[0] == 0
+    copies = Terms(terms.rows.ravel(), terms.columns.ravel(), terms.values.ravel(), terms.width)
+    assert terms.total().tobytes() == copies.total().tobytes()
+    assert (terms.table(images) != copies.table(images)).nnz == 0

@@ -5,7 +5,8 @@ import pyarrow.parquet
 import pytest
 
 from udc_model.errors import UdcError
-from udc_model.fetch.huggingface_sets import fetch_huggingface
+from udc_model.fetch.huggingface_sets import fetch_huggingface, split_folders
+from udc_model.fetch.parquet_files import files_by_split
 
 IMAGE = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
 
@@ -119,7 +120,7 @@ def test_names_from_the_source_never_leave_the_folder(hub, out, encoded, tmp_pat
 
 @pytest.mark.parametrize(("problem", "message"), [
     ("truncated", "a Parquet file in .* is damaged or incomplete"),
-    ("wrong hash", "damaged or incomplete .its SHA-256 starts with .*; remove .* and fetch again"),
+    ("wrong hash", "is damaged or incomplete .its SHA-256 is .*; remove .* and fetch it again"),
     ("missing shard", "split train: 1 of 2 files data/train-… are there; fetch again with network access"),
     ("broken link", "missing in the cache of Hugging Face; fetch again with network access"),
     ("label too large", "the column labels has the label 7, but 3 class names"),
@@ -168,3 +169,10 @@ def test_other_formats_keep_their_suffix(hub, out, encoded, write_parquet):
     fetch_huggingface("x/y", out)
     suffixes = [path.suffix for path in sorted((out / "a").iterdir())]
     assert suffixes == [".png", ".webp", ".bmp", ".gif", ".tif", ".ppm", ".jpg", ".jpg"]  # the last: from the path
+
+
+def test_names_of_splits_are_those_of_folders():
+    folders = {"trainval": "train", "dev": "validation", "calib": "calibration", "test": "test"}
+    assert split_folders(list(folders), "set") == folders
+    files = {split: [f"data/{split}-00000-of-00001.parquet"] for split in folders}
+    assert files_by_split([file for (file,) in files.values()], {}, None, "set") == files

@@ -7,13 +7,14 @@ import pytest
 from udc_model.inference.server import run
 
 
-def test_answers_do_not_wait_for_acknowledgements(tmp_path, monkeypatch):
+def test_connections_are_limited_and_answers_do_not_wait_for_acknowledgements(tmp_path, monkeypatch):
     supervisors = pytest.importorskip("uvicorn.supervisors")
     options = []
 
     class Processes:
         def __init__(self, config, sockets):
             self.sockets = sockets
+            options.append(config.limit_concurrency)
 
         def run(self):
             listener = self.sockets[0]
@@ -27,4 +28,4 @@ def test_answers_do_not_wait_for_acknowledgements(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "open_stored", lambda workspace: None)
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
     run.serve(tmp_path, "127.0.0.1", 0, 1)
-    assert options == [1]
+    assert options == [4096, 1]

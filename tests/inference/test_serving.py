@@ -72,6 +72,7 @@ def test_grey_array_and_grey_file_give_the_same_decision(served, rng):
         ([[1, 2, 3]] * 8, r"image 0: an array of shape \(8, 3\) may be a row of pixels, not an image; send a list"),
         ([], "image 0: an array must be"),
         (7, "image 0: an array must be"),
+        (_encoded(np.zeros((1, 400_000), np.uint8)), "image 0: 400000 x 1 pixels is too elongated"),
     ],
 )
 def test_value_that_is_not_an_image_raises(served, value, message):

@@ -64,6 +64,7 @@ def _entries(policy: Policy, of_file: CostParams) -> list[dict[str, object]]:
     """The entries of a file, which come first, and the cells that differ from its costs, with the policy's costs."""
     classes, costs = policy.classes, np.array(policy.class_costs)
     differs = costs != cost_matrix(of_file, classes)
-    cells = dict.fromkeys((classes.index(each.true), classes.index(each.predicted)) for each in of_file.entries)
+    index = {name: k for k, name in enumerate(classes)}
+    cells = dict.fromkeys((index[each.true], index[each.predicted]) for each in of_file.entries)
     cells |= dict.fromkeys((int(i), int(j)) for i, j in np.argwhere(differs))
     return [{"actual": classes[i], "predicted": classes[j], "cost": float(costs[i, j])} for i, j in cells]

@@ -14,7 +14,7 @@ from pydantic import Field
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -207,12 +207,17 @@ def create_app(service: Service, secret: str) -> Starlette:
     return Starlette(
         routes=[Mount(f"/{secret}", routes=mounted)],
         middleware=[Middleware(Guard)],
-        exception_handlers={UdcError: _refused, TooLargeError: _refused, Exception: _failed},
+        exception_handlers={UdcError: _refused, TooLargeError: _refused, ClientDisconnect: _closed, Exception: _failed},
     )
 
 
 async def _refused(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": str(error)}, 413 if isinstance(error, TooLargeError) else 400)
+
+
+async def _closed(request: Request, error: Exception) -> Response:
+    """The client ended the connection during its upload, so nobody reads the answer."""
+    return Response(status_code=499)
 
 
 async def _failed(request: Request, error: Exception) -> Response:

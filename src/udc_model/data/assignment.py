@@ -8,13 +8,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from udc_model.config import SPLITS, DataParams
 from udc_model.data.audit import Audit
-from udc_model.data.copies import copies_across_splits, duplicate_sets
+from udc_model.data.copies import copies_across_groups, copies_across_splits, duplicate_sets
 from udc_model.data.scratch import Checked
 from udc_model.data.sources import ImageRecord, LeftOut, join_for_message
-from udc_model.data.splits import assign_splits, connected_components, missing_splits, without_train
+from udc_model.data.splits import (
+    assign_splits,
+    connected_components,
+    missing_splits,
+    of_several_splits,
+    with_splits_of_groups,
+    without_train,
+)
 from udc_model.errors import UdcError
 
 logger = logging.getLogger(__name__)
@@ -63,7 +71,7 @@ class SplitAssignment:
     Attributes
     ----------
     assigned : pairs of an image and the name of its split, sorted by path; dropped images are among them.
-    copies : images left out because an image of a later split has the same pixels.
+    copies : images left out because an image of another split has the same pixels.
     notes : sentences for the report, the most important first.
     n_duplicates : images beyond the first of each set with the same pixels.
     conflicting : path and label of the images of each set that has several labels.
@@ -94,26 +102,11 @@ def assign_images(usable: list[UsableImage], classes: list[str], data: DataParam
     """
     result = SplitAssignment()
     _report_duplicates([image for image in usable if not image.is_dropped], result)
-    across = copies_across_splits([image.checked.sha256 for image in usable], [image.record.split for image in usable])
-    if data.copies == "leave_out":
-        result.copies = [LeftOut(usable[i].record.path, across.reason(i)) for i in across.original]
-        usable = [image for i, image in enumerate(usable) if i not in across.original]
-    if across.original:
-        parts = ", ".join(f"{name} {count:,}" for name, count in across.counts().items())
-        pixels = f"the pixels of images in a later split ({parts})"
-        result.notes.append(
-            f"{len(across.original):,} image(s) are left out, because they have {pixels}"
-            if result.copies
-            else f"{len(across.original):,} image(s) have {pixels} and remain, so the result looks better than it is"
-        )
+    usable = _without_copies(usable, data, result)
+    usable, components = _units(usable, data, result)
     groups = [image.record.group for image in usable]
     fixed = [image.record.split for image in usable]
-    _check_groups_have_one_split(groups, fixed)
     result.prescribed = [name for name in SPLITS if name in fixed]
-    # Copies that remain in different splits of the user are not connected; other copies stay together.
-    keys = [f"{image.checked.sha256} {split or ''}" if data.copies == "keep" else image.checked.sha256
-            for image, split in zip(usable, fixed, strict=True)]  # fmt: skip
-    components = connected_components(len(usable), [groups, keys])
     number = {name: k for k, name in enumerate(classes)}
     labels = np.array([number[image.source_label] for image in usable], dtype=np.intp)
     if missing := missing_splits(fixed, data.splits):
@@ -125,6 +118,63 @@ def assign_images(usable: list[UsableImage], classes: list[str], data: DataParam
     _check_classes_in_splits(labels, splits, classes, groups, data)
     result.assigned = [(image, SPLITS[k]) for image, k in zip(usable, splits, strict=True)]
     return result
+
+
+def _without_copies(usable: list[UsableImage], data: DataParams, result: SplitAssignment) -> list[UsableImage]:
+    """The images that remain of copies across the splits that the data prescribes; reports the others."""
+    across = copies_across_splits([image.checked.sha256 for image in usable], [image.record.split for image in usable])
+    if not across.original:
+        return usable
+    parts = ", ".join(f"{name} {count:,}" for name, count in across.counts().items())
+    pixels = f"the pixels of images in a later split ({parts})"
+    if data.copies == "keep":
+        result.notes.append(f"{len(across.original):,} image(s) have {pixels} and remain, so the result looks better "
+                            "than it is")  # fmt: skip
+        return usable
+    result.copies = [LeftOut(usable[i].record.path, across.reason(i)) for i in across.original]
+    result.notes.append(f"{len(across.original):,} image(s) are left out, because they have {pixels}")
+    return [image for i, image in enumerate(usable) if i not in across.original]
+
+
+def _units(
+    usable: list[UsableImage], data: DataParams, result: SplitAssignment
+) -> tuple[list[UsableImage], NDArray[np.intp]]:
+    """The images that remain, and the unit of each, which no split divides: groups and copies, connected by chains.
+
+    An image without a split may be in a group of one split and have the pixels of an image in another one. It would
+    make both splits one unit, so it is left out and reported.
+
+    Raises
+    ------
+    UdcError
+        A group is in several splits of the user.
+    """
+    groups, digests = [image.record.group for image in usable], [image.checked.sha256 for image in usable]
+    fixed = [image.record.split for image in usable]
+    _check_groups_have_one_split(groups, fixed)
+    is_kept = data.copies == "keep"
+    # Copies that remain in different splits of the user are not connected; other copies stay together.
+    keys = [f"{digest} {split or ''}" for digest, split in zip(digests, fixed, strict=True)] if is_kept else digests
+    components = connected_components(len(usable), [groups, keys])
+    linked = np.flatnonzero(of_several_splits(components, fixed))
+    if not linked.size:
+        return usable, components
+    with_groups = with_splits_of_groups(groups, fixed)
+    across = copies_across_groups([digests[i] for i in linked], [fixed[i] for i in linked],
+                                  [with_groups[i] for i in linked])  # fmt: skip
+    about = "image(s) without a split have the pixels of images in another split than their group"
+    if is_kept:
+        for i in linked:
+            keys[i] = f"{digests[i]} {with_groups[i] or ''}"
+        result.notes.append(f"{len(across.original):,} {about} and remain, so the result looks better than it is")
+        return usable, connected_components(len(usable), [groups, keys])
+    left_out = {int(linked[k]): across.reason(k) for k in across.original}
+    result.copies += [LeftOut(usable[i].record.path, reason) for i, reason in left_out.items()]
+    result.notes.append(f"{len(left_out):,} {about} and are left out")
+    remaining = [i for i in range(len(usable)) if i not in left_out]
+    return [usable[i] for i in remaining], connected_components(
+        len(remaining), [[groups[i] for i in remaining], [digests[i] for i in remaining]]
+    )
 
 
 def _check_carving(missing: list[str], fixed: list[str | None], data: DataParams) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from udc_model.config import SPLITS
 
@@ -17,14 +17,17 @@ class CopiesAcrossSplits:
     ----------
     original : index of the image that remains, by index of its copy.
     split_of_original : split of that image, by index of the copy.
+    split_of_group : split that the copy has by its group only, by index of the copy.
     """
 
     original: dict[int, int]
     split_of_original: dict[int, str]
+    split_of_group: dict[int, str] = field(default_factory=dict)
 
     def reason(self, index: int) -> str:
         """Why the copy is left out."""
-        return f"copy of an image in the {self.split_of_original[index]} split"
+        group = f", in a group of the {self.split_of_group[index]} split" if index in self.split_of_group else ""
+        return f"copy of an image in the {self.split_of_original[index]} split{group}"
 
     def counts(self) -> dict[str, int]:
         """Number of copies by split of their original."""
@@ -42,11 +45,8 @@ def copies_across_splits(digests: Sequence[str], fixed: Sequence[str | None]) ->
     digests : of the decoded pixels of each of N images.
     fixed : split that the user assigned, or None.
     """
-    by_digest = defaultdict(list)
-    for i, digest in enumerate(digests):
-        by_digest[digest].append(i)
     original: dict[int, int] = {}
-    for indices in by_digest.values():
+    for indices in _by_digest(digests):
         splits = {fixed[i] for i in indices}
         if len(splits) < 2 or splits == {None, "train"}:
             continue
@@ -56,9 +56,42 @@ def copies_across_splits(digests: Sequence[str], fixed: Sequence[str | None]) ->
     return CopiesAcrossSplits(original, {i: str(fixed[k]) for i, k in original.items()})
 
 
+def copies_across_groups(
+    digests: Sequence[str], fixed: Sequence[str | None], with_groups: Sequence[str | None]
+) -> CopiesAcrossSplits:
+    """Find the images without a split that have the pixels of an image in another split than their group.
+
+    Groups and copies are not divided, so such an image would connect two splits. An image with a split of its own
+    always remains. Of images that have one by their groups, those of the last split in the order of `SPLITS` remain.
+
+    Parameters
+    ----------
+    digests, fixed : as in `copies_across_splits`; the copies that it finds are not looked at again.
+    with_groups : the splits from `with_splits_of_groups`.
+    """
+    original: dict[int, int] = {}
+    for indices in _by_digest(digests):
+        in_splits = [i for i in indices if with_groups[i] is not None]
+        if not in_splits or {fixed[i] for i in indices} - {None, "train"}:
+            continue
+        remaining = max(in_splits, key=lambda i: (fixed[i] is not None, SPLITS.index(str(with_groups[i]))))
+        followers = (None, "train") if with_groups[remaining] == "train" else (with_groups[remaining],)
+        original |= {i: remaining for i in indices if with_groups[i] not in followers}
+    return CopiesAcrossSplits(
+        original,
+        {i: str(with_groups[k]) for i, k in original.items()},
+        {i: split for i in original if (split := with_groups[i]) is not None},
+    )
+
+
 def duplicate_sets(digests: Sequence[str]) -> list[list[int]]:
     """Indices of the images of each set with the same pixels, of two images or more."""
+    return [indices for indices in _by_digest(digests) if len(indices) > 1]
+
+
+def _by_digest(digests: Sequence[str]) -> list[list[int]]:
+    """Indices of the images with the same pixels, of each digest."""
     by_digest = defaultdict(list)
     for i, digest in enumerate(digests):
         by_digest[digest].append(i)
-    return [indices for indices in by_digest.values() if len(indices) > 1]
+    return list(by_digest.values())

@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 
 from filelock import FileLock
 
+from udc_model.csv_files import csv_writer
 from udc_model.data.sources import join_for_message, printable
 from udc_model.errors import UdcError
 from udc_model.files import Workspace, read_bytes, write_atomically
@@ -224,7 +225,7 @@ def _locked(workspace: Workspace) -> Iterator[None]:
 def csv_text(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table as CSV with a header."""
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
+    writer = csv_writer(buffer.write)
     writer.writerow(names)
     writer.writerows(rows)
     return buffer.getvalue()

@@ -6,11 +6,12 @@ The only place where an image becomes pixels: prepare, predict and the served mo
 from __future__ import annotations
 
 import io
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from PIL import Image
 
@@ -62,7 +63,7 @@ def decode_frames(source: Path | bytes, decoding: Decoding, name: str = "") -> I
     """
     with _opened(source) as handle:
         form = _format(handle, name if isinstance(source, bytes) else source.name)
-        with damage_as_bad_image(form), _header_limits_off():
+        with damage_as_bad_image(form), _header_limits.off():
             if form == "DICOM":
                 from udc_model.data.dicom import read_dicom
 
@@ -113,14 +114,44 @@ def _register_heif() -> None:
         pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
 
 
-@contextmanager
-def _header_limits_off() -> Iterator[None]:
-    """Disable Pillow's size check, which only warns up to twice its limit; each frame's header is checked instead."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about harmless metadata; real damage raises an error
+class _HeaderLimits:
+    """Disables Pillow's size check and all warnings while any thread decodes an image.
+
+    The check only warns up to twice its limit; each frame's header is checked instead. Warnings are about harmless
+    metadata; real damage raises an error. Both settings belong to the process, so the first thread changes them and
+    the last one restores them.
+    """
+
+    _IGNORED = r"(?#udc_model decodes images)"  # matches every module, and is equal to no filter of another program
+
+    def __init__(self) -> None:
+        self._lock, self._users = threading.Lock(), 0
+        self._limit: int | None = None
+        self._filters: list[Any] = []
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Disable both during the block."""
+        with self._lock:
+            if not self._users:
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+                self._filters = cast("list[Any]", warnings.filters)
+                warnings.filterwarnings("ignore", module=self._IGNORED)
+            self._users += 1
+        try:
             yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    self._restore()
+
+    def _restore(self) -> None:
+        if Image.MAX_IMAGE_PIXELS is None:  # otherwise another program has set it since
+            Image.MAX_IMAGE_PIXELS = self._limit
+        # `warnings.catch_warnings` of another thread may have exchanged the list.
+        for filters in (self._filters, cast("list[Any]", warnings.filters)):
+            filters[:] = [each for each in filters if getattr(each[3], "pattern", None) != self._IGNORED]
+
+
+_header_limits = _HeaderLimits()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from udc_model.checksums import read_checksums, write_checksums
 from udc_model.config import SPLITS
+from udc_model.csv_files import csv_writer
 from udc_model.data.dataset_file import ADVICE, DATASET, read_dataset
 from udc_model.data.encoding import decoder_versions
 from udc_model.data.scratch import Scratch
@@ -198,7 +198,7 @@ def _read_manifest(folder: Path, classes: list[str]) -> pd.DataFrame:
 def _manifest_text(rows: Iterable[Mapping[str, Any]]) -> str:
     """The contents of ``manifest.csv``."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv_writer(text.write)
     writer.writerow(MANIFEST_COLUMNS)
     writer.writerows(map(itemgetter(*MANIFEST_COLUMNS), rows))
     return text.getvalue()

@@ -39,6 +39,20 @@ def connected_by_edges(n: int, edges: NDArray[np.intp]) -> NDArray[np.intp]:
     return np.argsort(np.argsort(first_image))[inverse].astype(np.intp)
 
 
+def of_several_splits(components: NDArray[np.intp], fixed: Sequence[str | None]) -> NDArray[np.bool_]:
+    """Whether images of the component of each image (N,) have different splits in ``fixed``, as in `assign_splits`."""
+    first: dict[int, str] = {}  # split of the first image that has one, by component
+    several = [component for component, split in zip(components.tolist(), fixed, strict=True)
+               if split is not None and first.setdefault(component, split) != split]  # fmt: skip
+    return np.isin(components, several)
+
+
+def with_splits_of_groups(groups: Sequence[str | None], fixed: Sequence[str | None]) -> list[str | None]:
+    """The splits; for an image without one, that of its group if an image of it has one."""
+    of_group = {group: split for group, split in zip(groups, fixed, strict=True) if group is not None and split}
+    return [split or of_group.get(group or "") for group, split in zip(groups, fixed, strict=True)]
+
+
 def missing_splits(fixed: Sequence[str | None], shares: SplitShares) -> list[str]:
     """The splits with a share that no image would be in: every image has a split, and none has this one."""
     present = set(fixed)
@@ -67,15 +81,21 @@ def assign_splits(
     ----------
     labels : (N,) class index of each image.
     components : (N,) component of each image.
-    fixed : split name of each of the N images, or None. A component with several names is assigned to the first of
-        them in the order of `SPLITS`, because a copy of a training image must not be used for testing.
+    fixed : split name of each of the N images, or None. A component has one name at most (`of_several_splits`).
     shares : target share of each split; shares of 0 create no split.
     seed : determines the order of components of equal size.
 
     Returns
     -------
     (N,) index into `SPLITS`. The result depends on the order of the images only through ``components``.
+
+    Raises
+    ------
+    ValueError
+        A component has several names.
     """
+    if of_several_splits(components, fixed).any():
+        raise ValueError("fixed: a component has several splits")
     n_components = int(components.max()) + 1
     counts = np.zeros((n_components, int(labels.max()) + 1))
     np.add.at(counts, (components, labels), 1)
@@ -83,7 +103,7 @@ def assign_splits(
     chosen = np.full(n_components, len(SPLITS))
     for i, name in enumerate(fixed):
         if name is not None:
-            chosen[components[i]] = min(chosen[components[i]], SPLITS.index(name))
+            chosen[components[i]] = SPLITS.index(name)
     fixed_splits = np.unique(chosen[chosen < len(SPLITS)])
     free = np.array([split for split in range(len(SPLITS)) if split not in fixed_splits], dtype=np.intp)
     unassigned = np.flatnonzero(chosen == len(SPLITS))

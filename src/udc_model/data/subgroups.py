@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from udc_model.checksums import read_checksums
+from udc_model.csv_files import csv_writer
 from udc_model.errors import UdcError
 from udc_model.files import read_bytes
 
@@ -29,7 +30,7 @@ def write_subgroups(folder: Path, names: Sequence[str], rows: Sequence[Mapping[s
     rows : of each image ``path`` and ``subgroups``, one text for each division, in the order of ``manifest.csv``.
     """
     with (folder / SUBGROUPS).open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
+        writer = csv_writer(handle.write)
         writer.writerow(["path", *names])
         writer.writerows([row["path"], *row["subgroups"]] for row in rows)
 

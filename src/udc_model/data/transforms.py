@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from udc_model.checksums import read_checksums
+from udc_model.data.formats import BadImageError
 from udc_model.data.stored_preprocessing import DecodingRecord, PreprocessingRecord, PreprocessorRecord
 from udc_model.files import parse_json, read_bytes
 from udc_model.records import validated
@@ -28,6 +29,7 @@ PREPROCESSOR = "preprocessor_config.json"
 ADVICE = "restore the model with `dvc checkout model`, or train it again (dvc repro)"
 _MAX_BYTES = 2**20
 _DECODING_KEY = "udc_decoding"  # in preprocessor_config.json; other libraries ignore it
+_MOST_SCALED = 100_000_000  # pixels that scaling creates: 300 MB in RGB; a short side of 1 pixel becomes hundreds
 _MIN_SIZE_WITHOUT_CROP = 384  # pixels; ConvNeXt's published evaluation and transformers do not crop from this size on
 
 
@@ -104,7 +106,13 @@ class Preprocessing:
         return int(self.size / self.crop_pct) if self.crops else self.size
 
     def to_stored(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Resize an RGB or grey image to the prepared image, (stored_size, stored_size, C) uint8."""
+        """Resize an RGB or grey image to the prepared image, (stored_size, stored_size, C) uint8.
+
+        Raises
+        ------
+        BadImageError
+            The image is too elongated, see `scaled`.
+        """
         return pixels_of(self.stored_image(image))
 
     def stored_image(self, image: Image.Image) -> Image.Image:
@@ -118,8 +126,20 @@ class Preprocessing:
         return image.crop((left, top, left + side, top + side))
 
     def scaled(self, image: Image.Image) -> Image.Image:
-        """Scale an image to `scaled_size`, unless it has this size; the prepared image is its centre."""
+        """Scale an image to `scaled_size`, unless it has this size; the prepared image is its centre.
+
+        Raises
+        ------
+        BadImageError
+            The image is so elongated that it would become far larger than its file. Scaling only the part that is
+            cropped gives other pixels by Pillow's rounding.
+        """
         size = self.scaled_size(*image.size)
+        if size[0] * size[1] > max(_MOST_SCALED, image.width * image.height):
+            raise BadImageError(
+                f"{image.width} x {image.height} pixels is too elongated: scaled for its centre square, it would have "
+                f"{size[0]:,} x {size[1]:,}; cut it, or set data.resize: squash"
+            )
         return image if image.size == size else image.resize(size, RESAMPLE[self.resample])
 
     def scaled_size(self, width: int, height: int) -> tuple[int, int]:

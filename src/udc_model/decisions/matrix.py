@@ -92,7 +92,8 @@ def prior_problems(params: CostParams, classes: Sequence[str]) -> list[str]:
     """Why ``costs.prior`` does not fit the classes, one sentence each."""
     if params.prior is None:
         return []
-    unknown = [f"costs.prior: {no_class(name, classes)}" for name in params.prior if name not in set(classes)]
+    allowed = set(classes)
+    unknown = [f"costs.prior: {no_class(name, classes)}" for name in params.prior if name not in allowed]
     total, is_complete = sum(params.prior.values()), set(params.prior) >= set(classes)
     if not unknown and is_complete and abs(total - 1) > SHARE_TOLERANCE:
         return [f"costs.prior: the shares add up to {total:g}; they must add up to 1"]
@@ -146,8 +147,9 @@ def list_classes(classes: Sequence[str]) -> str:
 
 def key_problems(parameter: str, names: Collection[str], classes: Sequence[str]) -> list[str]:
     """Why the names in a parameter are not those of all classes, one sentence each."""
-    problems = [f"{parameter}: {no_class(name, classes)}" for name in dict.fromkeys(names) if name not in set(classes)]
-    missing = [name for name in classes if name not in set(names)]
+    allowed, present = set(classes), set(names)
+    problems = [f"{parameter}: {no_class(name, classes)}" for name in dict.fromkeys(names) if name not in allowed]
+    missing = [name for name in classes if name not in present]
     if not missing:
         return problems
     if len(missing) == 1:
@@ -165,13 +167,15 @@ def _is_number(name: str) -> bool:
 def _ordinal_values(params: CostParams, classes: list[str]) -> NDArray[np.float64]:
     """The value of each class on the ordinal scale: its index in ``costs.order``, or its name as a number."""
     if params.order is not None:
-        return np.array([params.order.index(name) for name in classes], dtype=float)
+        index = {name: k for k, name in enumerate(params.order)}
+        return np.array([index[name] for name in classes], dtype=float)
     return np.array([float(name) for name in classes])
 
 
 def display_order(params: CostParams, classes: Sequence[str]) -> list[int] | None:
     """Indices of the classes in the order of ``costs.order``, which plots and tables follow; None if it is not set."""
-    return None if params.order is None else [list(classes).index(name) for name in params.order]
+    index = {name: k for k, name in enumerate(classes)}
+    return None if params.order is None else [index[name] for name in params.order]
 
 
 def class_prior(params: CostParams, classes: list[str], training_counts: Sequence[float]) -> NDArray[np.float64] | None:

@@ -58,13 +58,13 @@ def changed_costs(policy: Policy, costs: SessionCosts) -> Policy:
 def _cost_params(policy: Policy, costs: SessionCosts) -> CostParams:
     """The section ``costs`` of a policy and the changes of a session."""
     actions = {name: dict(zip(policy.classes, values, strict=True)) for name, values in policy.actions.items()}
-    entries = []
+    entries, classes = [], set(policy.classes)
     for each in costs.cells:
-        if each.true not in policy.classes:
+        if each.true not in classes:
             raise UdcError(f"costs: {no_class(each.true, policy.classes)}")
         if each.decided in actions:
             actions[each.decided][each.true] = each.cost
-        elif each.decided in policy.classes:
+        elif each.decided in classes:
             entries.append({"actual": each.true, "predicted": each.decided, "cost": each.cost})
         else:
             raise UdcError(f"costs: {each.decided!r} is no decision with a cost by class")

@@ -95,7 +95,10 @@ class Scored:
 
 @dataclass(frozen=True)
 class Terms:
-    """What the images add to ``width`` sums: image ``rows[i]`` adds ``values[i]`` to sum ``columns[i]``."""
+    """What the images add to ``width`` sums: image ``rows[i]`` adds ``values[i]`` to sum ``columns[i]``.
+
+    The three arrays have one shape; views that repeat their values take no memory.
+    """
 
     rows: Indices
     columns: Indices
@@ -106,11 +109,13 @@ class Terms:
         """The sums over all images, (width,)."""
         if self.width <= _MAX_PAIRWISE:  # pairwise summation, more accurate than bincount
             return np.array([self.values[self.columns == j].sum() for j in range(self.width)])
-        return np.asarray(np.bincount(self.columns, self.values, self.width), dtype=np.float64)
+        sums = np.bincount(self.columns.ravel(), self.values.ravel(), self.width)
+        return np.asarray(sums, dtype=np.float64)
 
     def table(self, images: int) -> sparse.csr_matrix:
         """What each image adds to each sum, (images, width)."""
-        return sparse.csr_matrix((self.values, (self.rows, self.columns)), shape=(images, self.width))
+        places = (self.rows.ravel(), self.columns.ravel())
+        return sparse.csr_matrix((self.values.ravel(), places), shape=(images, self.width))
 
 
 def metric_terms(scored: Scored, ece_bins: int) -> dict[str, Terms]:
@@ -151,7 +156,8 @@ def score_terms(scored: Scored, most: int | None = None) -> Terms:
         columns[j] = 2 * score_bins(scores, is_of_class, most) + is_of_class
     width = int(columns.max()) // 2 + 1
     columns += (np.arange(k) * 2 * width)[:, None]
-    return Terms(np.tile(np.arange(n), k), columns.ravel(), np.tile(scored.image_weights, k), 2 * k * width)
+    rows, weights = np.broadcast_to(np.arange(n), (k, n)), np.broadcast_to(scored.image_weights, (k, n))
+    return Terms(rows, columns, weights, 2 * k * width)
 
 
 def score_bins(scores: Floats, is_of_class: NDArray[np.bool_], most: int | None) -> NDArray[np.intp]:

@@ -6,13 +6,14 @@ import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from udc_model.config import EvaluateParams
+from udc_model.csv_files import LineFeeds, csv_writer
 from udc_model.data.background import computed_ahead, run_now
 from udc_model.data.packed import PackedSplit, group_indices
 from udc_model.decisions.calibration import Calibration
@@ -43,7 +44,9 @@ WARNINGS = "warnings.json"  # sentences on why the metrics of a split say little
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write a table with full precision and the same bytes on every system."""
-    table.to_csv(path, index=False, lineterminator="\n")
+    with path.open("w", encoding="utf-8", newline="") as handle:
+        rows = cast("TextIO", LineFeeds(handle.write))  # of a stream, pandas calls `write` only
+        table.to_csv(rows, index=False, lineterminator=LineFeeds.END)
 
 
 def decision_columns(targets: Indices, decisions: Decisions, policy: Policy) -> dict[str, NDArray[Any]]:
@@ -104,7 +107,7 @@ def write_predictions(
 def _write_predictions(path: Path, table: pd.DataFrame, logits: NDArray[np.float32], classes: Sequence[str]) -> None:
     names = [f"{_LOGIT}{name}" for name in classes]
     with path.open("w", encoding="utf-8", newline="") as handle:
-        csv.writer(handle, lineterminator="\n").writerow([*table.columns, *names])
+        csv_writer(handle.write).writerow([*table.columns, *names])
         starts = range(0, len(table), _ROWS)
         chunks = [logits[start : start + _ROWS] for start in starts]
         for start, of_logits in zip(starts, computed_ahead(map(_logit_lines, chunks), 1), strict=True):
@@ -115,11 +118,7 @@ def _write_predictions(path: Path, table: pd.DataFrame, logits: NDArray[np.float
 def _csv_lines(table: pd.DataFrame) -> list[str]:
     """The rows of a table as CSV, without ends of lines. A quoted value may contain some."""
     rows: list[str] = []
-
-    class Rows:
-        write = staticmethod(rows.append)
-
-    csv.writer(Rows, lineterminator="\n").writerows(zip(*(table[name].tolist() for name in table), strict=True))
+    csv_writer(rows.append).writerows(zip(*(table[name].tolist() for name in table), strict=True))
     return [row.removesuffix("\n") for row in rows]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from udc_model.checksums import check_cached_blob
 from udc_model.errors import UdcError, one_line
 from udc_model.fetch.image_folder import check_disk
 from udc_model.files import sha256_of, size_text
@@ -60,10 +61,7 @@ class HubFiles:
             if not path.is_file():
                 raise UdcError(f"{path}: missing in the cache of Hugging Face; fetch again with network access")
             digests[name] = sha256_of(path)
-            stored_as = path.resolve().name  # large files are links to a file with this name
-            if re.fullmatch(r"[0-9a-f]{64}", stored_as) and digests[name] != stored_as:
-                raise UdcError(f"{path}: damaged or incomplete (its SHA-256 starts with {digests[name][:8]}, not "
-                               f"{stored_as[:8]}); remove {path.resolve()} and fetch again")  # fmt: skip
+            check_cached_blob(path, digests[name])
         return digests
 
 

@@ -10,9 +10,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from udc_model.config import SPLITS
+from udc_model.data.sources.records import SPLIT_NAMES
 from udc_model.errors import UdcError
 from udc_model.fetch.hub import HubFiles, open_hub_files
-from udc_model.fetch.image_folder import SPLIT_FOLDERS, ImageFolderWriter, check_disk, description
+from udc_model.fetch.image_folder import ImageFolderWriter, check_disk, description
 from udc_model.fetch.parquet_files import Columns, files_by_split, find_columns
 
 logger = logging.getLogger(__name__)
@@ -82,15 +84,15 @@ def fetch_huggingface(
 def split_folders(splits: list[str], name: str) -> dict[str, str | None]:
     """The split folder of each split; None for the only split, which is not split yet.
 
-    Splits with other names than train, validation and test are left out, with a warning.
+    Splits with other names than those of `SPLIT_NAMES` are left out, with a warning.
     """
     if len(splits) == 1:
         return {splits[0]: None}
-    folders: dict[str, str | None] = {split: SPLIT_FOLDERS[split] for split in SPLIT_FOLDERS if split in splits}
+    folders: dict[str, str | None] = {split: SPLIT_NAMES[split] for split in SPLIT_NAMES if split in splits}
     if others := sorted(set(splits) - set(folders)):
-        logger.warning("%s: the splits %s are left out; train, validation and test are used", name, ", ".join(others))
+        logger.warning("%s: the splits %s are left out; %s are used", name, ", ".join(others), ", ".join(SPLITS))
     if not folders or len(set(folders.values())) < len(folders):
-        raise UdcError(f"{name}: the splits {', '.join(splits)} cannot be assigned to train, validation and test")
+        raise UdcError(f"{name}: the splits {', '.join(splits)} cannot be assigned to {', '.join(SPLITS)}")
     return folders
 
 

@@ -14,11 +14,6 @@ from PIL import Image
 from udc_model.errors import UdcError
 from udc_model.files import size_text
 
-SPLIT_FOLDERS = {
-    "train": "train", "training": "train", "trainval": "train",
-    "validation": "validation", "val": "validation", "valid": "validation", "dev": "validation",
-    "test": "test", "testing": "test",
-}  # fmt: skip
 _MAX_CLASSES = 10_000
 _MAX_NAME = 100  # characters of a class folder; file systems allow 255 bytes
 

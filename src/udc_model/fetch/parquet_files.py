@@ -11,13 +11,13 @@ from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from udc_model.data.sources.records import SPLIT_NAMES
 from udc_model.errors import UdcError
-from udc_model.fetch.image_folder import SPLIT_FOLDERS
 
 if TYPE_CHECKING:
     import pyarrow
 
-_SPLIT = re.compile(rf"(?:^|[/._ -])({'|'.join(SPLIT_FOLDERS)})(?=$|[/._ \d-])", re.IGNORECASE)
+_SPLIT = re.compile(rf"(?:^|[/._ -])({'|'.join(SPLIT_NAMES)})(?=$|[/._ \d-])", re.IGNORECASE)
 _SHARD = re.compile(r"^(.*)-\d{5}-of-(\d{5})(.*)$")
 _LABEL_NAMES = ("label", "labels", "class", "category")  # of columns without the type ClassLabel
 

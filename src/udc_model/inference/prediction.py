@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from udc_model.csv_files import csv_writer
 from udc_model.data.background import computed_ahead
 from udc_model.data.sources.records import printable
 from udc_model.decisions.familiarity import FAMILIARITY, UNFAMILIAR
@@ -141,7 +141,7 @@ def _json(row: Row) -> str:
 
 
 def _write_csv(batches: Iterator[list[Row]], stream: TextIO) -> None:
-    writer = csv.writer(stream, lineterminator="\n")
+    writer = csv_writer(stream.write)
     rows = next(batches, [])
     classes = list(rows[0]["probabilities"]) if rows else []
     others = [name for name in (FAMILIARITY, UNFAMILIAR) if rows and name in rows[0]]

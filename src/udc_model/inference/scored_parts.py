@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from udc_model.csv_files import csv_writer
 from udc_model.data.sources.records import printable
 from udc_model.decisions.familiarity import FAMILIARITY, UNFAMILIAR
 from udc_model.decisions.policy import Policy
@@ -174,7 +174,7 @@ class ScoredParts:
             atomic_file(self.folder / BAD_IMAGES) as scratch,
             scratch.open("w", encoding="utf-8", newline="") as handle,
         ):
-            writer = csv.writer(handle, lineterminator="\n")
+            writer = csv_writer(handle.write)
             writer.writerow(["path", "reason"])
             for number in range(num_parts):
                 writer.writerows((each.name, printable(each.reason)) for each in self._bad(number))

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from PIL import Image
 
 from udc_model.data.decode import decode, to_channels
 from udc_model.data.formats import BadImageError
-from udc_model.data.transforms import Decoding
+from udc_model.data.transforms import Decoding, Preprocessing
 from udc_model.errors import UdcError
 from udc_model.files import Workspace
 from udc_model.inference.prediction import decided_rows
@@ -62,9 +63,9 @@ class ServedClassifier:
         if "image" not in model_input:
             columns = ", ".join(map(str, model_input.columns))
             raise UdcError(f"the input must have a column 'image'; its columns are {columns}")
-        decoding = self.classifier.preprocessing.decoding
-        images = [_image(value, row, decoding) for row, value in enumerate(model_input["image"])]
-        return pd.DataFrame(decided_rows(self.classifier.outputs(images), self.policy))
+        preprocessing = self.classifier.preprocessing
+        images = [_prepared(value, row, preprocessing) for row, value in enumerate(model_input["image"])]
+        return pd.DataFrame(decided_rows(self.classifier.outputs_of_stored(np.stack(images)), self.policy))
 
 
 def image_of(value: Any, decoding: Decoding) -> Image.Image:
@@ -92,9 +93,9 @@ def image_of(value: Any, decoding: Decoding) -> Image.Image:
     return to_channels(Image.fromarray(_pixels(value)), decoding.channels)
 
 
-def _image(value: Any, row: int, decoding: Decoding) -> Image.Image:
+def _prepared(value: Any, row: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     try:
-        return image_of(value, decoding)
+        return preprocessing.to_stored(image_of(value, preprocessing.decoding))
     except BadImageError as error:
         raise UdcError(f"image {row}: {error}") from None
 

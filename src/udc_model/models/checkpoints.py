@@ -20,10 +20,10 @@ from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor
 
+from udc_model.checksums import check_cached_blob
 from udc_model.errors import UdcError
 from udc_model.files import open_regular, sha256_of
 from udc_model.model_files.weights import check_fits_memory, read_header
-from udc_model.models.hub import check_blob
 from udc_model.models.layouts import to_our_layout
 from udc_model.models.staged import ImageClassifier
 from udc_model.records import Record, read_record
@@ -246,7 +246,7 @@ def weights_sha256(path: Path, expected: str | None = None) -> str:
         with open_regular(file, _ADVICE) as (_, size):
             check_fits_memory(size, file)  # a sparse file of any size could be read for ever
         digests.append(sha256_of(file))
-        check_blob(file, digests[-1])
+        check_cached_blob(file, digests[-1], "model.weights: ")
     sha256 = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     if expected is not None and sha256 != expected:
         raise UdcError(

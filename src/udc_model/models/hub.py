@@ -17,7 +17,6 @@ SAFETENSORS = "model.safetensors"
 _INDEX = f"{SAFETENSORS}.index.json"
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _SETTINGS = ("config.json", "preprocessor_config.json")
-_FILE_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class UnreachableError(UdcError):
@@ -58,14 +57,6 @@ def cached_snapshot(name: str, weight_files: Iterable[str]) -> Path | None:
         return None
     snapshot = repository / "snapshots" / revision
     return snapshot if any((snapshot / each).is_file() for each in weight_files) else None
-
-
-def check_blob(path: Path, sha256: str) -> None:
-    """:class:`UdcError` if a file is stored in the cache under another SHA-256 than it has: it is damaged."""
-    stored_as = path.resolve().name  # large files of the cache are links to a file with this name
-    if path.is_symlink() and _FILE_DIGEST.fullmatch(stored_as) and sha256 != stored_as:
-        raise UdcError(f"model.weights: {path} is damaged or incomplete (its SHA-256 is {sha256}, not {stored_as}); "
-                       f"remove {path.resolve()} and fetch it again")  # fmt: skip
 
 
 def download(name: str) -> HubWeights:

@@ -1,9 +1,13 @@
 """Layouts of folders: what is a split, what is a class, and the error that shows the folders."""
 
 import re
+from pathlib import Path
 
 import pytest
 
+from udc_model.data.sources.folders import find_layout
+from udc_model.data.sources.labels import Labels
+from udc_model.data.sources.listing import Listing
 from udc_model.errors import UdcError
 
 NAMES = [f"{k:02d}.png" for k in range(12)]
@@ -16,7 +20,7 @@ def _paths(*folders, names=NAMES):
 @pytest.mark.parametrize(
     ("train", "validation", "test"),
     [("train", "val", "test"), ("Training", "Validation", "Testing"), ("TRAIN", "dev", "test"),
-     ("training", "valid", "TEST")],
+     ("training", "valid", "TEST"), ("TrainVal", "validation", "test")],
 )  # fmt: skip
 def test_split_folders_are_recognised_and_calibration_is_carved_from_train(
     tmp_path, write_images, prepared, train, validation, test, caplog
@@ -158,3 +162,23 @@ def test_split_seed_changes_the_splits_and_seed_does_not(tmp_path, write_images,
 
     assert test_paths(1, 7) == test_paths(2, 7) == test_paths(7, None)
     assert test_paths(1, 7) != test_paths(1, 8)
+
+
+class Counted(list):
+    """A list that counts how often all its entries are read."""
+
+    reads = 0
+
+    def __iter__(self):
+        self.reads += 1
+        return super().__iter__()
+
+
+def test_the_images_are_read_a_fixed_number_of_times_whatever_the_number_of_classes():
+    reads = []
+    for count in (2, 50):
+        folders = [f"class {k}" for k in range(count)]
+        listing = Listing(Counted(_paths(*folders)), Counted([*folders, *(f"{each}/test" for each in folders)]))
+        find_layout(Path("set"), listing, Labels({}), None)
+        reads.append((listing.images.reads, listing.folders.reads))
+    assert reads[0] == reads[1]

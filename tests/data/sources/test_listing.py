@@ -80,8 +80,8 @@ def test_folders_that_may_not_be_read_are_an_error(root, prepared, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["-rf.png", " a .png", "line\nbreak.png", "tab\t.png", "ä" * 120 + ".png", "x" * 251 + ".png",
-             "a,b;c.png", '"q".png', "A.png", "%s {} $HOME.png", "ab\u202ecd.png"]
+    "name", ["-rf.png", " a .png", "line\nbreak.png", "line\rbreak.png", "tab\t.png", "ä" * 120 + ".png",
+             "x" * 251 + ".png", "a,b;c.png", '"q".png', "A.png", "%s {} $HOME.png", "ab\u202ecd.png"]
 )  # fmt: skip
 def test_odd_names_work(root, name, write_images, prepared):
     write_images(root, f"ant/{name}", "ant/a.png")

@@ -7,6 +7,7 @@ import openpyxl
 import pandas as pd
 import pytest
 
+from udc_model.data.sources.tables import read_table
 from udc_model.errors import UdcError
 
 ROWS = [(f"images/{name}{k:02d}.png", name) for name in ("ant", "bee") for k in range(12)]
@@ -265,3 +266,23 @@ def test_addresses_and_tables_as_path(root, prepared):
     (root / "t.csv").write_text(_text())
     with pytest.raises(UdcError, match=r"t\.csv is a table; set data.path to the folder of the images"):
         prepared(root / "t.csv")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "UTF8", "utf-16-le"])
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.json"])
+def test_a_byte_order_mark_is_no_part_of_a_named_encoding(tmp_path, name, encoding):
+    row = json.dumps({"image": "a.png", "label": "é"}, ensure_ascii=False)
+    text = {"t.csv": "image,label\r\na.png,é\r\n", "t.jsonl": row, "t.json": f"[{row}]"}[name]
+    (tmp_path / name).write_bytes(f"\ufeff{text}".encode(encoding))
+    table = read_table(tmp_path / name, encoding)
+    assert table.columns == ["image", "label"]
+    assert [tuple(cells) for _, cells in table.rows] == [("a.png", "é")]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_string_in_json_lines_may_have_any_unicode_line_end(tmp_path, end):
+    names = [f"a{character}b.png" for character in "\u2028\u2029\u0085"]
+    lines = [json.dumps({"image": name, "label": "x"}, ensure_ascii=False) for name in names]
+    (tmp_path / "t.jsonl").write_bytes((end.join([*lines, "", lines[0]]) + end).encode())
+    rows = [(number, cells[0]) for number, cells in read_table(tmp_path / "t.jsonl").rows]
+    assert rows == [*enumerate(names, 1), (5, names[0])]

@@ -11,7 +11,7 @@ from udc_model.config import SPLITS
 from udc_model.data.assignment import UsableImage
 from udc_model.data.quality.near_duplicates import NearDuplicates
 from udc_model.data.sources import LeftOut
-from udc_model.data.splits import connected_components
+from udc_model.data.splits import connected_components, of_several_splits, with_splits_of_groups
 
 DROPPED = "near-duplicate of another image"
 _MOST_CONFLICTS = 100  # listed
@@ -20,20 +20,28 @@ _MOST_CONFLICTS = 100  # listed
 def grouped(usable: Sequence[UsableImage], near: NearDuplicates) -> list[UsableImage]:
     """Give the images of a cluster one group, and with them the other images of their groups.
 
-    Images for which the data prescribes different splits stay in different groups.
+    Images for which the data prescribes different splits stay in different groups, also those that clusters and groups
+    of images without a split would connect.
 
     Parameters
     ----------
     usable : N images.
     near : their clusters.
     """
+    groups, fixed = [image.record.group for image in usable], [image.record.split for image in usable]
     keys: list[str | None] = [None] * len(usable)
     for images in near.clusters:
         name = f"near-duplicates of {usable[images[0]].record.path}"
-        is_divided = len({usable[i].record.split for i in images} - {None}) > 1
+        is_divided = len({fixed[i] for i in images} - {None}) > 1
         for i in images:
-            keys[i] = f"{name} ({usable[i].record.split or 'no split'})" if is_divided else name
-    components = connected_components(len(usable), [[image.record.group for image in usable], keys])
+            keys[i] = f"{name} ({fixed[i] or 'no split'})" if is_divided else name
+    components = connected_components(len(usable), [groups, keys])
+    connects_splits = of_several_splits(components, fixed)
+    if connects_splits.any():
+        with_groups = with_splits_of_groups(groups, fixed)
+        keys = [f"{key} of {split}" if key and several else key
+                for key, split, several in zip(keys, with_groups, connects_splits, strict=True)]  # fmt: skip
+        components = connected_components(len(usable), [groups, keys])
     names: dict[int, set[str]] = defaultdict(set)
     for image, component in zip(usable, components, strict=True):
         names[component] |= {image.record.group} if image.record.group else set()

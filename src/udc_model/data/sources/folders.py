@@ -10,7 +10,7 @@ The rules, in this order, for the first folder that has more than one entry (a s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -119,7 +119,7 @@ def find_layout(root: Path, listing: Listing, labels: Labels, classes: Sequence[
     if named and not is_class_list and (len(named) == len(with_images) or len(set(splits.values()) - {None}) > 1):
         _check_split_folders(root, listing, base, splits)
         return FolderLayout(base, ("split", "class"))
-    inner = {name for folder in with_images for name in _images_by_folder(listing, base / folder)}
+    inner = _folders_in(listing, base, set(with_images))
     if inner and all(split_of_name(name) for name in inner) and not _loose(listing, base, with_images):
         return FolderLayout(base, ("class", "split"))
     return FolderLayout(base, ("class",))
@@ -154,6 +154,16 @@ def _images_by_folder(listing: Listing, base: PurePosixPath) -> dict[str, int]:
         if path.startswith(prefix) and path.count("/") > depth:
             counts[path.split("/")[depth]] += 1
     return counts
+
+
+def _folders_in(listing: Listing, base: PurePosixPath, folders: Collection[str]) -> set[str]:
+    """Names of the folders in some of the folders in ``base``."""
+    depth, names = len(base.parts), set()
+    for folder in listing.folders:
+        parts = folder.split("/")
+        if len(parts) == depth + 2 and tuple(parts[:depth]) == base.parts and parts[depth] in folders:
+            names.add(parts[-1])
+    return names
 
 
 def _loose(listing: Listing, base: PurePosixPath, folders: Sequence[str]) -> list[str]:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from udc_model.config import SPLITS
 
 _MAX_LISTED = 50  # entries of a list in a message
-_SPLIT_NAMES = {
-    "train": "train", "training": "train",
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "trainval": "train",
     "validation": "validation", "val": "validation", "valid": "validation", "dev": "validation",
     "calibration": "calibration", "calib": "calibration",
     "test": "test", "testing": "test",
@@ -79,12 +79,12 @@ class ImageSource:
 
 def split_of_name(name: str) -> str | None:
     """The split that a folder, file or cell is named after, in any case (``Val`` is ``validation``), or None."""
-    return _SPLIT_NAMES.get(name.strip().casefold())
+    return SPLIT_NAMES.get(name.strip().casefold())
 
 
 def accepted_split_names() -> str:
     """The names that `split_of_name` accepts, for a message."""
-    names = {split: [name for name in _SPLIT_NAMES if _SPLIT_NAMES[name] == split] for split in SPLITS}
+    names = {split: [name for name in SPLIT_NAMES if SPLIT_NAMES[name] == split] for split in SPLITS}
     return "; ".join(f"{split} ({', '.join(synonyms[1:])})" for split, synonyms in names.items())
 
 

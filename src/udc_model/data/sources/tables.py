@@ -19,6 +19,7 @@ _MAX_BYTES = 2**30  # of a table, uncompressed
 _MAX_CELLS = 100_000_000
 _NAME_ENCODING = "name its encoding in data.encoding, as latin-1, cp1252 or utf-16"
 Rows = Iterator[tuple[int, Sequence[Any]]]
+_BYTE_ORDER_MARK = "\ufeff"
 _BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
@@ -141,8 +142,10 @@ def _text(cell: Any) -> str:
 
 def _read_csv(path: Path, encoding: str | None) -> Rows:
     with path.open(encoding=encoding or _marked_encoding(path), newline="") as lines:
-        first = next((line for line in lines if line.strip("\ufeff\r\n")), "")
+        first = next((line for line in lines if line.strip(f"{_BYTE_ORDER_MARK}\r\n")), "")
         lines.seek(0)
+        if lines.read(1) != _BYTE_ORDER_MARK:  # it remains if the encoding was named without it, as utf-8
+            lines.seek(0)
         reader = csv.reader(_without_nulls(lines), delimiter=_delimiter(first), strict=True)
         for cells in reader:
             if cells:
@@ -168,18 +171,19 @@ def _decoded(path: Path, encoding: str | None) -> str:
     text = path.read_bytes().decode(encoding or _marked_encoding(path))
     if "\0" in text:
         raise UnicodeError
-    return text
+    return text.removeprefix(_BYTE_ORDER_MARK)
 
 
 def _delimiter(text: str) -> str:
     """Comma, semicolon or tab: the one that the first line contains most often outside quotes."""
-    first_line = text.lstrip("\ufeff\r\n").split("\n", 1)[0].split("\r", 1)[0]
+    first_line = text.lstrip(f"{_BYTE_ORDER_MARK}\r\n").split("\n", 1)[0].split("\r", 1)[0]
     unquoted = "".join(first_line.split('"')[::2])
     return max(",;\t", key=unquoted.count)
 
 
 def _read_json_lines(path: Path, encoding: str | None) -> Rows:
-    lines = [(number, line) for number, line in enumerate(_decoded(path, encoding).splitlines(), 1) if line.strip()]
+    # Only \n ends a line: a string may contain the other characters at which str.splitlines divides.
+    lines = [(number, line) for number, line in enumerate(_decoded(path, encoding).split("\n"), 1) if line.strip()]
     objects = [(number, json.loads(line)) for number, line in lines]
     return _objects(objects)
 

@@ -23,6 +23,8 @@ _UNIT = 2.0**22  # of Pillow's fixed-point weights
 class ToStored(nn.Module):
     """`Preprocessing.to_stored` of images of any size: (N, H, W, C) uint8 to (N, stored_size, stored_size, C) uint8.
 
+    It computes only the part that is cropped, and so also images that `Preprocessing.scaled` refuses as too elongated.
+
     Parameters
     ----------
     may_resize_rows_first : see `pillow_may_resize_rows_first`.

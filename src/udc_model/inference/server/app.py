@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,8 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from numpy.typing import NDArray
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 from swagger_ui_bundle import swagger_ui_path
 
 import udc_model
@@ -35,13 +34,14 @@ from udc_model.files import Workspace
 from udc_model.inference.classifier import TrainedClassifier
 from udc_model.inference.prediction import decided_rows
 from udc_model.inference.server import metrics
+from udc_model.inference.server.admission import Admission
 from udc_model.inference.server.batching import Batcher, BusyError
 from udc_model.inference.server.bodies import (
     FORMS,
     MEBI,
     TooLargeError,
-    check_count,
     costs_in_json,
+    files_in_form,
     images_in_json,
     read_body,
 )
@@ -49,7 +49,10 @@ from udc_model.inference.serving import image_of
 from udc_model.inference.stored_model import open_stored
 from udc_model.native.memory import keep_freed_memory
 
-_STORED_POLICIES = 64  # under costs of requests
+_STORED_POLICIES = 64  # under costs of requests, at most
+_STORED_COSTS = 4_000_000  # numbers in the lists of these policies, 32 bytes each
+_JSON_MEMORY = 10  # bytes that parsed lists take, for each byte of JSON
+_CLOSED_BY_CLIENT = 499  # as other servers count it; nobody reads the answer
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each damaged form
 # A PNG of 8 x 8 grey pixels.
 _EXAMPLE = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAEElEQVR4nGNsYIAAJgaKGAAmCACQXTClHgAAAABJRU5ErkJggg=="
@@ -83,13 +86,15 @@ class Limits:
     mebibytes : of a body.
     json_mebibytes : of a body of JSON, of which the parsed lists take ten times the memory.
     images : in a request.
-    waiting : images that wait; with more, requests are answered with status 503.
+    waiting : images of all requests that are not answered yet; with more, requests are answered with status 503.
+    waiting_mebibytes : of the bodies of these requests, those of JSON counted ten times.
     """
 
     mebibytes: int = 64
     json_mebibytes: int = 16
     images: int = 256
     waiting: int = 1024
+    waiting_mebibytes: int = 2048
 
 
 class Service:
@@ -102,7 +107,10 @@ class Service:
         self.classifier: TrainedClassifier = stored.load()
         self.preprocessing: Preprocessing = stored.preprocessing
         self.version = {"udc_model": udc_model.__version__, "model_sha256": stored.model.weights_sha256}
-        self.policy_under = lru_cache(_STORED_POLICIES)(self._policy_under)
+        fitting = _STORED_COSTS // self.policy.outcome_costs.size
+        self._changed_policy = lru_cache(min(_STORED_POLICIES, max(1, fitting)))(self._policy_under)
+        largest = max(limits.mebibytes, _JSON_MEMORY * limits.json_mebibytes)  # a request alone is always accepted
+        self.admission = Admission(max(limits.waiting, limits.images), max(limits.waiting_mebibytes, largest) * MEBI)
         self.decoders = ThreadPoolExecutor(torch.get_num_threads(), "decoder")
         self.batcher = Batcher(self.classifier.outputs_of_stored, most_waiting=limits.waiting,
                                on_batch=self._count_batch)  # fmt: skip
@@ -114,10 +122,11 @@ class Service:
         self.decoders.shutdown()
         self.batcher.close()
 
-    def _policy_under(self, costs: str | None) -> Policy:
+    async def policy_under(self, costs: str | None) -> Policy:
         """The policy under the costs of a request; :class:`UdcError` if they are not allowed."""
-        if costs is None:
-            return self.policy
+        return self.policy if costs is None else await run_in_threadpool(self._changed_policy, costs)
+
+    def _policy_under(self, costs: str) -> Policy:
         changes = costs_in_json(costs)
         if self.policy.guarantee:
             raise UdcError(f"costs: the guarantee of the policy ({self.policy.guarantee}) would have to be fitted "
@@ -136,8 +145,6 @@ class Service:
         BusyError
             Too many images wait.
         """
-        if self.batcher.waiting >= self.limits.waiting:
-            raise BusyError
         loop = asyncio.get_running_loop()
         prepared = await asyncio.gather(*(loop.run_in_executor(self.decoders, _prepared, value, self.preprocessing)
                                           for value in values))  # fmt: skip
@@ -147,7 +154,7 @@ class Service:
             computed = self.batcher.submit(np.stack(images))
             metrics.WAITING.set(self.batcher.waiting)
             outputs = await asyncio.wrap_future(computed)
-            rows = decided_rows(outputs, policy)
+            rows = await run_in_threadpool(decided_rows, outputs, policy)
         metrics.IMAGES.labels("decided").inc(len(images))
         metrics.IMAGES.labels("error").inc(len(values) - len(images))
         decided = iter(rows)
@@ -200,14 +207,17 @@ def create_app(root: Path, limits: Limits) -> FastAPI:
     for path in ("/predict", "/invocations"):  # the second is that of MLflow's server
         app.post(path, openapi_extra=_DESCRIPTION, name="predict")(predict)
 
+    def state() -> dict[str, str]:
+        status = "busy" if service.admission.is_full else "ready"
+        return {"status": status, **service.version, "costs_digest": service.policy.costs_digest}
+
     @app.get("/health", summary="The process runs")
+    async def health() -> Response:
+        return JSONResponse(state())
+
     @app.get("/ready", summary="The model is loaded and the queue is not full")
     async def ready() -> Response:
-        is_full = service.batcher.waiting >= limits.waiting
-        return JSONResponse(
-            {"status": "busy" if is_full else "ready", **service.version, "costs_digest": service.policy.costs_digest},
-            503 if is_full else 200,
-        )
+        return JSONResponse(state(), 503 if service.admission.is_full else 200)
 
     @app.get("/metrics", summary="Counts for Prometheus")
     async def counts() -> Response:
@@ -218,50 +228,40 @@ def create_app(root: Path, limits: Limits) -> FastAPI:
 
 async def _answer(service: Service, request: Request) -> Response:
     """The predictions, or one sentence that says what is wrong with the request."""
+    admission = service.admission
     try:
-        policy = service.policy_under(request.query_params.get("costs"))
-        values, is_list = await _images(request, service.limits)
-        predictions = await service.decide(values, policy)
+        with admission.request() as held:
+            policy = await service.policy_under(request.query_params.get("costs"))
+            values, is_list = await _images(request, service.limits, partial(admission.add, held))
+            admission.add(held, images=len(values) - 1)
+            predictions = await service.decide(values, policy)
     except UdcError as error:
         return _error(400, str(error))
     except TooLargeError as error:
         return _error(413, str(error))
     except BusyError:
         return _error(503, "too many images wait; try again later", {"Retry-After": "1"})
+    except ClientDisconnect:
+        return Response(status_code=_CLOSED_BY_CLIENT)
     if all("error" in each for each in predictions):
         return _error(400, "; ".join(f"image {i}: {each['error']}" if is_list else each["error"]
                                      for i, each in enumerate(predictions[:20])))  # fmt: skip
-    return JSONResponse({"predictions": predictions, **service.version, "costs_digest": policy.costs_digest})
+    content = {"predictions": predictions, **service.version, "costs_digest": policy.costs_digest}
+    return await run_in_threadpool(JSONResponse, content)
 
 
 def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
     return JSONResponse({"error": message}, status, headers)
 
 
-async def _images(request: Request, limits: Limits) -> tuple[list[Any], bool]:
-    """The images of a request, and whether they were sent as a list."""
+async def _images(request: Request, limits: Limits, add: Callable[..., None]) -> tuple[list[Any], bool]:
+    """The images of a request, and whether they were sent as a list; ``add`` counts the bytes of the body."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        return await _files(request, limits), True
-    is_json = kind == "application/json"
-    if not (is_json or kind.startswith("image/") or kind in ("application/octet-stream", "application/dicom")):
+        return await files_in_form(request, limits.mebibytes, limits.images, lambda count: add(n_bytes=count)), True
+    if kind == "application/json":
+        body = await read_body(request, limits.json_mebibytes, lambda count: add(n_bytes=_JSON_MEMORY * count))
+        return await run_in_threadpool(images_in_json, body, limits.images)
+    if not (kind.startswith("image/") or kind in ("application/octet-stream", "application/dicom")):
         raise UdcError(f"content type {kind[:100] or 'missing'}: {FORMS}")
-    body = await read_body(request, limits.json_mebibytes if is_json else limits.mebibytes)
-    return images_in_json(body, limits.images) if is_json else ([body], False)
-
-
-async def _files(request: Request, limits: Limits) -> list[bytes]:
-    """The files of a form."""
-    announced = request.headers.get("content-length", "")
-    if not announced.isdigit():
-        raise UdcError("a form needs the header Content-Length")
-    if int(announced) > limits.mebibytes * MEBI:
-        raise TooLargeError(f"the body has more than {limits.mebibytes} MiB")
-    try:
-        async with request.form(max_files=limits.images, max_fields=limits.images) as form:
-            files = [await each.read() for _, each in form.multi_items() if isinstance(each, UploadFile)]
-    except (MultiPartException, HTTPException) as error:
-        reason = getattr(error, "message", None) or getattr(error, "detail", None)
-        raise UdcError(f"the form cannot be read: {reason}") from None
-    check_count(len(files), limits.images)
-    return files
+    return [await read_body(request, limits.mebibytes, lambda count: add(n_bytes=count))], False

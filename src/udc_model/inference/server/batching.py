@@ -77,18 +77,25 @@ class Batcher:
 
     def _run(self) -> None:
         while requests := self._next_batch():
+            # A request that was cancelled while it waited is left out; from here on none can be cancelled.
+            self._answer([each for each in requests if each[1].set_running_or_notify_cancel()])
+
+    def _answer(self, requests: list[tuple[Images, Future[Outputs]]]) -> None:
+        """Compute the outputs of requests; they get an error of it, and the thread continues."""
+        if not requests:
+            return
+        try:
             images = np.concatenate([images for images, _ in requests])
             self._on_batch(len(images))
-            try:
-                outputs = self._compute(images)
-            except Exception as error:  # its requests get it; the thread continues
-                for _, future in requests:
-                    future.set_exception(error)
-                continue
-            start = 0
-            for images, future in requests:
-                future.set_result(outputs[start : start + len(images)])
-                start += len(images)
+            outputs = self._compute(images)
+            ends = np.cumsum([len(images) for images, _ in requests])
+            results = [outputs[end - len(images) : end] for end, (images, _) in zip(ends, requests, strict=True)]
+        except Exception as error:
+            for _, future in requests:
+                future.set_exception(error)
+            return
+        for result, (_, future) in zip(results, requests, strict=True):
+            future.set_result(result)
 
     def _next_batch(self) -> list[tuple[Images, Future[Outputs]]]:
         """The next requests, which wait no longer; none if the batcher is closed and nothing waits."""

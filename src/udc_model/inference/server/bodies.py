@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
+
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from udc_model.decisions.session_costs import SessionCosts
 from udc_model.errors import UdcError
@@ -25,20 +30,64 @@ class TooLargeError(Exception):
     """A body is larger than allowed."""
 
 
-async def read_body(request: Request, mebibytes: int) -> bytes:
-    """The body of a request, which is not read further than the limit.
+async def chunks(
+    request: Request, mebibytes: int, on_bytes: Callable[[int], None] = lambda count: None
+) -> AsyncGenerator[bytes, None]:
+    """Yield the parts of the body of a request, which is not read further than the limit.
+
+    Parameters
+    ----------
+    mebibytes : that the body may have.
+    on_bytes : is called with the number of bytes of each part, and may refuse it by an error.
 
     Raises
     ------
     TooLargeError
         It has more than ``mebibytes`` MiB.
+    ClientDisconnect
+        The client ended the connection before the end of the body.
     """
+    size = 0
+    async with aclosing(request.stream()) as stream:
+        async for chunk in stream:
+            size += len(chunk)
+            if size > mebibytes * MEBI:
+                raise TooLargeError(f"the body has more than {mebibytes} MiB")
+            on_bytes(len(chunk))
+            yield chunk
+
+
+async def read_body(request: Request, mebibytes: int, on_bytes: Callable[[int], None] = lambda count: None) -> bytes:
+    """The body of a request; parameters and errors of `chunks`."""
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > mebibytes * MEBI:
-            raise TooLargeError(f"the body has more than {mebibytes} MiB")
+    async with aclosing(chunks(request, mebibytes, on_bytes)) as parts:
+        async for chunk in parts:
+            body += chunk
     return bytes(body)
+
+
+async def files_in_form(
+    request: Request, mebibytes: int, most_images: int, on_bytes: Callable[[int], None] = lambda count: None
+) -> list[bytes]:
+    """The files of a form; parameters and errors of `chunks`.
+
+    Raises
+    ------
+    UdcError
+        The form is damaged, or has no or too many files.
+    """
+    try:
+        async with aclosing(chunks(request, mebibytes, on_bytes)) as parts:
+            parser = MultiPartParser(request.headers, parts, max_files=most_images, max_fields=most_images)
+            form = await parser.parse()
+    except MultiPartException as error:
+        raise UdcError(f"the form cannot be read: {error.message}") from None
+    try:
+        files = [await each.read() for _, each in form.multi_items() if isinstance(each, UploadFile)]
+    finally:
+        await form.close()
+    check_count(len(files), most_images)
+    return files
 
 
 def images_in_json(body: bytes, most_images: int) -> tuple[list[Any], bool]:

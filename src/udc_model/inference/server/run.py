@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import uvicorn
     from fastapi import FastAPI
 
+# Of a process, at most; uvicorn refuses all requests above it, also those of /health. `Limits` refuses images before.
+_CONNECTIONS = 4096
 logger = logging.getLogger(__name__)
 
 
@@ -43,7 +45,8 @@ def serve(root: Path, host: str, port: int, workers: int) -> None:
     with tempfile.TemporaryDirectory(prefix="udc-serve-") as counts:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts  # the processes count there, together
         config = uvicorn.Config(partial(_create_app, root.absolute()), host, port, factory=True, workers=workers,
-                                access_log=False, log_level="warning", timeout_worker_healthcheck=60)  # fmt: skip
+                                access_log=False, log_level="warning", timeout_worker_healthcheck=60,
+                                limit_concurrency=_CONNECTIONS)  # fmt: skip
         listener = bound_socket(config)
         logger.info("http://%s:%d/docs describes the requests; Ctrl-C ends", host, listener.getsockname()[1])
         Multiprocess(config, sockets=[listener]).run()
