@@ -105,8 +105,11 @@ class FeatureCache:
 
     def write(self, key: str, features: NDArray[np.float32]) -> None:
         """Store features (N, D); a warning if that is not possible."""
+        entry = self.folder / key
         try:
-            with atomic_folder(self.folder / key) as scratch:
+            if entry.is_file():  # damaged
+                entry.unlink()
+            with atomic_folder(entry) as scratch:
                 np.save(scratch / _ARRAY, features, allow_pickle=False)
                 write_checksums(scratch, [_ARRAY])
             self._delete_oldest()

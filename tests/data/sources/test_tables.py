@@ -140,7 +140,7 @@ def test_split_names_of_other_programs(root, prepared):
     rows[0] = (*rows[0][:2], "holdout")
     (root / "t.csv").write_text(_text(rows, ("file", "label", "split")))
     with pytest.raises(
-        UdcError, match=r"t\.csv:2: the split 'holdout' is unknown; .*train \(training\); validation \(val, v"
+        UdcError, match=r"t\.csv:2: the split 'holdout' is unknown; .*train \(training, trainval\); validation \(val, v"
     ):
         prepared(root)
 

@@ -105,6 +105,6 @@ class ShardScratch(InterimImages):
         """Delete the images that are in shards now; links to the shards remain for the next preparation."""
         try:
             self.replace(*self._kept)
-        except UdcError as error:
+        except (UdcError, OSError) as error:
             logger.info("%s; the next preparation reads all files again", error)
             shutil.rmtree(self.folder, ignore_errors=True)
