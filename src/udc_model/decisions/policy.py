@@ -103,7 +103,7 @@ class Policy:
     familiarity: Familiarity | None = None
     learned_prior: list[float] | None = None
 
-    @property
+    @cached_property
     def costs_digest(self) -> str:
         """Digest of what makes the mean costs of two results comparable: classes, costs, class frequencies."""
         actions = [self.actions] if self.actions else []  # without any, the digest of earlier versions

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -52,6 +52,8 @@ from udc_model.native.memory import keep_freed_memory
 _STORED_POLICIES = 64  # under costs of requests, at most
 _STORED_COSTS = 4_000_000  # numbers in the lists of these policies, 32 bytes each
 _JSON_MEMORY = 10  # bytes that parsed lists take, for each byte of JSON
+Result = TypeVar("Result")
+_BRIEF = 4096  # numbers or bytes that take less time than another thread: 0.2 ms
 _CLOSED_BY_CLIENT = 499  # as other servers count it; nobody reads the answer
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each damaged form
 # A PNG of 8 x 8 grey pixels.
@@ -154,11 +156,16 @@ class Service:
             computed = self.batcher.submit(np.stack(images))
             metrics.WAITING.set(self.batcher.waiting)
             outputs = await asyncio.wrap_future(computed)
-            rows = await run_in_threadpool(decided_rows, outputs, policy)
+            rows = await _called(outputs.logits.size, decided_rows, outputs, policy)
         metrics.IMAGES.labels("decided").inc(len(images))
         metrics.IMAGES.labels("error").inc(len(values) - len(images))
         decided = iter(rows)
         return [{"error": each} if isinstance(each, str) else next(decided) for each in prepared]
+
+
+async def _called(size: int, function: Callable[..., Result], *arguments: Any) -> Result:
+    """The result of a function of ``size`` numbers or bytes; in a thread if it would delay other requests."""
+    return function(*arguments) if size <= _BRIEF else await run_in_threadpool(function, *arguments)
 
 
 def _prepared(value: Any, preprocessing: Preprocessing) -> NDArray[np.uint8] | str:
@@ -247,7 +254,7 @@ async def _answer(service: Service, request: Request) -> Response:
         return _error(400, "; ".join(f"image {i}: {each['error']}" if is_list else each["error"]
                                      for i, each in enumerate(predictions[:20])))  # fmt: skip
     content = {"predictions": predictions, **service.version, "costs_digest": policy.costs_digest}
-    return await run_in_threadpool(JSONResponse, content)
+    return await _called(len(predictions) * len(policy.classes), JSONResponse, content)
 
 
 def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
@@ -261,7 +268,7 @@ async def _images(request: Request, limits: Limits, add: Callable[..., None]) ->
         return await files_in_form(request, limits.mebibytes, limits.images, lambda count: add(n_bytes=count)), True
     if kind == "application/json":
         body = await read_body(request, limits.json_mebibytes, lambda count: add(n_bytes=_JSON_MEMORY * count))
-        return await run_in_threadpool(images_in_json, body, limits.images)
+        return await _called(len(body), images_in_json, body, limits.images)
     if not (kind.startswith("image/") or kind in ("application/octet-stream", "application/dicom")):
         raise UdcError(f"content type {kind[:100] or 'missing'}: {FORMS}")
     return [await read_body(request, limits.mebibytes, lambda count: add(n_bytes=count))], False
