@@ -16,7 +16,7 @@ from sklearn.metrics import (
 )
 
 from udc_model.decisions.decision import constant_costs, mean_cost, normalised_cost
-from udc_model.evaluation.metrics import Scored, Terms, areas, class_areas, score_terms
+from udc_model.evaluation.metrics import Scored, Terms, areas, class_areas, decision_metrics, score_terms
 from udc_model.evaluation.metrics import split_metrics as split_metrics_of
 from udc_model.evaluation.tables import baselines_table, cost_by_pair, per_class_table
 
@@ -175,6 +175,17 @@ def test_per_class_table():
     assert table["recall"].tolist() == [0.5, 1.0]
     assert table["precision"].tolist() == [1.0, pytest.approx(2 / 3)]
     assert table["support"].tolist() == [2, 2]
+
+
+def test_metrics_of_decisions_are_the_first_ones_of_all(rng):
+    targets, p = rng.integers(0, 3, 200), rng.dirichlet(np.ones(3), 200)
+    costs = np.hstack([rng.uniform(1, 9, (3, 3)) * (1 - np.eye(3)), np.full((3, 1), 0.5)])
+    scored = Scored(targets, rng.integers(0, 4, 200), p, costs, rng.uniform(0.5, 2, 200))
+    expected = split_metrics_of(scored, 15, RECALLS)
+    metrics = decision_metrics(scored, RECALLS)
+    assert list(metrics.items()) == list(expected.items())[: len(metrics)]
+    assert list(expected)[len(metrics) :] == ["log_loss", "brier_score", "roc_auc", "average_precision",
+                                              "expected_calibration_error"]  # fmt: skip
 
 
 def test_recall_miss_rate_and_referral_by_hand():

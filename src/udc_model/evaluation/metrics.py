@@ -125,7 +125,7 @@ def metric_terms(scored: Scored, ece_bins: int) -> dict[str, Terms]:
     ----------
     ece_bins : bins of equal mass of the calibration error.
     """
-    n, k, d = len(scored.targets), scored.num_classes, scored.outcome_costs.shape[1]
+    n, k = len(scored.targets), scored.num_classes
     p, weights, rows = scored.probabilities, scored.image_weights, np.arange(n)
     argmax = p.argmax(axis=1)
     target_p = np.clip(p[rows, scored.targets], np.finfo(float).eps, 1 - np.finfo(float).eps)  # as scikit-learn does
@@ -136,11 +136,20 @@ def metric_terms(scored: Scored, ece_bins: int) -> dict[str, Terms]:
     column = np.zeros(n, dtype=np.intp)
     brier = by_rows(lambda q, targets: ((q - np.eye(k)[targets]) ** 2).sum(axis=1), p, scored.targets)
     return {
-        "decided": Terms(rows, scored.targets * d + scored.decided, weights, k * d),
-        "argmax": Terms(rows, scored.targets * k + argmax, weights, k * k),
+        **decision_terms(scored),
         "log_loss": Terms(rows, column, -weights * np.log(target_p), 1),
         "brier_score": Terms(rows, column, weights * brier, 1),
         "calibration_gap": Terms(by_confidence, bin_of_row, gap[by_confidence], len(bins)),
+    }
+
+
+def decision_terms(scored: Scored) -> dict[str, Terms]:
+    """Those of `metric_terms` for the confusion matrices of the decisions and of argmax."""
+    k, d = scored.outcome_costs.shape
+    weights, rows = scored.image_weights, np.arange(len(scored.targets))
+    return {
+        "decided": Terms(rows, scored.targets * d + scored.decided, weights, k * d),
+        "argmax": Terms(rows, scored.targets * k + scored.probabilities.argmax(axis=1), weights, k * k),
     }
 
 
@@ -201,7 +210,17 @@ def split_metrics(scored: Scored, ece_bins: int, recall_of: Sequence[tuple[int, 
     """
     sums = {name: terms.total()[:, None] for name, terms in metric_terms(scored, ece_bins).items()}
     sums["scores"] = scored.score_sums.reshape(-1, 1)
-    metrics = metrics_of_sums(SplitSums.of(sums, scored.outcome_costs), recall_of, scored.action_names)
+    return _of_one_set(metrics_of_sums(SplitSums.of(sums, scored.outcome_costs), recall_of, scored.action_names))
+
+
+def decision_metrics(scored: Scored, recall_of: Sequence[tuple[int, str]] = ()) -> Metrics:
+    """Those of `split_metrics` that depend on the decisions and those of argmax, in a small part of the time."""
+    sums = {name: terms.total()[:, None] for name, terms in decision_terms(scored).items()}
+    return _of_one_set(metrics_of_decisions(*_confusion_sums(sums, scored.outcome_costs), recall_of,
+                                            scored.action_names))  # fmt: skip
+
+
+def _of_one_set(metrics: Mapping[str, Floats]) -> Metrics:
     return {name: float(value[0]) if np.isfinite(value[0]) else None for name, value in metrics.items()}
 
 
@@ -227,15 +246,16 @@ class SplitSums:
     @classmethod
     def of(cls, sums: Mapping[str, Floats], outcome_costs: Floats) -> SplitSums:
         """Those of sums, (width, B) each, by the names of `metric_terms`, and ``scores``, those of `score_terms`."""
-        k, d = outcome_costs.shape
-        return cls(
-            ConfusionSums.of_cells(sums["decided"].reshape(k, d, -1), outcome_costs),
-            ConfusionSums.of_cells(sums["argmax"].reshape(k, k, -1), outcome_costs[:, :k]),
-            sums["log_loss"][0],
-            sums["brier_score"][0],
-            sums["calibration_gap"],
-            areas(sums["scores"].reshape(k, -1, 2, sums["scores"].shape[1])),
-        )
+        scores = sums["scores"].reshape(len(outcome_costs), -1, 2, sums["scores"].shape[1])
+        return cls(*_confusion_sums(sums, outcome_costs), sums["log_loss"][0], sums["brier_score"][0],
+                   sums["calibration_gap"], areas(scores))  # fmt: skip
+
+
+def _confusion_sums(sums: Mapping[str, Floats], outcome_costs: Floats) -> tuple[ConfusionSums, ConfusionSums]:
+    """Those of the decisions and of argmax, of the sums of `decision_terms`."""
+    k, d = outcome_costs.shape
+    return (ConfusionSums.of_cells(sums["decided"].reshape(k, d, -1), outcome_costs),
+            ConfusionSums.of_cells(sums["argmax"].reshape(k, k, -1), outcome_costs[:, :k]))  # fmt: skip
 
 
 def metrics_of_sums(
@@ -248,22 +268,31 @@ def metrics_of_sums(
     actions : names of the actions whose rates are reported, the first ones of the columns; referral's is in any case.
     """
     weight = sums.argmax.weight
-    costs, argmax_mean_cost = cost_metrics(sums.decided), sums.argmax.cost / weight
     auc, average_precision = sums.areas
     return {
-        **agreement_metrics(sums.decided),
-        **costs,
-        "argmax_accuracy": sums.argmax.right.sum(axis=0) / weight,
-        "argmax_mean_cost": argmax_mean_cost,
-        "cost_saved": argmax_mean_cost - costs["mean_cost"],
-        rate_metric(REFER): np.zeros_like(weight),
-        **{rate_metric(name): sums.decided.actions[j] / weight for j, name in enumerate(actions)},
-        **_class_metrics(sums.decided, recall_of),
+        **metrics_of_decisions(sums.decided, sums.argmax, recall_of, actions),
         "log_loss": sums.log_loss / weight,
         "brier_score": sums.brier_score / weight,
         "roc_auc": auc.mean(axis=0),
         "average_precision": average_precision.mean(axis=0),
         "expected_calibration_error": sum(np.abs(sums.calibration_gap)) / weight,
+    }
+
+
+def metrics_of_decisions(
+    decided: ConfusionSums, argmax: ConfusionSums, recall_of: Sequence[tuple[int, str]], actions: Sequence[str]
+) -> dict[str, Floats]:
+    """Those of `metrics_of_sums` that need no probabilities."""
+    costs, argmax_mean_cost = cost_metrics(decided), argmax.cost / argmax.weight
+    return {
+        **agreement_metrics(decided),
+        **costs,
+        "argmax_accuracy": argmax.right.sum(axis=0) / argmax.weight,
+        "argmax_mean_cost": argmax_mean_cost,
+        "cost_saved": argmax_mean_cost - costs["mean_cost"],
+        rate_metric(REFER): np.zeros_like(argmax.weight),
+        **{rate_metric(name): decided.actions[j] / argmax.weight for j, name in enumerate(actions)},
+        **_class_metrics(decided, recall_of),
     }
 
 

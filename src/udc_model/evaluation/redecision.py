@@ -26,6 +26,7 @@ from udc_model.evaluation.intervals import metric_intervals
 from udc_model.evaluation.metrics import (
     ACTION_RATE,
     Scored,
+    decision_metrics,
     miss_rate_metric,
     rate_metric,
     recall_metric,
@@ -204,7 +205,7 @@ class Sweep:
         calibration = stored.decide(evaluate, costs)[0].calibration  # the costs do not change it
         for cost in self.values:
             policy, scored = stored.decide(evaluate, self._with_cost(costs, classes, cost), calibration)
-            metrics = split_metrics(scored, evaluate.ece_bins, list(enumerate(policy.classes)))
+            metrics = decision_metrics(scored, list(enumerate(policy.classes)))
             counts, _ = confusion(scored)
             columns = [
                 *_SWEEP_METRICS,
