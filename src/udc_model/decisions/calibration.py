@@ -216,8 +216,7 @@ def negative_log_likelihood(
     """Mean negative log likelihood (nats per sample) of targets under ``softmax(logits / temperature + offset)``."""
 
     def of_targets(rows: NDArray[np.floating], of_rows: Indices) -> Floats:
-        z = np.asarray(rows, dtype=np.float64) / temperature
-        z = z if offset is None else z + offset
+        z = _shifted(np.asarray(rows, dtype=np.float64) / temperature, offset)
         z -= z.max(axis=1, keepdims=True)
         return np.asarray(z[np.arange(len(z)), of_rows] - np.log(np.exp(z).sum(axis=1)))
 

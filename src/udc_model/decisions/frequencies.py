@@ -23,6 +23,17 @@ class TrainingFrequencies:
     images: Sequence[float]
     learned: Sequence[float] | None = None
 
+    @property
+    def training_prior(self) -> list[float]:
+        """``images`` with the sum 1, as in `Policy`."""
+        prior: list[float] = (np.array(self.images) / sum(self.images)).tolist()
+        return prior
+
+    @property
+    def learned_prior(self) -> list[float] | None:
+        """``learned`` as in `Policy`."""
+        return None if self.learned is None else list(self.learned)
+
 
 def logit_offset(images: Sequence[float], learned: Sequence[float]) -> NDArray[np.float64]:
     """What is added to log probabilities (N, K), so that their probabilities assume other class frequencies (K,).

@@ -318,11 +318,11 @@ def fit_policy(
         cost_matrix(costs, classes).tolist(),
         evaluate.decision,
         refer=costs.refer,
-        training_prior=(np.array(training.images) / sum(training.images)).tolist(),
         deployment_prior=None if deployment is None else deployment.tolist(),
         flip_averaging=evaluate.flip_averaging,
         actions=action_costs(costs, classes),
-        learned_prior=None if training.learned is None else list(training.learned),
+        training_prior=training.training_prior,
+        learned_prior=training.learned_prior,
     )
     if calibration is None:
         doubles = logits.astype(np.float64)

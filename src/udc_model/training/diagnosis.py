@@ -40,10 +40,10 @@ class DisplayedCost:
             classes,
             cost_matrix(costs, classes).tolist(),
             refer=costs.refer,
-            training_prior=(np.array(training.images) / sum(training.images)).tolist(),
             deployment_prior=None if prior is None else prior.tolist(),
             actions=action_costs(costs, classes),
-            learned_prior=None if training.learned is None else list(training.learned),
+            training_prior=training.training_prior,
+            learned_prior=training.learned_prior,
         )
 
     def __call__(self, logits: NDArray[np.float32], labels: NDArray[np.integer]) -> float | None:
