@@ -343,8 +343,8 @@ def _log_items(
     except MlflowException as error:
         if error.error_code != "INVALID_PARAMETER_VALUE":
             raise
-        if len(items) == 1:
-            yield items[0], reason_of(error)
+        if len(items) <= 1:  # none: the run itself is refused
+            yield from ((item, reason_of(error)) for item in items)
             return
         middle = len(items) // 2
         yield from _log_items(client, run_id, items[:middle])
