@@ -13,6 +13,7 @@ from PIL import Image
 
 from udc_model.checksums import read_checksums
 from udc_model.data.formats import BadImageError
+from udc_model.data.resampling import RESAMPLE, Box, resized
 from udc_model.data.stored_preprocessing import DecodingRecord, PreprocessingRecord, PreprocessorRecord
 from udc_model.files import parse_json, read_bytes
 from udc_model.records import validated
@@ -20,11 +21,6 @@ from udc_model.records import validated
 if TYPE_CHECKING:
     from torch import Tensor
 
-RESAMPLE = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 PREPROCESSOR = "preprocessor_config.json"
 ADVICE = "restore the model with `dvc checkout model`, or train it again (dvc repro)"
 _MAX_BYTES = 2**20
@@ -117,22 +113,24 @@ class Preprocessing:
 
     def stored_image(self, image: Image.Image) -> Image.Image:
         """The prepared image of `to_stored`; it is ``image`` itself if that has its size already."""
-        image = self.scaled(image)
-        if not self.crops or image.size == (self.stored_size, self.stored_size):
-            return image
+        if not self.crops:
+            return self.scaled(image)
         # With these offsets the centre crop of the prepared image is exactly the centre crop of the scaled image.
-        side = self.stored_size
-        left, top = ((extent - self.size) // 2 - (side - self.size) // 2 for extent in image.size)
-        return image.crop((left, top, left + side, top + side))
+        side, size = self.stored_size, self.scaled_size(*image.size)
+        left, top = ((extent - self.size) // 2 - (side - self.size) // 2 for extent in size)
+        return self.scaled(image, None if size == (side, side) else (left, top, left + side, top + side))
 
-    def scaled(self, image: Image.Image) -> Image.Image:
+    def scaled(self, image: Image.Image, box: Box | None = None) -> Image.Image:
         """Scale an image to `scaled_size`, unless it has this size; the prepared image is its centre.
+
+        Parameters
+        ----------
+        box : the part of the scaled image that is returned; None: all of it.
 
         Raises
         ------
         BadImageError
-            The image is so elongated that it would become far larger than its file. Scaling only the part that is
-            cropped gives other pixels by Pillow's rounding.
+            The image is so elongated that it would become far larger than its file.
         """
         size = self.scaled_size(*image.size)
         if size[0] * size[1] > max(_MOST_SCALED, image.width * image.height):
@@ -140,7 +138,7 @@ class Preprocessing:
                 f"{image.width} x {image.height} pixels is too elongated: scaled for its centre square, it would have "
                 f"{size[0]:,} x {size[1]:,}; cut it, or set data.resize: squash"
             )
-        return image if image.size == size else image.resize(size, RESAMPLE[self.resample])
+        return resized(image, size, self.resample, box)
 
     def scaled_size(self, width: int, height: int) -> tuple[int, int]:
         """Size to which an image is scaled before its centre is cropped: the short side is `stored_size`.

@@ -11,6 +11,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #define EXPORT __attribute__((visibility("default")))
 #define MAX_COLUMNS 9 /* columns of a convolution kernel that are summed together, in registers */
@@ -30,9 +33,22 @@ struct Kernels {
     void (*residual_backward)(const void *, const float *, const float *, const float *, long, const float *, int, long,
                               long, long, void *, float *, float *);
     int (*crop)(const uint8_t *, const float *, long, long, const float *, const float *, float *, int);
+    /* NULL without wide registers */
+    void (*scale_columns)(const uint8_t *, long, long, const int32_t *, const int32_t *, long, long, uint8_t *);
+    void (*scale_rows)(const uint8_t *, long, const int32_t *, const int32_t *, long, long, uint8_t *);
 };
 
 #if defined(__x86_64__)
+typedef int32_t quad __attribute__((vector_size(16)));
+
+/* Rounds 16 sums of pixels times weights to pixels: divides them by 2^22 and clips them to 0 to 255. */
+static inline __attribute__((always_inline)) void round_to_bytes(quad *sums, uint8_t *out) {
+    for (int i = 0; i < 4; i++) sums[i] = (sums[i] + (1 << 21)) >> 22;
+    const __m128i low = _mm_packs_epi32((__m128i)sums[0], (__m128i)sums[1]);
+    const __m128i high = _mm_packs_epi32((__m128i)sums[2], (__m128i)sums[3]);
+    _mm_storeu_si128((__m128i *)out, _mm_packus_epi16(low, high));
+}
+
 #define NAME(function) function##_avx512
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
 #define LANES 16
@@ -153,6 +169,27 @@ EXPORT int udc_crop_resize(const uint8_t *x, const float *boxes, long n, long si
 EXPORT int udc_crop_resize_grey(const uint8_t *x, const float *boxes, long n, long side, long size, const float *scale,
                                 const float *shift, int threads, float *out) {
     return crop_resize(x, boxes, n, side, size, scale, shift, 1, threads, out);
+}
+
+/* Whether the next two functions are available. */
+EXPORT int udc_scales_images(void) { return kernels()->scale_columns != NULL; }
+
+/* The two passes of Pillow's Image.resize, with its bits: each value is the sum of `taps` neighbours times weights, which
+ * are multiples of 2^-22, rounded to 8 bits. The sum for result i begins at first[i], and all `taps` neighbours exist;
+ * weights: (size, taps).
+ * Columns: x: (height, width, 4) RGB and a byte that is not used; taps is a multiple of 4, and weights: (size, taps, 4),
+ * each one repeated; out: (height, size, 3).
+ * Rows: x: (rows, width) and out: (size, width) of any values, width at least 16. */
+EXPORT int udc_scale_columns(const uint8_t *x, long height, long width, const int32_t *first, const int32_t *weights,
+                             long size, long taps, uint8_t *out) {
+    kernels()->scale_columns(x, height, width, first, weights, size, taps, out);
+    return 0;
+}
+
+EXPORT int udc_scale_rows(const uint8_t *x, long width, const int32_t *first, const int32_t *weights, long size,
+                          long taps, uint8_t *out) {
+    kernels()->scale_rows(x, width, first, weights, size, taps, out);
+    return 0;
 }
 
 /* The functions below take the sums of resamples of an evaluation: sums: (rows, resamples), row 0 is the weight of all

@@ -317,8 +317,77 @@ TARGET static int NAME(crop)(const uint8_t *x, const float *box, long side, long
                          : NAME(crop_channels)(x, box, side, size, scale, shift, out, 1);
 }
 
+#if LANES > 4 /* with narrower registers, Pillow is faster */
+#define ints NAME(ints)
+typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+
+/* GCC 12 would convert bytes to integers in several steps. */
+INLINE ints NAME(load_pixels)(const uint8_t *x) {
+#if LANES == 16
+    return (ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)x));
+#else
+    return (ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)x));
+#endif
+}
+
+/* Processes four rows together. A register has the four bytes of LANES / 4 neighbouring pixels, and `weights` repeats
+ * each weight four times. The rows after the last one are the last one again. */
+TARGET static void NAME(scale_columns)(const uint8_t *x, long height, long width, const int32_t *first,
+                                       const int32_t *weights, long size, long taps, uint8_t *out) {
+    for (long y = 0; y < height; y += 4)
+        for (long i = 0; i < size; i++) {
+            const uint8_t *rows[4];
+            ints sums[4] = {{0}};
+#pragma GCC unroll 4
+            for (int r = 0; r < 4; r++) rows[r] = x + 4 * ((y + r < height ? y + r : y) * width + first[i]);
+            for (long k = 0; k < 4 * taps; k += LANES) {
+                ints weight;
+                memcpy(&weight, weights + 4 * taps * i + k, sizeof weight);
+#pragma GCC unroll 4
+                for (int r = 0; r < 4; r++) sums[r] += NAME(load_pixels)(rows[r] + k) * weight;
+            }
+            quad parts[4 * LANES / 4], totals[4];
+            uint8_t pixels[16];
+            memcpy(parts, sums, sizeof sums);
+#pragma GCC unroll 4
+            for (int r = 0; r < 4; r++) {
+                totals[r] = parts[r * LANES / 4];
+#pragma GCC unroll 4
+                for (int part = 1; part < LANES / 4; part++) totals[r] += parts[r * LANES / 4 + part];
+            }
+            round_to_bytes(totals, pixels);
+#pragma GCC unroll 4
+            for (int r = 0; r < 4; r++)
+                if (y + r < height) memcpy(out + 3 * ((y + r) * size + i), pixels + 4 * r, 3);
+        }
+}
+
+/* Adds rows of `width` values, 16 columns together. */
+TARGET static void NAME(scale_rows)(const uint8_t *x, long width, const int32_t *first, const int32_t *weights,
+                                    long size, long taps, uint8_t *out) {
+    for (long y = 0; y < size; y++, weights += taps, out += width)
+        for (long i = 0; i < width; i += 16) {
+            const long at = i + 16 <= width ? i : width - 16; /* the last columns overlap those before */
+            const uint8_t *column = x + first[y] * width + at;
+            ints sums[16 / LANES] = {{0}};
+            for (long k = 0; k < taps; k++)
+#pragma GCC unroll 4
+                for (int part = 0; part < 16 / LANES; part++)
+                    sums[part] += NAME(load_pixels)(column + k * width + part * LANES) * weights[k];
+            quad totals[4];
+            memcpy(totals, sums, sizeof totals);
+            round_to_bytes(totals, out + at);
+        }
+}
+#undef ints
+#endif
+
 static const struct Kernels NAME(kernels) = {NAME(depthwise), NAME(gelu),    NAME(gelu_backward), NAME(residual),
-                                             NAME(residual_backward), NAME(crop)};
+                                             NAME(residual_backward), NAME(crop),
+#if LANES > 4
+                                             NAME(scale_columns),     NAME(scale_rows),
+#endif
+};
 
 #undef NAME
 #undef TARGET
