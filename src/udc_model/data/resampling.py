@@ -22,7 +22,7 @@ RESAMPLE = {
 }
 Box = tuple[int, int, int, int]  # left, top, right, bottom, pixels
 
-_BAND = 2**19  # pixels of the image that are scaled together, so that they stay in the processor's cache
+_BAND = 2**16  # pixels of the image that are scaled together, so that they stay in the processor's cache
 _ONE = 2**22  # a weight of 1, as an integer
 _LEAST = 16  # values in a row of the result: the kernels add as many together
 

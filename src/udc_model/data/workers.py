@@ -25,6 +25,7 @@ from typing import Generic, TypeVar
 
 from udc_model.config.limits import available_cores
 from udc_model.errors import UdcError
+from udc_model.native.memory import keep_freed_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -191,6 +192,7 @@ def _pool(processes: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _start_worker() -> None:
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends Ctrl-C to the parent too, which ends the workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
