@@ -76,6 +76,15 @@ def test_other_images_are_scaled_by_pillow(rng, native_calls):
     assert not native_calls
 
 
+@needs_library
+def test_an_image_with_millions_of_weights_is_scaled_by_pillow(rng, native_calls):
+    assert _is_equal(_image(rng, 60_000, 16), (64, 16), "bicubic")
+    assert native_calls
+    native_calls.clear()
+    assert _is_equal(_image(rng, 600_000, 16), (64, 16), "bicubic")
+    assert not native_calls
+
+
 def test_an_image_of_the_right_size_is_returned_itself(rng):
     image = _image(rng, 30, 20)
     assert resized(image, (30, 20), "bicubic") is image

@@ -24,6 +24,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom, pixels
 
 _BAND = 2**16  # pixels of the image that are scaled together, so that they stay in the processor's cache
 _ONE = 2**22  # a weight of 1, as an integer
+_MOST_WEIGHTS = 2**21  # 16 MB in float64; a photograph of 10,000 pixels has some 40,000
 _LEAST = 16  # values in a row of the result: the kernels add as many together
 
 
@@ -38,9 +39,10 @@ def resized(image: Image.Image, size: tuple[int, int], resample: str, box: Box |
     """
     left, top, right, bottom = box or (0, 0, *size)
     if image.mode == "RGB" and 3 * (right - left) >= _LEAST and _kernels_scale(image.size, size):
-        columns, rows = (_weights(old, new, resample) for old, new in zip(image.size, size, strict=True))
+        columns = _weights(image.width, size[0], left, right, resample)
+        rows = _weights(image.height, size[1], top, bottom, resample)
         if columns is not None and rows is not None:
-            return Image.fromarray(_scaled(image, columns.part(left, right), rows.part(top, bottom)))
+            return Image.fromarray(_scaled(image, columns, rows))
     scaled = image if image.size == size else image.resize(size, RESAMPLE[resample])
     return scaled if box is None else scaled.crop(box)
 
@@ -67,10 +69,6 @@ class _Weights:
     def taps(self) -> int:
         """Number of neighbours that are added for a result, a multiple of 4."""
         return int(self.values.shape[1])
-
-    def part(self, start: int, stop: int) -> _Weights:
-        """The weights of some results."""
-        return _Weights(self.first[start:stop], self.values[start:stop])
 
     @property
     def span(self) -> tuple[int, int]:
@@ -100,21 +98,22 @@ def _scaled(image: Image.Image, columns: _Weights, rows: _Weights) -> NDArray[np
 
 
 @lru_cache(maxsize=64)
-def _weights(old: int, new: int, resample: str) -> _Weights | None:
-    """The weights with which Pillow scales a side; the order of the operations is that of its ``Resample.c``.
+def _weights(old: int, new: int, begin: int, end: int, resample: str) -> _Weights | None:
+    """The weights of the results ``begin`` to ``end`` - 1 when Pillow scales a side from ``old`` to ``new`` pixels.
 
-    None if the side is too short for the kernels, or the weights are not these.
+    The order of the operations is that of Pillow's ``Resample.c``. None if Pillow has to scale the side: it has too few
+    pixels for the kernels or far too many, or other weights are wanted.
     """
     if resample not in _FILTERS:
         return None
     scale = old / new
     stretch = max(scale, 1.0)
     function, support = _FILTERS[resample]
-    centre = (np.arange(new) + 0.5) * scale
+    centre = (np.arange(begin, end) + 0.5) * scale
     first = np.maximum((centre - support * stretch + 0.5).astype(np.int64), 0)
     count = np.minimum((centre + support * stretch + 0.5).astype(np.int64), old) - first
     taps = -(-int(count.max()) // 4) * 4
-    if taps > old:
+    if taps > old or taps * len(first) > _MOST_WEIGHTS:
         return None
     each = np.arange(taps)
     values = function(np.abs((each + first[:, None] - centre[:, None] + 0.5) * (1.0 / stretch)))
