@@ -7,6 +7,8 @@ import openpyxl
 import pandas as pd
 import pytest
 
+from udc_model.config import DataParams
+from udc_model.data.sources import open_source
 from udc_model.data.sources.tables import read_table
 from udc_model.errors import UdcError
 
@@ -214,6 +216,22 @@ def test_images_that_no_row_names_are_counted(root, write_images, prepared):
     (root / "t.csv").write_text(_text(ROWS[:-1]))
     write_images(root, "images/extra.png")
     assert prepared(root).info["left_out"] == {"not listed in the table": 2}
+
+
+def _grouped(root, column, **data):
+    rows = [(*row, str(k // 3)) for k, row in enumerate(ROWS)]
+    (root / "t.csv").write_text(_text(rows, ("image", "label", column)))
+    source = open_source(DataParams(source="auto", path=str(root), **data), root / "unpacked")
+    return source, {record.path: record.group for record in source.records}
+
+
+def test_a_column_of_groups_is_named_by_data_group(root):
+    expected = {path: str(k // 3) for k, (path, _) in enumerate(ROWS)}
+    assert _grouped(root, "patient_id", group="patient_id")[1] == expected
+    with pytest.raises(
+        UdcError, match=r"data\.group: 'patient' must be a column .*t\.csv are image, label, patient_id"
+    ):
+        _grouped(root, "patient_id", group="patient")
 
 
 BAD = {

@@ -51,7 +51,7 @@ def open_source(params: DataParams, unpacked: Path) -> ImageSource:
     if params.source == "auto":
         tables, skipped = _recognised_tables(root, listing, params)
     if tables:
-        source = table_source(root, listing, tables, params, labels, group_pattern(params.group))
+        source = table_source(root, listing, tables, params, labels)
     else:
         try:
             check_has_patterns(divisions)

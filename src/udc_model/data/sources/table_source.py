@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from udc_model.config import CsvFile, DataParams
 from udc_model.data.sources.columns import Columns, find_columns
 from udc_model.data.sources.finder import ImageFinder, unsafe_path
+from udc_model.data.sources.groups import group_pattern
 from udc_model.data.sources.labels import Labels
 from udc_model.data.sources.listing import Listing
 from udc_model.data.sources.records import (
@@ -25,25 +26,25 @@ from udc_model.data.sources.subgroups import parse_divisions
 from udc_model.data.sources.tables import Table, read_table
 from udc_model.errors import UdcError
 
+_GroupOfRow = Callable[[Sequence[str], str], str | None]
+
 
 def table_source(
-    root: Path, listing: Listing, files: Sequence[str | CsvFile], params: DataParams, labels: Labels,
-    group_of: Callable[[str], str | None],
-) -> ImageSource:  # fmt: skip
+    root: Path, listing: Listing, files: Sequence[str | CsvFile], params: DataParams, labels: Labels
+) -> ImageSource:
     """List the images of tables.
 
     Parameters
     ----------
     listing : contents of ``root``.
     files : the tables, relative to ``root``.
-    group_of : from a path to its group, for tables without a column of groups.
 
     Raises
     ------
     UdcError
         A table is missing, damaged or lacks a column, or rows are invalid; one message lists them.
     """
-    reader = _Reader(root, ImageFinder(root, listing.images, params.path_pattern), params, labels, group_of)
+    reader = _Reader(root, ImageFinder(root, listing.images, params.path_pattern), params, labels)
     descriptions = []
     for entry in files:
         file = entry if isinstance(entry, CsvFile) else CsvFile(file=entry)
@@ -76,7 +77,6 @@ class _Reader:
     finder: ImageFinder
     params: DataParams
     labels: Labels
-    group_of: Callable[[str], str | None]
     records: list[ImageRecord] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -90,10 +90,11 @@ class _Reader:
     def read(self, table: Table, columns: Columns, file: CsvFile) -> None:
         folder = PurePosixPath(file.file).parent
         found = set()
+        group_of = _group_of_row(table, columns, self.params)
         for line, cells in table.rows:
             where = table.where(line)
             try:
-                record, exists = self._record(cells, columns, file, folder)
+                record, exists = self._record(cells, columns, file, folder, group_of)
             except UdcError as error:
                 self.problems.append(f"{where}: {error}")
                 continue
@@ -111,7 +112,7 @@ class _Reader:
             self.classes = found
 
     def _record(
-        self, cells: Sequence[str], columns: Columns, file: CsvFile, folder: PurePosixPath
+        self, cells: Sequence[str], columns: Columns, file: CsvFile, folder: PurePosixPath, group_of: _GroupOfRow
     ) -> tuple[ImageRecord, bool]:
         cell, label = cells[columns.path], columns.label_of(cells)
         if not cell or not label:
@@ -128,14 +129,7 @@ class _Reader:
             each.of_path(path) if k is None else cells[k]
             for each, k in zip(self.divisions, columns.subgroups, strict=True)
         )
-        return ImageRecord(path, name, split, self._group(cells, columns, path), subgroups), exists
-
-    def _group(self, cells: Sequence[str], columns: Columns, path: str) -> str | None:
-        if columns.group is None:
-            return self.group_of(path)
-        if not cells[columns.group]:
-            raise UdcError(f"the column {self.params.group or 'group'} is empty")
-        return cells[columns.group]
+        return ImageRecord(path, name, split, group_of(cells, path), subgroups), exists
 
     def raise_for_problems(self) -> None:
         if self.problems:
@@ -144,3 +138,27 @@ class _Reader:
             )
             lines = join_for_message(self.problems, "\n  ")
             raise UdcError(f"{len(self.problems)} row(s) cannot be used:\n  {lines}{hint}")
+
+
+def _group_of_row(table: Table, columns: Columns, params: DataParams) -> _GroupOfRow:
+    """A function from the cells of a row and the path of its image to its group: by the column, else by the path.
+
+    Raises
+    ------
+    UdcError
+        The table has no column of groups, and ``data.group`` is no pattern; by the function: the row has no group.
+    """
+    if (k := columns.group) is None:
+        try:
+            group_of = group_pattern(params.group)
+        except UdcError as error:
+            shown = f"the columns of {printable(str(table.path))} are {join_for_message(table.columns)}"
+            raise UdcError(f"{error}; {shown}") from None
+        return lambda cells, path: group_of(path)
+
+    def cell_of_row(cells: Sequence[str], path: str) -> str:
+        if not cells[k]:
+            raise UdcError(f"the column {table.columns[k]} is empty")
+        return cells[k]
+
+    return cell_of_row
