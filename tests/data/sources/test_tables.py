@@ -234,6 +234,25 @@ def test_a_column_of_groups_is_named_by_data_group(root):
         _grouped(root, "patient_id", group="patient")
 
 
+@pytest.mark.parametrize("column", ["group", "Group", "GROUP"])
+def test_a_column_group_is_found_in_any_letters(root, column):
+    source, groups = _grouped(root, column)
+    assert groups == {path: str(k // 3) for k, (path, _) in enumerate(ROWS)}
+    assert f"group: {column})" in source.layout
+
+
+def test_a_column_group_in_other_letters_with_another_role_is_no_column_of_groups(root):
+    assert set(_grouped(root, "Group", label_column="Group")[1].values()) == {None}
+    assert set(_grouped(root, "Group", subgroups=["Group"])[1].values()) == {None}
+
+
+def test_a_column_that_numbers_patients_is_named_until_data_group_is_set(root):
+    note = "the column Patient ID of t.csv has 8 values for 24 images; set data.group: Patient ID so that"
+    assert any(each.startswith(note) for each in _grouped(root, "Patient ID")[0].notes)
+    assert not _grouped(root, "Patient ID", group="Patient ID")[0].notes
+    assert not _grouped(root, "diagnosis")[0].notes
+
+
 BAD = {
     "empty": (b"", r"t\.csv: is empty"),
     "only a header": (b"image,label\n", r"has 0 class\(es\)"),

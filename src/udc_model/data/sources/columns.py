@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ PATH_COLUMNS = ("image_path", "path", "file_path", "filepath", "image_file", "fi
                 "image_name", "image", "img", "image_id", "id")  # fmt: skip
 LABEL_COLUMNS = ("label", "class", "class_name", "label_name", "target", "category")
 SPLIT_COLUMNS = ("split", "subset", "partition", "set")
+_OBJECT = re.compile(r"(patient|subject|person|participant|donor|animal|specimen|lesion|case|study|slide|group)"
+                     r"_?(id|no|number)|patient|subject|participant|lesion")  # fmt: skip
 _ZERO, _ONE = frozenset({"0", "0.0", "false"}), frozenset({"1", "1.0", "true"})
 
 
@@ -78,11 +81,11 @@ def find_columns(table: Table, params: DataParams) -> Columns:
     label = _column(table, params.label_column, LABEL_COLUMNS, "label_column")
     splits = [_column(table, None, (name,), "") for name in SPLIT_COLUMNS]
     split = next((k for k in splits if k is not None and (k == splits[0] or _names_splits(table, k))), None)
-    group = table.columns.index(params.group or "group") if (params.group or "group") in table.columns else None
     subgroups = tuple(
         None if each.pattern else _column(table, each.name, (), "subgroups")
         for each in parse_divisions(params.subgroups or ())
     )
+    group = _group_column(table.columns, params.group, {path, label, *subgroups})
     used = {k for k in (path, split, group, *subgroups) if k is not None}
     one_hot = _one_hot(table, params, used) if label is None else {}
     missing = [text for text, is_missing in (
@@ -105,8 +108,39 @@ def _column(table: Table, name: str | None, usual: Sequence[str], parameter: str
     return _usual_column(table.columns, usual)
 
 
+def _group_column(columns: Sequence[str], name: str | None, taken: Collection[int | None]) -> int | None:
+    """The column that ``data.group`` names, or ``group``; one with that name in other letters has no second role."""
+    exact = "group" if name is None else name.strip()
+    if name is not None or exact in columns:
+        return columns.index(exact) if exact in columns else None
+    usual = _usual_column(columns, (exact,))
+    return None if usual in taken else usual
+
+
+def group_advice(table: Table, columns: Columns) -> list[str]:
+    """A line about the first column that seems to number patients or other objects, of which some have several images.
+
+    Parameters
+    ----------
+    columns : of the table, without one of groups.
+    """
+    for k, name in enumerate(table.columns):
+        if k in (columns.path, columns.label, *columns.subgroups) or not _OBJECT.fullmatch(_plain(name)):
+            continue
+        values = [cells[k] for _, cells in table.rows if cells[k]]
+        if 1 < (count := len(set(values))) < len(values):
+            shown, file = printable(name), printable(table.path.name)
+            return [f"the column {shown} of {file} has {count:,} values for {len(values):,} images; "
+                    f"set data.group: {shown} so that images of one {shown} stay in one split"]  # fmt: skip
+    return []
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace(" ", "_").replace("-", "_")
+
+
 def _usual_column(columns: Sequence[str], usual: Sequence[str]) -> int | None:
-    plain = [column.casefold().replace(" ", "_").replace("-", "_") for column in columns]
+    plain = [_plain(column) for column in columns]
     return next((plain.index(candidate) for candidate in usual if candidate in plain), None)
 
 

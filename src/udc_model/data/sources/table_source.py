@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from udc_model.config import CsvFile, DataParams
-from udc_model.data.sources.columns import Columns, find_columns
+from udc_model.data.sources.columns import Columns, find_columns, group_advice
 from udc_model.data.sources.finder import ImageFinder, unsafe_path
 from udc_model.data.sources.groups import group_pattern
 from udc_model.data.sources.labels import Labels
@@ -45,7 +45,7 @@ def table_source(
         A table is missing, damaged or lacks a column, or rows are invalid; one message lists them.
     """
     reader = _Reader(root, ImageFinder(root, listing.images, params.path_pattern), params, labels)
-    descriptions = []
+    descriptions, notes = [], []
     for entry in files:
         file = entry if isinstance(entry, CsvFile) else CsvFile(file=entry)
         if (reason := unsafe_path(file.file)) is not None:
@@ -54,6 +54,7 @@ def table_source(
         columns = find_columns(table, params)
         descriptions.append(f"{printable(file.file)} ({columns.describe(table)})")
         reader.read(table, columns, file)
+        notes += group_advice(table, columns) if params.group is None and columns.group is None else []
     reader.raise_for_problems()
     used = set(reader.lines)
     tables = {file if isinstance(file, str) else file.file for file in files}
@@ -66,6 +67,7 @@ def table_source(
         sorted(reader.records, key=lambda record: record.path),
         reader.rejected,
         left_out + [LeftOut(path, "not listed in the table") for path in unlisted],
+        notes,
     )
 
 
