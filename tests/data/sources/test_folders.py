@@ -71,6 +71,15 @@ def test_groups_are_not_divided_by_carving(tmp_path, write_images, prepared):
         (["set/train/ant", "set/train/bee", "set/test/ant", "set/test/bee"], {"classes": ["ant", "bee"], "test": 24}),
         (["insects/ant", "insects/bee", "spiders/wolf"], {"classes": ["insects", "spiders"]}),
         (["bus", "car", "train"], {"classes": ["bus", "car", "train"]}),
+        (
+            ["training_set/ant", "training_set/bee", "test_set/ant", "test_set/bee"],
+            {"classes": ["ant", "bee"], "test": 24},
+        ),
+        (["Seg Train/ant", "Seg Train/bee", "seg-val/ant", "seg-val/bee"], {"classes": ["ant", "bee"]}),
+        (["car", "steam_train", "test_tube"], {"classes": ["car", "steam_train", "test_tube"]}),
+        (["steam_train/day", "test_tube/night"], {"classes": ["steam_train", "test_tube"]}),
+        (["car/x", "steam_train/x", "test_tube/x"], {"classes": ["car", "steam_train", "test_tube"]}),
+        (["train_1/train", "train_1/test", "test_1/train", "test_1/test"], {"classes": ["test_1", "train_1"]}),
         (["photo.jpg", "ant"], {"classes": ["ant", "photo.jpg"]}),
         (["Ant", "ant"], {"classes": ["Ant", "ant"]}),
     ],
@@ -83,7 +92,7 @@ def test_other_layouts(tmp_path, write_images, prepared, folders, expected):
     assert sum(len(dataset.split(name)) for name in ("train", "validation", "calibration", "test")) == 12 * len(folders)
     if "test" in expected:
         assert len(dataset.split("test")) == expected["test"]
-        assert all("test" in path.split("/") for path in dataset.split("test").paths)
+        assert all(re.search("(^|/)test(_set)?/", path) for path in dataset.split("test").paths)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +104,14 @@ def test_other_layouts(tmp_path, write_images, prepared, folders, expected):
         (["train/a.png", "val/b.png"], "has no class folders in train, val; if these folders are classes"),
         (["val/ant/a.png", "test/ant/b.png"], "has no folder train beside test, val"),
         (["train/ant/a.png", "test/ant/a.png", "extra/ant/a.png"],
-         r"some folders are named after splits, others are not \(extra\); if these folders are classes"),
+         r"are named after splits, others are not \(extra\): move those out of data.path; if these folders are"),
+        (["train/ant/a.png", "train/bee/a.png", "test/a.png"],
+         "has no class folders in test, so the images there have no class: move them out of data.path"),
+        (["seg_train/ant/a.png", "seg_test/ant/a.png", "seg_pred/a.png"], r"\(seg_pred\): move those out of data.path"),
+        (["training_set/training_set/ant/a.png", "test_set/test_set/ant/a.png"],
+         "test_set, training_set seem to be splits, but do not have the same class folders in them; if these folders"),
+        (["train_images/a.png", "test_images/b.png"], "test_images, train_images seem to be splits"),
+        (["train/ant/a.png", "train/bee/a.png", "test_images/b.png"], "test_images, train seem to be splits"),
         (["train/ant/a.png", "val/ant/a.png", "valid/bee/a.png"], "has several folders for the split validation"),
         ([], "contains no images"),
     ],

@@ -2,7 +2,8 @@
 
 The rules, in this order, for the first folder that has more than one entry (a single folder in a folder is a wrapper):
 
-1. All folders are named after splits, one of them ``train``: splits, with class folders in them.
+1. All folders are named after splits, one of them ``train``: splits, with class folders in them. If the same class
+   folders are in them, a word of the names suffices, as in ``training_set`` and ``test_set``.
 2. All folders of all classes are named after splits: classes, with split folders in them.
 3. Otherwise each folder is a class. Folders inside belong to it.
 """
@@ -22,13 +23,16 @@ from udc_model.data.sources.records import (
     LeftOut,
     join_for_message,
     printable,
+    split_in_words,
     split_of_name,
+    words_of,
 )
 from udc_model.data.sources.subgroups import Division
 from udc_model.errors import UdcError
 
 _OUTSIDE = "outside the class folders"
 _LONGEST_TREE = 20  # lines
+_IF_CLASSES = "; if these folders are classes, list them all in data.classes"
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def folder_source(
             source.left_out.append(LeftOut(path, _OUTSIDE))
             continue
         try:
-            split = split_of_name(names["split"]) if "split" in names else None
+            split = split_in_words(names["split"]) if "split" in names else None
             subgroups = tuple(each.of_path(path) for each in divisions)
             source.records.append(ImageRecord(path, labels.class_of(names["class"]), split, group_of(path), subgroups))
         except UdcError as error:
@@ -122,23 +126,60 @@ def find_layout(root: Path, listing: Listing, labels: Labels, classes: Sequence[
     inner = _folders_in(listing, base, set(with_images))
     if inner and all(split_of_name(name) for name in inner) and not _loose(listing, base, with_images):
         return FolderLayout(base, ("class", "split"))
+    if not is_class_list and _have_split_words(root, listing, base, with_images):
+        return FolderLayout(base, ("split", "class"))
     return FolderLayout(base, ("class",))
+
+
+def _have_split_words(root: Path, listing: Listing, base: PurePosixPath, names: Sequence[str]) -> bool:
+    """Whether folders are splits by words of their names: those of ``train`` and of another split share class folders.
+
+    Folders of classes, as ``steam_train`` and ``test_tube``, share no folders with each other that others do not have.
+
+    Raises
+    ------
+    UdcError
+        Their names differ in the split only, but they share no class folders; or not all of them can be splits.
+    """
+    splits = {name: split_in_words(name) for name in names}
+    train = [name for name, split in splits.items() if split == "train"]
+    later = [name for name, split in splits.items() if split not in (None, "train")]
+    others = [name for name, split in splits.items() if split is None]
+    if not train or not later:
+        return False
+    inner = [{name.casefold() for name in _folders_in(listing, base, part)} for part in (train, later, others)]
+    if inner[0] & inner[1] - inner[2]:
+        _check_split_folders(root, listing, base, splits)
+        return True
+    rest = [{_without_split(name) for name in part} for part in (train, later)]
+    if rest[0] & rest[1] or ("" in rest[0] | rest[1] and not others):
+        raise _unclear(root, listing, f"{join_for_message(sorted(train + later))} seem to be splits, but do not have "
+                       f"the same class folders in them{_IF_CLASSES}")  # fmt: skip
+    return False
+
+
+def _without_split(name: str) -> str:
+    """The words of a name that are no splits, as ``images`` of ``train_images``."""
+    return " ".join(word for word in words_of(name.casefold()) if not split_of_name(word))
 
 
 def _check_split_folders(root: Path, listing: Listing, base: PurePosixPath, splits: Mapping[str, str | None]) -> None:
     """Raise an error unless the folders can only be splits."""
-    advice = "; if these folders are classes, list them all in data.classes"
     others = [name for name, split in splits.items() if split is None]
     if others:
         raise _unclear(root, listing, f"some folders are named after splits, others are not "
-                       f"({join_for_message(others)}){advice}")  # fmt: skip
+                       f"({join_for_message(others)}): move those out of data.path{_IF_CLASSES}")  # fmt: skip
     twice = [split for split, count in Counter(splits.values()).items() if count > 1]
     if twice:
-        raise _unclear(root, listing, f"has several folders for the split {join_for_message([str(s) for s in twice])}")
+        raise _unclear(root, listing, f"has several folders for the split {join_for_message([str(s) for s in twice])}"
+                       + _IF_CLASSES)  # fmt: skip
     if "train" not in splits.values():
-        raise _unclear(root, listing, f"has no folder train beside {join_for_message(sorted(splits))}{advice}")
+        raise _unclear(root, listing, f"has no folder train beside {join_for_message(sorted(splits))}{_IF_CLASSES}")
     flat = [name for name in splits if not any(_images_by_folder(listing, base / name).values())]
     if flat:
+        advice = _IF_CLASSES if len(flat) == len(splits) else (
+            ", so the images there have no class: move them out of data.path (udc predict decides images without one)"
+        )  # fmt: skip
         raise _unclear(root, listing, f"has no class folders in {join_for_message(flat)}{advice}")
 
 

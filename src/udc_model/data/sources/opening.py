@@ -20,7 +20,7 @@ from udc_model.data.sources.records import (
     ImageSource,
     join_for_message,
     printable,
-    split_of_name,
+    split_in_words,
 )
 from udc_model.data.sources.subgroups import check_divisions, check_has_patterns, parse_divisions
 from udc_model.data.sources.table_source import table_source
@@ -106,7 +106,7 @@ def _recognised_tables(root: Path, listing: Listing, params: DataParams) -> tupl
             skipped.append(f"not used as a table of classes: {error}")
     if len(usable) < 2:
         return list(usable), skipped
-    splits = {name: _split_of_table(name) for name in usable}
+    splits = {name: split_in_words(PurePosixPath(name).stem) for name in usable}
     if None in splits.values() or len(set(splits.values())) < len(splits):
         raise UdcError(f"{printable(str(root))}: has several tables of labels ({join_for_message(usable)}); "
                        "set data.source: csv and list those to use in data.csv_files")  # fmt: skip
@@ -123,12 +123,6 @@ def _first_level(listing: Listing) -> PurePosixPath:
         if len(inside) != 1 or inside[0].as_posix() not in listing.folders:
             return level
         level = inside[0]
-
-
-def _split_of_table(name: str) -> str | None:
-    """The only split in the words of a file name, as ``train`` in ``train_labels.csv``."""
-    splits = {split_of_name(word) for word in re.split(r"[\W_]+", PurePosixPath(name).stem)} - {None}
-    return splits.pop() if len(splits) == 1 else None
 
 
 def _digits(params: DataParams) -> ImageSource:

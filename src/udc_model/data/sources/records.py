@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -80,6 +81,17 @@ class ImageSource:
 def split_of_name(name: str) -> str | None:
     """The split that a folder, file or cell is named after, in any case (``Val`` is ``validation``), or None."""
     return SPLIT_NAMES.get(name.strip().casefold())
+
+
+def split_in_words(name: str) -> str | None:
+    """The only split among the words of a name, as ``train`` in ``train_labels`` and ``Training Set``, or None."""
+    splits = {split_of_name(word) for word in words_of(name)} - {None}
+    return splits.pop() if len(splits) == 1 else None
+
+
+def words_of(name: str) -> list[str]:
+    """The words of a name, between spaces, ``_`` and other signs."""
+    return re.split(r"[\W_]+", name)
 
 
 def accepted_split_names() -> str:
