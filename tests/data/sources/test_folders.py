@@ -154,6 +154,16 @@ def test_images_beside_class_folders_are_left_out_and_counted(tmp_path, write_im
     assert prepared(root).info["left_out"] == {"outside the class folders": 1}
 
 
+def test_folders_of_other_files_beside_the_folder_of_images_are_no_classes(tmp_path, write_images, inspected):
+    write_images(tmp_path, *_paths("images/ant", "images/bee"))
+    (tmp_path / "annotations").mkdir()
+    assert "no images in the class folder annotations" in inspected(tmp_path)[1]  # a class that lacks its images
+    (tmp_path / "annotations/boxes.xml").write_text("<box/>")
+    status, text = inspected(tmp_path)
+    assert status == 0
+    assert text.startswith("found class folders in images/\n24 images of 2 classes: ant 12, bee 12\n")
+
+
 def test_explicit_folder_source_ignores_tables(tmp_path, write_images, prepared):
     root = tmp_path / "set"
     write_images(root, *_paths("ant", "bee"))

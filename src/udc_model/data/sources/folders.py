@@ -1,6 +1,7 @@
 """Finds splits and classes in the folders that contain the images.
 
-The rules, in this order, for the first folder that has more than one entry (a single folder in a folder is a wrapper):
+The rules, in this order, for the first folder that has more than one entry (a single folder in a folder is a wrapper,
+also beside folders of other files, as ``images`` beside ``annotations``):
 
 1. All folders are named after splits, one of them ``train``: splits, with class folders in them. If the same class
    folders are in them, a word of the names suffices, as in ``training_set`` and ``test_set``.
@@ -109,7 +110,7 @@ def find_layout(root: Path, listing: Listing, labels: Labels, classes: Sequence[
     """
     base = PurePosixPath()
     counts = _images_by_folder(listing, base)
-    while len(counts) == 1 and (only := next(iter(counts))) and split_of_name(only) is None:
+    while (only := _wrapper(listing, base, counts)) is not None:
         inside = _images_by_folder(listing, base / only)
         if not any(inside.values()):
             break
@@ -129,6 +130,19 @@ def find_layout(root: Path, listing: Listing, labels: Labels, classes: Sequence[
     if not is_class_list and _have_split_words(root, listing, base, with_images):
         return FolderLayout(base, ("split", "class"))
     return FolderLayout(base, ("class",))
+
+
+def _wrapper(listing: Listing, base: PurePosixPath, counts: Mapping[str, int]) -> str | None:
+    """The only folder with images, unless it is a split or the others are empty; ``annotations`` may be beside it."""
+    with_images = [name for name, count in counts.items() if count]
+    if len(with_images) != 1 or split_of_name(with_images[0]) is not None:
+        return None
+    if len(counts) > 1:
+        others = [PurePosixPath(path) for path in listing.others()]
+        with_files = {path.parts[len(base.parts)] for path in others if base in path.parents and path.parent != base}
+        if not with_files.issuperset(counts.keys() - {*with_images}):
+            return None
+    return with_images[0]
 
 
 def _have_split_words(root: Path, listing: Listing, base: PurePosixPath, names: Sequence[str]) -> bool:
