@@ -14,8 +14,8 @@ SPLITS = ("train", "validation", "calibration", "test")
 NEAR_TRAIN, NEAR_TEST = "a/near_train.png", "a/near_test.png"
 
 
-def _image(path, split=None, group=None, pixels=None):
-    return UsableImage(ImageRecord(path, path[0], split, group), Checked(8, 8, pixels or path, 0), path[0])
+def _image(path, split=None, group=None, pixels=None, is_dropped=False):
+    return UsableImage(ImageRecord(path, path[0], split, group), Checked(8, 8, pixels or path, 0), path[0], is_dropped)
 
 
 def _fixed():
@@ -80,6 +80,20 @@ def test_copies_and_groups_without_a_conflict_stay_together():
 
 
 @pytest.mark.parametrize("copies", ["leave_out", "keep"])
+@pytest.mark.parametrize(
+    ("kept", "dropped"),
+    [(("train", None), ("test", None)), ((None, None), ("test", None)), (("train", None), (None, "patient 2")),
+     ((None, "patient 1"), (None, "patient 2")), (("test", None), ("train", None))],
+)  # fmt: skip
+def test_a_dropped_copy_takes_no_image_with_it(kept, dropped, copies):
+    images = [_image("a/kept.png", *kept, "same"), _image("a/dropped.png", *dropped, "same", is_dropped=True)]
+    result, splits = _assigned([*_fixed(), *images], copies=copies)
+    assert splits["a/kept.png"] == (kept[0] or "train")
+    assert not result.copies
+    assert not result.notes
+
+
+@pytest.mark.parametrize("copies", ["leave_out", "keep"])
 def test_no_image_with_a_split_moves_and_no_unit_is_divided_whatever_connects_them(copies):
     rng = np.random.default_rng(0)
     for _ in range(300):
@@ -89,9 +103,14 @@ def test_no_image_with_a_split_moves_and_no_unit_is_divided_whatever_connects_th
             group = str(rng.choice([*group_split, ""])) or None
             split = group_split.get(group, rng.choice([*SPLITS, ""])) if rng.random() < 0.4 else ""
             pixels = str(rng.choice(["p", "q", "r", "a/test0.png", "a/train0.png", f"own {i}"]))
-            images.append(_image(f"a/{i}.png", str(split) or None, group, pixels))
+            images.append(_image(f"a/{i}.png", str(split) or None, group, pixels, bool(rng.random() < 0.2)))
         result, splits = _assigned(images, copies=copies)
-        assert len(splits) + len(result.copies) == len(images)
+        dropped = {image.record.path for image in images if image.is_dropped}
+        left_out = {each.path for each in result.copies}
+        assert splits.keys() | left_out | dropped == {image.record.path for image in images}
+        assert not left_out & (splits.keys() | dropped)
+        used = {image.checked.sha256 for image, _ in result.assigned if not image.is_dropped}
+        assert {image.checked.sha256 for image in images if not image.is_dropped} == used
         by_group, by_pixels = {}, {}
         for image, split in result.assigned:
             assert image.record.split in (None, split)

@@ -122,17 +122,17 @@ def assign_images(usable: list[UsableImage], classes: list[str], data: DataParam
 
 def _without_copies(usable: list[UsableImage], data: DataParams, result: SplitAssignment) -> list[UsableImage]:
     """The images that remain of copies across the splits that the data prescribes; reports the others."""
-    across = copies_across_splits([image.checked.sha256 for image in usable], [image.record.split for image in usable])
-    if not across.original:
-        return usable
+    across = copies_across_splits([image.checked.sha256 for image in usable], [image.record.split for image in usable],
+                                  [image.is_dropped for image in usable])  # fmt: skip
+    n_copies = len(across.split_of_original)
     parts = ", ".join(f"{name} {count:,}" for name, count in across.counts().items())
     pixels = f"the pixels of images in a later split ({parts})"
     if data.copies == "keep":
-        result.notes.append(f"{len(across.original):,} image(s) have {pixels} and remain, so the result looks better "
-                            "than it is")  # fmt: skip
+        result.notes += [f"{n_copies:,} image(s) have {pixels} and remain, so the result looks better "
+                         "than it is"] if n_copies else []  # fmt: skip
         return usable
-    result.copies = [LeftOut(usable[i].record.path, across.reason(i)) for i in across.original]
-    result.notes.append(f"{len(across.original):,} image(s) are left out, because they have {pixels}")
+    result.copies = [LeftOut(usable[i].record.path, across.reason(i)) for i in across.split_of_original]
+    result.notes += [f"{n_copies:,} image(s) are left out, because they have {pixels}"] if n_copies else []
     return [image for i, image in enumerate(usable) if i not in across.original]
 
 
@@ -161,16 +161,18 @@ def _units(
         return usable, components
     with_groups = with_splits_of_groups(groups, fixed)
     across = copies_across_groups([digests[i] for i in linked], [fixed[i] for i in linked],
-                                  [with_groups[i] for i in linked])  # fmt: skip
+                                  [with_groups[i] for i in linked],
+                                  [usable[i].is_dropped for i in linked])  # fmt: skip
+    n_copies = len(across.split_of_original)
     about = "image(s) without a split have the pixels of images in another split than their group"
     if is_kept:
         for i in linked:
             keys[i] = f"{digests[i]} {with_groups[i] or ''}"
-        result.notes.append(f"{len(across.original):,} {about} and remain, so the result looks better than it is")
+        result.notes += [f"{n_copies:,} {about} and remain, so the result looks better than it is"] if n_copies else []
         return usable, connected_components(len(usable), [groups, keys])
-    left_out = {int(linked[k]): across.reason(k) for k in across.original}
-    result.copies += [LeftOut(usable[i].record.path, reason) for i, reason in left_out.items()]
-    result.notes.append(f"{len(left_out):,} {about} and are left out")
+    left_out = {int(linked[k]) for k in across.original}
+    result.copies += [LeftOut(usable[linked[k]].record.path, across.reason(k)) for k in across.split_of_original]
+    result.notes += [f"{n_copies:,} {about} and are left out"] if n_copies else []
     remaining = [i for i in range(len(usable)) if i not in left_out]
     return [usable[i] for i in remaining], connected_components(
         len(remaining), [[groups[i] for i in remaining], [digests[i] for i in remaining]]

@@ -16,7 +16,7 @@ class CopiesAcrossSplits:
     Attributes
     ----------
     original : index of the image that remains, by index of its copy.
-    split_of_original : split of that image, by index of the copy.
+    split_of_original : split of that image, by index of the copy; without copies that corrections drop anyway.
     split_of_group : split that the copy has by its group only, by index of the copy.
     """
 
@@ -34,30 +34,37 @@ class CopiesAcrossSplits:
         return dict(Counter(self.split_of_original.values()))
 
 
-def copies_across_splits(digests: Sequence[str], fixed: Sequence[str | None]) -> CopiesAcrossSplits:
+def copies_across_splits(
+    digests: Sequence[str], fixed: Sequence[str | None], is_dropped: Sequence[bool]
+) -> CopiesAcrossSplits:
     """Find the images that must not be trained on, because an image of a later split has the same pixels.
 
     A user's own test set is never changed: the image of the last split in the order of `SPLITS` remains. An image
-    without a split is no copy in this sense of an image of ``train``, which it follows.
+    without a split is no copy in this sense of an image of ``train``, which it follows. Of an image that remains, no
+    copy is left out because of one that corrections drop.
 
     Parameters
     ----------
     digests : of the decoded pixels of each of N images.
     fixed : split that the user assigned, or None.
+    is_dropped : whether corrections drop the image.
     """
     original: dict[int, int] = {}
     for indices in _by_digest(digests):
         splits = {fixed[i] for i in indices}
         if len(splits) < 2 or splits == {None, "train"}:
             continue
-        last = max((name for name in splits if name is not None), key=SPLITS.index)
-        remaining = next(i for i in indices if fixed[i] == last)
-        original |= {i: remaining for i in indices if fixed[i] != last}
-    return CopiesAcrossSplits(original, {i: str(fixed[k]) for i, k in original.items()})
+        candidates = [i for i in indices if not is_dropped[i]] or indices
+        remaining = max(candidates, key=lambda i: _rank(fixed[i]))
+        original |= {i: remaining for i in indices if fixed[i] not in _same_unit(fixed[remaining])}
+    return CopiesAcrossSplits(original, {i: str(fixed[k]) for i, k in original.items() if not is_dropped[i]})
 
 
 def copies_across_groups(
-    digests: Sequence[str], fixed: Sequence[str | None], with_groups: Sequence[str | None]
+    digests: Sequence[str],
+    fixed: Sequence[str | None],
+    with_groups: Sequence[str | None],
+    is_dropped: Sequence[bool],
 ) -> CopiesAcrossSplits:
     """Find the images without a split that have the pixels of an image in another split than their group.
 
@@ -66,22 +73,30 @@ def copies_across_groups(
 
     Parameters
     ----------
-    digests, fixed : as in `copies_across_splits`; the copies that it finds are not looked at again.
+    digests, fixed, is_dropped : as in `copies_across_splits`; the copies that it finds are not looked at again.
     with_groups : the splits from `with_splits_of_groups`.
     """
     original: dict[int, int] = {}
     for indices in _by_digest(digests):
-        in_splits = [i for i in indices if with_groups[i] is not None]
-        if not in_splits or {fixed[i] for i in indices} - {None, "train"}:
+        if not {with_groups[i] for i in indices} - {None} or {fixed[i] for i in indices} - {None, "train"}:
             continue
-        remaining = max(in_splits, key=lambda i: (fixed[i] is not None, SPLITS.index(str(with_groups[i]))))
-        followers = (None, "train") if with_groups[remaining] == "train" else (with_groups[remaining],)
-        original |= {i: remaining for i in indices if with_groups[i] not in followers}
+        candidates = [i for i in indices if not is_dropped[i]] or indices
+        remaining = max(candidates, key=lambda i: (fixed[i] is not None, _rank(with_groups[i])))
+        original |= {i: remaining for i in indices if with_groups[i] not in _same_unit(with_groups[remaining])}
     return CopiesAcrossSplits(
         original,
-        {i: str(with_groups[k]) for i, k in original.items()},
+        {i: str(with_groups[k]) for i, k in original.items() if not is_dropped[i]},
         {i: split for i in original if (split := with_groups[i]) is not None},
     )
+
+
+def _rank(split: str | None) -> int:
+    return -1 if split is None else SPLITS.index(split)
+
+
+def _same_unit(split: str | None) -> tuple[str | None, ...]:
+    """The splits of the copies that stay with an image; one without a split follows an image of ``train``."""
+    return (None, "train") if split == "train" else (split,)
 
 
 def duplicate_sets(digests: Sequence[str]) -> list[list[int]]:

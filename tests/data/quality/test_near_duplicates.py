@@ -7,10 +7,14 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from udc_model.config import DataParams, Params
+from udc_model.data.assignment import UsableImage
 from udc_model.data.packed import PackedDataset
 from udc_model.data.quality.alignment import unexplained_share
 from udc_model.data.quality.fingerprints import ORIENTATIONS, all_orientations, find_candidates, fingerprints, oriented
-from udc_model.data.quality.near_duplicates import find_near_duplicates
+from udc_model.data.quality.near_duplicates import NearDuplicates, find_near_duplicates
+from udc_model.data.quality.units import apply_near_duplicates
+from udc_model.data.scratch import Checked
+from udc_model.data.sources import ImageRecord
 from udc_model.errors import UdcError
 from udc_model.files import Workspace
 from udc_model.stages.prepare import prepare
@@ -173,6 +177,16 @@ def test_drop_keeps_the_largest_image_of_each_cluster(shots, prepared, photograp
     left_out = (dataset.folder / "left_out.csv").read_text()
     assert "ant/03x.png,near-duplicate of another image\n" in left_out
     assert dataset.notes[0] == "50 image(s) are left out as near-duplicates of others"
+
+
+def test_drop_keeps_no_image_that_a_correction_drops():
+    large, small = (
+        UsableImage(ImageRecord(f"a/{side}.png", "a"), Checked(side, side, str(side), 0), "a", side == 200)
+        for side in (200, 100)
+    )
+    reduced = apply_near_duplicates([large, small], NearDuplicates(np.array([0, 0])), "drop")
+    assert reduced.usable == [small]
+    assert reduced.dropped == []  # the corrections report the other one
 
 
 def test_prescribed_test_images_are_never_changed(tmp_path, photograph, prepared):

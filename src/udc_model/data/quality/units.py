@@ -58,15 +58,15 @@ def without_near_duplicates(
 ) -> tuple[list[UsableImage], list[LeftOut]]:
     """Keep one image of each cluster; returns the images that remain, and the others.
 
-    The one of the latest split that the data prescribes remains, of those the one with most pixels, of those the first.
-    An image that the data prescribes for ``test`` always remains.
+    Of those that no correction drops, the one of the latest split that the data prescribes remains, of those the one
+    with most pixels, of those the first. An image that the data prescribes for ``test`` always remains.
     """
     dropped: set[int] = set()
     for images in near.clusters:
-        kept = max(images, key=lambda i: (*_priority(usable[i]), -i))
+        kept = max(images, key=lambda i: (not usable[i].is_dropped, *_priority(usable[i]), -i))
         dropped |= {int(i) for i in images if i != kept and usable[i].record.split != "test"}
     return ([image for i, image in enumerate(usable) if i not in dropped],
-            [LeftOut(usable[i].record.path, DROPPED) for i in sorted(dropped)])  # fmt: skip
+            [LeftOut(usable[i].record.path, DROPPED) for i in sorted(dropped) if not usable[i].is_dropped])  # fmt: skip
 
 
 def _priority(image: UsableImage) -> tuple[int, int]:
