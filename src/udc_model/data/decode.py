@@ -69,13 +69,37 @@ def decode_frames(source: Path | bytes, decoding: Decoding, name: str = "") -> I
 
                 yield from read_dicom(handle, decoding)
                 return
-            if form == "HEIF":
-                _register_heif()
-            elif form == "AVIF":
-                from PIL import AvifImagePlugin
-
-                AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # prepare decodes an image on each core
+            _prepare_reader(form)
             yield from read_frames(handle, form, decoding)
+
+
+def read_header(path: Path) -> tuple[str, str, tuple[int, int]]:
+    """Format and mode of an image, as Pillow names them, and its width and height, pixels, without decoding it.
+
+    Raises
+    ------
+    BadImageError
+        As `decode_frames`, as far as the header shows it. Of damaged files, other exceptions too.
+    """
+    with _opened(path) as handle:
+        form = _format(handle, path.name)
+        with damage_as_bad_image(form), _header_limits.off():
+            if form == "DICOM":
+                from udc_model.data.dicom import read_dicom_header
+
+                return form, *read_dicom_header(handle)
+            _prepare_reader(form)
+            with Image.open(handle, formats=(form,)) as image:
+                return str(image.format), image.mode, image.size
+
+
+def _prepare_reader(form: str) -> None:
+    if form == "HEIF":
+        _register_heif()
+    elif form == "AVIF":
+        from PIL import AvifImagePlugin
+
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # prepare decodes an image on each core
 
 
 def _opened(source: Path | bytes) -> BinaryIO:

@@ -38,17 +38,9 @@ def read_dicom(handle: BinaryIO, decoding: Decoding) -> Iterator[Frame]:
         file is damaged, compressed in an unsupported way, or not an image.
     """
     try:
-        import pydicom
+        dataset = _read(handle)
         from pydicom.pixels.utils import pixel_array
-    except ImportError:
-        raise BadImageError("DICOM needs an extra; pip install 'udc-model[dicom]'") from None
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings quote values of the file
-    head = handle.read(4096)
-    handle.seek(0)
-    if _DEFLATED in head:
-        raise BadImageError("deflated DICOM is not supported; convert it (dcmconv +te FILE FILE)")
-    try:
-        dataset = pydicom.dcmread(handle)
+
         total = _check(dataset, decoding)
         for index in range(total if decoding.frames == "each" else 1):
             pixels = pixel_array(dataset, index=index)
@@ -62,6 +54,33 @@ def read_dicom(handle: BinaryIO, decoding: Decoding) -> Iterator[Frame]:
         ) from None
     except Exception as error:  # pydicom raises exceptions of any kind; their messages may quote values of the file
         raise BadImageError(f"the DICOM file is damaged ({type(error).__name__})") from None
+
+
+def read_dicom_header(handle: BinaryIO) -> tuple[str, tuple[int, int]]:
+    """The mode that Pillow would have for the pixels of an open DICOM file, and its width and height, pixels.
+
+    Raises
+    ------
+    BadImageError
+        The extra is not installed, or the file is deflated. Of damaged files, other exceptions too.
+    """
+    dataset = _read(handle, stop_before_pixels=True)
+    grey = "L" if int(dataset.BitsAllocated) <= 8 else "I;16"
+    mode = "RGB" if dataset.PhotometricInterpretation in _COLOURS else grey
+    return mode, (int(dataset.Columns), int(dataset.Rows))
+
+
+def _read(handle: BinaryIO, stop_before_pixels: bool = False) -> Dataset:
+    try:
+        import pydicom
+    except ImportError:
+        raise BadImageError("DICOM needs an extra; pip install 'udc-model[dicom]'") from None
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings quote values of the file
+    head = handle.read(4096)
+    handle.seek(0)
+    if _DEFLATED in head:
+        raise BadImageError("deflated DICOM is not supported; convert it (dcmconv +te FILE FILE)")
+    return pydicom.dcmread(handle, stop_before_pixels=stop_before_pixels)
 
 
 def _check(dataset: Dataset, decoding: Decoding) -> int:

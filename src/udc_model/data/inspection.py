@@ -8,10 +8,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from udc_model.config import DataParams
 from udc_model.data.audit import check_images
+from udc_model.data.decode import read_header
 from udc_model.data.quality.data_report import write_data_report
 from udc_model.data.quality.examination import Examination
 from udc_model.data.scratch import PixelScratch
@@ -30,8 +29,8 @@ class Headers:
 
     Attributes
     ----------
-    kinds : number of images by format and mode of Pillow, as ``("JPEG", "RGB")``; None for those that it cannot read.
-    sizes : (width, height) of each image that it can read, pixels.
+    kinds : number of images by format and mode of Pillow, as ``("JPEG", "RGB")``; None for those that are not read.
+    sizes : (width, height) of each image that is read, pixels.
     """
 
     kinds: Counter[tuple[str, str] | None]
@@ -149,9 +148,9 @@ def _headers(source: ImageSource) -> Headers:
     sizes = []
     for record in source.records[::step]:
         try:
-            with Image.open(source.root / record.path) as image:
-                kinds[str(image.format), image.mode] += 1
-                sizes.append(image.size)
-        except Exception:  # Pillow raises errors of every kind on damaged files; prepare lists them with their reasons
+            form, mode, size = read_header(source.root / record.path)
+            kinds[form, mode] += 1
+            sizes.append(size)
+        except Exception:  # readers raise errors of every kind on damaged files; prepare lists them with their reasons
             kinds[None] += 1
     return Headers(kinds, sizes)
