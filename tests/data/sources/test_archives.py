@@ -9,7 +9,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from udc_model.data.sources import archives
+from udc_model.config import DataParams
+from udc_model.data.sources import archives, open_source
 from udc_model.errors import UdcError
 
 
@@ -46,6 +47,42 @@ def test_a_table_in_an_archive_with_system_files_of_a_mac(root, tmp_path, prepar
     assert len(dataset.manifest) == 12
 
 
+def _open(archive, folder):
+    return open_source(DataParams(source="auto", path=str(archive)), folder / "unpacked")
+
+
+def test_messages_name_the_archive(root, tmp_path):
+    archive = tmp_path / "birds.zip"
+    with zipfile.ZipFile(archive, "w"):
+        pass
+    with pytest.raises(UdcError, match="contains no images"):
+        _open(archive, tmp_path / "first")
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(root / "ant" / "00.png", "a.png")
+    with pytest.raises(UdcError) as error:
+        _open(archive, tmp_path)
+    assert str(error.value).startswith(f"{archive}: has images but no class folders\nFound:\n  birds.zip/ 1 image(s)\n")
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr("labels.csv", "image,label\na.png,ant\nb.png,bee\n")
+        file.writestr("notes.csv", "text\nx\n")
+    source = _open(archive, tmp_path / "second")
+    assert [each.reason for each in source.rejected] == [f"no such file ({archive}/labels.csv:3)"]
+    assert source.notes[0].startswith(f"not used as a table of classes: {archive}/notes.csv: has no column of images")
+
+
+def test_a_zip_file_whose_folders_are_separated_by_backslashes(root, tmp_path):
+    _zip_of_windows(tmp_path / "a.zip", {f"set\\{name}\\0.png": root / name / "00.png" for name in ("ant", "bee")})
+    source = _open(tmp_path / "a.zip", tmp_path)
+    assert [record.path for record in source.records] == ["set/ant/0.png", "set/bee/0.png"]
+
+
+def _zip_of_windows(path, files):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("set\\ant\\", b"")
+        for name, file in files.items():
+            archive.write(file, name)
+
+
 def _zip(path, name, content=b"x", mode=0):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         info = zipfile.ZipInfo(name)
@@ -64,6 +101,9 @@ def _tar(path, name, kind=tarfile.REGTYPE, link=""):
 ATTACKS = {
     "zip escape": ("a.zip", lambda p: _zip(p, "../evil.png"), "leaves the data folder"),
     "zip absolute": ("a.zip", lambda p: _zip(p, "/tmp/evil.png"), "is an absolute path"),
+    "zip escape by backslashes": ("a.zip", lambda p: _zip(p, "ant\\..\\..\\evil.png"), "leaves the data folder"),
+    "zip root by backslashes": ("a.zip", lambda p: _zip(p, "\\tmp\\evil.png"), "is an absolute path"),
+    "zip drive by backslashes": ("a.zip", lambda p: _zip(p, "C:\\evil.png"), "is an absolute path"),
     "zip drive": ("a.zip", lambda p: _zip(p, "C:/evil.png"), "is an absolute path"),
     "zip link": ("a.zip", lambda p: _zip(p, "link", b"/etc/passwd", stat.S_IFLNK | 0o777), "is a link or a device"),
     "tar escape": ("a.tar", lambda p: _tar(p, "ant/../../evil.png"), "leaves the data folder"),

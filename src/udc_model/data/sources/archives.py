@@ -90,14 +90,18 @@ def _members(archive: Path) -> Iterator[Iterator[tuple[str, int, IO[bytes]]]]:
 
 
 def _zip_members(archive: Path, file: zipfile.ZipFile) -> Iterator[tuple[str, int, IO[bytes]]]:
-    for item in file.infolist():
+    items = file.infolist()
+    # Some programs of Windows separate folders by \, which the format does not allow.
+    is_windows = not any("/" in item.filename for item in items)
+    for item in items:
+        name = item.filename.replace("\\", "/") if is_windows else item.filename
         kind = item.external_attr >> 28
-        if item.is_dir():
+        if name.endswith("/"):
             continue
         if kind not in (0, 8):  # unknown, or a regular file of Unix
-            raise UdcError(f"{archive}: the member {printable(item.filename)} is a link or a device; nothing was used")
+            raise UdcError(f"{archive}: the member {printable(name)} is a link or a device; nothing was used")
         with file.open(item) as stream:
-            yield item.filename, item.file_size, stream
+            yield name, item.file_size, stream
 
 
 def _tar_members(archive: Path, file: tarfile.TarFile) -> Iterator[tuple[str, int, IO[bytes]]]:

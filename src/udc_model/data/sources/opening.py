@@ -18,6 +18,7 @@ from udc_model.data.sources.listing import Listing, list_folder
 from udc_model.data.sources.records import (
     ImageRecord,
     ImageSource,
+    Rejection,
     join_for_message,
     printable,
     split_in_words,
@@ -42,8 +43,31 @@ def open_source(params: DataParams, unpacked: Path) -> ImageSource:
     """
     if params.source == "digits":
         return _digits(params)
+    path = _folder_or_archive(params)
+    return _open_folder(params, path) if path.is_dir() else _open_archive(params, path, unpacked)
+
+
+def _open_archive(params: DataParams, archive: Path, unpacked: Path) -> ImageSource:
+    """The images of an archive; what is said about them names the archive instead of the folder of its files."""
+    root, shown = unpacked / archive.name, printable(str(archive))
+
+    def named(text: str) -> str:
+        return text.replace(str(root), shown).replace(printable(str(root)), shown)
+
+    try:
+        root.mkdir(parents=True)
+        unpack(archive, root)
+        source = _open_folder(params, root)
+    except UdcError as error:
+        raise UdcError(named(str(error))) from None
+    source.notes = [named(note) for note in source.notes]
+    source.rejected = [Rejection(each.path, named(each.reason)) for each in source.rejected]
+    return source
+
+
+def _open_folder(params: DataParams, root: Path) -> ImageSource:
+    """The images of a folder, without decoding one."""
     divisions = parse_divisions(params.subgroups or ())
-    root = _root(params, unpacked)
     listing = list_folder(root)
     labels = Labels(params.merge_labels or {})
     tables: Sequence[str | CsvFile] = params.csv_files if params.source == "csv" else ()
@@ -68,19 +92,16 @@ def open_source(params: DataParams, unpacked: Path) -> ImageSource:
     return source
 
 
-def _root(params: DataParams, unpacked: Path) -> Path:
-    """The folder of the images; that of an archive is unpacked first."""
+def _folder_or_archive(params: DataParams) -> Path:
+    """The path ``data.path``; :class:`UdcError` if it is neither a folder nor an archive."""
     path = Path(params.path)
     if re.match(r"^[a-zA-Z][a-zA-Z0-9+.-]*:", params.path):
         raise UdcError(f"data.path: {params.path} is an address or the name of a data set; bring it into the project "
                        "first (udc fetch), and set data.path to the folder")  # fmt: skip
-    if path.is_dir():
+    if path.is_dir() or (is_archive(path) and path.exists()):
         return path
     if not path.exists():
         raise UdcError(f"data.path: {printable(str(path))} is not a folder; put your images there or set data.path")
-    if is_archive(path):
-        unpack(path, unpacked)
-        return unpacked
     if is_table(path.name):
         raise UdcError(f"data.path: {path} is a table; set data.path to the folder of the images, put the table there, "
                        "and name it in data.csv_files")  # fmt: skip
