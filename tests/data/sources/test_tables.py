@@ -61,6 +61,8 @@ FORMATS = {
     "mark.csv": lambda path: path.write_text(_text(), encoding="utf-8-sig"),
     "utf16.csv": lambda path: path.write_text(_text(delimiter="\t"), encoding="utf-16"),
     "quoted.csv": lambda path: path.write_text('"image_path","label"\n' + "".join(f'"{p}","{c}"\n' for p, c in ROWS)),
+    "sep.csv": lambda path: path.write_text("\r\nsep=;\r\n" + _text(delimiter=";"), encoding="utf-8-sig"),
+    "pipe.csv": lambda path: path.write_text('"sep=|"\n' + _text(delimiter="|")),
     "backslash.csv": lambda path: path.write_text(_text([(p.replace("/", "\\"), c) for p, c in ROWS])),
     "table.parquet": lambda path: _frame().to_parquet(path),
     "table.jsonl": lambda path: _frame().to_json(path, orient="records", lines=True),
@@ -145,6 +147,17 @@ def test_split_names_of_other_programs(root, prepared):
         UdcError, match=r"t\.csv:2: the split 'holdout' is unknown; .*train \(training, trainval\); validation \(val, v"
     ):
         prepared(root)
+
+
+def test_a_column_split_of_folds_comes_with_advice(root, prepared):
+    (root / "t.csv").write_text(_text([(*row, str(k % 5)) for k, row in enumerate(ROWS)], ("file", "label", "Split")))
+    with pytest.raises(UdcError, match=r"if the column Split of t\.csv is no split, .* rename the column\)") as error:
+        prepared(root)
+    assert str(error.value).count("rename the column") == 1
+    (root / "t.csv").write_text(_text([*((*row, "train") for row in ROWS), ("", "ant", "test")], ("f", "c", "split")))
+    with pytest.raises(UdcError, match="has no image") as error:
+        prepared(root, path_column="f", label_column="c")
+    assert "rename the column" not in str(error.value)
 
 
 def test_missing_splits_of_a_table_are_carved_from_train(root, prepared):

@@ -80,7 +80,7 @@ def find_columns(table: Table, params: DataParams) -> Columns:
     path = _column(table, params.path_column, PATH_COLUMNS, "path_column")
     label = _column(table, params.label_column, LABEL_COLUMNS, "label_column")
     splits = [_column(table, None, (name,), "") for name in SPLIT_COLUMNS]
-    split = next((k for k in splits if k is not None and (k == splits[0] or _names_splits(table, k))), None)
+    split = next((k for k in splits if k is not None and (k == splits[0] or names_splits(table, k))), None)
     subgroups = tuple(
         None if each.pattern else _column(table, each.name, (), "subgroups")
         for each in parse_divisions(params.subgroups or ())
@@ -166,7 +166,8 @@ def find_path_column(path: Path, columns: Sequence[str], name: str | None) -> in
     return found
 
 
-def _names_splits(table: Table, k: int) -> bool:
+def names_splits(table: Table, k: int) -> bool:
+    """Whether all cells of a column are names of splits, or empty."""
     return all(split_of_name(cells[k]) for _, cells in table.rows if cells[k])
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from udc_model.config import CsvFile, DataParams
-from udc_model.data.sources.columns import Columns, find_columns, group_advice
+from udc_model.data.sources.columns import Columns, find_columns, group_advice, names_splits
 from udc_model.data.sources.finder import ImageFinder, unsafe_path
 from udc_model.data.sources.groups import group_pattern
 from udc_model.data.sources.labels import Labels
@@ -82,6 +82,7 @@ class _Reader:
     records: list[ImageRecord] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
     lines: dict[str, str] = field(default_factory=dict)  # place in a table by path
     classes: set[str] | None = None
 
@@ -110,6 +111,10 @@ class _Reader:
             else:
                 suggestion = self.finder.suggestion(record.path)
                 self.rejected.append(Rejection(record.path, f"no such file{suggestion} ({where})"))
+        if columns.split is not None and not names_splits(table, columns.split):
+            name = printable(table.columns[columns.split])
+            self.hints.append(f"if the column {name} of {printable(file.file)} is no split, as the number of a fold, "
+                              "rename the column")  # fmt: skip
         if self.classes is None:  # without data.classes, the first table defines the classes
             self.classes = found
 
@@ -135,11 +140,11 @@ class _Reader:
 
     def raise_for_problems(self) -> None:
         if self.problems:
-            hint = (
-                "" if self.params.classes else "\n(the first table defines the classes, unless data.classes lists them)"
-            )
+            if not self.params.classes:
+                self.hints.append("the first table defines the classes, unless data.classes lists them")
+            hints = "".join(f"\n({hint})" for hint in self.hints)
             lines = join_for_message(self.problems, "\n  ")
-            raise UdcError(f"{len(self.problems)} row(s) cannot be used:\n  {lines}{hint}")
+            raise UdcError(f"{len(self.problems)} row(s) cannot be used:\n  {lines}{hints}")
 
 
 def _group_of_row(table: Table, columns: Columns, params: DataParams) -> _GroupOfRow:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ _MAX_BYTES = 2**30  # of a table, uncompressed
 _MAX_CELLS = 100_000_000
 _NAME_ENCODING = "name its encoding in data.encoding, as latin-1, cp1252 or utf-16"
 Rows = Iterator[tuple[int, Sequence[Any]]]
+_SEPARATOR = re.compile(r'"?sep=([,;|\t])"?', re.IGNORECASE)  # first line that Excel reads and writes
 _BYTE_ORDER_MARK = "\ufeff"
 _BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
@@ -143,13 +145,17 @@ def _text(cell: Any) -> str:
 def _read_csv(path: Path, encoding: str | None) -> Rows:
     with path.open(encoding=encoding or _marked_encoding(path), newline="") as lines:
         first = next((line for line in lines if line.strip(f"{_BYTE_ORDER_MARK}\r\n")), "")
+        separator = _SEPARATOR.fullmatch(first.strip(f"{_BYTE_ORDER_MARK}\r\n"))
         lines.seek(0)
         if lines.read(1) != _BYTE_ORDER_MARK:  # it remains if the encoding was named without it, as utf-8
             lines.seek(0)
-        reader = csv.reader(_without_nulls(lines), delimiter=_delimiter(first), strict=True)
-        for cells in reader:
-            if cells:
-                yield reader.line_num, cells
+        delimiter = separator[1] if separator else _delimiter(first)
+        reader = csv.reader(_without_nulls(lines), delimiter=delimiter, strict=True)
+        rows = (cells for cells in reader if cells)
+        if separator:
+            next(rows, None)
+        for cells in rows:
+            yield reader.line_num, cells
 
 
 def _marked_encoding(path: Path) -> str:
