@@ -1,6 +1,8 @@
 """What a complete trial has reached: metrics of its experiment, and how long its model was trained."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,3 +44,21 @@ def test_the_duration_is_that_of_its_model(trial):
     outcome = trial.outcome(["validation/mean_cost", "training/seconds"], 0.95)
     assert outcome == Outcome((0.5, 12.25), (outcome.errors[0], None))
     assert json.dumps(outcome.values)  # plain numbers, which any storage takes
+
+
+@pytest.mark.parametrize("others", ["later", "running", "none"])
+def test_a_lost_trial_keeps_the_experiment_of_another_worker_in_its_repository(trial, monkeypatch, others):
+    lost, repeated = (TrialProcess("s-0", [], replace(trial.place, is_shared=True), attempt) for attempt in (3, 5))
+    commands = []
+    monkeypatch.setattr(trial_process, "subprocess", SimpleNamespace(run=lambda c, cwd: commands.append(c[2:])))
+    monkeypatch.setattr(TrialProcess, "_set_aside_interrupted", lambda self, is_lost: commands.append(is_lost))
+    assert lost.run(lambda _: False)  # the experiment exists
+    if others == "later":
+        assert repeated.run(lambda _: False)
+    if others == "running":
+        with repeated.lock.open("w") as lock:
+            trial_process.fcntl.flock(lock, trial_process.fcntl.LOCK_EX)
+            lost.forget()
+    else:
+        lost.forget()
+    assert commands == ([["dvc", "exp", "remove", "-q", "s-0"], True] if others == "none" else [])

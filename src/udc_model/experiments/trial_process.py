@@ -59,11 +59,13 @@ class TrialProcess:
     def __init__(self, name: str, settings: Sequence[str], place: TrialPlace, attempt: int = 0) -> None:
         self.name, self.settings, self.place, self.attempt = name, settings, place, attempt
         self.lock, self.prune_file, self.log = (place.folder / f"{name}.{kind}" for kind in ("lock", "prune", "log"))
+        self.last_attempt = place.folder / f"{name}.attempt"  # the number of the last attempt in this repository
 
     def run(self, should_prune: Callable[[dict[int, dict[str, float]]], bool]) -> bool:
         """Run the experiment unless it exists; false if it was pruned."""
         with self.lock.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # wait for a process that a killed `udc tune` started
+            self.last_attempt.write_text(str(self.attempt), encoding="utf-8")
         if self.name in dvc_experiments():
             return True
         if self.prune_file.exists():
@@ -99,10 +101,27 @@ class TrialProcess:
         return outcome_of(measured, metrics)
 
     def forget(self) -> None:
-        """Remove the experiment of an attempt that another worker repeats."""
-        if self.name in dvc_experiments():
-            subprocess.run([sys.executable, "-m", "dvc", "exp", "remove", "-q", self.name], cwd=self.place.root)
-        self._set_aside_interrupted(is_lost=True)
+        """Remove the experiment and set aside the runs of an attempt that another worker repeats.
+
+        A worker in this repository, whose attempt has the same name, uses the experiment, or has stored its own.
+        """
+        with self.lock.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # the other worker's trial is running
+                return
+            if self._is_last_attempt():
+                if self.name in dvc_experiments():
+                    subprocess.run([sys.executable, "-m", "dvc", "exp", "remove", "-q", self.name],
+                                   cwd=self.place.root)  # fmt: skip
+                self._set_aside_interrupted(is_lost=True)
+
+    def _is_last_attempt(self) -> bool:
+        """Whether no other worker in this repository has begun an attempt after this one. Needs the lock."""
+        try:
+            return self.last_attempt.read_text(encoding="utf-8") == str(self.attempt)
+        except FileNotFoundError:
+            return False
 
     def _set_aside_interrupted(self, *, is_lost: bool = False) -> None:
         """Delete (in MLflow's reversible way) or tag the runs of earlier attempts, because the trial starts again.
