@@ -164,6 +164,17 @@ def test_surcharge_of_a_floor_already_reached_is_zero(rng):
     assert recall_surcharge(sample, 1 - np.eye(3), [*floors, Floor((0,), 0.3, 0.95, "a")]) == 0
 
 
+@pytest.mark.parametrize("margin", [22.0, 1000.0])  # a probability of 1e-19, and of 0
+def test_a_floor_that_needs_a_surcharge_too_large_to_be_stored_is_refused(margin):
+    targets = np.repeat([0, 1], 500)
+    logits = np.where(np.eye(2)[targets], margin, -margin)
+    logits[:50] *= -1  # 10 % of class a are missed with certainty
+    evaluate = {"calibration": "none", "decision": "recall_floor", "recall_floor": {"class": "a", "floor": 0.95}}
+    params = validate_params({"evaluate": evaluate, "costs": {"preset": "uniform"}}, "test")
+    with pytest.raises(UdcError, match=r"a so close to 0 that no surcharge .*; set evaluate\.calibration"):
+        fit_policy(params.evaluate, params.costs, ["a", "b"], TrainingFrequencies([1, 1]), logits, targets)
+
+
 def test_recall_floor_decisions_cost_least_for_their_recall(rng):
     sample = _sample(rng, 4000)
     p, y, floors = sample.probabilities, sample.targets, [Floor((1,), 0.8, 0.95, "b")]

@@ -19,6 +19,7 @@ from scipy.special import betainc, logsumexp
 
 from udc_model.decisions.actions import ActionCosts, with_actions
 from udc_model.decisions.decision import decide, expected_costs, with_surcharge
+from udc_model.decisions.stored_policy import LARGEST_STORED_COST
 from udc_model.errors import UdcError
 
 Floats = NDArray[np.float64]
@@ -149,10 +150,11 @@ def _single_floor(sample: Sample, costs: Floats, floor: Floor) -> float:
         middle = (low + high) // 2
         low, high = (low, middle) if is_proved(middle) else (middle + 1, high)
     surcharge = float(candidates[low])
-    if not np.isfinite(surcharge):
+    if not surcharge <= LARGEST_STORED_COST:  # infinite, or not a number, if a probability is 0
         raise UdcError(
-            f"evaluate.recall_floor: the model gives some images of {floor.name} the probability 0 of {floor.name}, so "
-            "no surcharge reaches the floor; set evaluate.calibration, or train longer"
+            f"evaluate.recall_floor: the model gives some images of {floor.name} a probability of {floor.name} so close "
+            f"to 0 that no surcharge up to {LARGEST_STORED_COST:g} reaches the floor; set evaluate.calibration, or "
+            "train longer"
         )
     return surcharge
 

@@ -14,11 +14,11 @@ from udc_model.decisions.familiarity import MOST_DISTANCES
 from udc_model.records import Record
 
 _MAX_CLASSES = 2**16
-_MAX_COST = 1e15
+LARGEST_STORED_COST = 1e15  # of a surcharge, which is larger than the costs of the matrix
 _MAX_FEATURES, _MAX_NETWORKS = 2**15, 1024
 
 _Name = Annotated[str, Field(max_length=10_000)]
-_Cost = Annotated[float, Field(ge=-_MAX_COST, le=_MAX_COST)]
+_Cost = Annotated[float, Field(ge=-LARGEST_STORED_COST, le=LARGEST_STORED_COST)]
 _Number = Annotated[float, Field(ge=-1e12, le=1e12)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Temperature = Annotated[float, Field(ge=1e-6, le=1e6)]
