@@ -1,5 +1,7 @@
 """What the plots show: few and many classes, perfect and useless models, long names; equal plots are equal files."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +18,7 @@ from udc_model.evaluation.curve_plots import (
 )
 from udc_model.evaluation.curves import class_curves, cost_curve, mean_curves, referral_curve, reliability
 from udc_model.evaluation.matrix_plots import LARGEST_MATRIX, plot_confusion_matrix, plot_recall
-from udc_model.evaluation.metrics import Scored
+from udc_model.evaluation.metrics import Scored, split_metrics
 from udc_model.evaluation.plot_style import COLOURS, class_label
 from udc_model.evaluation.plots import CAPTION, plot_gallery, plot_range_test, plot_sweep, plot_training_curves
 from udc_model.evaluation.thresholds import threshold_reliability
@@ -154,10 +156,24 @@ def test_reliability_shows_the_gap_and_the_error(rng, tmp_path, drawn):
     table = reliability(scored, scored.probabilities, 5, 0.95)
     plot_reliability(tmp_path / "reliability.png", table, "temperature")
     after = table[table["calibration"] == "after"]
-    error = np.average((after["accuracy"] - after["confidence"]).abs(), weights=after["images"])
+    error = np.average((after["accuracy"] - after["confidence"]).abs(), weights=after["weight"])
     assert legend(drawn[0])[1] == f"after calibration (temperature), error {error:.3f}"
     confidences = [float(label.get_text()) for label in drawn[0].axes[0].get_xticklabels()]
     assert confidences == pytest.approx(after["confidence"], abs=0.005)
+
+
+def test_the_error_after_calibration_is_the_metric_at_the_frequencies_of_deployment(rng, tmp_path, drawn):
+    scored = scored_of(3, 1.0, rng, 100)
+    policy = Policy(list("abc"), scored.outcome_costs.tolist(), training_prior=[1 / 3] * 3,
+                    deployment_prior=[0.9, 0.09, 0.01])  # fmt: skip
+    logits = np.log(scored.probabilities)
+    shifted = replace(scored, probabilities=policy.probabilities(logits), weights=policy.weights(scored.targets))
+    table = reliability(shifted, scored.probabilities, 10, 0.95)
+    plot_reliability(tmp_path / "reliability.png", table, "none")
+    error_before, error = (split_metrics(each, 10)["expected_calibration_error"] for each in (scored, shifted))
+    assert legend(drawn[0]) == [f"before calibration, error {error_before:.3f}",
+                                f"after calibration (none), error {error:.3f}"]  # fmt: skip
+    assert table["accuracy"].between(table["low"], table["high"]).all()
 
 
 @pytest.mark.parametrize(("policy", "top"), [(0.01, 0.0115), (0.3, None)])

@@ -152,9 +152,9 @@ def _single_floor(sample: Sample, costs: Floats, floor: Floor) -> float:
     surcharge = float(candidates[low])
     if not surcharge <= LARGEST_STORED_COST:  # infinite, or not a number, if a probability is 0
         raise UdcError(
-            f"evaluate.recall_floor: the model gives some images of {floor.name} a probability of {floor.name} so close "
-            f"to 0 that no surcharge up to {LARGEST_STORED_COST:g} reaches the floor; set evaluate.calibration, or "
-            "train longer"
+            f"evaluate.recall_floor: the model gives some images of {floor.name} a probability of {floor.name} so "
+            f"close to 0 that no surcharge up to {LARGEST_STORED_COST:g} reaches the floor; set evaluate.calibration, "
+            "or train longer"
         )
     return surcharge
 

@@ -117,7 +117,7 @@ def plot_reliability(path: Path, table: pd.DataFrame, method: str) -> None:
         for name, colour, marker, shift in (("before", COLOURS[1], "s", -0.12), ("after", COLOURS[0], "o", 0.12)):
             bins = table[table["calibration"] == name]
             gap = (bins["accuracy"] - bins["confidence"]).to_numpy()
-            error = float((bins["images"] * np.abs(gap)).sum() / bins["images"].sum())
+            error = float((bins["weight"] * np.abs(gap)).sum() / bins["weight"].sum())
             ends = [bins["accuracy"] - bins["low"], bins["high"] - bins["accuracy"]]
             what = f"after calibration ({method})" if name == "after" else "before calibration"
             axes.errorbar(np.arange(len(bins)) + shift, gap, yerr=ends, color=colour, marker=marker, markersize=5,

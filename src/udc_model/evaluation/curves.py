@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -100,26 +101,38 @@ def mean_curves(
 
 
 def reliability(scored: Scored, before: Floats, bins: int, confidence: float) -> pd.DataFrame:
-    """Confidence and accuracy in bins of equal mass, before and after calibration.
+    """Confidence and accuracy in bins of equally many images, before and after calibration.
+
+    Before calibration the images count as in the split. Those after it have the weights of ``scored``, since their
+    probabilities are for the class frequencies of deployment.
 
     Parameters
     ----------
-    before : (N, K) probabilities before calibration.
+    before : (N, K) probabilities before calibration, for the frequencies of the split.
 
     Returns
     -------
-    Columns ``calibration`` (before, after), ``confidence``, ``accuracy``, ``low``, ``high`` (interval by groups) and
-    ``images``.
+    Columns ``calibration`` (before, after), ``confidence``, ``accuracy``, ``low``, ``high`` (interval by groups),
+    ``images`` and ``weight``, their sum of weights.
     """
+    return pd.concat([
+        _reliability(replace(scored, probabilities=before, weights=None), bins, confidence, "before"),
+        _reliability(scored, bins, confidence, "after"),
+    ], ignore_index=True)  # fmt: skip
+
+
+def _reliability(scored: Scored, bins: int, confidence: float, name: str) -> pd.DataFrame:
+    """The rows of `reliability` for the probabilities of ``scored``."""
     rows = []
-    for name, p in (("before", before), ("after", scored.probabilities)):
-        is_right = p.argmax(axis=1) == scored.targets
-        top = p.max(axis=1)
-        for part in equal_mass_bins(top, bins):
-            groups = None if scored.groups is None else scored.groups[part]
-            low, high = share_interval(is_right[part], groups, confidence)
-            rows.append((name, top[part].mean(), is_right[part].mean(), low, high, len(part)))
-    return pd.DataFrame(rows, columns=["calibration", "confidence", "accuracy", "low", "high", "images"])
+    is_right = scored.probabilities.argmax(axis=1) == scored.targets
+    top = scored.probabilities.max(axis=1)
+    for part in equal_mass_bins(top, bins):
+        groups = None if scored.groups is None else scored.groups[part]
+        weights = None if scored.weights is None else scored.weights[part]
+        means = (np.average(values[part], weights=weights) for values in (top, is_right))
+        ends = share_interval(is_right[part], groups, confidence, weights)
+        rows.append((name, *means, *ends, len(part), scored.image_weights[part].sum()))
+    return pd.DataFrame(rows, columns=["calibration", "confidence", "accuracy", "low", "high", "images", "weight"])
 
 
 def costliest_class(costs: Floats) -> int:

@@ -146,12 +146,18 @@ def proportion_interval(hits: int, size: int, confidence: float) -> tuple[float,
 
 
 def share_interval(
-    is_hit: NDArray[np.bool_], groups: NDArray[np.integer] | None, confidence: float
+    is_hit: NDArray[np.bool_], groups: NDArray[np.integer] | None, confidence: float, weights: Floats | None = None
 ) -> tuple[float, float]:
-    """The interval of the share of hits (N,); the unit is the group if there are groups."""
-    if groups is None:
+    """The interval of the share of hits (N,); the unit is the group if there are groups.
+
+    Parameters
+    ----------
+    weights : (N,) of the images; None if all are 1.
+    """
+    if groups is None and weights is None:
         return proportion_interval(int(is_hit.sum()), len(is_hit), confidence)
-    sums, sizes = sum_by_group(is_hit.astype(float), groups), sum_by_group(np.ones(len(is_hit)), groups)
+    weights = np.ones(len(is_hit)) if weights is None else weights
+    sums, sizes = sum_by_group(weights * is_hit, groups), sum_by_group(weights, groups)
     return interval_of(mean_draws(sums, sizes, 0.0, 1.0), confidence)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from udc_model.decisions.decision import expected_costs
 from udc_model.decisions.rows import by_rows
-from udc_model.evaluation.intervals import interval_of, mean_draws, share_interval, sum_by_group
+from udc_model.evaluation.intervals import share_interval
 from udc_model.evaluation.metrics import Scored
 
 Floats = NDArray[np.float64]
@@ -116,8 +116,5 @@ def _interval(
 ) -> tuple[float, float]:
     """The interval of the share of a class among images (M,) of the split; the unit is the group."""
     groups = None if scored.groups is None else scored.groups[chosen]
-    if scored.weights is None:
-        return share_interval(is_class, groups, confidence)
-    weights = scored.weights[chosen]
-    sums, sizes = sum_by_group(weights * is_class, groups), sum_by_group(weights, groups)
-    return interval_of(mean_draws(sums, sizes, 0.0, 1.0), confidence)
+    weights = None if scored.weights is None else scored.weights[chosen]
+    return share_interval(is_class, groups, confidence, weights)
