@@ -114,6 +114,18 @@ def test_images_needed_solves_its_equation():
     assert half_width == pytest.approx(abs(sums.mean()))
 
 
+def test_the_test_of_accuracy_has_groups_as_units(pair):
+    a, b = pair
+    alone, single, one, six = (
+        compare_predictions(a.assign(group=groups), b, MATRIX).mcnemar_p
+        for groups in ("", [f"smear {i}" for i in range(60)],
+                       ["smear"] * 60, [f"smear {i // 10}" for i in range(60)])
+    )  # fmt: skip
+    assert single == pytest.approx(alone)
+    assert one == 1  # one group shows nothing, however many of its images differ
+    assert six == paired_test(np.array([-2.0, 2.0, 10.0])) > alone
+
+
 def test_groups_widen_the_interval(pair):
     a, b = pair
     groups = [f"smear {i // 12}" for i in range(60)]

@@ -123,7 +123,7 @@ def compare_predictions(
     """Compare two predictions tables of the same images, paired by image; intervals and tests use groups as units.
 
     Accuracy is the share of all images that are decided right; one with an action is not. McNemar's (1947) exact test
-    compares the error rates.
+    compares the error rates; with groups it is `paired_test` of each group's difference of right images.
 
     The p-value of the cost is the larger one of two. `paired_test` assumes nothing about the costs, but that chance
     exchanges A and B; it would call B cheaper that saves a little often and loses much so rarely that no image shows
@@ -158,9 +158,19 @@ def compare_predictions(
             warnings += [f"{side} has {warning}" for warning in found]
     return Comparison(
         len(a), confidence, [cost, replace(accuracy, low=low, high=high)], only_a, only_b,
-        float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0,
-        more_images, warnings, _changed(a, b, right_a, right_b),
+        _mcnemar(right_a, right_b, groups, seed), more_images, warnings, _changed(a, b, right_a, right_b),
     )  # fmt: skip
+
+
+def _mcnemar(
+    right_a: NDArray[np.bool_], right_b: NDArray[np.bool_], groups: NDArray[np.integer] | None, seed: int
+) -> float:
+    """P-value of equal error rates; the images of a group change together."""
+    differences = right_b.astype(float) - right_a
+    if groups is not None:
+        return paired_test(sum_by_group(differences, groups), seed)
+    changed = int(np.count_nonzero(differences))
+    return float(binomtest(int((differences < 0).sum()), changed).pvalue) if changed else 1.0
 
 
 def _difference(metric: str, a: Floats, b: Floats, weights: Floats) -> Difference:
