@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binom, norm
 
 from udc_model.errors import UdcError
-from udc_model.evaluation.comparison import compare_predictions, images_needed
+from udc_model.evaluation.comparison import compare_predictions, cost_test, images_needed
 from udc_model.evaluation.paired_test import paired_test
 from udc_model.evaluation.tables import read_predictions
 
@@ -124,6 +124,14 @@ def test_the_test_of_accuracy_has_groups_as_units(pair):
     assert single == pytest.approx(alone)
     assert one == 1  # one group shows nothing, however many of its images differ
     assert six == paired_test(np.array([-2.0, 2.0, 10.0])) > alone
+
+
+def test_each_of_many_comparisons_can_be_shown(monkeypatch):
+    monkeypatch.setattr("udc_model.evaluation.intervals._DRAWS", 1000)  # fewer than 200 comparisons need
+    a = _table(["a"] * 200, ["b"] * 100 + ["a"] * 100)
+    b = _table(["a"] * 200, ["a"] * 200)
+    assert cost_test(a, b, MATRIX / 10).p_value == 2 / 1001
+    assert cost_test(a, b, MATRIX / 10, comparisons=200).p_value * 200 < 0.05
 
 
 def test_groups_widen_the_interval(pair):

@@ -149,3 +149,31 @@ def test_a_costlier_subgroup_is_found():
     assert subgroup_sentences(subgroup_table(scored, sites, [], ["a", "b"], 0.95), 0.95)[0].startswith(
         "site A costs more"
     )
+
+
+def _one_bad_site_of(count):
+    """Sites of 20 images each; those of the first are all decided wrong, of the others one in 20."""
+    targets = np.ones(20 * count, dtype=int)
+    decided = np.where(np.arange(20 * count) % 20 == 0, 0, 1)
+    decided[:20] = 0
+    scored = _scored(targets, decided)
+    return subgroup_table(scored, {"site": [f"{i // 20:03}" for i in range(20 * count)]}, [], ["a", "b"], 0.95)
+
+
+def test_a_costlier_one_of_many_subgroups_is_found(monkeypatch):
+    """40 comparisons need more than 1,000 draws, as 300 need more than the 10,000 that a single one has."""
+    monkeypatch.setattr("udc_model.evaluation.intervals._DRAWS", 1000)
+    table = _one_bad_site_of(40)
+    first = subgroup_sentences(table, 0.95)[0]
+    assert first.startswith("site 000 costs more than the rest: 10 against 0.5 per image (p = 0.01")
+    assert first.endswith(", corrected for 40 comparisons)")
+
+
+def test_subgroups_too_many_to_show_anything_are_said_to_be_untested(monkeypatch):
+    monkeypatch.setattr("udc_model.evaluation.intervals._MOST_WEIGHTS", 0)  # as for very many groups: 1,000 draws
+    assert subgroup_sentences(_one_bad_site_of(20), 0.95)[0].startswith("site 000 costs more")
+    table = _one_bad_site_of(40)
+    (sentence,) = subgroup_sentences(table, 0.95)
+    assert sentence.startswith("the costs of 40 subgroups are not compared with the rest: ")
+    assert table["p_value"].isna().all()
+    assert table["difference"].notna().all()

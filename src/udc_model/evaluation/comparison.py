@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 from udc_model.data.packed import group_indices
 from udc_model.errors import UdcError
 from udc_model.evaluation.evidence import few_mistakes
-from udc_model.evaluation.intervals import interval_of, mean_draws, sum_by_group, two_sided_p_value
+from udc_model.evaluation.intervals import interval_of, mean_draws, sum_by_group, two_sided_p_value, wanted_draws
 from udc_model.evaluation.paired_test import paired_test
 
 Floats = NDArray[np.float64]
@@ -180,7 +180,7 @@ def _difference(metric: str, a: Floats, b: Floats, weights: Floats) -> Differenc
 
 def _cost_difference(
     a: Floats, b: Floats, weights: Floats, groups: NDArray[np.integer] | None, outcome_costs: Floats | None,
-    confidence: float, seed: int,
+    confidence: float, seed: int, comparisons: int = 1,
 ) -> tuple[Difference, int | None]:  # fmt: skip
     """The difference in mean cost with interval and p-value, and about how many more images would show it."""
     cost = _difference("mean_cost", a, b, weights)
@@ -188,7 +188,7 @@ def _cost_difference(
         return cost, None
     largest = max(float(np.ptp(outcome_costs, axis=1).max()), float(np.abs(b - a).max(initial=0.0)))
     sums, sizes = sum_by_group(weights * (b - a), groups), sum_by_group(weights, groups)
-    draws = mean_draws(sums, sizes, -largest, largest, seed)
+    draws = mean_draws(sums, sizes, -largest, largest, seed, wanted_draws(1 - (1 - confidence) / comparisons))
     low, high = interval_of(draws, confidence)
     if not (a != b).any():
         return replace(cost, low=low, high=high, p_value=1.0), None
@@ -201,13 +201,19 @@ def _cost_difference(
 
 
 def cost_test(
-    a: pd.DataFrame, b: pd.DataFrame, outcome_costs: Floats | None, confidence: float = 0.95, seed: int = 0
-) -> Difference:
-    """The difference in mean cost of `compare_predictions`, without the rest."""
+    a: pd.DataFrame, b: pd.DataFrame, outcome_costs: Floats | None, confidence: float = 0.95, seed: int = 0,
+    comparisons: int = 1,
+) -> Difference:  # fmt: skip
+    """The difference in mean cost of `compare_predictions`, without the rest.
+
+    Parameters
+    ----------
+    comparisons : how many p-values are adjusted together; with many, each has to be exact enough.
+    """
     b = _aligned(a, b)
     paid_a, paid_b, weights = (x.to_numpy(dtype=float) for x in (a["cost_paid"], b["cost_paid"], a["weight"]))
     groups = group_indices(list(a["group"]))
-    return _cost_difference(paid_a, paid_b, weights, groups, outcome_costs, confidence, seed)[0]
+    return _cost_difference(paid_a, paid_b, weights, groups, outcome_costs, confidence, seed, comparisons)[0]
 
 
 def images_needed(difference: float, sums: Floats, sizes: Floats, largest: float, confidence: float) -> float:

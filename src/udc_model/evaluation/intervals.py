@@ -33,6 +33,7 @@ Intervals = dict[str, tuple[float, float]]
 _CHUNK = 64  # resamples at a time
 _EXACT_IN_FLOAT32 = 10**6  # groups; up to this number sums in float32 are exact to five digits
 _DRAWS, _FEWEST_DRAWS = 10_000, 1_000  # of `mean_draws`
+_DRAWS_BEYOND = 10  # wanted beyond the two ends of an interval together
 _MOST_WEIGHTS = 5 * 10**7  # drawn for them, unless that leaves too few draws
 _WEIGHTS_AT_A_TIME = 10**6
 
@@ -75,7 +76,14 @@ def sum_by_group(values: Floats, groups: NDArray[np.integer] | None) -> Floats:
     return np.asarray(np.bincount(np.unique(groups, return_inverse=True)[1], values), dtype=np.float64)
 
 
-def mean_draws(sums: Floats, sizes: Floats, lowest: float, highest: float, seed: int = 0) -> tuple[Floats, Floats]:
+def wanted_draws(level: float) -> int:
+    """The draws that an interval, or a p-value, of this level needs, as one of many has by Bonferroni or Holm."""
+    return max(_DRAWS, round(_DRAWS_BEYOND / (1 - level)))
+
+
+def mean_draws(
+    sums: Floats, sizes: Floats, lowest: float, highest: float, seed: int = 0, draws: int = _DRAWS
+) -> tuple[Floats, Floats]:
     """Draws (B,) of the lower and of the upper end of a mean of bounded values, from independent groups.
 
     Their quantiles are the ends of intervals; the share of upper draws above 0 is the p-value of a mean of 0 or more.
@@ -84,16 +92,18 @@ def mean_draws(sums: Floats, sizes: Floats, lowest: float, highest: float, seed:
     ----------
     sums, sizes : (G,) sum of the values of each group, and its number (or weight) of values.
     lowest, highest : bounds of a value.
+    draws : wanted, see `wanted_draws`; of many groups there are fewer, at least 1,000.
     """
     rng = np.random.default_rng(seed)
-    total, size = _drawn_totals(np.column_stack([sums, sizes]), rng).T
+    total, size = _drawn_totals(np.column_stack([sums, sizes]), rng, draws).T
     unseen = rng.standard_exponential(len(total)) * sizes.max()
     return (total + unseen * lowest) / (size + unseen), (total + unseen * highest) / (size + unseen)
 
 
 def difference_draws(
-    sums: tuple[Floats, Floats], sizes: tuple[Floats, Floats], lowest: float, highest: float, seed: int = 0
-) -> tuple[Floats, Floats]:
+    sums: tuple[Floats, Floats], sizes: tuple[Floats, Floats], lowest: float, highest: float, seed: int = 0,
+    draws: int = _DRAWS,
+) -> tuple[Floats, Floats]:  # fmt: skip
     """Draws (B,) of the ends of the difference of two means of bounded values: the first minus the second.
 
     As `mean_draws`; a group may have values of both means, and each mean has an unseen group of its own. For values
@@ -102,9 +112,10 @@ def difference_draws(
     Parameters
     ----------
     sums, sizes : of each mean, (G,) sum of the values of each group, and its number (or weight) of values.
+    draws : as of `mean_draws`.
     """
     rng = np.random.default_rng(seed)
-    totals = _drawn_totals(np.column_stack([sums[0], sizes[0], sums[1], sizes[1]]), rng)
+    totals = _drawn_totals(np.column_stack([sums[0], sizes[0], sums[1], sizes[1]]), rng, draws)
     ends = []
     for k in (0, 1):
         total, size = totals[:, 2 * k : 2 * k + 2].T
@@ -120,10 +131,15 @@ def two_sided_p_value(draws: tuple[Floats, Floats]) -> float:
     return min(1.0, 2 * (excess + 1) / (len(draws[0]) + 1))
 
 
-def _drawn_totals(rows: Floats, rng: np.random.Generator) -> Floats:
+def least_p_value(draws: tuple[Floats, Floats]) -> float:
+    """The smallest value that `two_sided_p_value` can have with this number of draws."""
+    return 2 / (len(draws[0]) + 1)
+
+
+def _drawn_totals(rows: Floats, rng: np.random.Generator, wanted: int) -> Floats:
     """Sums (B, M) over the rows (G, M) of groups with random exponential weights."""
     groups, counts = np.unique(rows, axis=0, return_counts=True)
-    draws = int(np.clip(_MOST_WEIGHTS // len(groups), _FEWEST_DRAWS, _DRAWS))
+    draws = int(np.clip(_MOST_WEIGHTS // len(groups), _FEWEST_DRAWS, wanted))
     totals = np.empty((draws, rows.shape[1]))
     chunk = max(1, _WEIGHTS_AT_A_TIME // len(groups))
     for start in range(0, draws, chunk):  # equal groups have one weight, the sum of theirs

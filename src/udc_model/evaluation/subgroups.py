@@ -17,10 +17,12 @@ from udc_model.evaluation.evidence import costly_mistakes
 from udc_model.evaluation.intervals import (
     difference_draws,
     interval_of,
+    least_p_value,
     mean_draws,
     share_interval,
     sum_by_group,
     two_sided_p_value,
+    wanted_draws,
 )
 from udc_model.evaluation.metrics import Scored, escape_class
 from udc_model.evaluation.paired_test import holm
@@ -74,19 +76,24 @@ def subgroup_table(
     Columns ``division``, ``subgroup``, ``images``, ``groups``, ``costly_mistakes``; ``mean_cost``, ``right`` (share
     decided right), ``calibration_gap`` (mean confidence minus accuracy of the most probable class) and
     ``recall/CLASS``, each with ``_low`` and ``_high``; ``cost_of_others``, ``difference`` (NaN without other images),
-    its ``p_value`` and ``comparisons``, their number.
+    its ``p_value`` (NaN too if there are so many comparisons that none could be below the level) and ``comparisons``,
+    their number.
     """
     found = _subgroups(subgroups)
     level = 1 - (1 - confidence) / max(len(found), 1)
     reported = recall_of or _costliest(scored.outcome_costs, classes)
-    rows: list[dict[str, Any]] = [_figures(scored, each, reported, level) | _comparison(scored, each) for each in found]
-    table = pd.DataFrame(rows)
     comparisons: dict[frozenset[bytes], list[int]] = {}
     for i, each in enumerate(found):
         if each.others.any():
             comparisons.setdefault(each.partition, []).append(i)
-    adjusted = holm([rows[places[0]]["p_value"] for places in comparisons.values()])
-    for places, p_value in zip(comparisons.values(), adjusted, strict=True):
+    needed = (1 - confidence) / max(len(comparisons), 1)  # of the smallest p-value, to be below the level by Holm
+    rows: list[dict[str, Any]] = [
+        _figures(scored, each, reported, level) | _comparison(scored, each, level, needed) for each in found
+    ]
+    table = pd.DataFrame(rows)
+    first = np.array([rows[places[0]]["p_value"] for places in comparisons.values()])
+    adjusted = np.where(np.isnan(first), np.nan, holm(np.nan_to_num(first, nan=1.0).tolist()))
+    for places, p_value in zip(comparisons.values(), adjusted.tolist(), strict=True):
         table.loc[places, "p_value"] = p_value
     table["comparisons"] = len(comparisons)
     return table.sort_values(["mean_cost", "division", "subgroup"], ascending=[False, True, True], ignore_index=True)
@@ -126,7 +133,8 @@ def _figures(scored: Scored, subgroup: Subgroup, recall_of: Sequence[tuple[int, 
     means = {"mean_cost": (paid, (float(scored.outcome_costs.min()), float(scored.outcome_costs.max()))),
              "calibration_gap": (gap, (1 / scored.num_classes - 1, 1.0))}  # fmt: skip
     for name, (values, bounds) in means.items():
-        draws = mean_draws(sum_by_group(weights * values, groups), sum_by_group(weights, groups), *bounds)
+        draws = mean_draws(sum_by_group(weights * values, groups), sum_by_group(weights, groups), *bounds,
+                           draws=wanted_draws(level))  # fmt: skip
         figures |= _with_interval(name, float(np.average(values, weights=weights)), interval_of(draws, level))
     figures |= _share("right", right, groups, level)
     for k, name in recall_of:
@@ -147,8 +155,14 @@ def _with_interval(name: str, value: float, interval: tuple[float, float]) -> di
     return {name: value, f"{name}_low": interval[0], f"{name}_high": interval[1]}
 
 
-def _comparison(scored: Scored, subgroup: Subgroup) -> dict[str, float]:
-    """Mean cost of the other images, the difference to it, and the p-value of equal expected costs, not adjusted."""
+def _comparison(scored: Scored, subgroup: Subgroup, level: float, needed: float) -> dict[str, float]:
+    """Mean cost of the other images, the difference to it, and the p-value of equal expected costs, not adjusted.
+
+    Parameters
+    ----------
+    level : of one of all intervals.
+    needed : the p-value is NaN if none of at most this is possible.
+    """
     if not subgroup.others.any():
         return dict.fromkeys(("cost_of_others", "difference", "p_value"), float("nan"))
     weights, paid = scored.image_weights, scored.cost_paid
@@ -157,7 +171,8 @@ def _comparison(scored: Scored, subgroup: Subgroup) -> dict[str, float]:
         for mask in (subgroup.images, subgroup.others)
     )
     bounds = float(scored.outcome_costs.min()), float(scored.outcome_costs.max())
-    p_value = two_sided_p_value(difference_draws((here[0], others[0]), (here[1], others[1]), *bounds))
+    draws = difference_draws((here[0], others[0]), (here[1], others[1]), *bounds, draws=wanted_draws(level))
+    p_value = two_sided_p_value(draws) if least_p_value(draws) <= needed else float("nan")
     cost = float(others[0].sum() / others[1].sum())
     return {"cost_of_others": cost, "difference": float(here[0].sum() / here[1].sum()) - cost, "p_value": p_value}
 
@@ -176,12 +191,14 @@ def subgroup_sentences(table: pd.DataFrame, confidence: float) -> list[str]:
         name, cost, others = f"{row['division']} {row['subgroup']}", row["mean_cost"], row["cost_of_others"]
         sentences.append(f"{printable(name)} costs {more} than the rest: {cost_text(cost)} against {cost_text(others)} "
                          f"per image (p = {row['p_value']:.2g}{corrected})")  # fmt: skip
-    if sentences:
-        return sentences
     tested = table["p_value"].dropna()
-    if not len(tested):
-        return ["no subgroup can be compared: each column has one value in this split"]
-    return [f"no subgroup is shown to differ in cost from the rest (smallest p = {tested.min():.2g})"]
+    if not sentences and len(tested):
+        sentences = [f"no subgroup is shown to differ in cost from the rest (smallest p = {tested.min():.2g})"]
+    untested = table["p_value"].isna() & table["difference"].notna()
+    if untested.any():
+        sentences.append(f"the costs of {untested.sum()} subgroups are not compared with the rest: of so many, no "
+                         "difference could be shown; use columns with fewer values in data.subgroups")  # fmt: skip
+    return sentences or ["no subgroup can be compared: each column has one value in this split"]
 
 
 def read_sentences(folder: Path, confidence: float) -> list[str]:

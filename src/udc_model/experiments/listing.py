@@ -182,7 +182,7 @@ def _compare_with(first: Experiment, others: Sequence[Experiment]) -> None:
         else:
             try:
                 costs = all_outcome_costs([known for known in (policy, its_policy) if known is not None])
-                test = cost_test(predictions, table, costs)
+                test = cost_test(predictions, table, costs, 1 - LEVEL, comparisons=len(others))
                 each.difference, each.p_value = test.difference, test.p_value
             except UdcError:
                 each.untested = OTHER_IMAGES
