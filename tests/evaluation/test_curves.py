@@ -8,6 +8,7 @@ from scipy.stats import binomtest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
 
+from udc_model.decisions.familiarity import Familiarity
 from udc_model.decisions.policy import Policy
 from udc_model.evaluation.curves import (
     class_curves,
@@ -122,6 +123,23 @@ def test_cost_curve_decides_as_the_policy_does_at_each_frequency(refer, rng):
         decided = policy.decide(p * prior / (p * prior).sum(axis=1, keepdims=True))
         paid = np.average(policy.outcome_costs[targets, decided], weights=prior[targets])
         assert cost == pytest.approx(paid / (prior @ mistake_costs))
+
+
+@pytest.mark.parametrize("decision", ["min_expected_cost", "argmax"])
+def test_cost_curve_refers_unfamiliar_images_at_each_frequency(decision, rng):
+    p = rng.dirichlet(np.ones(2), 400)
+    targets = np.arange(400) % 2
+    familiarity = rng.random(400).round(2)
+    policy = Policy(["a", "b"], [[0.0, 1.0], [1.0, 0.0]], decision, refer=0.4,
+                    familiarity=Familiarity("0" * 64, 8, 1, list(np.linspace(0, 1, 199)), "refer", 0.3))  # fmt: skip
+    decided = policy.apply(np.log(p), familiarity).decided
+    assert (decided[familiarity <= 0.3] == 2).all()
+    table = cost_curve(Scored(targets, decided, p, policy.outcome_costs), policy, familiarity).set_index("x")
+    assert table["policy"][0.5] == pytest.approx(table["fixed_decisions"][0.5])  # the frequencies of the split
+    shifted = p * [0.9, 0.1]  # the first class is the costliest
+    anew = np.where(familiarity <= 0.3, 2, policy.decide(shifted / shifted.sum(axis=1, keepdims=True)))
+    paid = np.average(policy.outcome_costs[targets, anew], weights=np.array([0.9, 0.1])[targets])
+    assert table["policy"].iloc[89] == pytest.approx(paid)
 
 
 def test_no_cost_curve_if_mistakes_of_one_class_only_cost(scored):

@@ -249,9 +249,13 @@ class Policy:
         p = self.probabilities(logits)
         expected = expected_costs(p, self.outcome_costs)
         decided = expected.argmin(axis=1) if self.decision == "min_expected_cost" else self.decide(p)
-        if familiarity is not None and self.refers_unfamiliar:
-            decided = np.where(self.is_unfamiliar(familiarity), self.outcomes.index(REFER), decided)
-        return Decisions(decided, p, expected)
+        return Decisions(self.with_unfamiliar(decided, familiarity), p, expected)
+
+    def with_unfamiliar(self, decided: NDArray[np.intp], familiarity: NDArray[np.floating] | None) -> NDArray[np.intp]:
+        """Decisions (N,) by probabilities, with ``refer`` for images of a familiarity (N,) that are to be referred."""
+        if familiarity is None or not self.refers_unfamiliar:
+            return decided
+        return np.where(self.is_unfamiliar(familiarity), self.outcomes.index(REFER), decided)
 
 
 def _read_only(costs: Floats) -> Floats:

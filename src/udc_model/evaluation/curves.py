@@ -146,13 +146,17 @@ def mean_mistake_costs(costs: Floats) -> Floats:
     return np.asarray((costs[:, :k].sum(axis=1) - np.diag(costs)) / (k - 1))
 
 
-def cost_curve(scored: Scored, policy: Policy) -> pd.DataFrame | None:
+def cost_curve(scored: Scored, policy: Policy, familiarity: NDArray[np.floating] | None = None) -> pd.DataFrame | None:
     """Normalised expected cost by class frequency (Drummond and Holte 2006), generalised to K classes.
 
     The frequency pi_d of the costliest class d varies; the other classes keep their proportions. The axis ``x`` is the
     costliest class's share of the cost at stake, ``pi_d c_d / sum_y pi_y c_y``, with c the mean cost of a class's
     mistakes. Costs are divided by that sum, the cost of deciding all images wrong. With two classes both axes are those
     of the paper.
+
+    Parameters
+    ----------
+    familiarity : (N,) of the images; None if the policy decides by the probabilities alone.
 
     Returns
     -------
@@ -180,7 +184,7 @@ def cost_curve(scored: Scored, policy: Policy) -> pd.DataFrame | None:
         prior[costliest] = odds / (1 + odds)
         weights = (prior / shares)[scored.targets]
         scale = prior @ mistake_costs
-        decisions = (decide(odds, prior), scored.decided, argmax)
+        decisions = (policy.with_unfamiliar(decide(odds, prior), familiarity), scored.decided, argmax)
         costs = [np.average(costs_of_image[rows, each], weights=weights) for each in decisions]
         points.append((x, *(cost / scale for cost in costs), (prior @ scored.outcome_costs).min() / scale))
     table = pd.DataFrame(points, columns=["x", "policy", "fixed_decisions", "argmax", "best_constant"])

@@ -365,9 +365,15 @@ def write_confusion(
 
 
 def write_curves(
-    folder: Path, scored: Scored, policy: Policy, logits: NDArray[np.floating], evaluate: EvaluateParams
-) -> None:
-    """Write the tables of all curves: ROC, precision-recall, reliability (also near thresholds), cost, referral."""
+    folder: Path, scored: Scored, policy: Policy, logits: NDArray[np.floating], evaluate: EvaluateParams,
+    distances: NDArray[np.float32] | None = None,
+) -> None:  # fmt: skip
+    """Write the tables of all curves: ROC, precision-recall, reliability (also near thresholds), cost, referral.
+
+    Parameters
+    ----------
+    distances : as in `write_split`.
+    """
     for table, name in zip(class_curves(scored, policy.classes), ("roc", "precision_recall"), strict=True):
         write_csv(table, folder / f"{name}_by_class.csv")
     resamples = max(100, evaluate.resamples // 10)  # a pointwise band needs fewer than a published interval
@@ -379,7 +385,7 @@ def write_curves(
     near = threshold_reliability(scored, policy.classes, policy.decision_costs, evaluate.confidence)
     write_csv(near, folder / "threshold_reliability.csv")
     write_csv(referral_curve(scored), folder / "referral.csv")
-    curve = cost_curve(scored, policy)
+    curve = cost_curve(scored, policy, policy.familiarity_of(distances))
     if curve is not None:
         write_csv(curve, folder / "cost_curve.csv")
 

@@ -212,7 +212,7 @@ def _write_splits(
             figures.draw(folder / name, "classes")
             if name == "test":
                 test = scored
-                write_curves(folder / name, scored, policy, logits[name], params.evaluate)
+                write_curves(folder / name, scored, policy, logits[name], params.evaluate, distances[name])
                 unfamiliar = write_unfamiliar(folder / name, splits[name], scored, policy, distances[name],
                                               params.evaluate.confidence)  # fmt: skip
                 figures.draw(folder / name, "curves")
