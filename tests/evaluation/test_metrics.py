@@ -50,7 +50,7 @@ def scikit_learn_metrics(scored, bins, recall_of):
     metrics = {
         "accuracy": accuracy_score(y, decided, sample_weight=sample_weight),
         "balanced_accuracy": recall_score(y, decided, labels=np.unique(y), **options),
-        "macro_f1": f1_score(y, decided, labels=np.arange(k), **options),
+        "macro_f1": f1_score(y, decided, **options),
         "cohen_kappa": cohen_kappa_score(y, decided, labels=np.arange(k), sample_weight=sample_weight),
         "matthews_correlation": matthews_corrcoef(y, decided, sample_weight=sample_weight),
         "mean_cost": paid,
@@ -202,6 +202,16 @@ def test_recall_miss_rate_and_referral_by_hand():
     all_referred = split_metrics(targets, np.full(5, 2), p, costs, 5)
     assert all_referred["accuracy"] is all_referred["macro_f1"] is all_referred["matthews_correlation"] is None
     assert all_referred["mean_cost"] == pytest.approx(0.3)
+
+
+def test_a_class_whose_images_are_all_referred_is_left_out_of_means_over_classes():
+    targets, decided = np.repeat([0, 1, 2], 2), np.array([0, 0, 1, 1, 3, 3])
+    metrics = split_metrics(targets, decided, np.full((6, 3), 1 / 3), np.ones((3, 4)), 5)
+    assert metrics["balanced_accuracy"] == metrics["macro_f1"] == 1
+    assert metrics["macro_f1"] == f1_score(targets[:4], decided[:4], average="macro")
+    decided[0] = 2  # then it has F1 = 0
+    metrics = split_metrics(targets, decided, np.full((6, 3), 1 / 3), np.ones((3, 4)), 5)
+    assert metrics["macro_f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
 
 
 def test_weights_equal_copies(scored):

@@ -95,7 +95,7 @@ def agreement_metrics(sums: ConfusionSums) -> dict[str, Floats]:
         metrics = {
             "accuracy": correct / total,
             "balanced_accuracy": divide(right, true).sum(axis=0) / (true > 0).sum(axis=0),
-            "macro_f1": f1.mean(axis=0),
+            "macro_f1": f1.sum(axis=0) / (true + decided > 0).sum(axis=0),
             "cohen_kappa": np.where(is_one_cell, np.nan, 1 - (total - correct) * total / (total**2 - by_chance)),
             "matthews_correlation": divide(correct * total - by_chance, spread),
         }

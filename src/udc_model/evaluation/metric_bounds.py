@@ -133,11 +133,11 @@ def _agreement_bounds(
     sizes = largest.of_class[:, None]
     of_recall = (unseen * np.where(true > 0, sizes / np.maximum(true, 1e-300), 0)).max(axis=0)
     of_f1 = (unseen * np.where(true > 0, 2 * sizes / np.maximum(true + decided, 1e-300), 0)).max(axis=0)
-    classes = np.maximum((true > 0).sum(axis=0), 1)
+    classes, with_f1 = (np.maximum((images > 0).sum(axis=0), 1) for images in (true, true + decided))
     bounds = {
         "accuracy": _mean(values["accuracy"], share, (0.0, 1.0)),
         "balanced_accuracy": _mean(values["balanced_accuracy"], of_recall / classes, (0.0, 1.0)),
-        "macro_f1": _mean(values["macro_f1"], of_f1 / len(true), (0.0, 1.0)),
+        "macro_f1": _mean(values["macro_f1"], of_f1 / with_f1, (0.0, 1.0)),
     }
     with np.errstate(divide="ignore", invalid="ignore"):
         by_chance = (true * decided).sum(axis=0) / total**2
