@@ -95,9 +95,10 @@ def test_tables_are_read_back_with_every_class_name(tmp_path, rng):
 
 
 @pytest.mark.parametrize(("true", "predicted", "stem"), [
-    ("a,b", "a=b", "cost_of_a_b_as_a_b"),
-    ("..", "a/b", "cost_of_.._as_a_b"),
-    ("true=x", "a,predicted", "cost_of_true_x_as_a_predicted"),
+    ("big cat", "red_dog", "cost_of_big_cat_as_red_dog"),
+    ("a,b", "a=b", "cost_of_a_b_as_a_b-[0-9a-f]{8}"),
+    ("..", "a/b", "cost_of_.._as_a_b-[0-9a-f]{8}"),
+    ("true=x", "a,predicted", "cost_of_true_x_as_a_predicted-[0-9a-f]{8}"),
     ("x" * 255, "$x$", r"cost_of_x{32}-[0-9a-f]{8}"),
 ])  # fmt: skip
 def test_sweeps_of_unusual_names(tmp_path, rng, true, predicted, stem):
@@ -112,7 +113,18 @@ def test_sweeps_of_unusual_names(tmp_path, rng, true, predicted, stem):
     assert pd.read_csv(files[0])[recall_metric(true)].between(0, 1).all()
 
 
+def test_sweeps_of_names_that_differ_in_symbols_have_files_of_their_own(tmp_path, rng):
+    stored, _ = _stored(tmp_path, ["+", "*", "-"], rng)
+    evaluate, files = EvaluateParams(calibration="none", resamples=100), set()
+    for true in "+*":
+        sweep = Sweep.parse(f"true={true},predicted=-,values=0:1:1")
+        files |= set(write_sweep(sweep, stored, evaluate, CostParams(), tmp_path / "sweeps")[1])
+    assert files == set((tmp_path / "sweeps").iterdir())
+    assert len(files) == 6
+
+
 @pytest.mark.parametrize(("text", "message"), [
+    ("true=a,predicted=refer,values=0:1:1", r"^--sweep predicted=refer: referral has one cost for all classes; "),
     ("true=a,predicted=z,values=0:1:1", r"^--sweep predicted=z: the data has no class 'z'; .* are a, B, other$"),
     ("true=b,predicted=a,values=0:1:1", r"^--sweep true=b: the data has no class 'b'; did you mean 'B'\?"),
     ("true=a,predicted=B,values=0:1e9:1e-9", r"at most 10,000 are possible"),

@@ -185,6 +185,27 @@ def test_a_sweep_refuses_names_that_nothing_has(arguments, message):
         sweep_of_runs(*arguments)
 
 
+@pytest.fixture
+def no_runs(monkeypatch):
+    monkeypatch.setattr(results_module, "evaluated_runs", list)
+
+
+@pytest.mark.usefixtures("no_runs")
+def test_the_command_that_a_sweep_without_runs_names_can_be_used(results, capsys):
+    Path("params.yaml").write_text("costs: {preset: uniform}\nevaluate: {calibration: none, resamples: 100}\n")
+    with pytest.raises(UdcError, match="a sweep needs two values") as raised:
+        sweep_of_runs("true=a,predicted=b", ["mean_cost"])
+    shutil.copytree(results / "equal/evaluation", results / "evaluation")
+    assert main(shlex.split(str(raised.value).split("`")[1])[1:]) == 0
+    assert "cost_of_a_as_b.csv" in capsys.readouterr().out
+    with pytest.raises(UdcError, match=r"`udc decide --sweep 'true=big cat,predicted=b,values=0:20:2'`$"):
+        sweep_of_runs("true=big cat,predicted=b", ["mean_cost"])
+    with pytest.raises(UdcError, match=r"`udc run --queue -S costs.refer=A,B` and `dvc queue start`$"):
+        sweep_of_runs("true=a,predicted=refer", ["mean_cost"])
+    with pytest.raises(UdcError, match=r"^true=a: must be like true=A,predicted=B"):
+        sweep_of_runs("true=a", ["mean_cost"])
+
+
 def test_results_with_other_classes_are_not_compared(tmp_path):
     a = _sixty_images(tmp_path / "a", ["a"] * 60)
     b = _sixty_images(tmp_path / "b", ["a"] * 60)

@@ -48,6 +48,8 @@ _SWEEP_METRICS = (
 )  # fmt: skip
 _MAX_VALUES = 10_000  # of a sweep
 _LONGEST_STEM = 200  # bytes of a file name without its suffix
+# Swept values whose file names need no digest to differ.
+_SIMPLE = re.compile(r"[\w.-]+( [\w.-]+)*|true=[\w.-]+( [\w.-]+)*,predicted=[\w.-]+( [\w.-]+)*")
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,9 @@ class Sweep:
         class, ``images`` in the cell), and the confusion matrix at each (``cost``, ``true``, ``decided``, ``images``).
         """
         classes = stored.policy.classes
+        if self.predicted == REFER and REFER not in classes:
+            raise UdcError(f"--sweep predicted={REFER}: referral has one cost for all classes; decide at each of its "
+                           "costs with `udc decide -S costs.refer=0.5`")  # fmt: skip
         for key, name in (("true", self.true), ("predicted", self.predicted)):
             if name not in classes and (key == "true" or name not in (costs.actions or {})):
                 raise UdcError(
@@ -310,7 +315,7 @@ def write_sweep_files(
 
     make_folder(folder)
     stem = re.sub(r"[^\w.-]+", "_", swept)
-    if len(stem.encode()) > _LONGEST_STEM:
+    if not _SIMPLE.fullmatch(swept) or len(stem.encode()) > _LONGEST_STEM:
         stem = f"{stem[:40]}-{hashlib.sha256(swept.encode()).hexdigest()[:8]}"
     files = [folder / f"{stem}.csv", folder / f"{stem}.png"]
     write_csv(table, files[0])

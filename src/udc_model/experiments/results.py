@@ -15,6 +15,7 @@ import yaml
 
 from udc_model.config import full_name
 from udc_model.config.yaml12 import read_yaml
+from udc_model.decisions.actions import REFER
 from udc_model.decisions.policy import Policy, all_outcome_costs
 from udc_model.errors import UdcError
 from udc_model.evaluation.comparison import Comparison, compare_predictions
@@ -109,13 +110,14 @@ def sweep_of_runs(swept: str, metrics: Sequence[str], conditions: Sequence[str] 
     UdcError
         The recorded runs have fewer than two values, no parameter has a name, or no run has a metric.
     """
-    swept = swept if swept.startswith("true=") else full_name(swept)
+    cell = _cell(swept)
+    swept = full_name(swept) if cell is None else swept
     required = [_condition(text) for text in conditions]
     rows, used, known = [], [], set[str]()
     for run in evaluated_runs():
         if not all(name in run.params and _parsed(run.params[name]) == value for name, value in required):
             continue
-        value = _swept_value(run, swept)
+        value = _value(run, swept) if cell is None else _cost(run, *cell)
         if value is not None:
             used.append(run)
             table = _test_metrics(run)
@@ -127,10 +129,8 @@ def sweep_of_runs(swept: str, metrics: Sequence[str], conditions: Sequence[str] 
                 row |= {name: table.loc[name, "value"], f"{name}_low": low, f"{name}_high": high}
             rows.append(row)
     if len({row["value"] for row in rows}) < 2:
-        command = f"udc decide --sweep {swept},values=0:20:2" if swept.startswith("true=") else (
-            f"udc run --queue -S {swept}=A,B` and `dvc queue start")  # fmt: skip
         raise UdcError(f"{swept}: {len(rows)} recorded run(s) with an evaluation have a value for it; a sweep needs "
-                       f"two values: `{command}`")  # fmt: skip
+                       f"two values: `{_sweep_command(swept, cell)}`")  # fmt: skip
     if absent := [name for name in metrics if name not in known]:
         raise UdcError(f"--metrics {absent[0]}: no run has this metric; the metrics are {', '.join(sorted(known))}")
     return pd.DataFrame(rows).sort_values("value", kind="stable"), _varying(used, swept)
@@ -152,24 +152,41 @@ def _parsed(text: str) -> Any:
         return text
 
 
-def _swept_value(run: RecordedRun, swept: str) -> float | None:
+def _cell(swept: str) -> tuple[str, str] | None:
+    """True class and decision of ``true=A,predicted=B``; None for the name of a parameter."""
     if not swept.startswith("true="):
-        try:
-            return float(run.params[swept])
-        except (KeyError, ValueError):
-            return None
+        return None
     fields = dict(part.partition("=")[::2] for part in re.split(r",(?=predicted=)", swept))
     if set(fields) != {"true", "predicted"}:
         raise UdcError(f"{swept}: must be like true=A,predicted=B")
+    return fields["true"], fields["predicted"]
+
+
+def _sweep_command(swept: str, cell: tuple[str, str] | None) -> str:
+    """The command that makes the values of a sweep."""
+    if cell is not None and cell[1] != REFER:
+        return shlex.join(["udc", "decide", "--sweep", f"{swept},values=0:20:2"])
+    parameter = swept if cell is None else "costs.refer"  # one cost for all classes
+    return f"udc run --queue -S {parameter}=A,B` and `dvc queue start"
+
+
+def _value(run: RecordedRun, parameter: str) -> float | None:
+    try:
+        return float(run.params[parameter])
+    except (KeyError, ValueError):
+        return None
+
+
+def _cost(run: RecordedRun, true: str, predicted: str) -> float | None:
+    """The cost of a decision for images of a class in a run's policy; None if it has none."""
     with tempfile.TemporaryDirectory() as scratch:
         try:
             policy = fetch_policy(lambda file: artifact(run.run_id, f"evaluation/{file}", Path(scratch)))
         except UdcError:
             return None
-    if fields["true"] not in policy.classes or fields["predicted"] not in policy.outcomes:
+    if true not in policy.classes or predicted not in policy.outcomes:
         return None
-    cell = policy.classes.index(fields["true"]), policy.outcomes.index(fields["predicted"])
-    return float(policy.outcome_costs[cell])
+    return float(policy.outcome_costs[policy.classes.index(true), policy.outcomes.index(predicted)])
 
 
 def _test_metrics(run: RecordedRun) -> pd.DataFrame:
