@@ -101,7 +101,7 @@ def fit_calibration(
     fewest = _fewest(logits, targets)
     if method == "auto" or (method not in _SIMPLE and fewest < _FEW):
         method = _selected(method, logits, targets, groups, fewest, offset)
-    return _fit(method, logits, targets, groups, offset)
+    return fit_method(method, logits, targets, groups, offset)
 
 
 def _fewest(logits: Floats, targets: Indices) -> int:
@@ -109,10 +109,10 @@ def _fewest(logits: Floats, targets: Indices) -> int:
     return int(np.bincount(targets, minlength=logits.shape[1]).min())
 
 
-def _fit(
+def fit_method(
     method: str, logits: Floats, targets: Indices, groups: Indices | None, offset: Floats | None = None
 ) -> Calibration:
-    """Fit a method, however few samples there are."""
+    """Fit a method, however few samples there are; the parameters are those of `fit_calibration`, without ``auto``."""
     match method:
         case "none":
             return Calibration()
@@ -150,7 +150,7 @@ def _selected(
     names = METHODS if method == "auto" else ("temperature", method)
     losses = {
         name: _cross_validated_losses(
-            lambda z, y, name=name: _fit(name, z, y, None, offset), logits, targets, groups, offset
+            lambda z, y, name=name: fit_method(name, z, y, None, offset), logits, targets, groups, offset
         )
         for name in names
     }

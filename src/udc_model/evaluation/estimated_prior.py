@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from udc_model.data.packed import group_indices
-from udc_model.decisions.calibration import fit_calibration
+from udc_model.decisions.calibration import fit_method
 from udc_model.decisions.policy import POLICY_FILE, Policy, fit_guarantee
 from udc_model.decisions.prior import SHIFT_LEVEL, describe_prior, estimate_prior, shift_test
 from udc_model.errors import UdcError
@@ -83,7 +83,8 @@ def _refitted(
 ) -> Iterator[NDArray[np.float64]]:
     """Probabilities of images (N, K) by calibrations that are fitted on resamples of the calibration split.
 
-    Each class keeps its number of images, so that every calibration can be fitted.
+    The method is that of the policy, which was selected before. Each class keeps its number of images, so that every
+    calibration can be fitted.
     """
     if policy.calibration.method == "none":
         return
@@ -92,7 +93,7 @@ def _refitted(
     for _ in range(max(5, min(_REFITS, _LARGEST_REFITTED // logits.size))):
         rows = np.concatenate([rng.choice(each, len(each)) for each in by_class])
         offset, doubles = policy.logit_offset, known[rows].astype(np.float64)
-        fitted = fit_calibration(policy.calibration.method, doubles, targets[rows], None, offset)
+        fitted = fit_method(policy.calibration.method, doubles, targets[rows], None, offset)
         yield fitted.probabilities(logits, offset)
 
 
