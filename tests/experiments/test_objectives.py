@@ -38,10 +38,10 @@ def test_any_metric_of_the_table_can_be_searched():
         "validation/roc_auc": Measurement(None),
     }
     assert outcome_of(measured, ["recall/bar", "validation/mean_cost"]) == Outcome((0.25, 0.5), (None, 0.1))
-    for name in ("validation/roc_auc", "validation/f2"):
-        with pytest.raises(
-            UdcError, match=f"^{name}: the trials have no such metric; it can be validation/mean_cost, "
-        ):
+    others = "start another --study with one of validation/mean_cost, validation/recall/bar$"
+    for name, message in (("validation/roc_auc", "has no value for the images of this trial"),
+                          ("validation/f2", "the trials have no such metric")):  # fmt: skip
+        with pytest.raises(UdcError, match=f"^{name}: {message}; {others}"):
             outcome_of(measured, ["validation/mean_cost", name])
 
 

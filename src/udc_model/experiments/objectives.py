@@ -102,12 +102,14 @@ def outcome_of(measured: Mapping[str, Measurement], metrics: Sequence[str]) -> O
     Raises
     ------
     UdcError
-        One of the metrics has no value.
+        One of the metrics does not exist, or has no value.
     """
     chosen = [measured.get(name) or measured.get(f"validation/{name}") for name in metrics]
     values = [None if each is None else each.value for each in chosen]
-    for name, value in zip(metrics, values, strict=True):
+    for name, each, value in zip(metrics, chosen, values, strict=True):
         if value is None:
-            raise UdcError(f"{name}: the trials have no such metric; it can be {', '.join(measured)}")
+            what = "the trials have no such metric" if each is None else "has no value for the images of this trial"
+            defined = ", ".join(known for known, measurement in measured.items() if measurement.value is not None)
+            raise UdcError(f"{name}: {what}; start another --study with one of {defined}")
     return Outcome(tuple(value for value in values if value is not None),
                    tuple(each and each.error for each in chosen))  # fmt: skip
