@@ -9,9 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from udc_model.config import CostParams
+from udc_model.config import CostParams, EvaluateParams
 from udc_model.config.yaml12 import read_yaml
 from udc_model.decisions.actions import action_costs
+from udc_model.decisions.checks import policy_problems
 from udc_model.decisions.decision import clopper_pearson_bound, shift_prior
 from udc_model.decisions.familiarity import Familiarity
 from udc_model.decisions.matrix import class_prior, cost_matrix
@@ -26,6 +27,9 @@ needs_browser = pytest.mark.skipif(
     BROWSER is None, reason="there is no Chromium on this machine (apt install chromium)"
 )
 CLASSES = ["a <b>", "benign", "tumour", "true"]
+FLOOR = {"class": "tumour", "floor": 0.9, "confidence": 0.9, "surcharge": 2.5}
+FLOOR_OF_TWO = {"class": ["benign", "true"], "floor": 0.5, "confidence": 0.9, "surcharge": 2.5}
+CEILING = {"ceiling": 0.5, "confidence": 0.9, "threshold": 0.7}
 
 
 def test_rounded_probabilities_are_near_and_small_ones_stay_apart(rng):
@@ -220,15 +224,15 @@ def test_shares_have_the_interval_of_clopper_and_pearson(rng, opened):
 @pytest.mark.parametrize("recorded", [
     {},
     {"decision": "argmax"},
-    {"decision": "recall_floor",
-     "recall_floor": [{"class": "tumour", "floor": 0.9, "confidence": 0.9, "surcharge": 2.5},
-                      {"class": ["benign", "true"], "floor": 0.5, "confidence": 0.9, "surcharge": 2.5}]},
-    {"decision": "cost_ceiling", "cost_ceiling": {"ceiling": 0.5, "confidence": 0.9, "threshold": 0.7}},
+    {"decision": "recall_floor", "recall_floor": FLOOR},
+    {"decision": "recall_floor", "recall_floor": [FLOOR, FLOOR_OF_TWO]},
+    {"decision": "cost_ceiling", "cost_ceiling": CEILING},
     {"unfamiliar": True},
-], ids=["least", "argmax", "floor", "ceiling", "unfamiliar"])  # fmt: skip
+], ids=["least", "argmax", "floor", "floors", "ceiling", "unfamiliar"])  # fmt: skip
 def test_the_recorded_costs_give_the_recorded_result(rng, opened, recorded):
+    is_of_training = "cost_ceiling" in recorded or isinstance(recorded.get("recall_floor"), list)
     costs = CostParams(refer=0.4, unfamiliar="refer" if recorded.get("unfamiliar") else "warn",
-                       prior=None if "cost_ceiling" in recorded else {"tumour": 0.1})  # fmt: skip
+                       prior=None if is_of_training else {"tumour": 0.1})  # fmt: skip
     scored, what_if, content = evaluated(rng, costs, **recorded)
     page = opened(content)
     assert what_if.policy.decision == page.input_value("#decision")
@@ -241,6 +245,26 @@ def test_the_recorded_costs_give_the_recorded_result(rng, opened, recorded):
         assert before == now
     page.get_by_role("button", name="Give the lines").click()
     assert page.inner_text("#lines-text") == "Nothing differs from the recorded parameters."
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("decision", "offered"),
+    [
+        ("argmax", {"argmax"}),
+        ("min_expected_cost", {"min_expected_cost"}),
+        ("recall_floor", {"min_expected_cost", "recall_floor"}),
+    ],
+)
+def test_argmax_and_the_others_are_no_choice_if_training_changed_frequencies(rng, opened, decision, offered):
+    """They decide from different probabilities then, see `Policy.logit_offset`."""
+    scored, what_if, content = evaluated(rng, CostParams(prior={"tumour": 0.1}), learned_prior=[0.25] * 4,
+                                         decision=decision,
+                                         recall_floor=FLOOR if decision == "recall_floor" else None)  # fmt: skip
+    page = opened(content)
+    assert set(page.locator("#decision option").evaluate_all("all => all.map(each => each.value)")) == offered
+    assert "the page has those of the recorded decision only" in page.inner_text("#decision-text")
+    assert computed(page, what_if.costs, CLASSES, decision)["decided"] == scored.decided.tolist()
 
 
 @needs_browser
@@ -300,6 +324,44 @@ def test_wrong_settings_are_refused_with_the_reason(rng, opened):
     problem.wait_for(state="hidden")
     page.fill("#share", "100")
     problem.get_by_text("A share must be above 0% and below 100%.").wait_for()
+
+
+@needs_browser
+@pytest.mark.parametrize("recorded", [{"recall_floor": FLOOR}, {"recall_floor": [FLOOR, FLOOR_OF_TWO]},
+                                      {"cost_ceiling": CEILING}], ids=["floor", "floors", "ceiling"])  # fmt: skip
+def test_what_evaluate_refuses_with_a_guarantee_is_a_problem(rng, opened, recorded):
+    """And nothing else is."""
+    (decision,) = recorded
+    page = opened(evaluated(rng, CostParams(refer=0.4), decision=decision, **recorded)[2])
+    stated = [recorded[decision]] if isinstance(recorded[decision], dict) else recorded[decision]
+    stated = [{k: v for k, v in each.items() if k not in ("surcharge", "threshold")} for each in stated]
+    evaluate = EvaluateParams(
+        decision=decision, **{decision: stated[0] if isinstance(recorded[decision], dict) else stated}
+    )
+    for changed in ({}, {"unfamiliar": "refer"}, {"prior": {"tumour": 0.2}}, {"refer": None}):
+        costs = CostParams(**({"refer": 0.4} | changed))
+        settings = settings_of(costs, CLASSES, decision)
+        problem = page.evaluate("of => { settings = of; return problemOf(); }", settings)
+        assert (problem is None) == (policy_problems(evaluate, costs, CLASSES) == []), problem
+
+
+@needs_browser
+def test_the_cost_of_an_action_has_two_fields_that_agree(rng, opened):
+    page = opened(evaluated(rng, CostParams(actions={"retest": 1.5, "biopsy": 0.9}))[2])
+    field, cell = page.get_by_label("Cost of retest for every"), page.get_by_label("Cost of retest if tumour is true")
+    field.fill("2")
+    page.get_by_role("button", name="All as recorded").click()
+    assert field.input_value() == "1.5"
+    field.fill("7")
+    assert page.evaluate("settings.actions[0][1]") == [7] * 4
+    assert cell.input_value() == "7"
+    cell.fill("3")
+    assert field.input_value() == ""
+    cell.fill("")  # a problem, after which the fields still are those of the decisions
+    page.get_by_role("button", name="Remove retest").click()
+    page.get_by_label("Cost of biopsy for every").fill("0.2")
+    page.get_by_label("Cost of biopsy if tumour is true").fill("0.3")
+    assert page.evaluate("settings.actions") == [["biopsy", [0.2, 0.2, 0.3, 0.2]]]
 
 
 @needs_browser

@@ -166,6 +166,7 @@ class WhatIf:
             "guarantee": policy.guarantee,
             "fitted": {"floors": _surcharges(policy), "threshold": (policy.cost_ceiling or {}).get("threshold")},
             "trainingPrior": policy.training_prior,
+            "isReweighted": policy.learned_prior is not None and policy.training_prior is not None,
             "canReferUnfamiliar": policy.familiarity is not None and policy.familiarity.is_resolved,
             "meanCost": _numbers(metrics["mean_cost"]),
             "rates": [[name, _numbers(metrics[rate_metric(name)])] for name in policy.action_names],

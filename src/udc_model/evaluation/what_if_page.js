@@ -84,8 +84,22 @@ function problemOf() {
   if (settings.refer !== null && settings.refer < 0) return "The cost of referral must be 0 or more.";
   if (settings.costs.every(row => row.every(cost => cost === row[0])))
     return "All decisions cost the same, so there is nothing to decide.";
-  if (settings.decision === "cost_ceiling" && (settings.refer === null || settings.prior !== null))
+  return (isFitted() ? problemOfGuarantee() : null) ?? problemOfShares();
+}
+
+// Settings under which a recall floor or a ceiling of the cost cannot be proved.
+function problemOfGuarantee() {
+  const isCeiling = settings.decision === "cost_ceiling";
+  if (isCeiling && (settings.refer === null || settings.prior !== null))
     return "A ceiling of the cost needs referral, and class frequencies as in training; choose another decision.";
+  if (settings.refersUnfamiliar) return `A ${isCeiling ? "ceiling of the cost" : "recall floor"} is not proved if unfamiliar `
+    + "images are referred too; choose another decision, or do not refer them.";
+  if (!isCeiling && settings.prior !== null && model.fitted.floors.some(([classes]) => classes.length > 1))
+    return "A recall floor of several classes needs class frequencies as in training; choose another decision.";
+  return null;
+}
+
+function problemOfShares() {
   const shares = Object.values(settings.prior ?? {}), isComplete = shares.length === model.k;
   if (shares.some(share => !(share > 0 && share < 1))) return "A share must be above 0% and below 100%.";
   if (isComplete ? Math.abs(sum(shares) - 1) > 1e-6 : sum(shares) > 1 - 1e-6)
@@ -239,12 +253,23 @@ function showControls() {
       + "An empty field takes a class out." : "As in the training images.";
   }
   element("decision").value = settings.decision;
-  element("decision-text").textContent = isFitted() ? `${model.guarantee}: proved for the recorded costs and frequencies `
-    + "only. Under others, evaluate and udc decide fit it again and can decide otherwise than this page."
-    : settings.decision === "argmax" ? "Costs change no decision then, only what decisions cost." : "";
+  element("decision-text").textContent = decisionHint();
   showMatrix();
   showActions();
 }
+
+function decisionHint() {
+  const ofDecision = isFitted() ? `${model.guarantee}: proved for the recorded costs and frequencies only. Under others, `
+    + "evaluate and udc decide fit it again and can decide otherwise than this page. "
+    : settings.decision === "argmax" ? "Costs change no decision then, only what decisions cost. " : "";
+  return ofDecision + (model.isReweighted ? "Training has changed the class frequencies, so argmax and other decisions need "
+    + "different probabilities, and the page has those of the recorded decision only; udc decide computes both." : "");
+}
+
+// argmax keeps the class frequencies that training has taught, other decisions undo them: where they are not those of the
+// images, the stored probabilities are those of one of the two only.
+const isOffered = name => name === recorded.decision || ["min_expected_cost", "argmax"].includes(name)
+  && !(model.isReweighted && [name, recorded.decision].includes("argmax"));
 
 // Why no image is referred: nothing costs so much that a person is cheaper.
 function referHint() {
@@ -295,18 +320,28 @@ function setCost(y, j, cost) {
 }
 
 function showActions() {
-  const isSameList = isSame(element("actions").dataset.names, JSON.stringify(settings.actions.map(each => each[0])));
-  if (isSameList) return;
-  element("actions").dataset.names = JSON.stringify(settings.actions.map(each => each[0]));
-  element("actions").replaceChildren(...settings.actions.map(([name, costs], a) => {
-    const isEven = costs.every(cost => cost === costs[0]);
-    const field = make("input", { type: "number", step: "any", value: isEven ? costs[0] : "", placeholder: "by class",
-      ariaLabel: `Cost of ${name} for every class` });
-    field.addEventListener("input", () => { if (field.value !== "") { costs.fill(Number(field.value)); update(); } });
-    const button = make("button", { type: "button", textContent: `Remove ${name}` });
-    button.addEventListener("click", () => { settings.actions.splice(a, 1); update(); element("action-name").focus(); });
-    return make("li", { className: "row" }, `${name} costs `, field, button);
-  }));
+  const names = JSON.stringify(settings.actions.map(each => each[0]));
+  if (element("actions").dataset.names !== names) {
+    element("actions").dataset.names = names;
+    element("actions").replaceChildren(...settings.actions.map(([name], a) => actionRow(name, a)));
+  }
+  for (const [a, field] of element("actions").querySelectorAll("input").entries()) {
+    const costs = settings.actions[a][1];
+    if (field !== document.activeElement) field.value = costs.every(cost => cost === costs[0]) ? costs[0] : "";
+  }
+}
+
+function actionRow(name, a) {
+  const field = make("input", { type: "number", step: "any", placeholder: "by class",
+    ariaLabel: `Cost of ${name} for every class` });
+  field.addEventListener("input", () => {
+    if (field.value === "") return;
+    settings.actions[a][1].fill(Number(field.value));
+    update();
+  });
+  const button = make("button", { type: "button", textContent: `Remove ${name}` });
+  button.addEventListener("click", () => { settings.actions.splice(a, 1); update(); element("action-name").focus(); });
+  return make("li", { className: "row" }, `${name} costs `, field, button);
 }
 
 function addAction() {
@@ -375,6 +410,7 @@ function giveLines() {
 function update() {
   element("lines-part").hidden = true;
   if (problemOf() === null) showControls();
+  else { showMatrix(); showActions(); } // their fields are places in the settings, and decisions can come and go
   cancelAnimationFrame(waiting);
   clearTimeout(resting);
   waiting = requestAnimationFrame(() => show(false));
@@ -393,7 +429,7 @@ function start() {
   options(element("cell-decided"), outcomeNames(model, settings));
   element("missed").value = new Set(times).size > 1 ? costliest : ""; // nobody sets the costs of a class unawares
   element("frequent").value = element("cell-true").value = costliest;
-  const offered = Object.keys(DECISIONS).filter((name, k) => k < 2 || name === recorded.decision);
+  const offered = Object.keys(DECISIONS).filter(isOffered);
   element("decision").replaceChildren(...offered.map(value => make("option", { value, textContent: DECISIONS[value] })));
   element("frequencies").hidden = model.trainingPrior === null;
   element("unfamiliar-row").hidden = !model.canReferUnfamiliar;
