@@ -75,6 +75,61 @@ def test_images_are_decided_again_when_costs_change(address, png, tmp_path, work
         assert [url for url in requested if not _is_own(url, address)] == []
 
 
+def test_removed_images_do_not_return_with_a_late_answer(address, png, workspace):
+    with open_page(address) as (page, _):
+        first, second = ({"name": name, "mimeType": "image/png", "buffer": png(1)} for name in ("a.png", "b.png"))
+        page.set_input_files("#files", first)
+        page.locator("#decide-status", has_text="1 image decided").wait_for()
+        late = []  # the requests for decisions of images and of members of archives
+        page.route("**/api/decisions", lambda route: late.append(route) if len(late) < 2 else route.continue_())
+        with page.expect_request(lambda request: '"is_brief":true' in (request.post_data or "")):
+            page.set_input_files("#files", second)
+        page.locator("#clear").click()
+        page.locator("#results article").wait_for(state="detached")
+        for route in late:
+            route.continue_()
+        page.locator("#decide-status", has_text="1 image decided").wait_for()
+        assert page.locator("#results article").count() == 0
+
+
+def test_each_frame_is_explained_by_its_number(address, png, workspace):
+    with open_page(address) as (page, requested):
+
+        def twice(route):
+            answer = route.fetch().json()
+            route.fulfill(json=answer | {"images": 2 * answer["images"]})
+
+        page.route("**/api/outputs*", twice)
+        page.set_input_files("#files", {"name": "a.tif", "mimeType": "image/tiff", "buffer": png(1)})
+        page.locator("#decide-status", has_text="2 images decided").wait_for()
+        for place in (0, 1):
+            with page.expect_response("**/api/explanation*"):
+                page.get_by_role("button", name="Why?").nth(place).click()
+    asked = [url.rpartition("&")[2] for url in requested if "/api/explanation" in url]
+    assert asked == ["frame=2", "frame=1"]
+
+
+def test_images_for_which_there_is_no_room_leave_the_others(address, png, tmp_path, workspace, monkeypatch):
+    monkeypatch.setattr("udc_model.app.routes.MOST_IMAGES", 5)
+    for name in ("a.zip", "b.zip"):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for number in range(3):
+                archive.writestr(f"{name}{number}.png", png(number))
+    image = {"name": "c.png", "mimeType": "image/png", "buffer": png(1)}
+    problem = "is left out: with it there would be more than 5 images on this page; choose Remove all before it"
+    with open_page(address, accept_downloads=True) as (page, _):
+        for added, count, refused in ((tmp_path / "a.zip", 3, None), (image, 1, None), (tmp_path / "b.zip", 0, "b.zip"),
+                                      (image, 1, None), (image, 0, "c.png")):  # fmt: skip
+            page.set_input_files("#files", added)
+            page.locator("#decide-status", has_text=f"{count} image{'' if count == 1 else 's'} decided").wait_for()
+            problems = page.locator("#decide-problems li").all_text_contents()
+            assert [text.partition(", or")[0] for text in problems] == ([f"{refused}: {problem}"] if refused else [])
+        assert page.locator("#table tbody tr").count() == 3
+        with page.expect_download() as download:
+            page.locator("#csv").click()
+        assert len(download.value.path().read_text().splitlines()) == 6
+
+
 def test_a_review_with_the_keyboard_only_is_what_prepare_applies(address, workspace, params):
     with open_page(address) as (page, requested):
         page.wait_for_selector("body[data-ready]")

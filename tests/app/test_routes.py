@@ -5,17 +5,23 @@ import base64
 import io
 import json
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 from starlette.testclient import TestClient
 
 from udc_model.app import archives
+from udc_model.app.decisions import Decider
+from udc_model.app.explanations import UploadExplainer
 from udc_model.app.guard import request_problem
 from udc_model.app.routes import Limits
 from udc_model.cli import main
 from udc_model.data.packed import PackedDataset
 from udc_model.decisions.policy import Policy
+from udc_model.errors import UdcError
+from udc_model.inference.inputs import ImageInput
 
 STORED = {"cells": [], "refer": 0.9}
 ADDRESS = "http://127.0.0.1:8070/secret"
@@ -114,6 +120,26 @@ def test_an_explanation_has_the_map_and_similar_training_images(client, png, wor
         assert message in answer.json()["error"]
 
 
+def test_an_explanation_is_of_the_frame_that_is_asked_for(client, png, workspace, monkeypatch):
+    monkeypatch.chdir(workspace.root)  # where features are stored
+    decider = Decider(workspace)
+    decoding = replace(decider.preprocessing.decoding, frames="each")
+    decider.preprocessing = replace(decider.preprocessing, decoding=decoding)
+    explainer = UploadExplainer(workspace, decider)
+    first, second = (Image.open(io.BytesIO(png(seed))).convert("L") for seed in (1, 2))
+    frames = io.BytesIO()
+    first.save(frames, "TIFF", save_all=True, append_images=[second])
+    of_second = io.BytesIO()
+    second.save(of_second, "PNG")
+    two, alone = ImageInput("two.tif", frames.getvalue()), ImageInput("b.png", of_second.getvalue())
+    assert explainer.explain(two, "dot", 2) == explainer.explain(alone, "dot") != explainer.explain(two, "dot")
+    with pytest.raises(UdcError, match="the image has no frame 3"):
+        explainer.explain(two, "dot", 3)
+    for frame, message in (("0", "frame 0 is none of the 64"), ("65", "frame 65 is none"), ("x", "got 'x'; allowed")):
+        answer = client.post(f"/api/explanation?class=dot&frame={frame}", content=png(1))
+        assert (answer.status_code, message in answer.json()["error"]) == (400, True)
+
+
 def test_outputs_that_are_damaged_are_refused(client):
     infinite = np.full(3, np.inf, "<f4").tobytes()
     for text, message in (("!", "damaged"), ("AAAA", "damaged"), (base64.b64encode(infinite).decode(), "not finite")):
@@ -182,6 +208,23 @@ def test_a_bomb_is_not_unpacked(client, monkeypatch):
     assert "the files of the archive have more than" in lines[-1]["error"]
     monkeypatch.setattr(archives, "_LARGEST_READ", 40)
     assert "lists more than" in _archive(client, _zip([("a.png", b"")]))[-1]["error"]
+
+
+def test_more_images_than_the_page_has_are_one_sentence(client):
+    limits = client.get("/api/state").json()["limits"]
+    for address, values in (("decisions", {}), ("table", {"names": []})):
+        values |= {"outputs": [""] * (limits["kept"] + 1), "costs": STORED}
+        answer = client.post(f"/api/{address}", json=values)
+        assert (answer.status_code, answer.json()["error"]) == (
+            400, "the request: outputs: are of 4,001 images; at most 4,000 are decided at once; load the page again",
+        )  # fmt: skip
+
+
+def test_the_outputs_of_all_images_of_the_page_are_one_request(application, monkeypatch):
+    monkeypatch.setattr(Decider, "width", 10_000)
+    with TestClient(application, base_url=ADDRESS) as client:
+        limits = client.get("/api/state").json()["limits"]
+    assert limits["kept"] * len(base64.b64encode(bytes(4 * 10_000))) < limits["json_mebibytes"] * 2**20
 
 
 def test_an_error_of_the_program_shows_no_traceback(client, monkeypatch, caplog):

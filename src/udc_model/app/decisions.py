@@ -27,7 +27,7 @@ from udc_model.inference.outputs import Outputs
 from udc_model.inference.prediction import Row, decided_rows, in_batches, named_outputs, write_predictions
 from udc_model.inference.stored_model import open_stored
 
-_MOST_FRAMES = 64  # of an uploaded image
+MOST_FRAMES = 64  # of an uploaded image
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet reads a value that begins with one of these as a formula
 
 
@@ -71,17 +71,17 @@ class Decider:
         self._network = threading.Lock()  # one forward pass at a time
 
     @property
-    def _width(self) -> int:
+    def width(self) -> int:
         """Numbers that the network computes of an image."""
         return len(self.policy.classes) + (self.policy.familiarity is not None)
 
     def outputs_of(self, each: Input) -> tuple[list[NamedOutputs], list[BadInput]]:
         """The outputs of the frames of an image, and why it, or a frame, cannot be used."""
         bad: list[BadInput] = []
-        frames = list(islice(prepared_frames(each, self.preprocessing, bad.append), _MOST_FRAMES + 1))
-        if len(frames) > _MOST_FRAMES:
+        frames = list(islice(prepared_frames(each, self.preprocessing, bad.append), MOST_FRAMES + 1))
+        if len(frames) > MOST_FRAMES:
             frames.pop()
-            bad.append(BadInput(each.name, f"has more than {_MOST_FRAMES} frames; only these are decided"))
+            bad.append(BadInput(each.name, f"has more than {MOST_FRAMES} frames; only these are decided"))
         return [NamedOutputs(of.name, of.outputs, thumbnail_uri(pixels))
                 for of, (_, pixels) in zip(self._computed(frames), frames, strict=True)], bad  # fmt: skip
 
@@ -119,13 +119,13 @@ class Decider:
             rows = [np.frombuffer(base64.b64decode(text, validate=True), "<f4") for text in texts]
         except ValueError:
             rows = []
-        if len(rows) != len(texts) or any(len(row) != self._width for row in rows):
+        if len(rows) != len(texts) or any(len(row) != self.width for row in rows):
             raise UdcError("the outputs are damaged, or of another model; load the page and the images again")
-        numbers = np.array(rows, dtype=np.float32).reshape(-1, self._width)
+        numbers = np.array(rows, dtype=np.float32).reshape(-1, self.width)
         k = len(self.policy.classes)
         if not np.isfinite(numbers[:, :k]).all():
             raise UdcError("the outputs of the network are not finite; train the model again (dvc repro -f train)")
-        return Outputs(numbers[:, :k], numbers[:, k] if self._width > k else None)
+        return Outputs(numbers[:, :k], numbers[:, k] if self.width > k else None)
 
     def decide(self, texts: Sequence[str], costs: SessionCosts, is_brief: bool = False) -> dict[str, Any]:
         """The decisions for images under the costs of the session.

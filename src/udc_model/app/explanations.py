@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from udc_model.app.decisions import Decider
+from udc_model.app.decisions import MOST_FRAMES, Decider
 from udc_model.data.packed import PackedDataset
 from udc_model.errors import UdcError
 from udc_model.evaluation.overlay import network_view, overlay
@@ -50,13 +50,13 @@ class UploadExplainer:
         self._lock = threading.Lock()
         self._loaded: _Loaded | None = None
 
-    def explain(self, image: ImageInput, class_name: str) -> dict[str, Any]:
+    def explain(self, image: ImageInput, class_name: str, frame: int = 1) -> dict[str, Any]:
         """The saliency of a class and the most similar training images.
 
         Parameters
         ----------
-        image : of which the first frame is explained.
         class_name : a class of the model.
+        frame : number of the frame that is explained, from 1; of an image that is no sequence, 1.
 
         Returns
         -------
@@ -66,15 +66,17 @@ class UploadExplainer:
         Raises
         ------
         UdcError
-            The image cannot be used, or the class is none of the model's.
+            The image cannot be used or has no such frame, or the class is none of the model's.
         """
         policy, preprocessing = self._decider.policy, self._decider.preprocessing
         if class_name not in policy.classes:
             raise UdcError(f"{class_name[:80]!r} is no class of the model")
+        if not 1 <= frame <= MOST_FRAMES:
+            raise UdcError(f"frame {frame} is none of the {MOST_FRAMES} frames of an image that are decided")
         bad: list[BadInput] = []
-        frames = list(islice(prepared_frames(image, preprocessing, bad.append), 1))
+        frames = list(islice(prepared_frames(image, preprocessing, bad.append), frame - 1, frame))
         if not frames:
-            raise UdcError(bad[0].reason)
+            raise UdcError(bad[0].reason if bad else f"the image has no frame {frame}")
         pixels = frames[0][1]
         with self._lock:
             self._loaded = loaded = self._loaded or self._load()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -33,7 +34,10 @@ from udc_model.records import Record, validated
 
 _PAGE = Path(__file__).parent / "page"
 _ADVICE = "load the page again"
-_TABLE_ROWS = 2 * MOST_FILES
+_FRAME = re.compile("[0-9]{1,4}")
+MOST_IMAGES = 2 * MOST_FILES  # that the page has at once
+_OUTPUTS_SHARE = 0.75  # of the bytes of a request; names are the others
+_BYTES_OF_NUMBER = 6  # of the outputs: four in base64, and what separates images
 
 Kind = TypeVar("Kind", bound=Record)
 logger = logging.getLogger(__name__)
@@ -55,10 +59,19 @@ class Limits:
     images: int = 100
 
 
+def _are_few(images: list[str]) -> list[str]:
+    if len(images) > MOST_IMAGES:
+        raise ValueError(f"are of {len(images):,} images; at most {MOST_IMAGES:,} are decided at once")
+    return images
+
+
+Outputs = Annotated[list[Annotated[str, Field(max_length=2**20)]], AfterValidator(_are_few)]
+
+
 class DecisionRequest(Record):
     """Outputs of images, and the costs under which to decide them."""
 
-    outputs: Annotated[list[Annotated[str, Field(max_length=2**20)]], Field(max_length=_TABLE_ROWS)]
+    outputs: Outputs
     costs: SessionCosts
     is_brief: bool = False
 
@@ -66,8 +79,8 @@ class DecisionRequest(Record):
 class TableRequest(Record):
     """Names and outputs of images, and the costs under which to decide them."""
 
-    names: Annotated[list[Annotated[str, Field(max_length=70_000)]], Field(max_length=_TABLE_ROWS)]
-    outputs: Annotated[list[Annotated[str, Field(max_length=2**20)]], Field(max_length=_TABLE_ROWS)]
+    names: list[Annotated[str, Field(max_length=70_000)]]
+    outputs: Outputs
     costs: SessionCosts
 
 
@@ -99,8 +112,13 @@ class Service:
             "project": self.project, "classes": policy.classes, "outcomes": policy.outcomes,
             "actions": list(policy.actions), "costs": policy.outcome_costs.tolist(), "refer": policy.refer,
             "class_costs": policy.class_costs, "action_costs": policy.actions, "guarantee": policy.guarantee,
-            "limits": asdict(self.limits), "side": self.decider.preprocessing.stored_size,
+            "limits": asdict(self.limits) | {"kept": self._most_kept()}, "side": self.decider.preprocessing.stored_size,
         })  # fmt: skip
+
+    def _most_kept(self) -> int:
+        """Images that the page has at once: their outputs are one request."""
+        bytes_of_image = _BYTES_OF_NUMBER * self.decider.width
+        return min(MOST_IMAGES, int(_OUTPUTS_SHARE * self.limits.json_mebibytes * MEBI) // bytes_of_image)
 
     async def outputs(self, request: Request) -> Response:
         """The outputs of an uploaded image."""
@@ -157,8 +175,10 @@ class Service:
     async def explanation(self, request: Request) -> Response:
         """Why an image is decided as a class."""
         image = await self._image(request)
-        name = request.query_params.get("class", "")
-        return JSONResponse(await run_in_threadpool(self.explainer.explain, image, name))
+        name, frame = request.query_params.get("class", ""), request.query_params.get("frame", "1")
+        if not _FRAME.fullmatch(frame):
+            raise UdcError(f"frame: got {frame[:20]!r}; allowed: a number from 1; {_ADVICE}")
+        return JSONResponse(await run_in_threadpool(self.explainer.explain, image, name, int(frame)))
 
     async def queue(self, request: Request) -> Response:
         """The labels to review."""

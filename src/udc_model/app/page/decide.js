@@ -8,9 +8,10 @@ const MOST_CLASSES = 10; // of an image, in its table
 const MOST_ROWS = 500; // of the table of an archive that are shown
 
 let state, costs;
-let images = []; // decided images: {name, outputs, image, file, parts}
+let images = []; // decided images: {name, outputs, image, file, frame, parts}
 let members = []; // images of archives: {name, outputs}
 let isBusy = false;
+let calls = 0; // of decideAgain
 
 export function startDecide(loaded) {
   state = loaded;
@@ -74,12 +75,17 @@ function checkSize(file, mebibytes) {
   if (file.size > mebibytes * MEBI) throw new Error(`has more than ${mebibytes.toLocaleString("en")} MiB`);
 }
 
+const isFull = (count) => images.length + members.length + count > state.limits.kept;
+const noRoom = () => new Error(`is left out: with it there would be more than ${state.limits.kept.toLocaleString("en")} ` +
+  "images on this page; choose Remove all before it, or decide its folder with udc predict");
+
 async function addImage(file) {
   checkSize(file, state.limits.image_mebibytes);
   const path = `api/outputs?name=${encodeURIComponent(file.name)}`;
   const answer = await (await send(path, { method: "POST", body: file })).json();
   answer.problems.forEach((text) => addProblem(`${file.name}: ${text}`));
-  answer.images.forEach((each) => images.unshift({ ...each, file }));
+  if (isFull(answer.images.length)) throw noRoom();
+  answer.images.forEach((each, i) => images.unshift({ ...each, file, frame: i + 1 }));
   return answer.images.length;
 }
 
@@ -88,7 +94,8 @@ async function addArchive(file) {
   checkSize(file, state.limits.archive_mebibytes);
   const response = await send("api/archive", { method: "POST", body: file });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let count = 0, rest = "";
+  const added = new Set();
+  let rest = "";
   for (;;) {
     const { value, done } = await reader.read();
     const lines = (rest + (value ?? "")).split("\n");
@@ -97,20 +104,26 @@ async function addArchive(file) {
       const answer = JSON.parse(line);
       if (answer.error) throw new Error(answer.error);
       answer.problems.forEach((each) => addProblem(`${each.name}: ${each.reason}`));
+      if (isFull(answer.images.length)) {
+        members = members.filter((each) => !added.has(each));
+        reader.cancel().catch(() => {}); // what is left of the answer
+        throw noRoom();
+      }
       members.push(...answer.images);
-      count += answer.images.length;
+      answer.images.forEach((each) => added.add(each));
     }
-    say(`Deciding ${file.name}: ${count} images`);
-    if (done) return count;
+    say(`Deciding ${file.name}: ${added.size} images`);
+    if (done) return added.size;
   }
 }
 
 /** Decide what is shown again, under the costs of the session; whether that was possible. */
 async function decideAgain() {
-  const asked = costs.values(), shown = [...images], listed = [...members]; // more can come meanwhile
+  const call = ++calls, asked = costs.values();
+  const shown = [...images], listed = [...members]; // more can come meanwhile, and all can go
   try {
     const [ofImages, ofMembers] = await Promise.all([decisions(shown, asked, false), decisions(listed, asked, true)]);
-    if (JSON.stringify(costs.values()) !== JSON.stringify(asked)) return true; // changed meanwhile: a later answer comes
+    if (call !== calls) return true; // changed meanwhile: a later answer comes
     costsProblem("");
     byId("params").hidden = !ofImages.params;
     byId("params-text").textContent = ofImages.params;
@@ -118,6 +131,7 @@ async function decideAgain() {
     showTable(listed, ofMembers.rows);
     return true;
   } catch (error) {
+    if (call !== calls) return true;
     costsProblem(`${error.message} (The decisions shown are those before the change.)`);
     return false;
   }
@@ -200,7 +214,7 @@ async function explain(each, name, button) {
   button.disabled = true;
   button.textContent = "Computing";
   try {
-    const path = `api/explanation?class=${encodeURIComponent(name)}&name=${encodeURIComponent(each.name)}`;
+    const path = `api/explanation?class=${encodeURIComponent(name)}&name=${encodeURIComponent(each.name)}&frame=${each.frame}`;
     const answer = await (await send(path, { method: "POST", body: each.file })).json();
     each.parts.why.replaceChildren(
       element("figure", {}, image(answer.saliency, `Places of ${each.name} that matter for ${name}`),
