@@ -305,6 +305,18 @@ def test_the_model_card_says_what_was_measured_and_where_it_fails(tmp_path, rng)
     assert f"| weights, SHA-256 | `{'f' * 64}` |" in text
 
 
+def test_names_are_no_html_in_the_model_card(tmp_path, rng):
+    classes = ["<img src=x>", "<b>x</b>", *map(str, range(12))]
+    options = {"refer": 0.35, "actions": {"<u>act</u>": [0.3] * 14}}
+    for margin in (0.0, 3.0):  # a warning, comparisons
+        text = card(evaluated(tmp_path / f"{margin}", rng, classes, margin=margin, **options), classes)
+        assert "always &lt;" in text
+        assert "are decided &lt;u&gt;act&lt;/u&gt;" in text
+        assert "The decision &lt;u&gt;act&lt;/u&gt; costs 0.3." in text
+        body = re.sub("`[^`]*`", "", text.partition("\n---\n")[2])
+        assert "<" not in body
+
+
 def test_the_model_card_knows_actions(tmp_path, rng):
     options = {"refer": 0.35, "actions": {"retest": [0.3, 0.2, 0.45]}}
     classes = ["a", "b", "c"]
