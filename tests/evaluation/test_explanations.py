@@ -106,6 +106,14 @@ def test_sections_show_maps_and_similar_images_where_there_are_some(explanations
     assert 'src="http' not in page
 
 
+def test_classes_whose_names_are_numbers_keep_their_names(explanations, images, tmp_path):
+    row = {"path": ["1"], "true": ["007"], "decided": ["refer"], "most_probable": ["007"], "expected_cost": [0.5],
+           "row": [0]}  # fmt: skip
+    pd.DataFrame(row).to_csv(tmp_path / "referred.csv", index=False)
+    (section,) = explained_sections(tmp_path, ["1.0", "007", "NA"], explanations, images, images)
+    assert section.images[0].text == "007 decided refer; 007 is most probable, expected cost 0.5"
+
+
 def test_kinds_without_images_are_left_out(explanations, images, tmp_path):
     columns = ["path", "true", "decided", "probability", "cost", "row"]
     pd.DataFrame(columns=columns).to_csv(tmp_path / "costliest_mistakes.csv", index=False)

@@ -63,7 +63,7 @@ def explained_sections(
     for title, name in _TABLES.items():
         if not (folder / name).is_file():
             continue
-        text = dict.fromkeys(("true", "decided", "path"), str)
+        text = dict.fromkeys(("true", "decided", "most_probable", "path"), str)
         table = pd.read_csv(folder / name, dtype=text, keep_default_na=False, nrows=SHOWN)
         rows = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
         shown = [_explained(row, classes, explanations, images, training) for row in rows]
