@@ -20,6 +20,7 @@ from udc_model.decisions.policy import Policy
 from udc_model.evaluation.intervals import metric_intervals
 from udc_model.evaluation.metrics import Scored, rate_metric, recall_metric, split_metrics
 from udc_model.evaluation.tables import per_class_table, recall_intervals
+from udc_model.evaluation.verdict import cost_text
 from udc_model.evaluation.what_if import WhatIf, rounded_probabilities, rounded_roots, sampled_rows
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -187,6 +188,13 @@ def test_random_settings_give_the_decisions_costs_and_rates_of_python(rng, opene
         assert result["constantCost"] == pytest.approx(metrics["constant_mean_cost"], rel=1e-12)
         assert result["recalls"] == pytest.approx([metrics[recall_metric(name)] for name in classes])
         assert result["rates"] == pytest.approx([metrics[rate_metric(name)] for name in policy.action_names])
+
+
+@needs_browser
+def test_costs_are_written_as_in_the_verdict(rng, opened):
+    page = opened(evaluated(rng, CostParams())[2])
+    values = [0.0, 0.0074074, 2.4889, 123.456, 999.4, 999.7, -999.7, 1234567.0, -0.5]
+    assert page.evaluate("values => values.map(costText)", values) == [cost_text(value) for value in values]
 
 
 @needs_browser

@@ -37,7 +37,8 @@ def cost_text(value: float) -> str:
     """A cost with three significant digits, or as an integer from 1,000 on; a dash for NaN."""
     if value != value:
         return "–"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    rounded = f"{value:.3g}"
+    return f"{value:,.0f}" if abs(float(rounded)) >= 1000 else rounded
 
 
 def counts_text(images: int, right: int, actions: Mapping[str, int]) -> str:

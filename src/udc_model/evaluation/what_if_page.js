@@ -17,7 +17,8 @@ let settings = structuredClone(recorded), waiting = 0, resting = 0;
 
 function costText(value) {
   if (!Number.isFinite(value)) return "–";
-  return Math.abs(value) >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(3)));
+  const rounded = Number(value.toPrecision(3));
+  return Math.abs(rounded) >= 1000 ? Math.round(value).toLocaleString("en") : String(rounded);
 }
 const percent = value => Number.isFinite(value) ? `${(100 * value).toFixed(1)}%` : "–";
 const withInterval = (text, value, ends) =>
