@@ -198,6 +198,18 @@ def test_referral_ends_where_nothing_costs_anything(tmp_path, drawn):
     assert any("No decision costs anything" in text for text in texts(drawn[1]))
 
 
+def test_gains_are_inside_the_axes(tmp_path, drawn):
+    table = pd.DataFrame({"referral_rate": [0.0, 0.5, 0.99], "cost_of_decided": [-1.0, -0.5, -0.2],
+                          "cost_with_referral": [-1.0, -0.7, -0.4]})  # fmt: skip
+    plot_referral(tmp_path / "referral.png", table, 2.0, 0.07)
+    low, high = drawn[0].axes[0].get_ylim()
+    assert (low, high) == (-1.0, 0.0)
+    curve = pd.DataFrame({"x": [0.1, 0.9], "policy": [-0.3, 0.1], "fixed_decisions": 0.2, "argmax": 0.2,
+                          "best_constant": 0.25, "costliest_class": "3"})  # fmt: skip
+    plot_cost_curve(tmp_path / "cost.png", curve)
+    assert drawn[1].axes[0].get_ylim()[0] == -0.3
+
+
 def test_thresholds_name_class_side_and_images(rng, tmp_path, drawn):
     table = threshold_reliability(scored_of(3, 1.0, rng), ["a", "b", "c"], 1 - np.eye(3), 0.95)
     plot_threshold_reliability(tmp_path / "a.png", table)

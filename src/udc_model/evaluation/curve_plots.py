@@ -189,6 +189,7 @@ def plot_cost_curve(path: Path, table: pd.DataFrame) -> None:
     )
     highest = {name: float(table[name].max()) for name, *_ in lines}
     of_model = max(value for name, value in highest.items() if name != "best_constant")
+    lowest = min(0.0, *(float(table[name].min()) for name, *_ in lines))
     is_zoomed = 0 < of_model < _ZOOM * highest["best_constant"]
 
     def draw(figure: Figure) -> None:
@@ -198,7 +199,7 @@ def plot_cost_curve(path: Path, table: pd.DataFrame) -> None:
             axes.plot(table["x"], table[name], linestyle=style, color=colour, linewidth=thickness, label=at_most)
         costliest = class_label(table["costliest_class"].iloc[0], 24)
         axes.set(xlabel=f"share of the cost at stake that belongs to {costliest}", ylabel="normalised expected cost",
-                 xlim=(0, 1), ylim=(0, 1.15 * of_model if is_zoomed else None), title="Cost curve")  # fmt: skip
+                 xlim=(0, 1), ylim=(lowest, 1.15 * of_model if is_zoomed else None), title="Cost curve")  # fmt: skip
         legend_below(figure, axes)
 
     save(path, (WIDTH, 5.2), draw)
@@ -234,7 +235,7 @@ def plot_referral(path: Path, table: pd.DataFrame, refer: float | None, rate: fl
             axes.axvline(rate, color=NEUTRAL, linestyle=":", label=f"policy: {rate:.1%} referred")
             shown = np.append(shown, total[rates <= end])
         axes.set(xlabel="referral rate", ylabel="mean cost per image", title=heading, xlim=(0, end),
-                 ylim=(min(0.0, shown.min()), 1.05 * shown.max()))  # fmt: skip
+                 ylim=(min(0.0, shown.min()), max(0.0, 1.05 * shown.max())))  # fmt: skip
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=1 if end < 0.1 else 0))
         legend_below(figure, axes)
 
