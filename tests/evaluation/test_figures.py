@@ -1,5 +1,6 @@
 """Figures drawn before: copied if nothing that determines them changed, drawn again otherwise."""
 
+import json
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from udc_model.evaluation import figures as figures_module
-from udc_model.evaluation.figures import FigureCache, drawing_code
+from udc_model.evaluation.figures import FigureCache, FigureProcess, drawing_code
 
 
 @pytest.fixture
@@ -77,6 +78,50 @@ def test_changed_drawing_code_draws_again(tmp_path, plot, monkeypatch):
         figures.draw(path, plot, "input")
         assert plot.count == count
     figures_module._code_digest.cache_clear()
+
+
+def test_a_figure_with_boxes_is_drawn_again_until_a_font_is_installed(tmp_path, monkeypatch, caplog):
+    """U+E000 is in a font that Matplotlib brings, but not in its usual one."""
+    from udc_model.evaluation import plot_fonts, plot_style
+
+    def plot(path, name):
+        plot_style.save(path, (2, 1), lambda figure: figure.text(0.1, 0.5, name))
+
+    def drawn(name):
+        figures.draw(tmp_path / "figure.png", plot, name)
+        return (tmp_path / "figure.png").read_bytes()
+
+    figures = FigureCache(tmp_path / "cache")
+    usual, installed = drawn("plain"), ("STIXNonUnicode",)
+    assert caplog.messages == []
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    monkeypatch.setattr(plot_fonts, "_FALLBACKS", ())
+    for cached in (plot_fonts.fallback_fonts, plot_fonts._note):
+        cached.cache_clear()
+    boxes = drawn("a \ue000")
+    assert drawn("a \ue000") == boxes
+    (note,) = caplog.messages
+    assert note.startswith("note: plots show characters of names as boxes (\ue000), ")
+    monkeypatch.setattr(plot_fonts, "_FALLBACKS", installed)
+    plot_fonts.fallback_fonts.cache_clear()
+    assert drawn("a \ue000") != boxes
+    assert drawn("plain") == usual
+    assert len(caplog.messages) == 1
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    plot_fonts.fallback_fonts.cache_clear()
+
+
+def test_the_note_of_the_process_that_draws_is_given(tmp_path, caplog):
+    folder = tmp_path / "evaluation/validation"
+    folder.mkdir(parents=True)
+    names = ["\U0010fffd", "b"]  # of private use: no font has it
+    confusion = {"counts": [[3, 1], [0, 4]], "costs": [[0, 1], [0, 0]], "classes": names, "outcomes": names}
+    (folder / "confusion_matrix.json").write_text(json.dumps(confusion))
+    with FigureProcess(tmp_path / "prepared", tmp_path / "cache") as process:
+        process.draw(folder, "classes")
+        process.finish()
+    (note,) = caplog.messages
+    assert note.startswith("note: plots show characters of names as boxes")
 
 
 def test_the_drawing_code_is_every_module_that_uses_matplotlib():

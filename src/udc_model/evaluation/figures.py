@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -28,11 +29,13 @@ from PIL import Image
 import udc_model
 from udc_model.data.packed import PackedDataset
 from udc_model.errors import UdcError
+from udc_model.evaluation.plot_fonts import BOXES
 from udc_model.files import atomic_file, remove_oldest
 from udc_model.program import exit_status
 
 GALLERY = 24  # images
 _STORED = 100  # figures
+logger = logging.getLogger(__name__)
 FigureKind = Literal["classes", "curves"]  # confusion matrices, recall and costliest mistakes; all others
 
 
@@ -66,13 +69,21 @@ class FigureProcess:
             self.process.stdin.flush()
 
     def finish(self) -> None:
-        """Wait until all figures are drawn; RuntimeError, or `UdcError` about a damaged file, if the process failed."""
+        """Wait until all figures are drawn, and pass its first note on.
+
+        Raises
+        ------
+        RuntimeError
+            The process failed; a `UdcError` if a file is damaged.
+        """
         _, errors = self.process.communicate()
         if self.process.returncode:
             reason = errors.strip().rpartition("\n")[2]
             if reason.startswith("error: "):
                 raise UdcError(reason.removeprefix("error: "))
             raise RuntimeError(f"drawing the figures failed: {errors}")
+        if notes := [line for line in errors.splitlines() if line.startswith("note: ")]:
+            logger.warning("%s", notes[0])
 
 
 @dataclass(frozen=True)
@@ -96,11 +107,18 @@ class FigureCache:
             os.utime(stored)
             return
         plot(path, *inputs)
+        if _has_boxes(path):  # until a font is installed
+            return
         with suppress(OSError):  # a figure that cannot be stored is drawn again
             self.folder.mkdir(parents=True, exist_ok=True)
             with atomic_file(stored) as scratch:
                 shutil.copyfile(path, scratch)
             remove_oldest(self.folder, "*.png", _STORED)
+
+
+def _has_boxes(path: Path) -> bool:
+    with Image.open(path) as image:
+        return BOXES in image.info
 
 
 def drawing_code() -> list[Path]:

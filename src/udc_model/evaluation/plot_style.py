@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -13,6 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from udc_model.evaluation.plot_fonts import BOXES, fallback_fonts, missing_characters, note_boxes
 
 # The palette of Okabe and Ito, distinguishable with all kinds of colour blindness, without its yellow, which is
 # too pale on white. Line styles differ as well.
@@ -46,17 +49,33 @@ _DPI = 110
 def save(path: Path, size: tuple[float, float], draw: Callable[[Figure], None], *, has_images: bool = False) -> None:
     """Write ``draw(figure)`` as a PNG; ``size`` in inches.
 
-    256 colours are enough for lines, text and bars, and make the file a third as large; ``has_images`` stores all.
+    256 colours are enough for lines, text and bars, and make the file a third as large; ``has_images`` stores all. It
+    is drawn once more with other fonts if the usual one lacks a character; if they do too, the file has a comment.
     """
-    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]  # rc_context types its keys as literals
+    pixels, missing = _drawn(size, draw, [])
+    if missing and (fonts := fallback_fonts()):
+        pixels, missing = _drawn(size, draw, fonts)
+    if not has_images:
+        pixels = pixels.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    comment = PngInfo()
+    if missing:
+        comment.add_text(BOXES, str(len(missing)))
+        note_boxes(missing)
+    pixels.save(path, "png", pnginfo=comment)  # without version and date: equal plots are equal files
+
+
+def _drawn(
+    size: tuple[float, float], draw: Callable[[Figure], None], fallbacks: Sequence[str]
+) -> tuple[Image.Image, set[str]]:
+    """The image of a figure, and the characters that no font has, neither the usual one nor the fallbacks."""
+    style = _STYLE | {"font.family": [*mpl.rcParams["font.family"], *fallbacks]}
+    with mpl.rc_context(style), missing_characters() as missing:  # type: ignore[arg-type]  # types keys as literals
         figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
         draw(figure)
         canvas = FigureCanvasAgg(figure)  # savefig would draw twice, and compress pixels that quantize needs
         canvas.draw()  # type: ignore[no-untyped-call]
         pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")  # type: ignore[no-untyped-call]
-    if not has_images:
-        pixels = pixels.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    pixels.save(path, "png")  # without version and date: equal plots are equal files
+    return pixels, missing
 
 
 def class_label(name: str, longest: int = LONGEST_LABEL) -> str:
