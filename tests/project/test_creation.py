@@ -228,6 +228,22 @@ def test_an_existing_dvc_repository_keeps_its_configuration(capsys):
     assert Path(".dvc/config").read_text() == config
 
 
+def test_a_cache_without_a_configuration_stays():
+    """The state after a checkout of a branch from before the project: git removes the configuration, not the cache."""
+    assert main(["init"]) == 0
+    _git("checkout", "-q", "--orphan", "older")
+    _git("rm", "-rqf", ".")
+    cached = Path(".dvc/cache/files/md5/ab/cd")
+    cached.parent.mkdir(parents=True)
+    cached.write_text("images")
+    assert not Path(".dvc/config").exists()
+    assert main(["init"]) == 0
+    assert cached.read_text() == "images"
+    assert {".dvc/config", ".dvc/.gitignore", ".dvcignore"} <= set(_git("ls-files").splitlines())
+    assert ".dvc/cache" not in _git("ls-files", "--others", "--exclude-standard")
+    assert Path(".dvc/config").read_text() == project_files(Path.cwd().name)[".dvc/config"]
+
+
 def test_errors_of_git_are_one_line(monkeypatch, caplog):
     monkeypatch.setenv("PATH", "/nowhere")
     assert main(["init"]) == 1

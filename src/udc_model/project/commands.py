@@ -12,6 +12,8 @@ from pathlib import Path
 
 from udc_model.errors import UdcError, without_credentials
 
+OF_DVC = (".dvc/.gitignore", ".dvcignore")  # written by `dvc init`, which stages them
+
 
 def git_root(folder: Path) -> Path | None:
     """The git repository that a folder is in; None if there is none."""
@@ -30,11 +32,26 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def make_dvc_repository(folder: Path, *, is_in_git_root: bool) -> None:
-    """``dvc init`` in a folder; what an interrupted one has left there is replaced."""
+    """``dvc init`` in a folder. What is in its ``.dvc`` stays: the cache is there, also if git has no configuration."""
     from dvc.repo import Repo
 
     with _one_line_errors("dvc init", folder):
-        Repo.init(str(folder), subdir=not is_in_git_root, force=(folder / ".dvc").exists()).close()
+        if (folder / ".dvc").exists():
+            _complete_dvc_repository(folder)
+        else:
+            Repo.init(str(folder), subdir=not is_in_git_root).close()
+
+
+def _complete_dvc_repository(folder: Path) -> None:
+    """Write the files of ``dvc init`` that are missing, and stage them; ``dvc init --force`` would delete the cache."""
+    from dvc.config import Config
+    from dvc.ignore import init
+    from dvc.repo import Repo
+
+    Config.init(str(folder / ".dvc"))
+    init(str(folder))
+    Repo(str(folder)).close()  # writes .dvc/.gitignore
+    git(folder, "add", "--force", "--", ".dvc/config", *(name for name in OF_DVC if (folder / name).exists()))
 
 
 def dvc_add(folder: Path, path: str) -> None:

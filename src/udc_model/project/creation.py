@@ -15,6 +15,7 @@ from udc_model.errors import UdcError
 from udc_model.files import Workspace, make_folder, only_writer, write_atomically
 from udc_model.installed import PIN, check_pin, installed, read_pin
 from udc_model.project.commands import (
+    OF_DVC,
     commit,
     dvc_add,
     ensure_identity,
@@ -30,7 +31,6 @@ from udc_model.project.templates import IGNORE, RAW_DATA, REQUIRED, project_file
 
 PARAMS = "params.yaml"
 _LONG = 100  # epochs, from which a first look needs fewer
-_OF_DVC = (".dvc/.gitignore", ".dvcignore")  # written by `dvc init`, which stages them
 
 
 @dataclass
@@ -216,7 +216,7 @@ def _record(creation: Creation, names: list[str]) -> None:
     """Put the files into git's index; commit them if the repository has no commit, which a run needs as its origin."""
     root = creation.root
     is_first = not has_commit(root)
-    names = [name for name in (*dict.fromkeys(names), *(_OF_DVC if is_first else ())) if (root / name).exists()]
+    names = [name for name in (*dict.fromkeys(names), *(OF_DVC if is_first else ())) if (root / name).exists()]
     git(root, "add", "--force", "--", *names)
     if not is_first:
         if git(root, "diff", "--cached", "--name-only", "--", *names):
