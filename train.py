@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
 
 from udc_model.config.json_config import load_json_config
-from udc_model.files import Workspace
+from udc_model.files import Workspace, check_outputs
 from udc_model.program import exit_status
 
 logger = logging.getLogger("udc_model.train")
@@ -19,12 +19,13 @@ logger = logging.getLogger("udc_model.train")
 def run(config: Path) -> None:
     """Prepare, train and evaluate as the configuration says, into its ``output_dir``."""
     loaded = load_json_config(config)
+    workspace = Workspace(loaded.output_dir)
+    check_outputs(workspace)
     from udc_model.stages.evaluate import evaluate
     from udc_model.stages.prepare import prepare
     from udc_model.stages.resolve import resolve_workspace
     from udc_model.stages.train import train
 
-    workspace = Workspace(loaded.output_dir)
     prepare(loaded.params, workspace)
     resolved = resolve_workspace(loaded.params, workspace)
     train(resolved.train, workspace, resolved.evaluate.costs)

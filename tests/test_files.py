@@ -15,7 +15,15 @@ from filelock import FileLock
 
 from udc_model import files
 from udc_model.errors import UdcError
-from udc_model.files import Workspace, atomic_folder, json_text, only_writer, write_atomically
+from udc_model.files import (
+    Workspace,
+    atomic_folder,
+    check_outputs,
+    json_text,
+    only_writer,
+    running_writer,
+    write_atomically,
+)
 
 WRITES = """
 import sys
@@ -46,6 +54,39 @@ def start(tmp_path):
     for process in processes:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("name", ["data/prepared/a", "resolved/a", "model/a.py", "training/a", "evaluation/a",
+                                  "metrics.json"])  # fmt: skip
+def test_contents_of_another_origin_are_no_outputs(name, tmp_path):
+    workspace = Workspace(tmp_path)
+    check_outputs(workspace)
+    for path in workspace.outputs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path != workspace.metrics:
+            path.mkdir()
+    check_outputs(workspace)
+    for marker in workspace.outputs.values():
+        marker.touch()
+    workspace.metrics.touch()
+    check_outputs(workspace)
+    file = tmp_path / name
+    output = workspace.metrics if file == workspace.metrics else file.parent
+    workspace.outputs[output].unlink()
+    file.touch()
+    with pytest.raises(UdcError, match=f"^{output}: exists and was not written by a stage"):
+        check_outputs(workspace)
+
+
+def test_a_process_id_that_another_process_has_now_is_no_writer(tmp_path):
+    workspace = Workspace(tmp_path)
+    with only_writer(workspace):
+        assert running_writer(workspace).endswith(f"(process {os.getpid()})")
+    holder = tmp_path / ".udc/writer.json"
+    holder.write_text(json.dumps({"pid": os.getppid(), "command": "train.py"}))
+    assert running_writer(workspace) is None
+    (tmp_path / ".udc/writer.lock").unlink(missing_ok=True)
+    assert running_writer(workspace) is None
 
 
 def test_a_second_writer_is_refused_with_the_name_of_the_first(tmp_path, start):

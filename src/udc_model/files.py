@@ -75,6 +75,39 @@ class Workspace:
         """Metrics file that ``dvc metrics`` reads; written by ``evaluate``."""
         return self.root / "metrics.json"
 
+    @property
+    def outputs(self) -> dict[Path, Path]:
+        """What stages replace or delete, and beside each the file that shows that a stage has written it."""
+        record = self.training / "record.json"
+        return {
+            self.prepared: self.prepared / "checksums.json",
+            self.resolved: self.resolved / "train.yaml",
+            self.model: self.model / "checksums.json",
+            self.training: record,
+            self.evaluation: self.evaluation / "policy.json",
+            self.metrics: record,
+        }
+
+
+def check_outputs(workspace: Workspace) -> None:
+    """Check that the stages replace only what stages have written.
+
+    Raises
+    ------
+    UdcError
+        An output has contents of another origin.
+    """
+    for path, marker in workspace.outputs.items():
+        if has_contents(path) and not marker.is_file():
+            raise UdcError(f"{path}: exists and was not written by a stage, which would replace it; move it to another "
+                           "place, or choose another folder for the results")  # fmt: skip
+
+
+def has_contents(path: Path) -> bool:
+    """Whether a path exists and is not an empty folder; a link counts as contents."""
+    is_empty = path.is_dir() and not any(path.iterdir())
+    return path.is_symlink() or (path.exists() and not is_empty)
+
 
 @contextmanager
 def only_writer(workspace: Workspace) -> Iterator[None]:
@@ -88,7 +121,7 @@ def only_writer(workspace: Workspace) -> Iterator[None]:
         Another process is writing; the message has its command and process id.
     """
     folder = _holder_file(workspace).parent
-    lock = FileLock(folder / "writer.lock")
+    lock = FileLock(_lock_file(workspace))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -114,13 +147,20 @@ def only_writer(workspace: Workspace) -> Iterator[None]:
 
 
 def running_writer(workspace: Workspace) -> str | None:
-    """Command and process id of the process that is writing outputs of the workspace; None if there is none."""
+    """Command and process id of the process that is writing outputs of the workspace; None if there is none.
+
+    The process id alone may be that of another process by now.
+    """
     pid, holder = _read_holder(workspace) or (None, None)
-    return holder if pid is not None and _is_running(pid) else None
+    return holder if pid is not None and _is_running(pid) and _is_locked(_lock_file(workspace)) else None
 
 
 def _holder_file(workspace: Workspace) -> Path:
     return workspace.root / ".udc" / "writer.json"
+
+
+def _lock_file(workspace: Workspace) -> Path:
+    return workspace.root / ".udc" / "writer.lock"
 
 
 def _read_holder(workspace: Workspace) -> tuple[int, str] | None:
@@ -257,13 +297,13 @@ def is_abandoned(scratch: Path) -> bool:
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether a process is in a `_locked` block of a file or folder."""
+    """Whether a process is in a `_locked` block of a file or folder, or has another exclusive lock of it."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two processes may ask at once
     except BlockingIOError:
         return True
     finally:
@@ -448,8 +488,7 @@ def check_new_folder(path: Path) -> None:
     UdcError
         The path is a file or a folder with contents, in no folder, or cannot be written.
     """
-    is_empty = path.is_dir() and not any(path.iterdir())
-    if path.is_symlink() or (path.exists() and not is_empty):
+    if has_contents(path):
         raise UdcError(f"{path}: exists and is not an empty folder; name a new folder, or remove it first")
     _check_writable(path)
 

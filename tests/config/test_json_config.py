@@ -1,6 +1,8 @@
 """The older one-file configuration maps onto the typed parameters, key by key."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,3 +95,15 @@ def test_mistakes_are_named(tmp_path, change, message):
 
 def test_booleans_may_be_texts(tmp_path):
     _load(tmp_path, OLD | {"wandb": "False", "push_to_hub": False})
+
+
+def test_results_do_not_replace_folders_of_the_user(tmp_path):
+    path = tmp_path / "out/model/my_thesis_model.py"
+    path.parent.mkdir(parents=True)
+    path.write_text("mine\n")
+    (tmp_path / "config.json").write_text(json.dumps({"dataset_host": "digits", "num_labels": 2, "output_dir": "out"}))
+    done = subprocess.run([sys.executable, ROOT / "train.py", "--config", "config.json"], cwd=tmp_path,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 1
+    assert "out/model: exists and was not written by a stage, which would replace it" in done.stderr
+    assert [each for each in (tmp_path / "out").rglob("*") if each.is_file()] == [path]

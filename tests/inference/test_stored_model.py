@@ -16,7 +16,7 @@ from udc_model.config import ModelParams, ResNetParams
 from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.policy import Policy
 from udc_model.errors import UdcError
-from udc_model.files import Workspace, read_consistently, sha256_of
+from udc_model.files import Workspace, only_writer, read_consistently, sha256_of
 from udc_model.inference.stored_model import open_stored
 from udc_model.model_files.folder import CONFIG, PREPROCESSOR, WEIGHTS
 from udc_model.models import build_model
@@ -115,17 +115,14 @@ def test_a_policy_of_another_model_is_refused(workspace, tmp_path, capsys, caplo
 
 
 @pytest.mark.parametrize("name", ["model", "evaluation"])
-def test_a_missing_folder_is_explained_by_the_command_that_writes_it(workspace, name):
+def test_a_missing_folder_is_explained_by_the_command_that_writes_it(workspace, name, monkeypatch):
     shutil.rmtree(workspace.root / name)
     with pytest.raises(UdcError, match=rf"{name}/\w+\.json: no such file"):
         open_stored(workspace)
-    holder = workspace.root / ".udc" / "writer.json"
-    holder.parent.mkdir()
-    holder.write_text(json.dumps({"pid": os.getpid(), "command": "train.py"}))
     message = rf"{name}: is missing while train\.py \(process {os.getpid()}\) runs; try again when it has ended$"
-    with pytest.raises(UdcError, match=message):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with only_writer(workspace), pytest.raises(UdcError, match=message):
         open_stored(workspace)
-    holder.write_text(json.dumps({"pid": 2**22 + 1, "command": "train.py"}))  # it has ended
     with pytest.raises(UdcError, match="no such file"):
         open_stored(workspace)
 

@@ -10,7 +10,7 @@ import yaml
 
 from udc_model.cli import main
 from udc_model.config import load_params
-from udc_model.files import write_atomically
+from udc_model.files import Workspace, write_atomically
 from udc_model.installed import check_pin, installed
 from udc_model.project import creation
 from udc_model.project.templates import project_files
@@ -132,6 +132,28 @@ def test_files_that_a_project_needs_are_refused_and_nothing_is_written(names, ca
         in caplog.text
     )
     assert sorted(path.name for path in Path().iterdir()) == names
+
+
+@pytest.mark.parametrize("name", ["data/prepared/x.png", "resolved/x.yaml", "model/x.py", "training/x", "evaluation/x",
+                                  "metrics.json"])  # fmt: skip
+def test_a_folder_of_the_user_that_stages_would_delete_is_refused(name, caplog):
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("mine\n")
+    assert main(["init"]) == 1
+    output = name.rpartition("/")[0] or name
+    assert (
+        f"{Path.cwd()}: has {output}, which the stages of a project would replace; nothing was written" in caplog.text
+    )
+    assert [path for path in Path().rglob("*") if path.is_file()] == [Path(name)]
+
+
+def test_the_outputs_that_are_checked_are_those_of_the_stages():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
+    written = {name for stage in stages for entry in (*stage.get("outs", ()), *stage.get("metrics", ()))
+               for name in ([entry] if isinstance(entry, str) else entry)}  # fmt: skip
+    outputs = {path.as_posix() for path in Workspace().outputs}
+    assert {name if name in outputs else name.rpartition("/")[0] for name in written} == outputs
 
 
 def test_a_project_of_another_version_is_refused(caplog):

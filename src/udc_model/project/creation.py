@@ -12,7 +12,7 @@ from pathlib import Path
 from udc_model.config import load_params, override_params
 from udc_model.data.inspection import inspect
 from udc_model.errors import UdcError
-from udc_model.files import Workspace, make_folder, only_writer, write_atomically
+from udc_model.files import Workspace, has_contents, make_folder, only_writer, write_atomically
 from udc_model.installed import PIN, check_pin, installed, read_pin
 from udc_model.project.commands import (
     OF_DVC,
@@ -111,7 +111,7 @@ def _data_path(root: Path, images: Path) -> str:
 
 
 def _check_existing(root: Path, files: Mapping[str, str]) -> None:
-    """Check that the folder is a project of this version already, or has none of the files that a project needs."""
+    """Check that the folder is a project of this version already, or has nothing that a project needs or replaces."""
     if (root / PIN).exists():
         check_pin(root)
         return
@@ -119,6 +119,9 @@ def _check_existing(root: Path, files: Mapping[str, str]) -> None:
     if existing := [name for name in needed if (root / name).exists()]:
         raise UdcError(f"{root}: has {', '.join(existing)} already, and is no project of udc init; nothing was "
                        "written. Make the project in another folder: udc init FOLDER")  # fmt: skip
+    if outputs := [path.relative_to(root).as_posix() for path in Workspace(root).outputs if has_contents(path)]:
+        raise UdcError(f"{root}: has {', '.join(outputs)}, which the stages of a project would replace; nothing was "
+                       "written. Rename it, or make the project in another folder: udc init FOLDER")  # fmt: skip
 
 
 def _make_repositories(creation: Creation) -> bool:
