@@ -10,9 +10,11 @@ import yaml
 
 from udc_model.cli import main
 from udc_model.config import load_params
+from udc_model.errors import UdcError
 from udc_model.files import Workspace, write_atomically
 from udc_model.installed import check_pin, installed
-from udc_model.project import creation
+from udc_model.project import commands, creation
+from udc_model.project.commands import command_to_use_git
 from udc_model.project.templates import project_files
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +101,61 @@ def test_images_in_the_folder_are_tracked_by_dvc(shapes_at, capsys):
     assert "images: tracked already\n" in capsys.readouterr().out
 
 
+def test_images_that_git_tracks_in_part_are_refused(shapes_at, caplog, capsys):
+    shapes_at(Path("data/raw/shapes").absolute())
+    Path("data/raw/shapes/README.md").write_text("shapes\n")
+    _git("init", "-q")
+    _git("add", "data/raw/shapes/README.md")
+    before = _contents()
+    assert main(["init", "--images", "data/raw/shapes"]) == 1
+    assert "--images: git tracks a part of data/raw/shapes, and not data/raw/shapes/bar/" in caplog.text
+    assert _contents() == before
+    _git("rm", "-rq", "--cached", "data/raw/shapes")  # as the message says
+    assert main(["init", "--images", "data/raw/shapes"]) == 0
+    assert "images: tracked by DVC now\n" in capsys.readouterr().out
+
+
+def test_a_link_in_the_folder_is_outside_with_its_target(images, capsys):
+    Path("linked").symlink_to(images)
+    assert main(["init", "--images", "linked"]) == 0
+    assert "images: outside of the project, which refers to them" in capsys.readouterr().out
+    assert load_params().data.path == str(images)
+
+
+def test_errors_of_dvc_have_no_colours(tmp_path):
+    from dvc.exceptions import DvcException
+
+    with pytest.raises(UdcError) as error, commands._one_line_errors("dvc add", tmp_path):
+        raise DvcException("\x1b[31mcannot\x1b[0m add \x1b[1;36mx\x1b[m")
+    assert str(error.value) == f"`dvc add` failed in {tmp_path}: cannot add x"
+
+
+def test_parameters_of_the_images(shapes_at, caplog, capsys):
+    folder = shapes_at(Path("shapes").absolute())
+    paths = [path.rename(folder / f"{path.parent.name}-{path.name}") for path in sorted(folder.rglob("*.png"))]
+    for name in ("bar", "dot", "stripe"):
+        (folder / name).rmdir()
+    lines = [f"{path.name},größe {path.name[:3]}" for path in paths]
+    (folder / "labels.csv").write_text("\n".join(["path,label", *lines]), encoding="latin-1")
+    assert main(["init", "project", "--images", "shapes"]) == 1
+    assert "data.encoding" in caplog.text
+    assert not Path("project").exists()
+    settings = ["-S", "data.encoding=latin-1", "-S", "epochs=3"]
+    assert main(["init", "project", "--images", "shapes", *settings]) == 0
+    params = load_params(Path("project/params.yaml"))
+    assert (params.data.source, params.data.path, params.data.encoding) == ("auto", str(folder), "latin-1")
+    assert params.train.epochs == 3
+    assert "größe bar" in capsys.readouterr().out
+    assert main(["init", "project", "--images", "shapes", *settings[:3], "epochs=4"]) == 0
+    assert "it stays as it is; set train.epochs there" in capsys.readouterr().out
+    for wrong, message in ((["-S", "epochs=3"], "-S: is for the images; add --images"),
+                           (["--images", "shapes", "-S", "data.path=x"], "-S data.path: is that of --images"),
+                           (["--images", "shapes", "-S", "data.pth=x"], "data.pth: no such parameter")):  # fmt: skip
+        assert main(["init", "other", *wrong]) == 1
+        assert message in caplog.text
+    assert not Path("other").exists()
+
+
 def test_a_project_gets_its_images_later(images, capsys):
     assert main(["init"]) == 0
     assert main(["init", "--images", str(images)]) == 0
@@ -120,6 +177,15 @@ def test_existing_files_are_never_overwritten(capsys):
     recorded = json.loads(Path("udc.json").read_text())["files"]
     assert {"README.md", "Makefile", ".gitignore"}.isdisjoint(recorded)
     assert not {"README.md", "Makefile", "notes.txt"} & set(_git("ls-files").splitlines())
+
+
+def test_an_ignore_file_that_is_not_utf8_keeps_its_bytes():
+    Path(".gitignore").write_bytes(b"/caf\xe9\r\n")
+    assert main(["init"]) == 0
+    written = Path(".gitignore").read_bytes()
+    assert written.startswith(b"/caf\xe9\r\n\n/data/prepared\n")
+    assert main(["init"]) == 0
+    assert Path(".gitignore").read_bytes() == written
 
 
 @pytest.mark.parametrize("names", [["params.yaml"], ["dvc.yaml", "params.yaml"], ["MLproject"]])
@@ -264,6 +330,29 @@ def test_a_cache_without_a_configuration_stays():
     assert {".dvc/config", ".dvc/.gitignore", ".dvcignore"} <= set(_git("ls-files").splitlines())
     assert ".dvc/cache" not in _git("ls-files", "--others", "--exclude-standard")
     assert Path(".dvc/config").read_text() == project_files(Path.cwd().name)[".dvc/config"]
+
+
+def test_a_dvc_repository_that_does_not_use_git_is_refused(caplog):
+    _git("init", "-q")
+    subprocess.run(["dvc", "init", "-q", "--no-scm"], check=True)
+    before = _contents()
+    assert main(["init"]) == 1
+    assert "core.no_scm, and experiments need git; nothing was written. Run `dvc config --unset core.no_scm`" \
+        in caplog.text  # fmt: skip
+    assert _contents() == before
+    Path(".dvc/config").write_text("")
+    Path(".dvc/config.local").write_text("[core]\n    no_scm = true\n")
+    assert command_to_use_git(Path()) == "dvc config --local --unset core.no_scm"
+
+
+def test_a_repository_that_git_refuses_gets_no_other_in_it(monkeypatch, caplog):
+    _git("init", "-q")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    monkeypatch.setenv("LANGUAGE", "de")
+    assert main(["init", "project"]) == 1
+    assert "detected dubious ownership in repository" in caplog.text
+    assert "safe.directory" in caplog.text
+    assert [path.name for path in Path().iterdir()] == [".git"]
 
 
 def test_errors_of_git_are_one_line(monkeypatch, caplog):

@@ -72,6 +72,17 @@ def test_files_of_the_user_stay(old_project, capsys):
     assert "dvc.yaml" not in capsys.readouterr().out
 
 
+def test_files_that_are_not_utf8_are_changed_ones(old_project, capsys):
+    contents = {"README.md": b"caf\xe9\n", ".gitignore": b"/caf\xe9\n"}
+    for name, text in contents.items():
+        Path(name).write_bytes(text)
+    assert main(["upgrade"]) == 0
+    assert "  README.md: you have changed it, so it stays; the new one is .udc/upgrade/README.md\n" \
+        in capsys.readouterr().out  # fmt: skip
+    assert Path("README.md").read_bytes() == contents["README.md"]
+    assert Path(".gitignore").read_bytes().startswith(b"/caf\xe9\n\n/data/prepared\n")
+
+
 def test_corrections_are_added_and_stay(old_project, capsys):
     path = Path("data/corrections.csv")
     path.unlink()

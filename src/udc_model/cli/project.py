@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from udc_model.cli.command import Command, Parser, add_params_file
+from udc_model.cli.command import Command, Parser, add_params_file, add_settings
 
 
 def _init_arguments(parser: Parser) -> None:
@@ -17,12 +17,13 @@ def _init_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--recipe", metavar="NAME", help="parameters to begin with (default: recommended for the images)"
     )
+    add_settings(parser, "a parameter to read the images with and to write, as data.encoding=latin-1")
 
 
 def _init(options: argparse.Namespace) -> None:
     from udc_model.project.creation import create
 
-    sys.stdout.write(create(options.folder, options.images, options.recipe).to_text())
+    sys.stdout.write(create(options.folder, options.images, options.recipe, options.settings).to_text())
 
 
 def _recipe_arguments(parser: Parser) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -12,13 +13,24 @@ from pathlib import Path
 
 from udc_model.errors import UdcError, without_credentials
 
+_NO_REPOSITORY = "not a git repository (or any"  # of the folders above; a damaged one has other words
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 OF_DVC = (".dvc/.gitignore", ".dvcignore")  # written by `dvc init`, which stages them
 
 
 def git_root(folder: Path) -> Path | None:
-    """The git repository that a folder is in; None if there is none."""
-    done = _run(["git", "rev-parse", "--show-toplevel"], folder)
-    return Path(done.stdout.strip()).resolve() if done.returncode == 0 else None
+    """The git repository that a folder is in; None if there is none.
+
+    Raises
+    ------
+    UdcError
+        git refuses the repository, for example because it belongs to another user.
+    """
+    command = ["git", "rev-parse", "--show-toplevel"]
+    done = _run(command, folder)
+    if done.returncode and _NO_REPOSITORY in done.stderr:
+        return None
+    return Path(_output(command, folder, done)).resolve()
 
 
 def has_commit(folder: Path) -> bool:
@@ -54,6 +66,19 @@ def _complete_dvc_repository(folder: Path) -> None:
     git(folder, "add", "--force", "--", ".dvc/config", *(name for name in OF_DVC if (folder / name).exists()))
 
 
+def command_to_use_git(folder: Path) -> str | None:
+    """The command after which DVC uses git in a folder; None if its configuration says so already."""
+    from dvc.config import Config
+
+    with _one_line_errors("dvc config", folder):
+        config = Config(str(folder / ".dvc"))
+        if not config["core"].get("no_scm"):
+            return None
+        levels = ("local", "repo", "global", "system")  # the first one that has the value decides
+        level = next(level for level in levels if "no_scm" in config.load_one(level)["core"])
+    return f"dvc config{'' if level == 'repo' else f' --{level}'} --unset core.no_scm"
+
+
 def dvc_add(folder: Path, path: str) -> None:
     """``dvc add`` of a file or folder of the project."""
     from dvc.repo import Repo
@@ -74,7 +99,7 @@ def _one_line_errors(command: str, folder: Path) -> Iterator[None]:
         with redirect_stdout(io.StringIO()):
             yield
     except DvcException as error:
-        reason = " ".join(f"{error}: {error.__cause__ or ''}".split()).rstrip(": ")
+        reason = " ".join(_COLOURS.sub("", f"{error}: {error.__cause__ or ''}").split()).rstrip(": ")
         raise UdcError(f"`{command}` failed in {folder}: {without_credentials(reason)}") from None
     finally:
         logger.setLevel(level)
@@ -97,6 +122,11 @@ def is_tracked(folder: Path, path: Path) -> bool:
     return bool(git(folder, "ls-files", "--", str(path)))
 
 
+def untracked_files(folder: Path, path: Path) -> list[str]:
+    """The files at or below a path that git neither tracks nor ignores."""
+    return git(folder, "ls-files", "--others", "--exclude-standard", "--", str(path)).splitlines()
+
+
 def commit(folder: Path, paths: Sequence[str], message: str) -> str:
     """Commit these files and nothing else; returns the short name of the commit."""
     git(folder, "-c", "commit.gpgsign=false", "commit", "--quiet", "--no-verify", "-m", message, "--only", "--", *paths)
@@ -106,7 +136,7 @@ def commit(folder: Path, paths: Sequence[str], message: str) -> str:
 def _run(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
     # the settings of a hook that started this process are those of another folder
     foreign = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
-    env = {key: value for key, value in os.environ.items() if key not in foreign}
+    env = {key: value for key, value in os.environ.items() if key not in foreign} | {"LC_ALL": "C"}  # English messages
     try:
         return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     except FileNotFoundError:
@@ -114,7 +144,11 @@ def _run(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[st
 
 
 def _checked(command: Sequence[str], folder: Path) -> str:
-    done = _run(command, folder)
+    return _output(command, folder, _run(command, folder))
+
+
+def _output(command: Sequence[str], folder: Path, done: subprocess.CompletedProcess[str]) -> str:
+    """What a command has printed; :class:`UdcError` if it has failed."""
     if done.returncode:
         lines = [line for line in (done.stderr.strip() or done.stdout.strip()).splitlines() if line.strip()]
         reason = without_credentials(" ".join(lines[:3])) or f"status {done.returncode}"

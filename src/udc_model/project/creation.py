@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from udc_model.config import load_params, override_params
+from udc_model.config import full_name, load_params, mapping_of, override_params
 from udc_model.data.inspection import inspect
 from udc_model.errors import UdcError
 from udc_model.files import Workspace, has_contents, make_folder, only_writer, write_atomically
 from udc_model.installed import PIN, check_pin, installed, read_pin
 from udc_model.project.commands import (
     OF_DVC,
+    command_to_use_git,
     commit,
     dvc_add,
     ensure_identity,
@@ -24,10 +27,11 @@ from udc_model.project.commands import (
     has_commit,
     is_tracked,
     make_dvc_repository,
+    untracked_files,
 )
-from udc_model.project.recipe import Change, Recipe, apply, find_recipe
+from udc_model.project.recipe import Change, Recipe, apply, find_recipe, parameter_values
 from udc_model.project.recommendation import Recommendation, has_accelerator, recommend
-from udc_model.project.templates import IGNORE, RAW_DATA, REQUIRED, project_files, raw_data, with_lines
+from udc_model.project.templates import IGNORE, RAW_DATA, REQUIRED, extend_ignore, project_files, raw_data
 
 PARAMS = "params.yaml"
 _LONG = 100  # epochs, from which a first look needs fewer
@@ -55,13 +59,16 @@ class Creation:
         return "\n".join([*self.lines, *train, *(first if self.epochs > _LONG else [])]) + "\n"
 
 
-def create(folder: Path, images: Path | None = None, recipe: str | None = None) -> Creation:
+def create(
+    folder: Path, images: Path | None = None, recipe: str | None = None, settings: Sequence[str] = ()
+) -> Creation:
     """Make a project in a folder, or complete it; no existing file is overwritten.
 
     Parameters
     ----------
     images : folder or archive of images. In the project's folder DVC tracks them; elsewhere the project refers to them.
     recipe : name of the recipe; by default the recommended one, without images that of the demo.
+    settings : parameters as ``data.encoding=latin-1``, with which the images are read and which are written.
 
     Raises
     ------
@@ -72,12 +79,19 @@ def create(folder: Path, images: Path | None = None, recipe: str | None = None) 
     root = folder.resolve()
     chosen = find_recipe(recipe) if recipe else None
     recommendation = None
+    values = _values(images, settings)
     if images is not None:
         path = _data_path(root, images)
-        found = inspect(override_params(["data.source=auto"]).data.model_copy(update={"path": str(images)}))
+        data = override_params(["data.source=auto", *settings]).data.model_copy(update={"path": str(images)})
+        found = inspect(data)
         recommendation = recommend(found, recipe, has_gpu=has_accelerator())
+        all_settings = recommendation.settings | {"data.source": "auto", "data.path": path} | values
+        recommendation = replace(recommendation, settings=all_settings)
     files = project_files(root.name)
     _check_existing(root, files)
+    _check_repositories(root)
+    if images is not None:
+        _is_tracked(root, path)
     make_folder(root)
     creation = Creation(root)
     with only_writer(Workspace(root)):
@@ -85,7 +99,7 @@ def create(folder: Path, images: Path | None = None, recipe: str | None = None) 
         written = _write_files(creation, files, has_dvc)
         if images is not None and recommendation is not None:
             creation.lines += [f"images: {path}", *(f"  {line}" for line in found.lines)]
-            _write_params(creation, recommendation, path)  # before DVC runs: dvc.yaml refers to data.path
+            _write_params(creation, recommendation, values)  # before DVC runs: dvc.yaml refers to data.path
             written += _track(creation, path)
         elif chosen is not None or not (root / PARAMS).exists():
             changes = apply(root / PARAMS, chosen or find_recipe("digits"), {})
@@ -103,11 +117,14 @@ def _data_path(root: Path, images: Path) -> str:
     if not images.exists():
         raise UdcError(f"--images: {images} does not exist")
     path = images.absolute()
-    if root.is_relative_to(path.resolve()):
+    target = path.resolve()
+    if root.is_relative_to(target):
         raise UdcError(f"--images: {images} contains the project's folder {root}; make the project in a folder of its "
                        f"own: udc init FOLDER --images {images}")  # fmt: skip
-    resolved = path.parent.resolve() / path.name
-    return resolved.relative_to(root).as_posix() if resolved.is_relative_to(root) else str(Path(os.path.normpath(path)))
+    if target.is_relative_to(root):
+        return target.relative_to(root).as_posix()
+    is_link_of_project = (path.parent.resolve() / path.name).is_relative_to(root)  # DVC cannot track it
+    return str(target if is_link_of_project else Path(os.path.normpath(path)))
 
 
 def _check_existing(root: Path, files: Mapping[str, str]) -> None:
@@ -124,6 +141,19 @@ def _check_existing(root: Path, files: Mapping[str, str]) -> None:
                        "written. Rename it, or make the project in another folder: udc init FOLDER")  # fmt: skip
 
 
+def _check_repositories(root: Path) -> None:
+    """Check that git accepts the repository that the folder is in, if any, and that DVC uses git."""
+    git_root(_existing(root))
+    if command := command_to_use_git(root):
+        raise UdcError(f"{root}: DVC's configuration has core.no_scm, and experiments need git; nothing was written. "
+                       f"Run `{command}`, then udc init again")  # fmt: skip
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(each for each in (folder, *folder.parents) if each.is_dir())
+
+
 def _make_repositories(creation: Creation) -> bool:
     """Make a git and a DVC repository, unless the folder is in one or is one; returns whether DVC's was there."""
     root, made = creation.root, []
@@ -135,7 +165,7 @@ def _make_repositories(creation: Creation) -> bool:
         make_dvc_repository(root, is_in_git_root=top in (None, root))
         made.append("DVC")
     creation.lines.append(f"project: {root}" + (f" (new {' and '.join(made)} repository)" if made else ""))
-    return has_dvc and bool((root / ".dvc/config").read_text(encoding="utf-8").strip())
+    return has_dvc and bool((root / ".dvc/config").read_bytes().strip())
 
 
 def _write_files(creation: Creation, files: Mapping[str, str], has_dvc: bool) -> list[str]:
@@ -147,7 +177,7 @@ def _write_files(creation: Creation, files: Mapping[str, str], has_dvc: bool) ->
     assert pin is not None
     for name, text in files.items():
         if name == IGNORE and (root / name).exists():
-            write_atomically(root / name, with_lines((root / name).read_text(encoding="utf-8"), text))
+            extend_ignore(root / name, text)
         elif _is_missing(root, name, has_dvc) and name in pin.files:
             write_atomically(root / name, text)
         elif name not in pin.files:
@@ -183,6 +213,21 @@ def digest_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _is_tracked(root: Path, path: str) -> bool:
+    """Whether DVC or git tracks the images; :class:`UdcError` if git tracks a part of them."""
+    if Path(path).is_absolute() or git_root(root) is None:
+        return False
+    if (root / f"{path}.dvc").exists():
+        return True
+    if not is_tracked(root, root / path):
+        return False
+    if untracked := untracked_files(root, root / path):
+        raise UdcError(f"--images: git tracks a part of {path}, and not {untracked[0]} ({len(untracked)} file(s)). "
+                       f"Let DVC track all of it: `git rm -r --cached {shlex.quote(path)}`; or git: "
+                       f"`git add {shlex.quote(path)}`. Then run udc init again")  # fmt: skip
+    return True
+
+
 def _track(creation: Creation, path: str) -> list[str]:
     """Let DVC track the images unless they are outside, or tracked; returns the files of git that this makes."""
     root = creation.root
@@ -190,7 +235,7 @@ def _track(creation: Creation, path: str) -> list[str]:
         creation.lines.append("images: outside of the project, which refers to them; they stay where they are")
         return []
     owner = root / f"{path}.dvc"
-    if owner.exists() or is_tracked(root, root / path):
+    if _is_tracked(root, path):
         creation.lines.append("images: tracked already")
     else:
         dvc_add(root, path)
@@ -199,14 +244,30 @@ def _track(creation: Creation, path: str) -> list[str]:
     return [each.relative_to(root).as_posix() for each in (owner, ignore) if each.exists()]
 
 
-def _write_params(creation: Creation, recommendation: Recommendation, path: str) -> None:
-    """Write the recipe and the place of the images into the parameters, unless they have the place already."""
+def _values(images: Path | None, settings: Sequence[str]) -> dict[str, Any]:
+    """The values of parameters that ``-S`` sets, by full name."""
+    names = [full_name(setting.partition("=")[0]) for setting in settings]
+    if settings and images is None:
+        raise UdcError("-S: is for the images; add --images, or set the parameters in params.yaml")
+    if "data.path" in names:
+        raise UdcError("-S data.path: is that of --images; leave it out")
+    values = parameter_values(override_params(settings))
+    return {name: values[name] for name in (mapping_of(each) or each for each in names)}
+
+
+def _write_params(creation: Creation, recommendation: Recommendation, values: Mapping[str, Any]) -> None:
+    """Write the recipe and the place of the images into the parameters, unless they have the place already.
+
+    ``values`` are those of ``-S``, which the settings of the recommendation contain.
+    """
     file = creation.root / PARAMS
-    if file.exists() and load_params(file).data.path == path:
-        creation.lines.append(f"{PARAMS}: uses these images already; it stays as it is")
+    current = parameter_values(load_params(file)) if file.exists() else {}
+    if current.get("data.path") == recommendation.settings["data.path"]:
+        differing = [name for name, value in values.items() if current[name] != value]
+        advice = f"; set {', '.join(differing)} there" if differing else ""
+        creation.lines.append(f"{PARAMS}: uses these images already; it stays as it is{advice}")
         return
-    settings = recommendation.settings | {"data.source": "auto", "data.path": path}
-    changes = apply(file, recommendation.recipe, settings)
+    changes = apply(file, recommendation.recipe, recommendation.settings)
     creation.lines += recommendation.to_text().splitlines()
     creation.lines.append(f"  {PARAMS}: " + _summary(changes, recommendation.recipe))
 

@@ -79,6 +79,11 @@ def read_recipe(path: Path) -> Recipe:
     return Recipe(path.stem, "\n".join(page), {name: values[name] for name in _flat(sections)})
 
 
+def parameter_values(params: Params) -> dict[str, Any]:
+    """The value of each parameter by full name."""
+    return _flat(params.model_dump())
+
+
 def _flat(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The values of nested sections by full name."""
     names = parameter_names()
@@ -92,7 +97,7 @@ def _flat(sections: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def followed(params: Params) -> Recipe | None:
     """The recipe whose values the parameters have: all of them, or more than half; None if there is none."""
-    values = _flat(params.model_dump())
+    values = parameter_values(params)
 
     def share(recipe: Recipe) -> float:
         return sum(bool(values[name] == value) for name, value in recipe.values.items()) / len(recipe.values)
@@ -111,7 +116,7 @@ def changes(params: Params, recipe: Recipe, settings: Mapping[str, Any]) -> list
     ----------
     settings : values by full name that replace those of the recipe.
     """
-    current, defaults = _flat(params.model_dump()), _flat(Params().model_dump())
+    current, defaults = parameter_values(params), parameter_values(Params())
     former = followed(params)
     previous = {name: defaults[name] for name, value in (former.values if former else {}).items()
                 if current[name] == value}  # fmt: skip

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from udc_model.data.corrections import EMPTY
+from udc_model.files import atomic_file
 from udc_model.installed import PIN, requirement
 from udc_model.stages.code import STAGES
 
@@ -73,6 +74,17 @@ def _render(template: str, **values: object) -> str:
 def _plain(name: str) -> str:
     """A name that YAML and Markdown read as it is."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "project"
+
+
+def extend_ignore(path: Path, text: str) -> bool:
+    """Add the lines of a text that a ``.gitignore`` lacks; returns whether there were any. Its other bytes stay."""
+    current = path.read_bytes().decode("utf-8", "surrogateescape")
+    extended = with_lines(current, text)
+    if extended == current:
+        return False
+    with atomic_file(path) as scratch:
+        scratch.write_bytes(extended.encode("utf-8", "surrogateescape"))
+    return True
 
 
 def with_lines(text: str, other: str) -> str:

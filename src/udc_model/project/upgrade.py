@@ -13,7 +13,7 @@ from udc_model.files import Workspace, only_writer, write_atomically
 from udc_model.installed import PIN, Pin, installed, read_pin, requirement
 from udc_model.project.creation import PARAMS, digest_of, write_pin
 from udc_model.project.recipe import with_values
-from udc_model.project.templates import CORRECTIONS, IGNORE, REQUIRED, project_files, with_lines
+from udc_model.project.templates import CORRECTIONS, IGNORE, REQUIRED, extend_ignore, project_files
 
 _CHANGELOG = "what is new: https://github.com/udc-model/udc-model/blob/main/CHANGELOG.md"
 _RUNS = "DVC runs all stages again at the next `dvc repro`; commit the changes first"
@@ -78,13 +78,12 @@ def _update(root: Path, name: str, text: str, pin: Pin) -> str:
             return "left"  # the user has deleted it
         write_atomically(path, text)
         return "written"
-    current = path.read_text(encoding="utf-8")
     if name == CORRECTIONS:
         return "same"  # the user's from its second line on
-    if name == IGNORE and (extended := with_lines(current, text)) != current:
-        write_atomically(path, extended)
-        return "replaced"
-    if current == text or name == IGNORE:
+    if name == IGNORE:
+        return "replaced" if extend_ignore(path, text) else "same"
+    current = path.read_text(encoding="utf-8", errors="replace")  # what is not UTF-8 differs from all that was written
+    if current == text:
         return "same"
     if recorded is None:
         return "left"  # the user's, from before udc init
