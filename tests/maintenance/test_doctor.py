@@ -253,10 +253,36 @@ def test_in_a_broken_project_all_checks_report(tmp_path, monkeypatch, capsys):
     content = json.loads(capsys.readouterr().out)
     statuses = {each["check"]: each["status"] for each in content["findings"]}
     assert content["status"] == "failure"
+    assert statuses["dvc repository"] == "failure"
     assert {name: statuses[name] for name in ("project", "stages", "parameters", "tracker", "journals", "dvc remote")} \
         == {"project": "failure", "stages": "failure", "parameters": "failure", "tracker": "warning",
             "journals": "warning", "dvc remote": "warning"}  # fmt: skip
     assert statuses["file system"] in ("ok", "note")
+
+
+def _dvc_repository(project):
+    (finding,) = project_checks.dvc_repository(project.root)
+    return finding
+
+
+def test_a_dvc_repository_without_its_configuration(project):
+    (project.root / ".dvc/config").unlink()
+    found = _dvc_repository(project)
+    assert (found.status, found.advice) == (FAILURE, "git checkout .dvc, or udc init")
+
+
+def test_a_file_of_dvc_with_a_merge_conflict(project):
+    assert _dvc_repository(project).status is OK
+    pointer = project.root / "data.dvc"
+    pointer.write_text("<<<<<<< HEAD\n" + pointer.read_text())
+    found = _dvc_repository(project)
+    assert (found.status, "data.dvc" in found.text) == (FAILURE, True)
+
+
+def test_a_dvc_repository_that_does_not_use_git(project):
+    (project.root / ".dvc/config").write_text("[core]\n    no_scm = true\n")
+    found = _dvc_repository(project)
+    assert (found.status, found.advice) == (FAILURE, "dvc config --unset core.no_scm")
 
 
 def test_remotes(project):

@@ -48,6 +48,7 @@ def _machine(root: Path | None, is_offline: bool) -> list[Check]:
 def _project(root: Path, is_offline: bool) -> list[Check]:
     checks = [
         Check("project", "project", partial(project.files, root)),
+        Check("project", "dvc repository", partial(project.dvc_repository, root)),
         Check("project", "disk", partial(project.disk, root)),
         Check("project", "file system", partial(project.file_system, root)),
         Check("project", "tracker", partial(network.tracker, tracking_uri(), is_offline=is_offline),

@@ -18,7 +18,7 @@ from udc_model.installed import check_pin, read_pin
 from udc_model.maintenance.findings import Finding, Status
 from udc_model.maintenance.holdings import size_of
 from udc_model.maintenance.running import running_stages
-from udc_model.project.commands import git_root, has_commit
+from udc_model.project.commands import check_stages, command_to_use_git, git_root, has_commit
 from udc_model.tracking.journal import is_written, pending_journals, sender_is_off
 
 _LITTLE_DISK = 2e9  # bytes; an experiment with a small network takes about a tenth
@@ -53,6 +53,23 @@ def _repository(root: Path) -> list[Finding]:
     except UdcError as error:
         return [Finding("stages", Status.FAILURE, str(error))]
     return [Finding("stages", Status.OK, "dvc.yaml and a git repository with commits")]
+
+
+def dvc_repository(root: Path) -> list[Finding]:
+    """Whether DVC's commands work: its configuration, and the files of stages and data."""
+    check = "dvc repository"
+    if not (root / ".dvc/config").is_file():
+        return [Finding(check, Status.FAILURE, ".dvc/config is missing: all commands of DVC fail",
+                        "git checkout .dvc, or udc init")]  # fmt: skip
+    try:
+        if command := command_to_use_git(root):
+            return [
+                Finding(check, Status.FAILURE, "core.no_scm: DVC does not use git, which experiments need", command)
+            ]
+        check_stages(root)
+    except UdcError as error:
+        return [Finding(check, Status.FAILURE, str(error), "correct the file, or git checkout it")]
+    return [Finding(check, Status.OK, "its configuration, stages and .dvc files can be read")]
 
 
 def _parameters(root: Path) -> Finding:

@@ -47,7 +47,7 @@ def make_dvc_repository(folder: Path, *, is_in_git_root: bool) -> None:
     """``dvc init`` in a folder. What is in its ``.dvc`` stays: the cache is there, also if git has no configuration."""
     from dvc.repo import Repo
 
-    with _one_line_errors("dvc init", folder):
+    with redirect_stdout(io.StringIO()), _one_line_errors("dvc init", folder):
         if (folder / ".dvc").exists():
             _complete_dvc_repository(folder)
         else:
@@ -79,25 +79,32 @@ def command_to_use_git(folder: Path) -> str | None:
     return f"dvc config{'' if level == 'repo' else f' --{level}'} --unset core.no_scm"
 
 
+def check_stages(folder: Path) -> None:
+    """Read all ``dvc.yaml`` and ``.dvc`` files of a repository; :class:`UdcError` if DVC cannot read one."""
+    from dvc.repo import Repo
+
+    with _one_line_errors("dvc status", folder), Repo(str(folder)) as repository:
+        repository.index.check_graph()
+
+
 def dvc_add(folder: Path, path: str) -> None:
     """``dvc add`` of a file or folder of the project."""
     from dvc.repo import Repo
 
-    with _one_line_errors("dvc add", folder), Repo(str(folder)) as repository:
+    with redirect_stdout(io.StringIO()), _one_line_errors("dvc add", folder), Repo(str(folder)) as repository:
         repository.add([str(folder / path)])
 
 
 @contextmanager
 def _one_line_errors(command: str, folder: Path) -> Iterator[None]:
-    """Let DVC print nothing; its errors become one line."""
+    """Let DVC log nothing; its errors become one line."""
     from dvc.exceptions import DvcException
 
     logger = logging.getLogger("dvc")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
     try:
-        with redirect_stdout(io.StringIO()):
-            yield
+        yield
     except DvcException as error:
         reason = " ".join(_COLOURS.sub("", f"{error}: {error.__cause__ or ''}").split()).rstrip(": ")
         raise UdcError(f"`{command}` failed in {folder}: {without_credentials(reason)}") from None
