@@ -63,9 +63,7 @@ def dvc_repository(root: Path) -> list[Finding]:
                         "git checkout .dvc, or udc init")]  # fmt: skip
     try:
         if command := command_to_use_git(root):
-            return [
-                Finding(check, Status.FAILURE, "core.no_scm: DVC does not use git, which experiments need", command)
-            ]
+            return [Finding(check, Status.FAILURE, "core.no_scm is set: DVC does not use git", command)]
         check_stages(root)
     except UdcError as error:
         return [Finding(check, Status.FAILURE, str(error), "correct the file, or git checkout it")]
