@@ -61,6 +61,14 @@ def test_model_runs_again_for_other_weights_data_settings_code_or_kernels(tmp_pa
         assert compute.runs == runs
 
 
+def test_model_runs_again_for_another_version_of_timm(tmp_path, model, monkeypatch):
+    compute = Model()
+    for runs, timm in enumerate(("1.0.0", "1.0.1", None), start=1):
+        monkeypatch.setattr("udc_model.inference.stored_logits._version_of_timm", lambda timm=timm: timm)
+        stored_logits(tmp_path / "cache", model, "digest", PLAIN, CODE, compute)
+        assert compute.runs == runs
+
+
 def test_code_of_logits_exists():
     package = Path(udc_model.__file__).parent
     assert all((package / name).exists() for name in LOGITS)

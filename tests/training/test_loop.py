@@ -224,6 +224,19 @@ def test_max_minutes_ends_after_an_epoch():
     assert len(result.curves) == 1
 
 
+def test_the_steps_of_a_killed_process_count_for_max_minutes():
+    session = _session(epochs=50, max_minutes=60)
+    session.resume = lambda: setattr(session.progress, "epoch_seconds", 3600.0)
+    result = train_model(session, lambda record: False)
+    assert len(result.curves) == 1
+    assert result.seconds > 3600
+
+
+def test_the_recorded_learning_rate_is_that_of_the_last_step():
+    _, result = _train(epochs=3, learning_rate=0.1, schedule="step", step_epochs=1, step_factor=0.1, warmup_ratio=0)
+    assert [curve["learning_rate"] for curve in result.curves] == pytest.approx([0.1, 0.01, 0.001])
+
+
 def test_bf16_trains():
     _, result = _train(precision="bf16")
     assert result.best_epoch

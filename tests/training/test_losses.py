@@ -198,6 +198,23 @@ def _unweighted(loss, logits, targets):
     return loss(logits, targets)
 
 
+@pytest.mark.parametrize("diagonal", [0.0, -3.0])
+def test_a_class_whose_mistakes_cost_nothing_has_no_weight(diagonal):
+    """Parts of a batch add up to the batch, also parts, and batches, with this class only."""
+    costs = torch.tensor([[0.0, 0.0, 0.0], [5.0, 0.0, 1.0], [2.0, 2.0, 0.0]]) + diagonal
+    loss = _loss("cost_weighted", costs)
+    logits, targets = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1, 2, 0])
+    complete = loss(logits, targets)
+    assert torch.isfinite(complete)
+    parts = [slice(0, 2), slice(2, 4), slice(4, 5)]
+    total = sum(loss.share(targets[part], targets) * loss(logits[part], targets[part]) for part in parts)
+    torch.testing.assert_close(total, complete)
+    zero = logits[:2].requires_grad_()
+    loss(zero, targets[:2]).backward()
+    assert not zero.grad.any()
+    assert loss.share(targets[:1], targets[:2]) == 0
+
+
 @pytest.mark.parametrize("power", [1.0, 0.5, 0.0])
 @pytest.mark.parametrize("options", [{}, {"class_weights": "balanced"}, {"name": "class_balanced"},
                                      {"name": "logit_adjusted", "logit_adjusted_tau": 0.7}])  # fmt: skip

@@ -13,7 +13,7 @@ import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -93,10 +93,17 @@ def logits_key(model: Path, data_digest: str, evaluate: EvaluateParams, code: Se
     for path in [*sorted(model.iterdir()), *code]:
         status = path.stat()
         digest.update(_digest_of(path.resolve(), status.st_ino, status.st_size, status.st_mtime_ns))
-    versions = (version("torch"), version("numpy"), os.environ.get("UDC_KERNELS"))
+    versions = (version("torch"), version("numpy"), _version_of_timm(), os.environ.get("UDC_KERNELS"))
     settings = (data_digest, evaluate.batch_size, evaluate.flip_averaging, evaluate.precision, versions)
     digest.update(repr(settings).encode())
     return digest.hexdigest()
+
+
+def _version_of_timm() -> str | None:
+    try:
+        return version("timm")  # its code computes models of type timm
+    except PackageNotFoundError:
+        return None
 
 
 @lru_cache(maxsize=1024)

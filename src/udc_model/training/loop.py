@@ -81,6 +81,7 @@ def train_model(
 
     while not is_stopped and not session.is_finished():
         started, num_steps = time.perf_counter(), session.batches.steps - progress.step
+        seconds_before = progress.epoch_seconds  # steps of a process that was killed in this epoch
         train_mode(session.trained, session.frozen)
         session.loss_fn.start_epoch(progress.epoch, params.epochs)
         train_epoch(session)
@@ -91,13 +92,14 @@ def train_model(
         metrics: Metrics = {
             "train_loss": progress.total_loss / len(session.train_split),
             **scores,
-            # of the head, the largest
-            "learning_rate": params.learning_rate * learning_rate_factor((progress.epoch + 1) * steps, steps, params),
+            # of the head, the largest, in the last step
+            "learning_rate": params.learning_rate
+            * learning_rate_factor((progress.epoch + 1) * steps - 1, steps, params),
         }
         monitored = scores[f"validation_{params.monitor}"]
         score = -monitored if params.monitor in _MINIMISED else monitored
         session.end_epoch(metrics, images_per_second, score)
-        progress.seconds += time.perf_counter() - started
+        progress.seconds += seconds_before + time.perf_counter() - started
         session.save()
         if session.display is not None:
             session.display.end_epoch(time.perf_counter() - started, num_steps)

@@ -82,17 +82,20 @@ def cost_regularized(logits: Tensor, targets: Tensor, costs: Tensor, weight: flo
 
 
 def mean_mistake_costs(costs: Tensor) -> Tensor:
-    """The mean cost of the mistakes of each true class, (K,)."""
-    off_diagonal = ~torch.eye(len(costs), dtype=torch.bool, device=costs.device)
-    return (costs * off_diagonal).sum(dim=1) / (len(costs) - 1)
+    """The mean cost of the mistakes of each true class above that of its right decision, (K,), at least 0."""
+    return (costs - costs.diagonal()[:, None]).sum(dim=1) / (len(costs) - 1)
 
 
 def cost_weighted(logits: Tensor, targets: Tensor, costs: Tensor) -> Tensor:
     """Cross entropy with each sample weighted by the mean cost of its class's mistakes.
 
-    Consistent with the cost matrix only if each row is constant off the diagonal (Elkan 2001).
+    Consistent with the cost matrix only if each row is constant off the diagonal (Elkan 2001). 0 for samples of classes
+    whose mistakes cost nothing.
     """
-    return F.cross_entropy(logits.float(), targets, weight=mean_mistake_costs(costs))
+    weights = mean_mistake_costs(costs)
+    if not weights[targets].any():
+        return logits.float().sum() * 0
+    return F.cross_entropy(logits.float(), targets, weight=weights)
 
 
 class SeesawLoss:

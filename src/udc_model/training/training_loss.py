@@ -92,7 +92,8 @@ class TrainingLoss:
         if weights is None:
             return len(part) / len(batch)
         weights = weights.double().to(batch.device)
-        return float(weights[part].sum() / weights[batch].sum())
+        total = float(weights[batch].sum())
+        return float(weights[part].sum()) / total if total else 0.0
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of a batch, a float32 scalar."""

@@ -268,9 +268,17 @@ def test_prepared_data_of_another_model_is_refused(tmp_path, workspace, caplog):
     pytest.importorskip("onnxruntime")
     path = workspace.model / "preprocessor_config.json"
     config = json.loads(path.read_text())
-    path.write_text(json.dumps(config | {"image_mean": [0.1, 0.1, 0.1]}))
+    path.write_text(json.dumps(config | {"resample": 2 if config["resample"] != 2 else 3}))
     assert _export(workspace, tmp_path / "a.onnx") == 1
     assert "was prepared for another model" in caplog.text
+
+
+def test_a_model_with_mean_and_deviation_of_its_first_weights_is_exported(tmp_path, workspace, caplog):
+    pytest.importorskip("onnxruntime")
+    path = workspace.model / "preprocessor_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.2, 0.3, 0.4]}))
+    assert _export(workspace, tmp_path / "a.onnx") == 0, caplog.text
 
 
 def test_an_ensemble_is_no_hugging_face_model(tmp_path, workspace, caplog, set_policy):

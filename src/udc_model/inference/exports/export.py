@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from udc_model import __version__
 from udc_model.data.packed import PackedDataset, PackedSplit
+from udc_model.data.transforms import Preprocessing
 from udc_model.decisions.familiarity import evenly_spaced
 from udc_model.errors import UdcError
 from udc_model.files import atomic_file, atomic_folder
@@ -123,12 +124,17 @@ def _split(data: PackedDataset | None, name: str, stored: StoredModel) -> Packed
         raise UdcError("data/prepared: is needed")
     if data.classes != stored.policy.classes:
         raise UdcError(f"{data.folder}: has other classes than the model; run `dvc repro`")
-    if data.preprocessing.to_config() != stored.preprocessing.to_config():
+    if _pixels(data.preprocessing) != _pixels(stored.preprocessing):
         raise UdcError(f"{data.folder}: was prepared for another model; run `dvc repro`")
     split = data.split(name)
     if not len(split):
         raise UdcError(f"{data.folder}: the split {name} is empty")
     return split
+
+
+def _pixels(preprocessing: Preprocessing) -> Preprocessing:
+    """What determines prepared images; mean and standard deviation may be those of the model's first weights."""
+    return replace(preprocessing, mean=(), std=())
 
 
 def _model_answers(stored: StoredModel, split: PackedSplit) -> Answers:
