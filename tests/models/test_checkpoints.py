@@ -27,6 +27,10 @@ def _resnet(name="resnet-18", num_labels=1000):
     return ResNetForImageClassification(ResNetConfig(num_labels=num_labels, **PRESETS[name].settings)).eval()
 
 
+def _small():
+    return ResNetForImageClassification(ResNetConfig(num_labels=2, hidden_sizes=[8], depths=[1]))
+
+
 def _convnext(num_labels=1000):
     return ConvNextForImageClassification(ConvNextConfig(num_labels=num_labels)).eval()
 
@@ -96,6 +100,78 @@ def test_prefixes_of_wrappers_are_removed(prefix, tmp_path):
     report = load_weights(_resnet(num_labels=3), tmp_path / "last.ckpt")
     assert not report.missing
     assert not report.skipped
+
+
+@pytest.mark.parametrize(("key", "others"), [
+    ("model_state_dict", {"epoch": 3, "loss": torch.tensor(0.3)}), ("state_dict", {"epoch": torch.tensor(3)}),
+])  # fmt: skip
+def test_a_state_dict_beside_tensors_is_read(key, others, tmp_path):
+    """The first is the checkpoint of PyTorch's tutorial."""
+    source = _small()
+    torch.save({**others, key: source.state_dict()}, tmp_path / "last.pt")
+    report = load_weights(_small(), tmp_path / "last.pt")
+    assert (set(report.loaded), report.skipped) == (set(source.state_dict()), {})
+
+
+def test_a_checkpoint_that_contains_itself_has_no_weights(tmp_path):
+    checkpoint = {}
+    checkpoint["model"] = checkpoint
+    torch.save(checkpoint, tmp_path / "last.pt")
+    with pytest.raises(UdcError, match=r"no weight in .* matches the resnet"):
+        load_weights(_small(), tmp_path / "last.pt")
+
+
+def test_keys_without_the_prefix_of_the_model_are_skipped(tmp_path):
+    """A module of Lightning has weights beside its model; one has the name of a weight of the model."""
+    source = _small()
+    wrapped = {f"model._orig_mod.{key}": value for key, value in source.state_dict().items()}
+    beside = {"criterion.weight": torch.ones(2), "classifier.1.bias": torch.ones(2)}
+    torch.save({"state_dict": wrapped | beside}, tmp_path / "last.ckpt")
+    model = _small()
+    report = load_weights(model, tmp_path / "last.ckpt")
+    assert report.skipped == dict.fromkeys(beside, "the model has no such weight")
+    assert report.converted["model._orig_mod.classifier.1.bias"] == "classifier.1.bias"
+    for key, value in source.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value), key
+
+
+STEM = "resnet.embedder.embedder.convolution.weight"
+COUNTER = "resnet.embedder.embedder.normalization.num_batches_tracked"
+
+
+@pytest.mark.parametrize(("convert", "message"), [
+    (lambda tensor: torch.full_like(tensor, torch.nan), "has values that are NaN, infinite or too large"),
+    (lambda tensor: tensor.double() + 1e300, "has values that are NaN, infinite or too large"),
+    (lambda tensor: tensor.to(torch.complex64), "has the type torch.complex64, the model has torch.float32"),
+    (lambda tensor: tensor.to(torch.int8), "has the type torch.int8, the model has torch.float32"),
+    (lambda tensor: tensor.to_sparse(), "is not a dense tensor with values"),
+    (lambda tensor: tensor.to("meta"), "is not a dense tensor with values"),
+])  # fmt: skip
+def test_weights_that_are_no_finite_dense_floats_are_refused(convert, message, tmp_path):
+    model, path = _small(), tmp_path / "weights.pt"
+    state = model.state_dict()
+    torch.save(state | {STEM: convert(state[STEM])}, path)
+    with pytest.raises(UdcError, match=rf"weights\.pt: {STEM}: {message}"):
+        load_weights(model, path)
+    report = load_weights(model, path, exclude=[STEM])
+    assert report.missing == [STEM]
+
+
+def test_weights_and_counters_of_half_precision_are_loaded(tmp_path):
+    state = {key: value.half() for key, value in _small().state_dict().items()} | {COUNTER: torch.tensor(7.0).half()}
+    torch.save(state, tmp_path / "weights.pt")
+    model = _small()
+    assert not load_weights(model, tmp_path / "weights.pt").skipped
+    assert torch.equal(model.state_dict()[COUNTER], torch.tensor(7))
+
+
+def test_a_layer_scale_of_few_bytes_does_not_fill_the_memory(tmp_path):
+    model = ConvNextForImageClassification(ConvNextConfig(num_stages=1, hidden_sizes=[8], depths=[1], num_labels=2))
+    stem = model.state_dict()["convnext.embeddings.patch_embeddings.weight"]
+    huge = torch.zeros(2, 1).expand(2, 10**13)  # 8 bytes in the file
+    torch.save({"features.0.0.weight": stem, "features.1.0.layer_scale": huge}, tmp_path / "weights.pt")
+    report = load_weights(model, tmp_path / "weights.pt")
+    assert "shape (2, 10000000000000), the model has (8,)" in report.skipped["features.1.0.layer_scale"]
 
 
 def test_head_for_other_classes_is_skipped_and_reported(tmp_path):

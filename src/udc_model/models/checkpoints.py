@@ -33,8 +33,10 @@ State = dict[str, Tensor]
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")  # one is in each folder
 
 _ADVICE = "set model.weights to a complete checkpoint, or to null"
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _MAX_JSON = 16 * 2**20  # bytes of an index of shards
 _MAX_PICKLE = 16 * 2**20  # bytes that describe the tensors of a checkpoint
+_MAX_DEPTH = 4  # of a state dict in a checkpoint; a damaged one may contain itself
 
 
 class _ShardIndex(Record):
@@ -103,31 +105,35 @@ def load_weights(
     Raises
     ------
     UdcError
-        The file is missing, damaged, another one than expected or contains code, or no weight matches the model.
+        The file is missing, damaged, another one than expected or contains code, no weight matches the model, or one
+        that does is not dense, not floating-point or not finite.
     """
     path = Path(path)
     sha256 = weights_sha256(path, expected_sha256)
     state: State = {}
     for file in _weight_files(path):
-        state |= _unwrap(_read_file(file))
+        state |= _state_dict(_read_file(file))
     layout, renamed = to_our_layout(state, model.key_layouts())
     report = WeightsReport(str(path), sha256, layout)
     model_state = model.state_dict()
     matching: State = {}
     for original, (key, tensor) in renamed.items():
-        if key in model_state and _is_rgb_stem_of_grey_model(tensor, model_state[key]):
-            tensor = tensor.sum(dim=1, keepdim=True)
-            report.summed_channels = key
         if key is None or key not in model_state:
             report.skipped[original] = "the model has no such weight"
         elif include is not None and not any(fnmatchcase(key, pattern) for pattern in include):
             report.skipped[original] = f"{key} matches no pattern of model.weights_include"
         elif any(fnmatchcase(key, pattern) for pattern in exclude):
             report.skipped[original] = f"{key} is excluded by model.weights_exclude"
-        elif tensor.shape != model_state[key].shape:
-            report.skipped[original] = _mismatch(key, tensor, model_state[key])
         else:
-            matching[key] = tensor
+            origin, target = f"model.weights: {path}: {original}", model_state[key]
+            fitted = _fitted(key, tensor, target, origin)
+            if fitted.shape != target.shape:
+                report.skipped[original] = _mismatch(key, fitted, target)
+                continue
+            _check_values(fitted, target, origin)
+            matching[key] = fitted
+            if _is_rgb_stem_of_grey_model(tensor, target):
+                report.summed_channels = key
             if key != original:
                 report.converted[original] = key
     report.loaded = sorted(matching)
@@ -144,10 +150,41 @@ def load_weights(
     return report
 
 
+def _fitted(key: str, tensor: Tensor, target: Tensor, origin: str) -> Tensor:
+    """The tensor of a checkpoint in the shape of the model's, as far as the formats are known to differ.
+
+    Raises
+    ------
+    UdcError
+        It has no values in memory, or not one at each index, so that nothing can be computed with it.
+    """
+    is_dense = tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_quantized
+    if not is_dense or not tensor.is_cpu:
+        raise UdcError(f"{origin}: is not a dense tensor with values (layout {tensor.layout}, type {tensor.dtype}, "
+                       f"device {tensor.device}); {_ADVICE}")  # fmt: skip
+    if _is_rgb_stem_of_grey_model(tensor, target):
+        return tensor.sum(dim=1, keepdim=True)
+    if key.endswith("layer_scale_parameter") and tensor.numel() == target.numel():
+        return tensor.flatten()  # it is (C, 1, 1) in torchvision and (C,) elsewhere
+    return tensor
+
+
 def _is_rgb_stem_of_grey_model(tensor: Tensor, model_tensor: Tensor) -> bool:
     """Whether two kernels (out, in, height, width) differ only in 3 and 1 input channels."""
     rgb, grey = tuple(tensor.shape), tuple(model_tensor.shape)
     return len(rgb) == len(grey) == 4 and (rgb[1], grey[1]) == (3, 1) and (rgb[0], *rgb[2:]) == (grey[0], *grey[2:])
+
+
+def _check_values(tensor: Tensor, target: Tensor, origin: str) -> None:
+    """:class:`UdcError` unless a tensor is finite and of a type that the model's can represent.
+
+    A counter, such as num_batches_tracked, may have any real type.
+    """
+    is_counter = not target.is_floating_point()
+    if tensor.is_complex() if is_counter else tensor.dtype not in _FLOATS:
+        raise UdcError(f"{origin}: has the type {tensor.dtype}, the model has {target.dtype}; {_ADVICE}")
+    if not torch.isfinite(tensor if is_counter else tensor.to(target.dtype)).all():
+        raise UdcError(f"{origin}: has values that are NaN, infinite or too large for {target.dtype}; {_ADVICE}")
 
 
 def _weight_files(path: Path) -> list[Path]:
@@ -213,24 +250,17 @@ def _check_file(path: Path) -> None:
                            f"{_MAX_PICKLE:,} bytes of pickles; {_ADVICE}")  # fmt: skip
 
 
-def _unwrap(checkpoint: Any) -> State:
-    """Return the state dict inside a checkpoint, without the prefixes that wrappers add to every key."""
-    while isinstance(checkpoint, Mapping) and not any(isinstance(value, Tensor) for value in checkpoint.values()):
-        inner = next(
-            (checkpoint[key] for key in ("state_dict", "model", "model_state_dict") if key in checkpoint), None
-        )
+def _state_dict(checkpoint: Any) -> State:
+    """The state dict in a checkpoint: an entry of it, beside other results of training, or the checkpoint itself."""
+    for _ in range(_MAX_DEPTH):
+        if not isinstance(checkpoint, Mapping):
+            return {}
+        entries = (checkpoint.get(key) for key in ("state_dict", "model", "model_state_dict"))
+        inner = next((entry for entry in entries if isinstance(entry, Mapping)), None)
         if inner is None:
             break
         checkpoint = inner
-    if not isinstance(checkpoint, Mapping):
-        return {}
-    state = {str(key): value for key, value in checkpoint.items() if isinstance(value, Tensor)}
-    while state:
-        prefix = next((p for p in ("module.", "_orig_mod.", "model.") if all(key.startswith(p) for key in state)), None)
-        if prefix is None:
-            break
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+    return {str(key): value for key, value in checkpoint.items() if isinstance(value, Tensor)}
 
 
 def weights_sha256(path: Path, expected: str | None = None) -> str:

@@ -11,6 +11,8 @@ State = dict[str, Tensor]
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 KeyLayout = tuple[str, str, list[Rule]]  # its name, a key that only this layout has, rules that rename its keys
 
+# of DistributedDataParallel, torch.compile and modules of Lightning, in any order
+_WRAPPERS = re.compile(r"(?:module\.|_orig_mod\.|model\.)*")
 _TORCHVISION_BLOCK = {"0": "dwconv", "2": "layernorm", "3": "pwconv1", "5": "pwconv2"}
 _BLOCK = r"convnext.encoder.stages.\1.layers.\2."
 LAYOUTS: dict[str, list[KeyLayout]] = {  # by architecture
@@ -87,6 +89,9 @@ LAYOUTS: dict[str, list[KeyLayout]] = {  # by architecture
 def to_our_layout(state: State, layouts: list[KeyLayout]) -> tuple[str, dict[str, tuple[str | None, Tensor]]]:
     """Detect the layout of a state dict by its keys and rename the keys to ours, which is Hugging Face's.
 
+    The prefix that a wrapper of the model adds to its keys is removed. Keys without it belong to something else, as the
+    ``criterion.weight`` of a module of Lightning, whose model has the keys ``model.…``.
+
     Parameters
     ----------
     state : the state dict.
@@ -97,9 +102,19 @@ def to_our_layout(state: State, layouts: list[KeyLayout]) -> tuple[str, dict[str
     The name of the layout, and by original key the new key (None if no rule applies) and the tensor.
     """
     for name, marker, rules in layouts:
-        if marker in state:
-            return name, {key: (_rename(key, rules), _flat_scale(key, tensor)) for key, tensor in state.items()}
+        prefix = _wrapper_prefix(state, marker)
+        if prefix is not None:
+            return name, {
+                key: (_rename(key.removeprefix(prefix), rules) if key.startswith(prefix) else None, tensor)
+                for key, tensor in state.items()
+            }
     return "unknown", {key: (None, tensor) for key, tensor in state.items()}
+
+
+def _wrapper_prefix(state: State, marker: str) -> str | None:
+    """The shortest prefix of wrappers with which a state dict has the key ``marker``; None if it has no such key."""
+    prefixes = (key.removesuffix(marker) for key in state if key.endswith(marker))
+    return min(filter(_WRAPPERS.fullmatch, prefixes), key=len, default=None)
 
 
 def _rename(key: str, rules: list[Rule]) -> str | None:
@@ -108,8 +123,3 @@ def _rename(key: str, rules: list[Rule]) -> str | None:
         if match:
             return target(match) if callable(target) else match.expand(target)
     return None
-
-
-def _flat_scale(key: str, tensor: Tensor) -> Tensor:
-    """Flatten the layer scale, which is (C, 1, 1) in torchvision and (C,) elsewhere."""
-    return tensor.flatten() if key.endswith("layer_scale") else tensor
