@@ -179,6 +179,68 @@ def test_operators_pass_opcheck(name):
     torch.library.opcheck(getattr(operators, name), arguments)
 
 
+ROWS, VECTOR = torch.zeros(2, 3, 6), torch.zeros(6)
+
+
+@needs_library
+@pytest.mark.parametrize(("name", "arguments"), [
+    ("bias_gelu", (ROWS, torch.zeros(3))),
+    ("bias_gelu", (ROWS, VECTOR.double())),
+    ("bias_gelu", (ROWS.half(), VECTOR)),
+    ("bias_gelu_backward", (ROWS[:1], ROWS, VECTOR)),
+    ("bias_gelu_backward", (ROWS.bfloat16(), ROWS, VECTOR)),
+    ("scaled_residual", (ROWS, VECTOR, torch.zeros(3), ROWS, None)),
+    ("scaled_residual", (ROWS, torch.zeros(3), VECTOR, ROWS, None)),
+    ("scaled_residual", (ROWS, VECTOR, VECTOR, ROWS[:1], None)),
+    ("scaled_residual", (ROWS.half(), VECTOR, VECTOR, ROWS, None)),
+    ("scaled_residual", (ROWS, VECTOR, VECTOR, ROWS.half(), None)),
+    ("scaled_residual", (ROWS, VECTOR, VECTOR, ROWS, torch.zeros(1))),
+    ("scaled_residual", (ROWS, VECTOR, VECTOR, ROWS, torch.zeros(2).double())),
+    ("scaled_residual", (VECTOR, VECTOR, VECTOR, VECTOR, VECTOR)),
+    ("scaled_residual_backward", (ROWS[:1], ROWS, VECTOR, VECTOR, None)),
+    ("scaled_residual_backward", (ROWS.bfloat16(), ROWS, VECTOR, VECTOR, None)),
+    ("scaled_residual_backward", (ROWS, ROWS, VECTOR, VECTOR[:3], None)),
+    ("depthwise_conv2d", (torch.zeros(1, 6, 5, 5), torch.zeros(6, 1, 4, 4), VECTOR)),
+    ("depthwise_conv2d", (torch.zeros(1, 6, 5, 5), torch.zeros(6, 1, 3, 3).double(), VECTOR)),
+    ("depthwise_conv2d_backward", (torch.zeros(1, 6, 4, 5), torch.zeros(1, 6, 5, 5), torch.zeros(6, 1, 3, 3))),
+    ("depthwise_conv2d_backward", (*torch.zeros(2, 1, 6, 5, 5), torch.zeros(6, 1, 5, 3))),
+    ("depthwise_conv2d_backward", (*torch.zeros(2, 1, 6, 5, 5), torch.zeros(3, 1, 3, 3))),
+    ("depthwise_conv2d_backward", (*torch.zeros(2, 1, 6, 5, 5).half(), torch.zeros(6, 1, 3, 3))),
+])  # fmt: skip
+def test_operators_refuse_what_a_kernel_would_read_or_write_wrongly(name, arguments, monkeypatch):
+    monkeypatch.setattr(operators, "call", lambda *arguments: pytest.fail("the kernel was called"))
+    with pytest.raises(ValueError, match=r"the kernel needs|an odd size"):
+        getattr(torch.ops.udc, name)(*arguments)
+
+
+@needs_library
+def test_vectors_need_not_be_contiguous():
+    torch.manual_seed(0)
+    x, vectors, factor = torch.randn(4, 3, 8), torch.randn(8, 2), torch.rand(4, 2)[:, 0]
+    bias, scale = vectors.unbind(1)
+    torch.testing.assert_close(torch.ops.udc.bias_gelu(x, bias), F.gelu(x + bias))
+    expected = x + factor.view(-1, 1, 1) * scale * (x + bias)
+    torch.testing.assert_close(torch.ops.udc.scaled_residual(x, bias, scale, x, factor), expected)
+    for name, inputs in (("bias_gelu_backward", (bias,)), ("scaled_residual_backward", (bias, scale, factor))):
+        backward = getattr(torch.ops.udc, name)
+        contiguous = backward(x, x, *(vector.contiguous() for vector in inputs))
+        assert all(map(torch.equal, backward(x, x, *inputs), contiguous))
+
+
+@needs_library
+@pytest.mark.parametrize("autocast", [False, True], ids=["float64 parameters", "float16"])
+def test_types_without_a_kernel_use_torch(autocast, monkeypatch):
+    monkeypatch.setattr(kernels, "MIN_FUSED_ELEMENTS", 0)
+    monkeypatch.setattr(operators, "call", lambda *arguments: pytest.fail("the kernel was called"))
+    x, linear, scale = torch.randn(2, 3, 3, 6), torch.nn.Linear(6, 6), torch.rand(6)
+    factor = torch.ones(2, dtype=torch.float32 if autocast else torch.float64)
+    with torch.autocast("cpu", torch.float16, enabled=autocast):
+        expected = x + scale * linear(x)
+        torch.testing.assert_close(kernels.add_scaled(x, x, linear, scale, factor), expected)
+        if autocast:
+            torch.testing.assert_close(kernels.linear_act(x, linear, torch.nn.GELU()), F.gelu(linear(x)))
+
+
 def _tiny(**settings):
     torch.manual_seed(0)
     shape = {"num_stages": 2, "hidden_sizes": [8, 20], "depths": [2, 1], "layer_scale_init_value": 0.5}

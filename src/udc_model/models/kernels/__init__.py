@@ -6,6 +6,8 @@ on the CPU; torch's operators do everywhere else, and in traced or exported grap
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,10 +18,13 @@ from udc_model.native.library import load_library
 __all__ = ["DepthwiseConv2d", "add_scaled", "linear_act"]
 
 
-def _is_native(activations: tuple[Tensor, ...], parameters: tuple[Tensor, ...]) -> bool:
+def _is_native(activations: Iterable[Tensor], parameters: Iterable[Tensor | None]) -> bool:
     """Whether a native kernel is used: float32 or bfloat16 activations and float32 parameters on the CPU."""
-    has_dtypes = all(x.is_cpu and x.dtype in (torch.float32, torch.bfloat16) for x in activations)
-    return has_dtypes and all(p.is_cpu and p.dtype == torch.float32 for p in parameters) and _has_library()
+    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") not in operators.ACTIVATIONS:
+        return False  # the matrix product before the kernel returns float16
+    has_dtypes = all(x.is_cpu and x.dtype in operators.ACTIVATIONS for x in activations)
+    has_float32 = all(p is None or (p.is_cpu and p.dtype == torch.float32) for p in parameters)
+    return has_dtypes and has_float32 and _has_library()
 
 
 def _has_library() -> bool:
@@ -59,7 +64,7 @@ class DepthwiseConv2d(nn.Conv2d):
         if not needs_gradient or is_traced or not x.is_cpu:
             return super().forward(x)
         cast = x.to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else x
-        if not _is_native((cast,), (self.weight,)):
+        if not _is_native((cast,), (self.weight, self.bias)):
             return super().forward(x)
         return torch.ops.udc.depthwise_conv2d(cast, self.weight, self.bias)  # type: ignore[no-any-return]
 
@@ -82,7 +87,7 @@ def add_scaled(residual: Tensor, x: Tensor, linear: nn.Linear, scale: Tensor | N
     scale : (C,), or None for 1.
     factor : (N,), one per sample, or None for 1.
     """
-    if scale is None or not _is_fused(residual) or not _is_native((residual, x), (scale,)):
+    if scale is None or not _is_fused(residual) or not _is_native((residual, x), (linear.bias, scale, factor)):
         x = linear(x)
         if scale is not None:
             x = scale * x

@@ -1,13 +1,32 @@
-"""Registers the native kernels as torch operators ``torch.ops.udc`` with gradients and shape functions."""
+"""Registers the native kernels as torch operators ``torch.ops.udc`` with gradients and shape functions.
+
+The kernels read and write memory by its address: each operator checks shapes and types before, and raises ValueError.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from udc_model.native.library import call
+
+ACTIVATIONS = (torch.float32, torch.bfloat16)  # types of x, residual and their gradients
+
+
+def _check(name: str, tensor: Tensor, shape: Sequence[int], *dtypes: torch.dtype) -> None:
+    if tensor.shape != shape or tensor.dtype not in dtypes:
+        raise ValueError(f"{name}: is {tensor.dtype} of the shape {tuple(tensor.shape)}; the kernel needs "
+                         f"{' or '.join(map(str, dtypes))} of the shape {tuple(shape)}")  # fmt: skip
+
+
+def _vector(name: str, vector: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return a float32 vector of the shape in contiguous memory."""
+    _check(name, vector, shape, torch.float32)
+    return vector.contiguous()
 
 
 def _is_bf16(x: Tensor) -> int:
@@ -25,9 +44,18 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     x: (N, C, H, W) float32 or bfloat16; weight: (C, 1, K, K), K odd, and bias: (C,), both float32 like their gradients.
     """
+    _check_depthwise(x, weight)
+    _check("bias", bias, x.shape[1:2], torch.float32)
     dtype, x = _compute_dtype(x), x.contiguous(memory_format=torch.channels_last)
     weight, bias = (each.to(x.dtype).to(dtype) for each in (weight, bias))
     return torch.conv2d(x.to(dtype), weight, bias, 1, weight.shape[-1] // 2, 1, len(weight)).to(x.dtype)
+
+
+def _check_depthwise(x: Tensor, weight: Tensor) -> None:
+    _check("x", x, x.shape, *ACTIVATIONS)
+    _check("weight", weight, (x.shape[1], 1, weight.shape[-1], weight.shape[-1]), torch.float32)
+    if x.ndim != 4 or weight.shape[-1] % 2 == 0:
+        raise ValueError(f"x {tuple(x.shape)} must have 4 dimensions, and weight {tuple(weight.shape)} an odd size")
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
@@ -44,6 +72,8 @@ def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 @torch.library.custom_op("udc::depthwise_conv2d_backward", mutates_args=(), device_types="cpu")
 def depthwise_conv2d_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the gradients of :func:`depthwise_conv2d` with respect to x, weight and bias."""
+    _check_depthwise(x, weight)
+    _check("grad", grad, x.shape, x.dtype)
     grad, x = (each.contiguous(memory_format=torch.channels_last) for each in (grad, x))
     n, channels, height, width = x.shape
     size = weight.shape[-1]
@@ -79,7 +109,8 @@ depthwise_conv2d.register_autograd(_depthwise_gradients, setup_context=_save_dep
 @torch.library.custom_op("udc::bias_gelu", mutates_args=(), device_types="cpu")
 def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
     """Compute ``gelu(x + bias)`` with the exact (erf) GELU; x: (…, C) float32 or bfloat16, bias: (C,) float32."""
-    x = x.contiguous()
+    _check("x", x, x.shape, *ACTIVATIONS)
+    x, bias = x.contiguous(), _vector("bias", bias, x.shape[-1:])
     out = torch.empty_like(x)
     call("udc_bias_gelu", x.data_ptr(), bias.data_ptr(), _is_bf16(x), *_rows(x), torch.get_num_threads(),
          out.data_ptr())  # fmt: skip
@@ -94,7 +125,9 @@ def _(x: Tensor, bias: Tensor) -> Tensor:
 @torch.library.custom_op("udc::bias_gelu_backward", mutates_args=(), device_types="cpu")
 def bias_gelu_backward(grad: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the gradients of :func:`bias_gelu` with respect to x and bias."""
-    grad, x = grad.contiguous(), x.contiguous()
+    _check("x", x, x.shape, *ACTIVATIONS)
+    _check("grad", grad, x.shape, x.dtype)
+    grad, x, bias = grad.contiguous(), x.contiguous(), _vector("bias", bias, x.shape[-1:])
     grad_x, grad_bias = torch.empty_like(x), torch.empty_like(bias)
     call("udc_bias_gelu_backward", x.data_ptr(), bias.data_ptr(), grad.data_ptr(), _is_bf16(x), *_rows(x),
          torch.get_num_threads(), grad_x.data_ptr(), grad_bias.data_ptr())  # fmt: skip
@@ -124,13 +157,25 @@ def scaled_residual(x: Tensor, bias: Tensor, scale: Tensor, residual: Tensor, fa
     x, residual: (N, …, C) float32 or bfloat16; bias, scale: (C,) float32; factor: (N,) float32, one per sample, or None
     for 1.
     """
+    _check("residual", residual, x.shape, *ACTIVATIONS)
+    bias, scale, factor = _check_branch(x, bias, scale, factor)
     x, residual = x.contiguous(), residual.contiguous()
     out = torch.empty_like(residual, dtype=torch.float32)
     rows, channels = _rows(x)
     call("udc_scaled_residual", x.data_ptr(), bias.data_ptr(), scale.data_ptr(), _pointer(factor),
-         rows // max(1, len(x)), residual.data_ptr(), _is_bf16(x), _is_bf16(residual), rows, channels,
+         math.prod(x.shape[1:-1]), residual.data_ptr(), _is_bf16(x), _is_bf16(residual), rows, channels,
          torch.get_num_threads(), out.data_ptr())  # fmt: skip
     return out
+
+
+def _check_branch(
+    x: Tensor, bias: Tensor, scale: Tensor, factor: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Check ``factor * scale * (x + bias)``; return bias, scale and factor in contiguous memory."""
+    _check("x", x, x.shape, *ACTIVATIONS)
+    if factor is not None:
+        factor = _vector("factor", factor, x.shape[:-1][:1])
+    return _vector("bias", bias, x.shape[-1:]), _vector("scale", scale, x.shape[-1:]), factor
 
 
 def _pointer(x: Tensor | None) -> int | None:
@@ -147,11 +192,13 @@ def scaled_residual_backward(
     grad: Tensor, x: Tensor, bias: Tensor, scale: Tensor, factor: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the gradients of :func:`scaled_residual` w.r.t. x, bias and scale; that of residual is ``grad``."""
+    _check("grad", grad, x.shape, torch.float32)
+    bias, scale, factor = _check_branch(x, bias, scale, factor)
     grad, x = grad.contiguous(), x.contiguous()
     grad_x, grad_bias, grad_scale = torch.empty_like(x), torch.empty_like(bias), torch.empty_like(scale)
     rows, channels = _rows(x)
     call("udc_scaled_residual_backward", x.data_ptr(), bias.data_ptr(), scale.data_ptr(), _pointer(factor),
-         rows // max(1, len(x)), grad.data_ptr(), _is_bf16(x), rows, channels, torch.get_num_threads(),
+         math.prod(x.shape[1:-1]), grad.data_ptr(), _is_bf16(x), rows, channels, torch.get_num_threads(),
          grad_x.data_ptr(), grad_bias.data_ptr(), grad_scale.data_ptr())  # fmt: skip
     return grad_x, grad_bias, grad_scale
 
