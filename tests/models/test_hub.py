@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import json
 import re
+import runpy
 import sys
 import threading
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ from udc_model.data.transforms import Preprocessing
 from udc_model.errors import UdcError
 from udc_model.files import Workspace, sha256_of
 from udc_model.models import build_model
+from udc_model.models.hub import _cache
 from udc_model.models.pretrained import find_weights, published_bytes, resolve_weights
 from udc_model.stages.resolve import load_training_params, reduce, write_resolved
 from udc_model.training.setup import load_initial_weights
@@ -54,6 +56,19 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     return tmp_path / "home" / "hub"
+
+
+@pytest.mark.parametrize("variables", [
+    {}, {"XDG_CACHE_HOME": "/xdg"}, {"HF_HOME": "~/hf"}, {"HF_HOME": "/hf", "HF_HUB_CACHE": "~/$PART/hub"},
+    {"HUGGINGFACE_HUB_CACHE": "/former"},
+], ids=str)  # fmt: skip
+def test_the_cache_is_where_the_library_writes(variables, monkeypatch):
+    for name in ("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": "/home/x", "PART": "part", **variables}.items():
+        monkeypatch.setenv(name, value)
+    library = runpy.run_path(constants.__file__, {"__package__": "huggingface_hub"})
+    assert str(_cache()) == library["HF_HUB_CACHE"]
 
 
 @pytest.fixture

@@ -48,15 +48,20 @@ class HubWeights:
 
 def cached_snapshot(name: str, weight_files: Iterable[str]) -> Path | None:
     """The snapshot of ``main`` of a repository in the local cache, if it has one of the files; otherwise None."""
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    repository = cache / f"models--{name.replace('/', '--')}"
+    repository = _cache() / f"models--{name.replace('/', '--')}"
     try:
         revision = (repository / "refs" / "main").read_text(encoding="utf-8").strip()
     except OSError:
         return None
     snapshot = repository / "snapshots" / revision
     return snapshot if any((snapshot / each).is_file() for each in weight_files) else None
+
+
+def _cache() -> Path:
+    """The cache of huggingface_hub, as its ``constants`` define it; the library may not be installed."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
+    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or Path(home, "hub")
+    return Path(os.path.expandvars(Path(cache).expanduser()))
 
 
 def download(name: str) -> HubWeights:
