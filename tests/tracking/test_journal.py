@@ -408,6 +408,45 @@ def test_a_damaged_journal_does_not_block_others(root):
     assert "damaged" in errors[damaged]
 
 
+def test_an_empty_journal_is_deleted_and_does_not_block_an_evaluation(root):
+    """The disk was full, or the stage was killed, before the first entry."""
+    empty = ended_training(root, "abc")
+    (empty / "journal.jsonl").write_text('{"kind": "op')
+    evaluation = ended_evaluation(root, "abc")
+    with sender_lock(evaluation):
+        assert Sender(evaluation, EndedStage()).run() is State.DONE
+    assert deliver_pending(root) == (0, {})
+    assert not empty.exists()
+
+
+def test_a_damaged_record_of_progress_only_repeats_the_delivery(root):
+    training = ended_training(root, "abc")
+    Delivery(training).send()
+    (training / "sent.json").write_text("")
+    evaluation = ended_evaluation(root, "abc")
+    with sender_lock(evaluation):
+        assert Sender(evaluation, EndedStage()).run() is State.DONE
+    assert len(runs_of(root)) == 1
+
+
+PRINTING = """
+import sys
+from udc_model.tracking import sender
+sender._START_DELAY = 0
+sender.sync = lambda root: print("View run at: http://tracker")
+sender.main(sys.argv[1:])
+"""
+
+
+def test_what_mlflow_prints_is_no_message_to_the_stage(root):
+    empty = root / "empty"
+    empty.mkdir()
+    done = subprocess.run([sys.executable, "-c", PRINTING, str(empty)], capture_output=True, text=True,
+                          stdin=subprocess.DEVNULL)  # fmt: skip
+    assert done.stdout == '{"ready": true}\n'
+    assert "View run at: http://tracker" in done.stderr
+
+
 def test_report_warnings_names_the_error_of_an_undelivered_journal(root, caplog):
     folder = ended_training(root, "abc")
     (folder / "sender.log").write_text("http://tracker: no route to host\n")

@@ -1,13 +1,29 @@
 """Outputs of git revisions."""
 
+import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 from udc_model.errors import UdcError
 from udc_model.tracking import links
+from udc_model.tracking.journal import JOURNALS
 from udc_model.tracking.links import locked_outs
 
 LOCK = "schema: '2.0'\nstages:\n  train:\n    cmd: c\n    outs:\n    - {path: model, md5: a.dir}\n    - {path: notes}\n"
+
+
+def test_a_damaged_record_of_links_is_replaced(tmp_path, monkeypatch):
+    record = tmp_path / JOURNALS / "linked.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("")
+    run = SimpleNamespace(info=SimpleNamespace(run_id="r"), data=SimpleNamespace(tags={}))
+    monkeypatch.setattr(links, "dvc_experiments", lambda: {"a": "commit"})
+    monkeypatch.setattr(links, "locked_outs", lambda commit: {})
+    monkeypatch.setattr(links, "runs_with_outputs", lambda client, experiments, outs: [run])
+    client = SimpleNamespace(set_tag=lambda *tag: None)
+    assert links.link_experiments(client, ["0"], tmp_path) == {"a": "r"}
+    assert json.loads(record.read_text()) == {"a commit": "r"}
 
 
 def _git(*arguments):

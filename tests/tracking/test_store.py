@@ -7,10 +7,12 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.entities import Run, RunData, RunInfo
 
 from udc_model.errors import UdcError, without_credentials
+from udc_model.tracking.lookup import description
 from udc_model.tracking.run import flatten
-from udc_model.tracking.store import open_store, reason_of, repository_root, tracking_uri
+from udc_model.tracking.store import EXPERIMENT, experiment_name, open_store, reason_of, repository_root, tracking_uri
 
 OPEN = """
 import mlflow
@@ -82,6 +84,17 @@ def test_messages_contain_no_credentials(monkeypatch):
         open_store()
     assert "http://127.0.0.1:9 cannot be used" in str(error.value)
     assert "secret" not in str(error.value)
+
+
+def test_the_description_of_a_run_contains_no_credentials():
+    run = Run(RunInfo("r", "0", "u", "FINISHED", 0, 1, "active", "sftp://me:secret@host/folder"), RunData())
+    assert description(run)["artifacts"] == "sftp://host/folder"
+    assert "secret" not in str(description(run))
+
+
+def test_an_empty_name_of_the_experiment_is_none(monkeypatch):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "")
+    assert experiment_name() == EXPERIMENT
 
 
 def test_flatten_joins_keys_with_dots():

@@ -55,10 +55,10 @@ class Progress:
 
     @classmethod
     def load(cls, folder: Path) -> Progress:
-        """Read ``sent.json``; nothing is delivered if the file is missing."""
+        """Read ``sent.json``; nothing is delivered if the file is missing or damaged: a delivery may be repeated."""
         try:
             return cls(**json.loads((folder / "sent.json").read_text(encoding="utf-8")))
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError, TypeError):
             return cls()
 
     def save(self, folder: Path) -> None:

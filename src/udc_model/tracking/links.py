@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,9 @@ def link_experiments(client: MlflowClient, experiments: list[str], root: Path) -
     path = root / JOURNALS / "linked.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
-        linked: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        linked: dict[str, str] = {}
+        with suppress(FileNotFoundError, ValueError):  # without the file, or if it is damaged, MLflow is asked again
+            linked = json.loads(path.read_text(encoding="utf-8"))
         new = {}
         for name, commit in dvc_experiments().items():
             if f"{name} {commit}" in linked:

@@ -199,6 +199,7 @@ def _run_of_model(client: MlflowClient, address: str) -> str:
 def description(run: Run) -> dict[str, Any]:
     """The identity of a run and the places of everything that it holds, for ``udc show``."""
     tags = run.data.tags
+    artifacts = without_credentials(run.info.artifact_uri)  # such as sftp://user:password@host/folder
     names = [*filter(None, [read_tag(tags, EXPERIMENT_NAME)]), *(read_tag(tags, LINKED) or "").split()]
     dataset = run.inputs.dataset_inputs[0].dataset if run.inputs and run.inputs.dataset_inputs else None
     outputs = run.outputs.model_outputs if run.outputs else []
@@ -215,9 +216,9 @@ def description(run: Run) -> dict[str, Any]:
         "trained_by": read_tag(tags, TRAINED_BY),
         "data": {"name": dataset.name, "digest": dataset.digest} if dataset else None,
         "model_sha256": read_tag(tags, MODEL_SHA256),
-        "checkpoint": f"{run.info.artifact_uri}/model" if read_tag(tags, TRAINED_BY) is None else None,
+        "checkpoint": f"{artifacts}/model" if read_tag(tags, TRAINED_BY) is None else None,
         "served_model": f"models:/{outputs[-1].model_id}" if outputs else None,
-        "artifacts": run.info.artifact_uri,
+        "artifacts": artifacts,
         "dvc_outs": tags_below(tags, OUTS),
         "metrics": {key: run.data.metrics[key] for key in _HEADLINES if key in run.data.metrics},
     }

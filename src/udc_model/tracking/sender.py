@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -76,11 +76,14 @@ class RunningStage(EndedStage):
 
     is_running = True
 
+    def __init__(self) -> None:
+        self._output = sys.stdout
+
     def report(self, **values: Any) -> bool:
         """Send the stage a message; returns whether it could be sent."""
         try:
-            sys.stdout.write(json.dumps(values) + "\n")
-            sys.stdout.flush()
+            self._output.write(json.dumps(values) + "\n")
+            self._output.flush()
         except BrokenPipeError:
             return False
         return self.is_running
@@ -212,7 +215,8 @@ def _predecessors(folder: Path, header: dict[str, Any]) -> Iterator[Path]:
         if model is None or earlier.name >= folder.name:
             return
         with suppress(FileNotFoundError, ValueError):  # delivered meanwhile, or damaged
-            entries = [entry for entry, _ in read_entries(earlier)]
+            if not (entries := [entry for entry, _ in read_entries(earlier)]):
+                continue  # killed before the first entry
             is_same_model = any(read_tag(entry.get("tags", {}), MODEL_SHA256) == model for entry in entries)
             is_same_store = store_of(earlier, entries[0]) == store_of(folder, header)
             if is_same_model and is_same_store and not is_written(earlier):
@@ -260,13 +264,14 @@ def deliver_pending(root: Path) -> tuple[int, dict[Path, str]]:
         try:
             if is_written(folder):
                 continue
-            uri = store_of(folder, next(read_entries(folder))[0])
+            first = next(read_entries(folder), None)
+            uri = store_of(folder, first[0]) if first else ""
             if uri in unreachable:
                 errors[folder] = unreachable[uri]
                 continue
-            _deliver(folder, timeout=_TRY)
-            num_delivered += 1
-        except (FileNotFoundError, StopIteration, Timeout):  # another process has delivered it, or is doing so
+            _deliver(folder, timeout=_TRY)  # without a first entry it only deletes the journal
+            num_delivered += first is not None
+        except (FileNotFoundError, Timeout):  # another process has delivered it, or is doing so
             continue
         except UdcError as error:
             errors[folder] = unreachable[uri] = str(error)
@@ -322,7 +327,8 @@ def main(arguments: list[str]) -> int:
     if hasattr(os, "nice"):
         os.nice(5)  # the stage needs the processor more
     folder, stage = Path(arguments[0]), RunningStage()
-    with sender_lock(folder):
+    # MLflow and its plugins print to standard output, from which the stage reads messages; this goes to sender.log
+    with sender_lock(folder), redirect_stdout(sys.stderr):
         stage.report(ready=True)
         stage.pause(_START_DELAY)
         gc.disable()  # it would take a fifth of the time of `import mlflow`, which creates no garbage

@@ -69,7 +69,7 @@ def reason_of(error: Exception) -> str:
 
 def experiment_name() -> str:
     """The MLflow experiment of all runs: ``MLFLOW_EXPERIMENT_NAME``, or the project's."""
-    return os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
 
 
 def open_store(uri: str | None = None, name: str | None = None) -> str:
