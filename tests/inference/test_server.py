@@ -27,6 +27,7 @@ from udc_model.data.transforms import Decoding, Preprocessing
 from udc_model.decisions.policy import Policy
 from udc_model.errors import UdcError
 from udc_model.files import Workspace
+from udc_model.inference.server import app as server
 from udc_model.inference.server.batching import Batcher, BusyError
 from udc_model.inference.server.bodies import images_in_json
 from udc_model.models import build_model
@@ -197,6 +198,27 @@ def test_health_counts_and_description(client):
     for address in re.findall(r'(?:src|href)="([^"]+)"', page):
         assert not address.startswith(("http", "//"))  # nothing is loaded from another server
         assert client.get("/" + address.removeprefix("/")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "message", "logged"),
+    [
+        (RuntimeError("of the network"), 500, "internal error; the log", "RuntimeError: of the network"),
+        (MemoryError(), 503, "the memory of the server ran out", "memory ran out"),
+    ],
+)
+def test_a_failure_of_the_server_is_a_sentence_and_counts(client, monkeypatch, caplog, failure, status, message, logged):
+    def fail(outputs, policy):
+        raise failure
+
+    names = (f'udc_requests_total{{status="{status}"}}', "udc_request_seconds_count")
+    before = [_count(client, name) for name in names]
+    monkeypatch.setattr(server, "decided_rows", fail)
+    answer = client.post("/predict", json={"image": _text(_png()[0])})
+    assert answer.status_code == status
+    assert answer.json()["error"].startswith(message)
+    assert logged in caplog.text
+    assert [_count(client, name) for name in names] == [count + 1 for count in before]
 
 
 def _count(client, name):

@@ -55,6 +55,8 @@ _JSON_MEMORY = 10  # bytes that parsed lists take, for each byte of JSON
 Result = TypeVar("Result")
 _BRIEF = 4096  # numbers or bytes that take less time than another thread: 0.2 ms
 _CLOSED_BY_CLIENT = 499  # as other servers count it; nobody reads the answer
+_LATER = {"Retry-After": "1"}
+logger = logging.getLogger(__name__)
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each damaged form
 # A PNG of 8 x 8 grey pixels.
 _EXAMPLE = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAEElEQVR4nGNsYIAAJgaKGAAmCACQXTClHgAAAABJRU5ErkJggg=="
@@ -206,7 +208,7 @@ def create_app(root: Path, limits: Limits) -> FastAPI:
 
     async def predict(request: Request) -> Response:
         started = time.perf_counter()
-        response = await _answer(service, request)
+        response = await _answer_always(service, request)
         metrics.SECONDS.observe(time.perf_counter() - started)
         metrics.REQUESTS.labels(str(response.status_code)).inc()
         return response
@@ -233,6 +235,18 @@ def create_app(root: Path, limits: Limits) -> FastAPI:
     return app
 
 
+async def _answer_always(service: Service, request: Request) -> Response:
+    """The answer to a request; a failure of this process is answered with one sentence too, and the log has the rest."""
+    try:
+        return await _answer(service, request)
+    except (MemoryError, torch.OutOfMemoryError):
+        logger.warning("memory ran out; a request was answered with status 503")
+        return _error(503, "the memory of the server ran out; send fewer images, or try again later", _LATER)
+    except Exception:
+        logger.exception("a request was answered with status 500")
+        return _error(500, "internal error; the log of the server has its cause")
+
+
 async def _answer(service: Service, request: Request) -> Response:
     """The predictions, or one sentence that says what is wrong with the request."""
     admission = service.admission
@@ -247,7 +261,7 @@ async def _answer(service: Service, request: Request) -> Response:
     except TooLargeError as error:
         return _error(413, str(error))
     except BusyError:
-        return _error(503, "too many images wait; try again later", {"Retry-After": "1"})
+        return _error(503, "too many images wait; try again later", _LATER)
     except ClientDisconnect:
         return Response(status_code=_CLOSED_BY_CLIENT)
     if all("error" in each for each in predictions):
