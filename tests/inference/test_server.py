@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,6 +29,7 @@ from udc_model.decisions.policy import Policy
 from udc_model.errors import UdcError
 from udc_model.files import Workspace
 from udc_model.inference.server import app as server
+from udc_model.inference.server import metrics
 from udc_model.inference.server.batching import Batcher, BusyError
 from udc_model.inference.server.bodies import images_in_json
 from udc_model.models import build_model
@@ -207,7 +209,7 @@ def test_health_counts_and_description(client):
         (MemoryError(), 503, "the memory of the server ran out", "memory ran out"),
     ],
 )
-def test_a_failure_of_the_server_is_a_sentence_and_counts(client, monkeypatch, caplog, failure, status, message, logged):
+def test_a_failure_of_the_server_is_answered_and_counts(client, monkeypatch, caplog, failure, status, message, logged):
     def fail(outputs, policy):
         raise failure
 
@@ -224,6 +226,19 @@ def test_a_failure_of_the_server_is_a_sentence_and_counts(client, monkeypatch, c
 def _count(client, name):
     lines = (line.rpartition(" ") for line in client.get("/metrics").text.splitlines())
     return next((float(value) for key, _, value in lines if key == name), 0.0)
+
+
+def test_images_of_killed_processes_do_not_wait(monkeypatch, tmp_path):
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    count_and_die = ("import os, signal; from udc_model.inference.server import metrics; metrics.WAITING.set(37); "
+                     "metrics.BATCH.observe(2); os.kill(os.getpid(), signal.SIGKILL)")  # fmt: skip
+    assert subprocess.run([sys.executable, "-c", count_and_die]).returncode == -signal.SIGKILL
+    (gauge,) = tmp_path.glob("gauge_livesum_*.db")
+    shutil.copy(gauge, tmp_path / f"gauge_livesum_{os.getpid()}.db")  # as of a process that runs
+    lines = metrics.exposition().decode().splitlines()
+    assert "udc_waiting_images 37.0" in lines
+    assert "udc_batch_images_sum 2.0" in lines  # what it has done still counts
+    assert not gauge.exists()
 
 
 def test_images_in_json_of_a_single_image_is_no_list():

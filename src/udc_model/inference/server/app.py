@@ -236,7 +236,7 @@ def create_app(root: Path, limits: Limits) -> FastAPI:
 
 
 async def _answer_always(service: Service, request: Request) -> Response:
-    """The answer to a request; a failure of this process is answered with one sentence too, and the log has the rest."""
+    """The answer to a request, which a failure of the server has too; the log has its cause."""
     try:
         return await _answer(service, request)
     except (MemoryError, torch.OutOfMemoryError):
