@@ -135,6 +135,8 @@ def test_a_request_that_is_no_image_is_answered_with_a_sentence(requested, rng):
         {"inputs": pixels.tolist()},
         {"inputs": "x"},
         {"dataframe_records": [{"picture": "x"}]},
+        {"dataframe_split": {"columns": ["image"], "data": []}},
+        {"inputs": []},
         {},
         "[1, 2",
         "",
@@ -145,6 +147,19 @@ def test_a_request_that_is_no_image_is_answered_with_a_sentence(requested, rng):
         assert "stack_trace" not in text, request
         assert "Traceback" not in text, request
         assert json.loads(text)["message"], request
+
+
+@pytest.mark.parametrize(("images", "message"), [
+    ([], "the request has no images"),
+    ([np.array([[1, 2], [3]], dtype=object)], "image 0: "),
+])  # fmt: skip
+def test_empty_frames_and_ragged_arrays_are_errors_of_the_client(served, images, message):
+    from mlflow.exceptions import MlflowException
+
+    frame = pd.DataFrame({"image": pd.Series(images, dtype=object)})
+    with pytest.raises(MlflowException, match=message) as raised:
+        serving._PyfuncModel(served).predict(frame)
+    assert raised.value.get_http_status_code() == 400
 
 
 def test_missing_column_raises(served):

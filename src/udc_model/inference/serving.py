@@ -58,11 +58,13 @@ class ServedClassifier:
         Raises
         ------
         UdcError
-            The column is missing, or a value is not an image; the message contains the number of the row.
+            The column is missing or empty, or a value is not an image; the message contains the number of the row.
         """
         if "image" not in model_input:
             columns = ", ".join(map(str, model_input.columns))
             raise UdcError(f"the input must have a column 'image'; its columns are {columns}")
+        if model_input.empty:
+            raise UdcError("the request has no images; send at least one row")
         preprocessing = self.classifier.preprocessing
         images = [_prepared(value, row, preprocessing) for row, value in enumerate(model_input["image"])]
         return pd.DataFrame(decided_rows(self.classifier.outputs_of_stored(np.stack(images)), self.policy))
@@ -103,10 +105,10 @@ def _prepared(value: Any, row: int, preprocessing: Preprocessing) -> NDArray[np.
 def _pixels(value: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
     try:
         array = np.asarray(value)
+        if array.dtype == object and array.ndim == 1:
+            array = np.array(array.tolist())
     except ValueError as error:  # ragged lists
         raise BadImageError(str(error)) from None
-    if array.dtype == object and array.ndim == 1:
-        array = np.array(array.tolist())
     if array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
         raise BadImageError(f"an array must be (H, W) or (H, W, 3), got shape {array.shape}")
     if array.ndim == 2 and array.shape[1] == 3:  # of {"inputs": image}, MLflow makes every row of pixels an image
