@@ -109,6 +109,25 @@ def test_the_number_of_processes_does_not_change_a_byte(project):
     assert _contents() == before
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_every_input_counts_once_also_bad_ones_and_of_continued_outputs(project, processes):
+    shown = []
+
+    def scored():
+        shown.clear()
+        return scoring.score(list_inputs(["images"]), open_stored_here(), Path("out"), processes=processes,
+                             progress=lambda *numbers: shown.append(numbers))  # fmt: skip
+
+    totals = scored()
+    assert (totals.rows, totals.bad, totals.inputs) == (20, 2, 22)
+    assert shown == [(k, 22, k) for k in range(23)]
+    Path("out/part-00001.parquet").unlink()
+    totals = scored()
+    assert (totals.rows, totals.bad, totals.inputs) == (20, 2, 8)
+    assert shown == [(14 + k, 22, k) for k in range(9)]
+    assert scored().inputs == 0
+
+
 def test_another_output_is_not_continued(project, caplog):
     _score("images")
     before = _contents()

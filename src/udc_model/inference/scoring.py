@@ -123,8 +123,8 @@ def write_parts(
 
 def _counted(decoded: Iterable[Decoded], count: Callable[[int], None]) -> Iterator[Decoded]:
     for each in decoded:
+        count(1)  # before it is used: after the last one, nobody asks for another
         yield each
-        count(1)
 
 
 def score(
