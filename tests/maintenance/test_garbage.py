@@ -74,6 +74,10 @@ def test_a_journal_names_objects_before_the_tracker_knows_them(project):
     project.journal(tags={f"{OUTS}model": hash_of(project, "unnamed")})
     assert hash_of(project, "unnamed") in named_by_runs(project.root)
     damaged = project.journal()
+    with (damaged / "journal.jsonl").open("a") as out:
+        out.write("{\n")
+    with pytest.raises(UdcError, match="is damaged"):
+        named_by_runs(project.root)
     (damaged / "journal.jsonl").write_text("{\n")
     with pytest.raises(UdcError, match="is damaged"):
         named_by_runs(project.root)

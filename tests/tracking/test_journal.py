@@ -87,6 +87,46 @@ def test_incomplete_last_line_is_ignored_and_removed(root):
     assert [entry["kind"] for entry, _ in read_entries(written.folder)] == ["open", "batch", "end"]
 
 
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from udc_model.tracking.journal import Journal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+journal = Journal.create(Path(sys.argv[1]), "train", {"tags": {}})
+size = (journal.folder / "journal.jsonl").stat().st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 30, resource.RLIM_INFINITY))
+try:
+    journal.append("batch", metrics={"a": 1.0}, step=1)
+except OSError as error:
+    print(type(error).__name__)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+journal.append("end", status="FAILED")
+"""
+
+
+def test_an_entry_that_finds_no_space_leaves_no_part_of_a_line(root):
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(root)], capture_output=True, text=True, check=True)
+    assert done.stdout == "OSError\n"
+    (folder,) = pending_journals(root)
+    assert [entry["kind"] for entry, _ in read_entries(folder)] == ["open", "end"]
+
+
+def test_a_damaged_line_is_reported_and_the_rest_of_the_journal_is_delivered(root, caplog):
+    written = journal(root)
+    with (written.folder / "journal.jsonl").open("a") as out:
+        out.write('{"kind": "batch", "metr')
+    written.append("batch", metrics={"x": 1.0}, step=1)  # begins a line of its own
+    written.append("end", status="FINISHED")
+    written.close()
+    assert [entry["kind"] for entry, _ in read_entries(written.folder)] == ["open", "damaged", "batch", "end"]
+    assert deliver_pending(root) == (1, {})
+    (run,) = runs_of(root)
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"x": 1.0})
+    report_warnings(root)
+    (message,) = caplog.messages
+    assert "is damaged, so an entry is missing in run " in message
+
+
 def test_read_entries_continues_at_a_position(root):
     written = journal(root)
     (_, position), *_ = read_entries(written.folder)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from udc_model.errors import UdcError, without_credentials
-from udc_model.tracking.journal import pending_journals, read_entries
+from udc_model.tracking.journal import DAMAGED, pending_journals, read_entries
 from udc_model.tracking.store import default_uri, open_store, reason_of, tracking_uri
 from udc_model.tracking.tags import DATA, OUTS, read_tag, tags_below
 
@@ -68,7 +68,9 @@ def _of_store(root: Path, unused: Container[str]) -> Iterator[Mapping[str, str]]
 def _of_journals(root: Path) -> Iterator[Mapping[str, str]]:
     for folder in pending_journals(root):
         try:
-            for entry, _ in read_entries(folder):
+            for entry, position in read_entries(folder):
+                if entry["kind"] == DAMAGED:
+                    raise ValueError(f"the line before byte {position}")
                 yield entry.get("tags", {})
         except FileNotFoundError:  # delivered meanwhile
             continue

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from udc_model.errors import UdcError, without_credentials
-from udc_model.tracking.journal import EXPERIMENT_ID_PLACEHOLDER, RUN_ID_PLACEHOLDER, Entry, read_entries
+from udc_model.tracking.journal import DAMAGED, EXPERIMENT_ID_PLACEHOLDER, RUN_ID_PLACEHOLDER, Entry, read_entries
 from udc_model.tracking.model import LOADER_0_1, log_classifier
 from udc_model.tracking.store import default_uri, open_store, reason_of, tracking_uri
 from udc_model.tracking.tags import (
@@ -230,6 +230,9 @@ class Delivery:
                     for part in runs_with_tag(client, [self.experiment], STUDY, self.header["key"]):
                         client.set_tag(part.info.run_id, PARENT, run_id)
                 client.set_terminated(run_id, first["status"], end_time=first["time"])
+            case kind if kind == DAMAGED:
+                line = f"{self.folder / 'journal.jsonl'}: the line at byte {self.progress.position}"
+                self.on_refusal(f"{line} is damaged, so run {run_id} lacks an entry; repeat the stage if you need it")
             case kind:
                 raise UdcError(f"{self.folder}: unknown kind of entry: {kind}; update this project, a later version "
                                "wrote the journal")  # fmt: skip

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 JOURNALS = Path(".udc") / "tracking"  # under the repository's root: ignored by git, outlives temporary copies
 SENDER_LOG = "sender.log"
 SENDER = "UDC_SENDER"  # environment variable
+DAMAGED = "damaged"  # kind of an entry that cannot be read
 _WARNINGS = "warnings.log"
 RUN_ID_PLACEHOLDER = "{{run_id}}"  # in texts and tags logged with fill_run_id; replaced on delivery
 EXPERIMENT_ID_PLACEHOLDER = "{{experiment_id}}"  # likewise
@@ -68,10 +69,15 @@ class Journal:
         return journal
 
     def append(self, kind: str, **values: Any) -> None:
-        """Add one entry. It survives a kill of this process from the moment that this method returns."""
-        line = json.dumps({"kind": kind, "time": timestamp(), **values}, ensure_ascii=False)
-        with (self.folder / "journal.jsonl").open("a", encoding="utf-8") as out:
-            out.write(line + "\n")
+        """Add one entry. It survives a kill of this process from the moment that this method returns.
+
+        Raises
+        ------
+        OSError
+            The entry cannot be written, as on a full disk; the journal is as before, and later entries can be added.
+        """
+        line = json.dumps({"kind": kind, "time": timestamp(), **values}, ensure_ascii=False) + "\n"
+        _append_line(self.folder / "journal.jsonl", line.encode())
 
     def copy(self, source: Path) -> str:
         """Copy a file or folder, in its present state, into the journal; returns the path of the copy there."""
@@ -89,18 +95,51 @@ class Journal:
         self._lock.release()
 
 
+def _append_line(path: Path, line: bytes) -> None:
+    """Append a complete line to a file, or nothing."""
+    with path.open("a+b", buffering=0) as out:  # a buffer would write the rest of a failed line when it is closed
+        size = out.seek(0, os.SEEK_END)
+        out.seek(max(0, size - 1))
+        if out.read(1) not in (b"", b"\n"):  # part of a line, which could not be removed
+            line = b"\n" + line
+        try:
+            while line:
+                line = line[out.write(line) :]
+        except OSError:
+            with suppress(OSError):
+                out.truncate(size)
+            raise
+
+
 def read_entries(folder: Path, position: int = 0) -> Iterator[tuple[Entry, int]]:
     """The complete entries from byte ``position`` on, each with the position after it.
 
-    An incomplete last line (the writer was killed, or is writing now) is left out.
+    An incomplete last line (the writer was killed, or is writing now) is left out. In place of a line that is no entry
+    there is one of kind :data:`DAMAGED`, so that the other entries can be read.
+
+    Raises
+    ------
+    ValueError
+        The first line of the journal, without which the others cannot be used, is no entry.
     """
     with (folder / "journal.jsonl").open("rb") as lines:
         lines.seek(position)
         for line in lines:
             if not line.endswith(b"\n"):
                 return
+            entry = _entry(line)
+            if position == 0 and entry["kind"] == DAMAGED:
+                raise ValueError("the first line is no entry")
             position += len(line)
-            yield json.loads(line), position
+            yield entry, position
+
+
+def _entry(line: bytes) -> Entry:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        entry = None
+    return entry if isinstance(entry, dict) and "kind" in entry else {"kind": DAMAGED}
 
 
 def append_killed_end(folder: Path) -> None:
