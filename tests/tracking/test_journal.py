@@ -124,7 +124,7 @@ def test_a_damaged_line_is_reported_and_the_rest_of_the_journal_is_delivered(roo
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"x": 1.0})
     report_warnings(root)
     (message,) = caplog.messages
-    assert "is damaged, so an entry is missing in run " in message
+    assert f"is damaged, so run {run.info.run_id} lacks an entry" in message
 
 
 def test_read_entries_continues_at_a_position(root):
@@ -470,10 +470,10 @@ def test_a_damaged_record_of_progress_only_repeats_the_delivery(root):
 
 
 PRINTING = """
-import sys
+import os, sys
 from udc_model.tracking import sender
 sender._START_DELAY = 0
-sender.sync = lambda root: print("View run at: http://tracker")
+sender.sync = lambda root: print("View run at: http://tracker") or os.system("echo of another process")
 sender.main(sys.argv[1:])
 """
 
@@ -484,7 +484,17 @@ def test_what_mlflow_prints_is_no_message_to_the_stage(root):
     done = subprocess.run([sys.executable, "-c", PRINTING, str(empty)], capture_output=True, text=True,
                           stdin=subprocess.DEVNULL)  # fmt: skip
     assert done.stdout == '{"ready": true}\n'
-    assert "View run at: http://tracker" in done.stderr
+    assert "View run at: http://tracker\nof another process\n" in done.stderr
+
+
+def test_a_sender_that_prints_does_not_end_the_stage(root, monkeypatch):
+    python = root / "python"
+    python.write_text('#!/bin/sh\necho a remark\necho 1\necho \'{"ready": true, "run_id": "abc"}\'\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with stage_run("train", {}) as run:
+        run._wait_for("run_id")
+    assert run._messages == {"ready": True, "run_id": "abc"}
 
 
 def test_report_warnings_names_the_error_of_an_undelivered_journal(root, caplog):

@@ -72,18 +72,17 @@ class EndedStage:
 
 class RunningStage(EndedStage):
     """The stage that started this process: it writes a line to standard input after each entry and reads messages, JSON
-    lines, from standard output."""
+    lines, from the pipe with the descriptor ``output``."""
 
     is_running = True
 
-    def __init__(self) -> None:
-        self._output = sys.stdout
+    def __init__(self, output: int) -> None:
+        self._output = output
 
     def report(self, **values: Any) -> bool:
         """Send the stage a message; returns whether it could be sent."""
         try:
-            self._output.write(json.dumps(values) + "\n")
-            self._output.flush()
+            os.write(self._output, json.dumps(values).encode() + b"\n")
         except BrokenPipeError:
             return False
         return self.is_running
@@ -313,6 +312,16 @@ class _RecordedWarnings(logging.Handler):
         record_warning(repository_root(), record.getMessage())
 
 
+def _take_standard_output() -> int:
+    """The pipe from which the stage reads messages.
+
+    What MLflow, its plugins, C libraries and other processes print goes to standard error, which is sender.log.
+    """
+    output = os.dup(1)
+    os.dup2(2, 1)
+    return output
+
+
 def main(arguments: list[str]) -> int:
     """Deliver the journal that is named on the command line while a stage writes it.
 
@@ -326,8 +335,7 @@ def main(arguments: list[str]) -> int:
     os.environ.pop("PYTHONPATH", None)
     if hasattr(os, "nice"):
         os.nice(5)  # the stage needs the processor more
-    folder, stage = Path(arguments[0]), RunningStage()
-    # MLflow and its plugins print to standard output, from which the stage reads messages; this goes to sender.log
+    folder, stage = Path(arguments[0]), RunningStage(_take_standard_output())
     with sender_lock(folder), redirect_stdout(sys.stderr):
         stage.report(ready=True)
         stage.pause(_START_DELAY)

@@ -29,7 +29,7 @@ class SenderProcess:
 
     def __init__(self, folder: Path, root: Path) -> None:
         package = Path(udc_model.__file__).parent.parent
-        with (folder / SENDER_LOG).open("wb") as log:
+        with (folder / SENDER_LOG).open("ab") as log:  # to append: the sender opens it a second time
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "udc_model.tracking.sender", str(folder)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=root, start_new_session=True,
@@ -48,13 +48,16 @@ class SenderProcess:
             os.write(self._input.fileno(), b"\n")
 
     def read_messages(self, timeout: float | None) -> tuple[list[dict[str, Any]], bool]:
-        """The sender's messages, after at most ``timeout`` seconds (None: no limit), and whether it may send more."""
+        """The sender's messages, after at most ``timeout`` seconds (None: no limit), and whether it may send more.
+
+        What Python prints when it starts, before the sender's own code, is left out.
+        """
         ready, _, _ = select.select([self._output], [], [], timeout)
         if not ready:
             return [], True
         received = os.read(self._output.fileno(), 65536)
         *lines, self._incomplete = (self._incomplete + received).split(b"\n")
-        return [json.loads(line) for line in lines], received != b""
+        return [message for line in lines if (message := _message(line)) is not None], received != b""
 
     def release(self) -> None:
         """Let the sender finish by itself."""
@@ -64,3 +67,12 @@ class SenderProcess:
     def has_failed(self) -> bool:
         """Whether the sender has ended with an error."""
         return self._process.poll() not in (None, 0)
+
+
+def _message(line: bytes) -> dict[str, Any] | None:
+    """The message in a line; None if the line is none."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return None
+    return message if isinstance(message, dict) else None
