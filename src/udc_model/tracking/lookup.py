@@ -225,13 +225,32 @@ def description(run: Run) -> dict[str, Any]:
 
 
 def tag_restored(run_id: str) -> None:
-    """Tag a run that ``mlflow run`` opened with the run that it repeats, if DVC restored all outputs from its cache."""
+    """Tag a run that ``mlflow run`` opened with the run that it repeats, if DVC restored all outputs from its cache.
+
+    Raises
+    ------
+    UdcError
+        The store cannot be reached or fails.
+    """
     import mlflow
 
     experiments = open_complete_store()
     client = mlflow.MlflowClient()
-    if read_tag(client.get_run(run_id).data.tags, JOURNAL) is not None:
-        return  # a stage filled it
-    outs = outs_of(locked_stages(repository_root() / "dvc.lock"))
-    if runs := runs_with_outputs(client, experiments, outs):
-        client.set_tag(run_id, RESTORED, runs[0].info.run_id)
+    with _store_errors(f"MLFLOW_RUN_ID {run_id}"):
+        run = _run_if_any(client, run_id)
+        if run is None or read_tag(run.data.tags, JOURNAL) is not None:
+            return  # nothing to tag; a stage filled it
+        outs = outs_of(locked_stages(repository_root() / "dvc.lock"))
+        if runs := runs_with_outputs(client, experiments, outs):
+            client.set_tag(run_id, RESTORED, runs[0].info.run_id)
+
+
+def _run_if_any(client: MlflowClient, run_id: str) -> Run | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
