@@ -120,22 +120,10 @@ def load_weights(
     for original, (key, tensor) in renamed.items():
         if key is None or key not in model_state:
             report.skipped[original] = "the model has no such weight"
-        elif include is not None and not any(fnmatchcase(key, pattern) for pattern in include):
-            report.skipped[original] = f"{key} matches no pattern of model.weights_include"
-        elif any(fnmatchcase(key, pattern) for pattern in exclude):
-            report.skipped[original] = f"{key} is excluded by model.weights_exclude"
-        else:
-            origin, target = f"model.weights: {path}: {original}", model_state[key]
-            fitted = _fitted(key, tensor, target, origin)
-            if fitted.shape != target.shape:
-                report.skipped[original] = _mismatch(key, fitted, target)
-                continue
-            _check_values(fitted, target, origin)
+        elif reason := _exclusion(key, include, exclude):
+            report.skipped[original] = reason
+        elif (fitted := _checked(key, tensor, model_state[key], original, report)) is not None:
             matching[key] = fitted
-            if _is_rgb_stem_of_grey_model(tensor, target):
-                report.summed_channels = key
-            if key != original:
-                report.converted[original] = key
     report.loaded = sorted(matching)
     unmatched = (key for key in model_state if key not in matching)
     report.missing = sorted(key for key in unmatched if not key.endswith("num_batches_tracked"))
@@ -148,6 +136,30 @@ def load_weights(
         )
     model.load_state_dict(matching, strict=False)
     return report
+
+
+def _exclusion(key: str, include: Sequence[str] | None, exclude: Sequence[str]) -> str | None:
+    """Why the patterns exclude a key of the model; None if they do not."""
+    if include is not None and not any(fnmatchcase(key, pattern) for pattern in include):
+        return f"{key} matches no pattern of model.weights_include"
+    if any(fnmatchcase(key, pattern) for pattern in exclude):
+        return f"{key} is excluded by model.weights_exclude"
+    return None
+
+
+def _checked(key: str, tensor: Tensor, target: Tensor, original: str, report: WeightsReport) -> Tensor | None:
+    """The values for a weight of the model, of the key ``original`` of the checkpoint; None if its shape differs."""
+    origin = f"model.weights: {report.path}: {original}"
+    fitted = _fitted(key, tensor, target, origin)
+    if fitted.shape != target.shape:
+        report.skipped[original] = _mismatch(key, fitted, target)
+        return None
+    _check_values(fitted, target, origin)
+    if _is_rgb_stem_of_grey_model(tensor, target):
+        report.summed_channels = key
+    if key != original:
+        report.converted[original] = key
+    return fitted
 
 
 def _fitted(key: str, tensor: Tensor, target: Tensor, origin: str) -> Tensor:
