@@ -102,7 +102,7 @@ def _weights(old: int, new: int, begin: int, end: int, resample: str) -> _Weight
     """The weights of the results ``begin`` to ``end`` - 1 when Pillow scales a side from ``old`` to ``new`` pixels.
 
     The order of the operations is that of Pillow's ``Resample.c``. None if Pillow has to scale the side: it has too few
-    pixels for the kernels or far too many, or other weights are wanted.
+    pixels for the kernels or far too many, or the weights are those of another filter.
     """
     if resample not in _FILTERS:
         return None

@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 from udc_model.data.packed import group_indices
 from udc_model.errors import UdcError
 from udc_model.evaluation.evidence import few_mistakes
-from udc_model.evaluation.intervals import interval_of, mean_draws, sum_by_group, two_sided_p_value, wanted_draws
+from udc_model.evaluation.intervals import interval_of, mean_draws, needed_draws, sum_by_group, two_sided_p_value
 from udc_model.evaluation.paired_test import paired_test
 
 Floats = NDArray[np.float64]
@@ -188,7 +188,7 @@ def _cost_difference(
         return cost, None
     largest = max(float(np.ptp(outcome_costs, axis=1).max()), float(np.abs(b - a).max(initial=0.0)))
     sums, sizes = sum_by_group(weights * (b - a), groups), sum_by_group(weights, groups)
-    draws = mean_draws(sums, sizes, -largest, largest, seed, wanted_draws(1 - (1 - confidence) / comparisons))
+    draws = mean_draws(sums, sizes, -largest, largest, seed, needed_draws(1 - (1 - confidence) / comparisons))
     low, high = interval_of(draws, confidence)
     if not (a != b).any():
         return replace(cost, low=low, high=high, p_value=1.0), None

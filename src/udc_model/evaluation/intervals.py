@@ -33,7 +33,7 @@ Intervals = dict[str, tuple[float, float]]
 _CHUNK = 64  # resamples at a time
 _EXACT_IN_FLOAT32 = 10**6  # groups; up to this number sums in float32 are exact to five digits
 _DRAWS, _FEWEST_DRAWS = 10_000, 1_000  # of `mean_draws`
-_DRAWS_BEYOND = 10  # wanted beyond the two ends of an interval together
+_DRAWS_BEYOND = 10  # needed beyond the two ends of an interval together
 _MOST_WEIGHTS = 5 * 10**7  # drawn for them, unless that leaves too few draws
 _WEIGHTS_AT_A_TIME = 10**6
 
@@ -76,7 +76,7 @@ def sum_by_group(values: Floats, groups: NDArray[np.integer] | None) -> Floats:
     return np.asarray(np.bincount(np.unique(groups, return_inverse=True)[1], values), dtype=np.float64)
 
 
-def wanted_draws(level: float) -> int:
+def needed_draws(level: float) -> int:
     """The draws that an interval, or a p-value, of this level needs, as one of many has by Bonferroni or Holm."""
     return max(_DRAWS, round(_DRAWS_BEYOND / (1 - level)))
 
@@ -92,7 +92,7 @@ def mean_draws(
     ----------
     sums, sizes : (G,) sum of the values of each group, and its number (or weight) of values.
     lowest, highest : bounds of a value.
-    draws : wanted, see `wanted_draws`; of many groups there are fewer, at least 1,000.
+    draws : see `needed_draws`; of many groups there are fewer, at least 1,000.
     """
     rng = np.random.default_rng(seed)
     total, size = _drawn_totals(np.column_stack([sums, sizes]), rng, draws).T
@@ -136,10 +136,10 @@ def least_p_value(draws: tuple[Floats, Floats]) -> float:
     return 2 / (len(draws[0]) + 1)
 
 
-def _drawn_totals(rows: Floats, rng: np.random.Generator, wanted: int) -> Floats:
+def _drawn_totals(rows: Floats, rng: np.random.Generator, needed: int) -> Floats:
     """Sums (B, M) over the rows (G, M) of groups with random exponential weights."""
     groups, counts = np.unique(rows, axis=0, return_counts=True)
-    draws = int(np.clip(_MOST_WEIGHTS // len(groups), _FEWEST_DRAWS, wanted))
+    draws = int(np.clip(_MOST_WEIGHTS // len(groups), _FEWEST_DRAWS, needed))
     totals = np.empty((draws, rows.shape[1]))
     chunk = max(1, _WEIGHTS_AT_A_TIME // len(groups))
     for start in range(0, draws, chunk):  # equal groups have one weight, the sum of theirs

@@ -19,10 +19,10 @@ from udc_model.evaluation.intervals import (
     interval_of,
     least_p_value,
     mean_draws,
+    needed_draws,
     share_interval,
     sum_by_group,
     two_sided_p_value,
-    wanted_draws,
 )
 from udc_model.evaluation.metrics import Scored, escape_class
 from udc_model.evaluation.paired_test import holm
@@ -134,7 +134,7 @@ def _figures(scored: Scored, subgroup: Subgroup, recall_of: Sequence[tuple[int, 
              "calibration_gap": (gap, (1 / scored.num_classes - 1, 1.0))}  # fmt: skip
     for name, (values, bounds) in means.items():
         draws = mean_draws(sum_by_group(weights * values, groups), sum_by_group(weights, groups), *bounds,
-                           draws=wanted_draws(level))  # fmt: skip
+                           draws=needed_draws(level))  # fmt: skip
         figures |= _with_interval(name, float(np.average(values, weights=weights)), interval_of(draws, level))
     figures |= _share("right", right, groups, level)
     for k, name in recall_of:
@@ -171,7 +171,7 @@ def _comparison(scored: Scored, subgroup: Subgroup, level: float, needed: float)
         for mask in (subgroup.images, subgroup.others)
     )
     bounds = float(scored.outcome_costs.min()), float(scored.outcome_costs.max())
-    draws = difference_draws((here[0], others[0]), (here[1], others[1]), *bounds, draws=wanted_draws(level))
+    draws = difference_draws((here[0], others[0]), (here[1], others[1]), *bounds, draws=needed_draws(level))
     p_value = two_sided_p_value(draws) if least_p_value(draws) <= needed else float("nan")
     cost = float(others[0].sum() / others[1].sum())
     return {"cost_of_others": cost, "difference": float(here[0].sum() / here[1].sum()) - cost, "p_value": p_value}

@@ -331,7 +331,7 @@ INLINE ints NAME(load_pixels)(const uint8_t *x) {
 }
 
 /* Processes four rows together. A register has the four bytes of LANES / 4 neighbouring pixels, and `weights` repeats
- * each weight four times. The rows after the last one are the last one again. */
+ * each weight four times. Where fewer than four rows are left, the first of them takes the place of the others. */
 TARGET static void NAME(scale_columns)(const uint8_t *x, long height, long width, const int32_t *first,
                                        const int32_t *weights, long size, long taps, uint8_t *out) {
     for (long y = 0; y < height; y += 4)

@@ -21,7 +21,7 @@ from filelock import FileLock
 from udc_model.errors import UdcError, without_credentials
 from udc_model.tracking.journal import DAMAGED, EXPERIMENT_ID_PLACEHOLDER, RUN_ID_PLACEHOLDER, Entry, read_entries
 from udc_model.tracking.model import LOADER_0_1, log_classifier
-from udc_model.tracking.store import default_uri, open_store, reason_of, tracking_uri
+from udc_model.tracking.store import default_uri, open_store, reason_of, run_if_any, tracking_uri
 from udc_model.tracking.tags import (
     CLAIMED,
     EXPERIMENT_NAME,
@@ -193,18 +193,12 @@ class Delivery:
 
     def _outer_run(self, client: MlflowClient) -> Run | None:
         """The run that ``mlflow run`` opened; None if there is none, or it does not exist any more."""
-        from mlflow.exceptions import MlflowException
-
         if not (run_id := self.header["outer"]):
             return None
-        try:
-            return client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
+        if (run := run_if_any(client, run_id)) is None:
             self.on_refusal(f"MLFLOW_RUN_ID: {store_of(self.folder, self.header)} has no run {run_id}; the results are "
                             "in a run of their own")  # fmt: skip
-            return None
+        return run
 
     def _put_below_study(self, client: MlflowClient, run: Run) -> None:
         """Put the run of a part below the run of its study; if that does not exist yet, the study's end does it."""

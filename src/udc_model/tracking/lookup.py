@@ -15,7 +15,7 @@ from udc_model.errors import UdcError, without_credentials
 from udc_model.tracking.journal import wait_for_senders
 from udc_model.tracking.links import dvc_experiments, locked_outs, outs_of, runs_with_outputs
 from udc_model.tracking.provenance import git, locked_stages
-from udc_model.tracking.store import open_store, reason_of, repository_root, tracking_uri
+from udc_model.tracking.store import open_store, reason_of, repository_root, run_if_any, tracking_uri
 from udc_model.tracking.tags import (
     BASELINE,
     COMMIT,
@@ -237,20 +237,9 @@ def tag_restored(run_id: str) -> None:
     experiments = open_complete_store()
     client = mlflow.MlflowClient()
     with _store_errors(f"MLFLOW_RUN_ID {run_id}"):
-        run = _run_if_any(client, run_id)
+        run = run_if_any(client, run_id)
         if run is None or read_tag(run.data.tags, JOURNAL) is not None:
             return  # nothing to tag; a stage filled it
         outs = outs_of(locked_stages(repository_root() / "dvc.lock"))
         if runs := runs_with_outputs(client, experiments, outs):
             client.set_tag(run_id, RESTORED, runs[0].info.run_id)
-
-
-def _run_if_any(client: MlflowClient, run_id: str) -> Run | None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None

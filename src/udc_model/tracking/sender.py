@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -336,7 +336,7 @@ def main(arguments: list[str]) -> int:
     if hasattr(os, "nice"):
         os.nice(5)  # the stage needs the processor more
     folder, stage = Path(arguments[0]), RunningStage(_take_standard_output())
-    with sender_lock(folder), redirect_stdout(sys.stderr):
+    with sender_lock(folder):
         stage.report(ready=True)
         stage.pause(_START_DELAY)
         gc.disable()  # it would take a fifth of the time of `import mlflow`, which creates no garbage

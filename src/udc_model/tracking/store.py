@@ -19,6 +19,7 @@ from udc_model.tracking.relocation import ARTIFACTS, Relocation, former_folders,
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 # Set before mlflow is imported. No telemetry, no progress output.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -65,6 +66,18 @@ def reason_of(error: Exception) -> str:
     text = without_credentials(str(error))
     of_database = re.search(r"^\((?:\w+\.)+\w*Error\) (.+)$", text, re.MULTILINE)
     return of_database[1] if of_database else next(iter(text.splitlines()), type(error).__name__)
+
+
+def run_if_any(client: MlflowClient, run_id: str) -> Run | None:
+    """The run of a store; None if it does not exist, or does not any more."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def experiment_name() -> str:
